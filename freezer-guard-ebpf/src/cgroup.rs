@@ -1,0 +1,184 @@
+//! Is this a write to a protected file of a guarded cgroup?
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use freezer_guard_ebpf::{
+    AncestorKey, CgroupKey, GuardId, MAX_DEPTH, MAX_GUARDS, PROTECTED_FILES, Place, Protection,
+    denies, name_words,
+};
+
+use crate::{
+    kernel::{Pointer, load, offset, probe},
+    maps::{ANCESTORS, TARGETS, guard},
+    membership,
+    refusal::{self, EBUSY},
+};
+
+/// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
+const CGROUP_SUPER_MAGIC: u64 = 0x0027_e0eb;
+const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+
+/// The answer of `file_permission` for a write to `file`.
+#[inline(always)]
+pub(crate) fn check_write(file: Pointer) -> i32 {
+    // SAFETY: `file` is the hook's argument; everything is loaded from it.
+    let dentry: Pointer = unsafe {
+        let inode: Pointer = load(file, offset!(file_f_inode));
+        let super_block: Pointer = load(inode, offset!(inode_i_sb));
+        let magic: u64 = load(super_block, offset!(super_block_s_magic));
+        if magic != CGROUP2_SUPER_MAGIC && magic != CGROUP_SUPER_MAGIC {
+            return 0;
+        }
+        load(file, offset!(file_f_path) + offset!(path_dentry))
+    };
+    let Some((index, protection)) = protected_file(dentry) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let directory: Pointer = unsafe { load(dentry, offset!(dentry_d_parent)) };
+    let Some(hierarchy_id) = hierarchy_id(directory) else {
+        return 0;
+    };
+    let write = Write {
+        index,
+        protection,
+        hierarchy_id,
+    };
+    write.check(directory)
+}
+
+/// The place of the file in [`PROTECTED_FILES`], by its name.
+#[inline(always)]
+fn protected_file(dentry: Pointer) -> Option<(u32, Protection)> {
+    // SAFETY: `dentry` was loaded from the hook's argument.
+    let (length, name): (u32, Pointer) = unsafe {
+        let d_name = offset!(dentry_d_name);
+        (
+            load(dentry, d_name + offset!(qstr_len)),
+            load(dentry, d_name + offset!(qstr_name)),
+        )
+    };
+    if !(5..16).contains(&length) {
+        return None;
+    }
+    let mut words = MaybeUninit::<[u64; 2]>::uninit();
+    let start = words.as_mut_ptr().cast::<u64>();
+    // SAFETY: both words are written, word by word since `[0; 2]` would become a
+    // loop over bytes; the helper writes at most 16 bytes and checks the source.
+    let words = unsafe {
+        start.write_volatile(0);
+        start.add(1).write_volatile(0);
+        if bpf_probe_read_kernel_str(start.cast(), 16, name) < 0 {
+            return None;
+        }
+        words.assume_init()
+    };
+    let mut index = 0;
+    while index < PROTECTED_FILES.len() {
+        if words == NAMES[index] {
+            return Some((index as u32, PROTECTED_FILES[index].protection));
+        }
+        index += 1;
+    }
+    None
+}
+
+/// The names of [`PROTECTED_FILES`] as they are compared.
+const NAMES: [[u64; 2]; PROTECTED_FILES.len()] = {
+    let mut names = [[0; 2]; PROTECTED_FILES.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = name_words(PROTECTED_FILES[index].name);
+        index += 1;
+    }
+    names
+};
+
+/// The hierarchy of a cgroup's directory.
+#[inline(always)]
+fn hierarchy_id(directory: Pointer) -> Option<u32> {
+    // SAFETY: `directory` was loaded from the hook's argument.
+    let node: Pointer = unsafe {
+        let inode: Pointer = load(directory, offset!(dentry_d_inode));
+        load(inode, offset!(inode_i_private))
+    };
+    let cgroup: Pointer = probe(node, offset!(kernfs_node_priv))?;
+    let root: Pointer = probe(cgroup, offset!(cgroup_root))?;
+    probe(root, offset!(cgroup_root_hierarchy_id))
+}
+
+/// A write to a protected file.
+struct Write {
+    index: u32,
+    protection: Protection,
+    hierarchy_id: u32,
+}
+
+impl Write {
+    #[inline(always)]
+    fn check(&self, directory: Pointer) -> i32 {
+        let written = self.key(directory);
+        let mut cgroup = directory;
+        for _ in 0..MAX_DEPTH {
+            if let Some(id) = TARGETS.get_ptr(self.key(cgroup)) {
+                // SAFETY: a map value the verifier has seen checked.
+                let id = unsafe { *id };
+                if self.refuse(id, Place::Inside, written) {
+                    return -EBUSY;
+                }
+            }
+            // SAFETY: `cgroup` was loaded from the hook's argument.
+            let parent: Pointer = unsafe { load(cgroup, offset!(dentry_d_parent)) };
+            if parent == cgroup {
+                return self.check_ancestor(written);
+            }
+            cgroup = parent;
+        }
+        // Too deep to tell: never let it through.
+        -EBUSY
+    }
+
+    /// The write goes to no target and nothing below one: is it above some?
+    #[inline(always)]
+    fn check_ancestor(&self, written: CgroupKey) -> i32 {
+        if self.protection == Protection::Migrate {
+            return 0;
+        }
+        for index in 0..u64::from(MAX_GUARDS) {
+            let Some(id) = ANCESTORS.get_ptr(AncestorKey {
+                cgroup: written,
+                index,
+            }) else {
+                return 0;
+            };
+            // SAFETY: a map value the verifier has seen checked.
+            let id = unsafe { *id };
+            if self.refuse(id, Place::Above, written) {
+                return -EBUSY;
+            }
+        }
+        0
+    }
+
+    /// Asks one guard; a refusal is on record when this returns `true`.
+    #[inline(always)]
+    fn refuse(&self, id: GuardId, place: Place, written: CgroupKey) -> bool {
+        let Some(entry) = guard(id) else { return false };
+        if !denies(id, place, self.protection, membership::of_current()) {
+            return false;
+        }
+        refusal::record(id, entry, written, self.index, self.protection);
+        true
+    }
+
+    #[inline(always)]
+    fn key(&self, directory: Pointer) -> CgroupKey {
+        // SAFETY: `directory` was loaded from the hook's argument.
+        let kernfs_id = unsafe {
+            let inode: Pointer = load(directory, offset!(dentry_d_inode));
+            load(inode, offset!(inode_i_ino))
+        };
+        CgroupKey::new(self.hierarchy_id, kernfs_id)
+    }
+}

@@ -1,0 +1,42 @@
+//! Reading the kernel's structs.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+/// The offset of a struct member, as user space found it. Read as volatile, or
+/// the compiler would take the zero it sees for the value.
+macro_rules! offset {
+    ($field:ident) => {
+        $crate::kernel::read_offset(&crate::maps::OFFSETS.$field)
+    };
+}
+pub(crate) use offset;
+
+#[inline(always)]
+pub(crate) fn read_offset(offset: &u32) -> usize {
+    // SAFETY: a reference is valid to read from.
+    unsafe { ptr::read_volatile(offset) as usize }
+}
+
+/// A pointer to some struct of the kernel's.
+pub(crate) type Pointer = *const c_void;
+
+/// Loads a member from a pointer whose type the verifier knows.
+///
+/// # Safety
+/// `base` comes from the program's context through loads like this one. If the
+/// memory is gone the load yields zero (`bpf_insn` of mode `PROBE_MEM`).
+#[inline(always)]
+pub(crate) unsafe fn load<T: Copy>(base: Pointer, offset: usize) -> T {
+    // SAFETY: the caller's, and the verifier checks the member's offset and size.
+    unsafe { ptr::read_volatile(base.byte_add(offset).cast::<T>()) }
+}
+
+/// Reads a member through a pointer whose type the verifier has lost (it came
+/// out of a `void *`).
+#[inline(always)]
+pub(crate) fn probe<T: Copy>(base: Pointer, offset: usize) -> Option<T> {
+    // SAFETY: the helper checks the address itself and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(base.byte_add(offset).cast::<T>()) }.ok()
+}

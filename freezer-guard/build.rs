@@ -1,0 +1,66 @@
+//! Compiles the BPF programs and leaves the object where the library embeds it.
+
+#[path = "build/toolchain.rs"]
+mod toolchain;
+
+use std::{
+    env, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use toolchain::Toolchain;
+
+fn main() -> Result<()> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("this crate lies in a workspace")?;
+    for source in ["freezer-guard-ebpf", "freezer-guard/build", "Cargo.lock"] {
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(source).display()
+        );
+    }
+    for file in [toolchain::prebuilt_rustc(), toolchain::built_linker()] {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
+    let Some(toolchain) = Toolchain::find() else {
+        bail!(
+            "no toolchain for BPF was found. Run this, which needs no root:\n\n    \
+             cargo xtask setup\n\n\
+             or, with rustup: `rustup toolchain install nightly --component rust-src` \
+             and `cargo binstall bpf-linker`"
+        )
+    };
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
+    let target_dir = out_dir.join("ebpf");
+    let status = toolchain
+        .cargo("build")
+        .current_dir(workspace)
+        .args([
+            "--locked",
+            "--package",
+            "freezer-guard-ebpf",
+            "--bin",
+            "freezer-guard-ebpf",
+        ])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .status()
+        .context("run cargo for the BPF programs")?;
+    if !status.success() {
+        bail!("the BPF programs do not compile");
+    }
+    let object = target_dir.join("bpfel-unknown-none/release/freezer-guard-ebpf");
+    let bytes = fs::read(&object).with_context(|| format!("read {}", object.display()))?;
+    fs::write(out_dir.join("freezer-guard.bpf.o"), &bytes)?;
+    // Tells whether what is pinned was loaded from this very object.
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    println!(
+        "cargo::rustc-env=FREEZER_GUARD_OBJECT_ID={:016x}",
+        hasher.finish()
+    );
+    Ok(())
+}

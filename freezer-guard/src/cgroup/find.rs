@@ -1,0 +1,141 @@
+//! From a pid, a unit or an identity to cgroups.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use freezer_guard_ebpf::CgroupKey;
+use procfs::{ProcError, process::Process};
+
+use super::{Cgroup, Error};
+use crate::sys;
+
+/// Where a hierarchy is mounted, and which of its cgroups is at the mount point.
+struct Mount {
+    point: PathBuf,
+    root: PathBuf,
+}
+
+impl Mount {
+    /// Where the cgroup with this path in its hierarchy is seen through the mount.
+    fn locate(&self, cgroup: &Path) -> Option<PathBuf> {
+        let below = cgroup.strip_prefix(&self.root).ok()?;
+        Some(if below.as_os_str().is_empty() {
+            self.point.clone()
+        } else {
+            self.point.join(below)
+        })
+    }
+}
+
+/// The first mount of the freezer (v1) or of v2; the one that shows most comes first.
+fn mount(v1: bool) -> Result<Option<Mount>, Error> {
+    let mut mounts: Vec<_> = Process::myself()?
+        .mountinfo()?
+        .0
+        .into_iter()
+        .filter(|mount| match v1 {
+            true => mount.fs_type == "cgroup" && mount.super_options.contains_key("freezer"),
+            false => mount.fs_type == "cgroup2",
+        })
+        .map(|mount| Mount {
+            point: mount.mount_point,
+            root: mount.root.into(),
+        })
+        .collect();
+    mounts.sort_by_key(|mount| mount.root.components().count());
+    Ok(mounts.into_iter().next())
+}
+
+/// Where the v1 freezer is mounted.
+pub(super) fn freezer_mount() -> Result<Option<PathBuf>, Error> {
+    Ok(mount(true)?.map(|mount| mount.point))
+}
+
+/// The id of the v1 freezer's hierarchy.
+pub(super) fn freezer_hierarchy_id() -> Result<u32, Error> {
+    Ok(Process::myself()?
+        .cgroups()?
+        .0
+        .into_iter()
+        .find(|cgroup| cgroup.controllers.iter().any(|name| name == "freezer"))
+        .map_or(0, |cgroup| cgroup.hierarchy))
+}
+
+/// The cgroups with a freezer that a process is in: v1 first, then v2. Empty
+/// when it is in root cgroups only.
+///
+/// # Errors
+/// When there is no such process.
+pub fn of_pid(pid: i32) -> Result<Vec<Cgroup>, Error> {
+    let cgroups = match Process::new(pid).and_then(|process| process.cgroups()) {
+        Ok(cgroups) => cgroups,
+        Err(ProcError::NotFound(_)) => return Err(Error::NoProcess(pid)),
+        Err(error) => return Err(error.into()),
+    };
+    let mut found = Vec::new();
+    for v1 in [true, false] {
+        let path = cgroups.0.iter().find(|cgroup| match v1 {
+            true => cgroup.controllers.iter().any(|name| name == "freezer"),
+            false => cgroup.hierarchy == 0,
+        });
+        if let (Some(path), Some(mount)) = (path, mount(v1)?)
+            && let Some(path) = mount.locate(Path::new(&path.pathname))
+        {
+            match Cgroup::open(&path) {
+                Ok(cgroup) => found.push(cgroup),
+                Err(Error::Root(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The cgroups of a systemd unit.
+///
+/// # Errors
+/// When systemd does not know it, it has no cgroup, or its cgroup no freezer.
+pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
+    let failed = |reason: String| Error::Unit {
+        unit: unit.to_owned(),
+        reason,
+    };
+    let output = Command::new("systemctl")
+        .args(["show", "--property=ControlGroup", "--value", "--", unit])
+        .output()
+        .map_err(|error| failed(format!("cannot run systemctl: {error}")))?;
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if path.is_empty() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(failed(if said.is_empty() {
+            "it has no cgroup: is it running?".to_owned()
+        } else {
+            said
+        }));
+    }
+    let mut found = Vec::new();
+    for v1 in [true, false] {
+        if let Some(path) = mount(v1)?.and_then(|mount| mount.locate(Path::new(&path)))
+            && path.is_dir()
+        {
+            found.push(Cgroup::open(&path)?);
+        }
+    }
+    if found.is_empty() {
+        return Err(failed(
+            "its cgroup has no freezer (systemd does not use v1's)".to_owned(),
+        ));
+    }
+    Ok(found)
+}
+
+/// The path of a cgroup with this identity, if it still exists and is mounted.
+pub fn by_key(key: CgroupKey) -> Option<PathBuf> {
+    let mount = mount(key.hierarchy_id != 0).ok()??;
+    let node = sys::open_kernfs_node(&File::open(mount.point).ok()?, key.kernfs_id).ok()?;
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&node));
+    std::fs::read_link(link).ok().filter(|path| path.is_dir())
+}

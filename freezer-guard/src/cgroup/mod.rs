@@ -1,0 +1,287 @@
+//! cgroups of the v1 freezer and of v2, behind one type. Knows nothing of BPF.
+//!
+//! A cgroup is opened once; everything then goes through that descriptor, so
+//! that a rename or an unmount cannot make us act on another one.
+
+mod find;
+mod state;
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use freezer_guard_ebpf::CgroupKey;
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::{
+        stat::Mode,
+        statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs},
+    },
+};
+
+pub use find::{by_key, of_pid, of_unit};
+pub use state::FreezerState;
+
+/// What can go wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operation on a path failed.
+    #[error("{operation} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried: `open`, `read`, `write`.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The path is no directory of a cgroup file system.
+    #[error("{} is not a cgroup: give the directory of a cgroup, below /sys/fs/cgroup", .0.display())]
+    NotACgroup(PathBuf),
+    /// A v1 hierarchy without the freezer.
+    #[error("{} is in a v1 hierarchy without the freezer: look below the mount of the freezer{}", path.display(), hint.as_ref().map(|hint| format!(", {}", hint.display())).unwrap_or_default())]
+    NoFreezer {
+        /// The cgroup.
+        path: PathBuf,
+        /// Where the freezer is mounted.
+        hint: Option<PathBuf>,
+    },
+    /// The root of a hierarchy, which cannot be frozen.
+    #[error("{} is the root cgroup, which has no freezer: guard the container's own cgroup", .0.display())]
+    Root(PathBuf),
+    /// A process that is in no cgroup that can be frozen.
+    #[error(
+        "process {0} is in the root cgroup only, which has no freezer: put it into a cgroup first"
+    )]
+    PidInRoot(i32),
+    /// There is no such process.
+    #[error("no process has the pid {0}")]
+    NoProcess(i32),
+    /// A systemd unit without a cgroup.
+    #[error("unit {unit}: {reason}")]
+    Unit {
+        /// The unit.
+        unit: String,
+        /// What systemd says of it.
+        reason: String,
+    },
+    /// Something of `/proc` could not be read.
+    #[error("read /proc: {0}")]
+    Proc(#[from] procfs::ProcError),
+}
+
+/// The version of the interface a cgroup has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// `freezer.state`
+    V1,
+    /// `cgroup.freeze`
+    V2,
+}
+
+/// An open cgroup that has a freezer.
+#[derive(Debug)]
+pub struct Cgroup {
+    directory: File,
+    path: PathBuf,
+    version: Version,
+    key: CgroupKey,
+}
+
+impl Cgroup {
+    /// Opens the directory of a cgroup.
+    ///
+    /// # Errors
+    /// When there is no such path, it is no cgroup, is a root cgroup, or lies
+    /// in a v1 hierarchy without the freezer.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Io {
+            operation: "open",
+            path: path.to_owned(),
+            source,
+        };
+        let directory = File::open(path).map_err(failed)?;
+        let path = path.canonicalize().map_err(failed)?;
+        let mut cgroup = Self::of_directory(directory, path)?;
+        // Through a bind mount the way up would end too early.
+        if let Some(path) = by_key(cgroup.key) {
+            cgroup.path = path;
+        }
+        Ok(cgroup)
+    }
+
+    /// Opens a cgroup whose path is known to be a good one.
+    fn open_found(path: &Path) -> Result<Self, Error> {
+        let directory = File::open(path).map_err(|source| Error::Io {
+            operation: "open",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::of_directory(directory, path.to_owned())
+    }
+
+    fn of_directory(directory: File, path: PathBuf) -> Result<Self, Error> {
+        let failed = |source| Error::Io {
+            operation: "examine",
+            path: path.clone(),
+            source,
+        };
+        let kind = fstatfs(&directory)
+            .map_err(|errno| failed(errno.into()))?
+            .filesystem_type();
+        let metadata = directory.metadata().map_err(failed)?;
+        let version = match kind {
+            CGROUP2_SUPER_MAGIC => Version::V2,
+            CGROUP_SUPER_MAGIC => Version::V1,
+            _ => return Err(Error::NotACgroup(path)),
+        };
+        if !metadata.is_dir() {
+            return Err(Error::NotACgroup(path));
+        }
+        let has = |file: &str| open_in(&directory, file, OFlag::O_PATH).is_ok();
+        // The root directory of a kernfs always has the id 1 (`kernfs_create_root`).
+        if metadata.ino() == 1 {
+            return Err(Error::Root(path));
+        }
+        let hierarchy_id = match version {
+            Version::V1 if !has("freezer.state") => {
+                return Err(Error::NoFreezer {
+                    path,
+                    hint: find::freezer_mount()?,
+                });
+            }
+            Version::V1 => find::freezer_hierarchy_id()?,
+            Version::V2 => 0,
+        };
+        let key = CgroupKey::new(hierarchy_id, metadata.ino());
+        Ok(Self {
+            directory,
+            path,
+            version,
+            key,
+        })
+    }
+
+    /// Its path when it was opened, without links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// v1 or v2.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Its identity.
+    pub fn key(&self) -> CgroupKey {
+        self.key
+    }
+
+    /// The cgroups above it, nearest first, up to the root of the hierarchy or
+    /// of what is mounted. The root itself cannot be frozen and is left out.
+    ///
+    /// # Errors
+    /// When one of them cannot be opened.
+    pub fn ancestors(&self) -> Result<Vec<Self>, Error> {
+        let mut ancestors = Vec::new();
+        let mut path = self.path.as_path();
+        while let Some(parent) = path.parent() {
+            match Self::open_found(parent) {
+                Ok(cgroup) if cgroup.key.hierarchy_id == self.key.hierarchy_id => {
+                    ancestors.push(cgroup);
+                }
+                // The mount ends here, or the hierarchy does.
+                Ok(_) | Err(Error::Root(_) | Error::NotACgroup(_) | Error::NoFreezer { .. }) => {
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            path = parent;
+        }
+        Ok(ancestors)
+    }
+
+    /// The cgroups below it.
+    ///
+    /// # Errors
+    /// When one cannot be read; one that vanishes meanwhile is left out.
+    pub fn descendants(&self) -> Result<Vec<Self>, Error> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.path.clone()];
+        while let Some(folder) = folders.pop() {
+            let entries = match std::fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => {
+                    return Err(Error::Io {
+                        operation: "read",
+                        path: folder,
+                        source,
+                    });
+                }
+            };
+            for entry in entries.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    let path = entry.path();
+                    match Self::open_found(&path) {
+                        Ok(cgroup) => found.push(cgroup),
+                        Err(Error::Io { source, .. })
+                            if source.kind() == io::ErrorKind::NotFound =>
+                        {
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                    folders.push(path);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The thread ids in it.
+    ///
+    /// # Errors
+    /// When its list cannot be read.
+    pub fn threads(&self) -> Result<Vec<i32>, Error> {
+        let file = match self.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.threads",
+        };
+        Ok(self
+            .read(file)?
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .collect())
+    }
+
+    fn read(&self, file: &str) -> Result<String, Error> {
+        let mut text = String::new();
+        open_in(&self.directory, file, OFlag::O_RDONLY)
+            .and_then(|mut file| file.read_to_string(&mut text))
+            .map_err(|source| self.failed("read", file, source))?;
+        Ok(text)
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), Error> {
+        open_in(&self.directory, file, OFlag::O_WRONLY)
+            .and_then(|mut file| file.write_all(value.as_bytes()))
+            .map_err(|source| self.failed("write", file, source))
+    }
+
+    fn failed(&self, operation: &'static str, file: &str, source: io::Error) -> Error {
+        Error::Io {
+            operation,
+            path: self.path.join(file),
+            source,
+        }
+    }
+}
+
+fn open_in(directory: &File, file: &str, flags: OFlag) -> io::Result<File> {
+    Ok(openat(directory, file, flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
+}

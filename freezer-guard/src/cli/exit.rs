@@ -1,0 +1,103 @@
+//! The exit codes of ours. They must not drift: scripts go by them.
+
+use std::{io, process::ExitCode};
+
+use freezer_guard::{cgroup, guard, kernel};
+
+/// An exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Code(pub(super) u8);
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(code.0)
+    }
+}
+
+/// Wrong usage.
+pub(super) const USAGE: Code = Code(64);
+/// The kernel cannot do it.
+pub(super) const UNAVAILABLE: Code = Code(69);
+/// Something unexpected.
+pub(super) const INTERNAL: Code = Code(70);
+/// The guard did not hold to the end.
+pub(super) const VIOLATED: Code = Code(73);
+/// Somebody else's guard, or not FROZEN.
+pub(super) const BUSY: Code = Code(75);
+/// No permission.
+pub(super) const NO_PERMISSION: Code = Code(77);
+/// COMMAND cannot be executed, as the shell has it.
+pub(super) const CANNOT_EXECUTE: Code = Code(126);
+/// COMMAND is not there, as the shell has it.
+pub(super) const NOT_FOUND: Code = Code(127);
+
+/// For `--help`.
+pub(super) const HELP: &str = "\
+Exit codes: those of COMMAND (128+N when signal N ended it), or
+  64  wrong usage
+  69  the kernel cannot enforce a guard
+  70  internal error
+  73  the guard was violated or ended by somebody: do not trust the checkpoint
+  75  busy: another guard is in the way, or the cgroup is not FROZEN
+  77  no permission
+  126, 127  COMMAND cannot be executed, or was not found";
+
+/// The exit code for the first cause that has one.
+pub(super) fn of_error(error: &anyhow::Error) -> Code {
+    error
+        .chain()
+        .find_map(|cause| {
+            if let Some(error) = cause.downcast_ref::<super::run::Error>() {
+                Some(error.code())
+            } else if let Some(error) = cause.downcast_ref::<guard::Error>() {
+                of_guard(error)
+            } else if let Some(error) = cause.downcast_ref::<cgroup::Error>() {
+                of_cgroup(error)
+            } else {
+                cause.downcast_ref::<kernel::Error>().map(of_kernel)
+            }
+        })
+        .unwrap_or(INTERNAL)
+}
+
+fn of_guard(error: &guard::Error) -> Option<Code> {
+    Some(match error {
+        guard::Error::Cgroup(error) => return of_cgroup(error),
+        guard::Error::Kernel(error) => of_kernel(error),
+        guard::Error::OwnCgroup(_) | guard::Error::Overlap(..) => USAGE,
+        guard::Error::Guarded { .. }
+        | guard::Error::Nested
+        | guard::Error::NotFrozen { .. }
+        | guard::Error::FrozenAncestor { .. }
+        | guard::Error::FrozenDescendant { .. }
+        | guard::Error::NotGuarded(_)
+        | guard::Error::Full(_) => BUSY,
+        _ => INTERNAL,
+    })
+}
+
+fn of_cgroup(error: &cgroup::Error) -> Option<Code> {
+    match error {
+        cgroup::Error::Io { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Some(USAGE),
+            io::ErrorKind::PermissionDenied => Some(NO_PERMISSION),
+            io::ErrorKind::ResourceBusy => Some(BUSY),
+            _ => None,
+        },
+        cgroup::Error::Proc(_) => None,
+        _ => Some(USAGE),
+    }
+}
+
+fn of_kernel(error: &kernel::Error) -> Code {
+    match error {
+        kernel::Error::Permission => NO_PERMISSION,
+        kernel::Error::Missing { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            NO_PERMISSION
+        }
+        kernel::Error::OtherVersion => BUSY,
+        _ => UNAVAILABLE,
+    }
+}

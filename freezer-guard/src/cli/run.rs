@@ -1,0 +1,310 @@
+//! `freezer-guard run`: a checkpointer in the foreground.
+
+use std::{
+    fmt::Arguments,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::{ExitCode, ExitStatus},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use freezer_guard::{
+    cgroup::{self, Cgroup},
+    guard::{self, End, Guard, Target},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    exit::{self, Code},
+    say,
+    status::refusals,
+    target,
+};
+
+mod events;
+mod signals;
+
+use signals::Signals;
+
+/// How long a process may take to end after a polite signal.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often the freezer is asked whether it is done.
+const POLL: Duration = Duration::from_millis(5);
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Guard this cgroup: its directory, or a systemd unit such as foo.service
+    #[arg(long = "cgroup", value_name = "PATH", required_unless_present = "pid")]
+    cgroups: Vec<PathBuf>,
+    /// Guard the cgroups this process is in
+    #[arg(long, value_name = "PID")]
+    pid: Option<i32>,
+    /// Freeze the cgroup first if it is thawed, and thaw it at the end
+    #[arg(long)]
+    freeze: bool,
+    /// How long its tasks may take to freeze
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = humantime::parse_duration)]
+    freeze_timeout: Duration,
+    /// End COMMAND and release the guard after this time, such as 5m
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// Print nothing but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print every refused write as it happens
+    #[arg(short, long)]
+    verbose: bool,
+    /// The checkpointer and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// What only `run` can run into.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{} did not freeze within {}: {}; it was left as it was found", path.display(), humantime::format_duration(*after), tasks.join(", "))]
+    DidNotFreeze {
+        path: PathBuf,
+        after: Duration,
+        tasks: Vec<String>,
+    },
+    #[error("{command}: {source}")]
+    Command {
+        command: String,
+        source: std::io::Error,
+    },
+    #[error("interrupted by {0} before COMMAND was started")]
+    Interrupted(Signal),
+}
+
+impl Error {
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::DidNotFreeze { .. } => exit::BUSY,
+            Self::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                exit::NOT_FOUND
+            }
+            Self::Command { .. } => exit::CANNOT_EXECUTE,
+            Self::Interrupted(signal) => Code(128 + *signal as u8),
+        }
+    }
+}
+
+/// A step, unless `--quiet`.
+struct Steps {
+    quiet: bool,
+}
+
+impl Steps {
+    fn say(&self, line: Arguments<'_>) {
+        if !self.quiet {
+            say(line);
+        }
+    }
+}
+
+pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    // One thread: it becomes the first member of the holder.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(run(args))
+}
+
+async fn run(args: &Args) -> Result<ExitCode> {
+    let steps = Steps { quiet: args.quiet };
+    find_command(&args.command[0])?;
+    let mut targets = Vec::new();
+    for name in &args.cgroups {
+        targets.push(target::resolve(name)?);
+    }
+    if let Some(pid) = args.pid {
+        targets.push(target::of_pid(pid)?);
+    }
+    if args.freeze {
+        refuse_own(&targets)?;
+    }
+    let mut signals = Signals::catch()?;
+
+    let mut guard = Guard::begin(targets)?;
+    let names = names(guard.cgroups());
+    steps.say(format_args!("guarding {names}"));
+    guard.freeze(args.freeze)?;
+    wait_frozen(args, &guard, &mut signals).await?;
+    guard.checkpointing()?;
+    steps.say(format_args!(
+        "{names}: CHECKPOINTING; running {}",
+        args.command.join(" ")
+    ));
+
+    let mut child = spawn(&args.command)?;
+    let status = supervise(args, &steps, &guard, &mut child, &mut signals).await?;
+    steps.say(format_args!("{} ended with {status}", args.command[0]));
+    let stragglers = guard.other_pids()?;
+    if !stragglers.is_empty() {
+        steps.say(format_args!(
+            "still running without the guard: pid {stragglers:?}"
+        ));
+    }
+    match guard.end()? {
+        End::Released(status) => steps.say(format_args!(
+            "held {names} for {:.1} s, {}",
+            status.held_seconds,
+            refusals(&status)
+        )),
+        End::WasGone => {
+            say(format_args!(
+                "the guard of {names} was ended by somebody before {} was done: \
+                 do not trust this checkpoint, take another",
+                args.command[0]
+            ));
+            return Ok(exit::VIOLATED.into());
+        }
+    }
+    let code = status
+        .code()
+        .or_else(|| Some(128 + status.signal()?))
+        .unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn names<'a>(cgroups: impl Iterator<Item = &'a Cgroup>) -> String {
+    cgroups
+        .map(|cgroup| cgroup.path().display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Says that COMMAND is not there before anything is frozen.
+fn find_command(command: &str) -> Result<(), Error> {
+    let failed = |kind: std::io::ErrorKind| Error::Command {
+        command: command.to_owned(),
+        source: kind.into(),
+    };
+    if command.contains('/') {
+        return match std::fs::metadata(command) {
+            Ok(metadata) if metadata.is_dir() => Err(failed(std::io::ErrorKind::PermissionDenied)),
+            Ok(_) => Ok(()),
+            Err(error) => Err(failed(error.kind())),
+        };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(command).is_file());
+    if found {
+        Ok(())
+    } else {
+        Err(failed(std::io::ErrorKind::NotFound))
+    }
+}
+
+/// `--freeze` must not freeze us.
+fn refuse_own(targets: &[Target]) -> Result<(), guard::Error> {
+    let own = cgroup::of_pid(i32::try_from(std::process::id()).unwrap_or_default())?;
+    for own in &own {
+        let above = own.ancestors()?;
+        for target in targets.iter().flatten() {
+            if target.key() == own.key() || above.iter().any(|above| above.key() == target.key()) {
+                return Err(guard::Error::OwnCgroup(target.path().to_owned()));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn wait_frozen(args: &Args, guard: &Guard, signals: &mut Signals) -> Result<()> {
+    let deadline = Instant::now() + args.freeze_timeout;
+    loop {
+        let pending = guard.not_frozen()?;
+        let Some(cgroup) = pending.first() else {
+            return Ok(());
+        };
+        if Instant::now() >= deadline {
+            return Err(Error::DidNotFreeze {
+                path: cgroup.path().to_owned(),
+                after: args.freeze_timeout,
+                tasks: cgroup.not_frozen()?,
+            }
+            .into());
+        }
+        tokio::select! {
+            () = sleep(POLL) => {}
+            signal = signals.next() => return Err(Error::Interrupted(signal?.signal).into()),
+        }
+    }
+}
+
+fn spawn(command: &[String]) -> Result<Child> {
+    let mut child = Command::new(&command[0]);
+    child.args(&command[1..]);
+    signals::release_in(&mut child);
+    Ok(child.spawn().map_err(|source| Error::Command {
+        command: command[0].clone(),
+        source,
+    })?)
+}
+
+/// Waits for COMMAND; passes signals on, prints refusals, minds the time.
+async fn supervise(
+    args: &Args,
+    steps: &Steps,
+    guard: &Guard,
+    child: &mut Child,
+    signals: &mut Signals,
+) -> Result<ExitStatus> {
+    let pid = Pid::from_raw(child.id().context("COMMAND has a pid")?.cast_signed());
+    let far = Duration::from_secs(365 * 24 * 3600);
+    let mut deadline = Instant::now() + args.timeout.unwrap_or(far);
+    let mut polite = true;
+    let mut interrupts = 0;
+    let mut events = events::Events::open(guard, args.verbose)?;
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                events.print(guard);
+                let status = status?;
+                // A COMMAND that ends well when told to stop has not done its work.
+                return Ok(if polite { status } else { timed_out(status) });
+            }
+            () = sleep_until(deadline) => {
+                if polite {
+                    steps.say(format_args!("time is up: ending {}", args.command[0]));
+                    // It may have ended just now.
+                    let _ = kill(pid, Signal::SIGTERM);
+                    polite = false;
+                    deadline = Instant::now() + GRACE;
+                } else {
+                    guard.kill_holder()?;
+                    deadline = Instant::now() + GRACE;
+                }
+            }
+            signal = signals.next() => {
+                let caught = signal?;
+                interrupts += u32::from(caught.signal == Signal::SIGINT);
+                if interrupts > 1 {
+                    steps.say(format_args!("killing {}", args.command[0]));
+                    guard.kill_holder()?;
+                } else if !caught.from_terminal {
+                    // The terminal has sent its own to COMMAND as well.
+                    let _ = kill(pid, caught.signal);
+                }
+            }
+            () = events.ready() => events.print(guard),
+        }
+    }
+}
+
+fn timed_out(status: ExitStatus) -> ExitStatus {
+    if status.success() {
+        ExitStatus::from_raw(Signal::SIGTERM as i32)
+    } else {
+        status
+    }
+}

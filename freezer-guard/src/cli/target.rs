@@ -1,0 +1,31 @@
+//! What a user may call a cgroup: a path, or a systemd unit.
+
+use std::path::Path;
+
+use freezer_guard::{
+    cgroup::{self, Cgroup},
+    guard::{Error, Target},
+};
+
+/// The suffixes of units that have a cgroup (`systemd.unit(5)`).
+const UNIT_SUFFIXES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+
+/// The cgroups that a path or a unit's name stands for.
+pub(super) fn resolve(name: &Path) -> Result<Target, Error> {
+    let unit = name.to_str().filter(|name| {
+        !name.contains('/') && UNIT_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+    });
+    Ok(match unit {
+        Some(unit) if !name.exists() => cgroup::of_unit(unit)?,
+        _ => vec![Cgroup::open(name)?],
+    })
+}
+
+/// The cgroups of a process.
+pub(super) fn of_pid(pid: i32) -> Result<Target, Error> {
+    let target = cgroup::of_pid(pid)?;
+    if target.is_empty() {
+        return Err(cgroup::Error::PidInRoot(pid).into());
+    }
+    Ok(target)
+}

@@ -1,0 +1,54 @@
+//! Offsets of struct members, from the running kernel's BTF.
+
+use std::io;
+
+use btf_rs::{Btf, Type};
+use freezer_guard_ebpf::KernelOffsets;
+
+use super::Error;
+
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// The offsets in the running kernel.
+pub(super) fn offsets() -> Result<KernelOffsets, Error> {
+    if let Err(source) = std::fs::metadata(VMLINUX) {
+        return Err(missing(source));
+    }
+    let btf = Btf::from_file(VMLINUX)?;
+    KernelOffsets::resolve(|container, member| {
+        // Several structs may share a name: ours is the one with the member.
+        for candidate in btf.resolve_types_by_name(container)? {
+            if let Some(bits) = find(&btf, candidate, member)? {
+                return Ok(bits / 8);
+            }
+        }
+        Err(Error::Field(container, member))
+    })
+}
+
+fn missing(source: io::Error) -> Error {
+    Error::Missing {
+        path: VMLINUX.into(),
+        needed_for: "use a kernel built with CONFIG_DEBUG_INFO_BTF",
+        source,
+    }
+}
+
+/// The offset of a member in bits, also inside anonymous structs and unions.
+fn find(btf: &Btf, container: Type, member: &str) -> Result<Option<u32>, Error> {
+    let (Type::Struct(fields) | Type::Union(fields)) = container else {
+        return Ok(None);
+    };
+    for field in &fields.members {
+        let name = btf.resolve_name(field).unwrap_or_default();
+        if name == member {
+            return Ok(Some(field.bit_offset()));
+        }
+        if name.is_empty()
+            && let Some(inside) = find(btf, btf.resolve_chained_type(field)?, member)?
+        {
+            return Ok(Some(field.bit_offset() + inside));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,117 @@
+//! The maps, typed.
+
+use std::{fs, path::Path};
+
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData, MapError, RingBuf},
+    programs::{RawTracePoint, TestRun as _},
+};
+use freezer_guard_ebpf::{
+    AncestorKey, CgroupKey, Guard, GuardId, Intruder, IntruderKey, Member, names,
+};
+
+use super::Error;
+
+/// The pinned maps of a loaded BPF side.
+///
+/// Those who write them hold [`Locked`](super::Locked).
+#[derive(Debug)]
+pub struct Maps {
+    /// Every guard in force.
+    pub guards: HashMap<MapData, GuardId, Guard>,
+    /// The targets.
+    pub targets: HashMap<MapData, CgroupKey, GuardId>,
+    /// The guards below each ancestor of a target.
+    pub ancestors: HashMap<MapData, AncestorKey, GuardId>,
+    /// Whose writes were refused.
+    pub intruders: HashMap<MapData, IntruderKey, Intruder>,
+    control: RawTracePoint,
+}
+
+impl Maps {
+    pub(super) fn open(dir: &Path, control: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            guards: hash_map(dir, names::GUARDS)?,
+            targets: hash_map(dir, names::TARGETS)?,
+            ancestors: hash_map(dir, names::ANCESTORS)?,
+            intruders: hash_map(dir, names::INTRUDERS)?,
+            control: RawTracePoint::from_pin(control)
+                .map_err(Error::failed(format!("open {}", control.display())))?,
+        })
+    }
+
+    /// Runs the program `control` on the calling thread: its answer is one of
+    /// `freezer_guard_ebpf::control`'s.
+    ///
+    /// # Errors
+    /// When the kernel does not run it.
+    pub fn control(&self, operation: u64, guard: GuardId) -> Result<u32, Error> {
+        let mut options = aya::programs::RawTracePointRunOptions::default();
+        options.args[..2].copy_from_slice(&[operation, guard]);
+        self.control
+            .test_run(options)
+            .map(|result| result.return_value)
+            .map_err(Error::failed("run the BPF program control"))
+    }
+
+    /// The threads of all holders, or of one guard's.
+    ///
+    /// # Errors
+    /// When the iterator cannot be read.
+    pub fn members(&self, guard: GuardId) -> Result<Vec<Member>, Error> {
+        let path = Path::new(super::PIN_DIR).join(names::MEMBERS_ITER);
+        let bytes = fs::read(&path).map_err(Error::failed(format!("read {}", path.display())))?;
+        let word = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |word, byte| word << 8 | u64::from(*byte))
+        };
+        Ok(bytes
+            .chunks_exact(size_of::<Member>())
+            .map(|bytes| Member {
+                guard: word(&bytes[..8]),
+                pid: word(&bytes[8..12]) as u32,
+                tid: word(&bytes[12..]) as u32,
+            })
+            .filter(|member| member.guard == guard)
+            .collect())
+    }
+
+    /// The ring buffer of refusals. It has one reader at a time.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn events(&self) -> Result<RingBuf<MapData>, Error> {
+        let name = names::EVENTS;
+        open(Path::new(super::PIN_DIR), name, Map::RingBuf)?
+            .try_into()
+            .map_err(Error::failed(format!("open the map {name}")))
+    }
+
+    /// Whether the guard is in force.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn guard(&self, id: GuardId) -> Result<Option<Guard>, Error> {
+        match self.guards.get(&id, 0) {
+            Ok(guard) => Ok(Some(guard)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(Error::failed("read the map GUARDS")(error)),
+        }
+    }
+}
+
+fn hash_map<K: Pod, V: Pod>(dir: &Path, name: &str) -> Result<HashMap<MapData, K, V>, Error> {
+    open(dir, name, Map::HashMap)?
+        .try_into()
+        .map_err(Error::failed(format!("open the map {name}")))
+}
+
+fn open(dir: &Path, name: &str, kind: fn(MapData) -> Map) -> Result<Map, Error> {
+    let path = dir.join(name);
+    MapData::from_pin(&path)
+        .map(kind)
+        .map_err(Error::failed(format!("open {}", path.display())))
+}

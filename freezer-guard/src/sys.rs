@@ -1,0 +1,84 @@
+//! The system calls that no crate wraps: the only unsafe code of user space.
+
+#![expect(unsafe_code, reason = "raw system calls; each block argues for itself")]
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _},
+        unix::process::CommandExt as _,
+    },
+    process::Command,
+};
+
+use aya::maps::{MapData, RingBuf};
+use nix::sys::{signal::SigSet, signalfd::SignalFd};
+use tokio::io::unix::AsyncFd;
+
+/// Lets a tokio runtime wait for signals.
+///
+/// # Errors
+/// When the descriptor cannot be registered.
+pub fn watch_signals(descriptor: SignalFd) -> io::Result<AsyncFd<SignalFd>> {
+    // SAFETY: a `SignalFd` owns one descriptor, always returns it, and closes it
+    // only when it is dropped.
+    unsafe { AsyncFd::register(descriptor) }.map_err(|error| error.into_parts().1)
+}
+
+/// Lets a tokio runtime wait for events.
+///
+/// # Errors
+/// When the descriptor cannot be registered.
+pub fn watch_events(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: a `RingBuf` owns its map's one descriptor, always returns it, and
+    // closes it only when it is dropped.
+    unsafe { AsyncFd::register(ring) }.map_err(|error| error.into_parts().1)
+}
+
+/// The child gets these signals though its parent blocks them. (`Command`
+/// hands the parent's mask on.)
+pub fn unblock_in_child(command: &mut Command, signals: SigSet) {
+    // SAFETY: between fork and exec only `sigprocmask` is called, which is
+    // async-signal-safe (signal-safety(7)).
+    unsafe {
+        command.pre_exec(move || Ok(signals.thread_unblock()?));
+    }
+}
+
+/// Opens a kernfs node by its id, on the file system that `mount` lies on.
+///
+/// The handle is the one that `kernfs_encode_fh` makes (Linux 5.5):
+/// `FILEID_KERNFS` and the 64-bit id.
+///
+/// # Errors
+/// ESTALE when there is no such node any more; EPERM without
+/// `CAP_DAC_READ_SEARCH`.
+pub(crate) fn open_kernfs_node(mount: &File, id: u64) -> io::Result<File> {
+    const FILEID_KERNFS: i32 = 0xfe;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: [u8; 8],
+    }
+    let mut handle = Handle {
+        bytes: 8,
+        kind: FILEID_KERNFS,
+        id: id.to_ne_bytes(),
+    };
+    // SAFETY: `Handle` is laid out as `struct file_handle` followed by as many
+    // bytes as `bytes` says; it and the descriptor outlive the call.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            mount.as_raw_fd(),
+            (&raw mut handle).cast(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}

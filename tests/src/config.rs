@@ -1,0 +1,89 @@
+//! What `cargo xtask vm` tells the guest's init: one file for both sides.
+
+use serde::{Deserialize, Serialize};
+
+/// Where init finds the [`Config`], and the folder of all that comes with it.
+pub const CONFIG_PATH: &str = "/guest/config.json";
+/// The folder with `freezer-guard` and the test helpers, first in `PATH`.
+pub const BIN_DIR: &str = "/guest/bin";
+/// The kernel modules to load, in the order of their names.
+pub const MODULES_DIR: &str = "/guest/modules";
+/// The serial port that says `up` once init runs and `exit N` at the end.
+pub const CONTROL_PORT: &str = "/dev/ttyS2";
+/// The serial port of the command's input and output.
+pub const COMMAND_PORT: &str = "/dev/ttyS1";
+
+/// One boot of a guest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    /// `6.1`, as `--kernel` has it.
+    pub kernel: String,
+    /// The cgroup layout.
+    pub cgroup: Cgroup,
+    /// The root file system.
+    pub image: Image,
+    /// The command and its arguments; empty for a shell on a terminal.
+    pub command: Vec<String>,
+    /// Files besides [`BIN_DIR`] that were copied in, by their paths in the guest.
+    pub copies: Vec<String>,
+}
+
+impl Config {
+    /// `6.1 v2 initramfs`: says in every test's output where it ran.
+    pub fn label(&self) -> String {
+        format!(
+            "{} {} {}",
+            self.kernel,
+            self.cgroup.name(),
+            self.image.name()
+        )
+    }
+}
+
+macro_rules! named {
+    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum $type { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $type {
+            /// Its name on the command line.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = String;
+            fn from_str(name: &str) -> Result<Self, String> {
+                match name {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(format!("one of: {}", [$($name),+].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+named!(
+    /// Which cgroup hierarchies the guest mounts.
+    Cgroup {
+        /// The v1 hierarchies alone, the freezer among them.
+        V1 = "v1",
+        /// The one v2 hierarchy.
+        V2 = "v2",
+        /// The v1 hierarchies, and v2 at `/sys/fs/cgroup/unified`.
+        Hybrid = "hybrid",
+    }
+);
+
+named!(
+    /// What the guest's root file system is.
+    Image {
+        /// busybox, CRIU and strace, with our own init as pid 1.
+        Initramfs = "initramfs",
+        /// Debian with systemd.
+        Systemd = "systemd",
+    }
+);

@@ -1,0 +1,252 @@
+//! The guest's two root file systems, made of one set of Debian's packages.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{BufWriter, Write as _},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use cpio::newc::{Builder, ModeFileType, trailer};
+use lddtree::DependencyAnalyzer;
+use nix::unistd::geteuid;
+
+use crate::{cache, debian::Apt, run};
+
+/// Bookworm's systemd still has all three cgroup layouts.
+const RELEASE: &str = "bookworm";
+
+/// What the guest's root is made of; their dependencies come with them.
+const PACKAGES: [&str; 17] = [
+    "base-files",
+    "base-passwd",
+    "bash",
+    "busybox-static",
+    "coreutils",
+    "criu",
+    "dbus",
+    "findutils",
+    "grep",
+    "iproute2",
+    "libc-bin",
+    "procps",
+    "sed",
+    "strace",
+    "systemd",
+    "systemd-sysv",
+    "util-linux",
+];
+
+/// The programs of the initramfs, besides busybox.
+const PROGRAMS: [&str; 4] = [
+    "usr/sbin/criu",
+    "usr/bin/strace",
+    "usr/bin/bash",
+    "usr/bin/busybox",
+];
+
+/// Raise it when the way an image is made changes.
+const RECIPE: u32 = 3;
+
+/// The folder the packages are unpacked into.
+pub(crate) fn packages() -> PathBuf {
+    versioned("packages", "")
+}
+
+/// The archive with the root of `--image initramfs`.
+pub(crate) fn initramfs() -> PathBuf {
+    versioned("initramfs", ".cpio")
+}
+
+/// The disk with the root of `--image systemd`.
+pub(crate) fn disk() -> PathBuf {
+    versioned("systemd", ".ext4")
+}
+
+/// A path in the cache that changes with what the images are made of.
+fn versioned(name: &str, extension: &str) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    (RELEASE, PACKAGES, PROGRAMS, RECIPE).hash(&mut hasher);
+    let version = hasher.finish() & 0xffff_ffff;
+    cache::dir()
+        .join("images")
+        .join(format!("{name}-{version:08x}{extension}"))
+}
+
+pub(crate) fn fetch_packages() -> Result<()> {
+    let apt = Apt::open(RELEASE)?;
+    cache::put(&packages(), |root| {
+        for name in ["bin", "sbin", "lib", "lib64"] {
+            fs::create_dir_all(root.join("usr").join(name))?;
+            symlink(format!("usr/{name}"), root.join(name))?;
+        }
+        apt.unpack_closure(&PACKAGES, root)?;
+        configure(root)
+    })
+}
+
+/// What the packages' maintainer scripts would have done, as far as it matters.
+fn configure(root: &Path) -> Result<()> {
+    for (file, master) in [("passwd", "passwd.master"), ("group", "group.master")] {
+        fs::copy(
+            root.join("usr/share/base-passwd").join(master),
+            root.join("etc").join(file),
+        )?;
+    }
+    for (file, text) in [
+        ("etc/machine-id", ""),
+        ("etc/hostname", "guest\n"),
+        ("etc/fstab", ""),
+        (
+            "usr/lib/sysusers.d/guest-dbus.conf",
+            "u messagebus - - /nonexistent\n",
+        ),
+    ] {
+        fs::write(root.join(file), text).with_context(|| format!("write {file}"))?;
+    }
+    let sh = root.join("usr/bin/sh");
+    if !sh.exists() {
+        symlink("bash", sh)?;
+    }
+    Ok(fs::create_dir_all(root.join("guest"))?)
+}
+
+/// An archive in the format of an initramfs.
+pub(crate) struct Archive {
+    file: BufWriter<File>,
+}
+
+impl Archive {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self {
+            file: BufWriter::new(file),
+        })
+    }
+
+    fn entry(&mut self, name: &str, kind: ModeFileType, mode: u32, bytes: &[u8]) -> Result<()> {
+        let builder = Builder::new(name)
+            .mode(mode)
+            .set_mode_file_type(kind)
+            .nlink(1);
+        let size = u32::try_from(bytes.len()).context("a file of 4 GiB or more")?;
+        let mut writer = builder.write(&mut self.file, size);
+        writer.write_all(bytes)?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    pub(crate) fn folder(&mut self, name: &str) -> Result<()> {
+        self.entry(name, ModeFileType::Directory, 0o755, &[])
+    }
+
+    pub(crate) fn symlink(&mut self, name: &str, target: &str) -> Result<()> {
+        self.entry(name, ModeFileType::Symlink, 0o777, target.as_bytes())
+    }
+
+    pub(crate) fn bytes(&mut self, name: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+        self.entry(name, ModeFileType::Regular, mode, bytes)
+    }
+
+    /// Adds a file of the host's with its permissions.
+    pub(crate) fn file(&mut self, name: &str, path: &Path) -> Result<()> {
+        let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let mode = fs::metadata(path)?.permissions().mode() & 0o7777;
+        self.bytes(name, mode, &bytes)
+    }
+
+    /// Adds the folders above `name`.
+    pub(crate) fn parents(&mut self, name: &str) -> Result<()> {
+        for (end, _) in name.match_indices('/').filter(|(end, _)| *end > 0) {
+            self.folder(&name[..end])?;
+        }
+        Ok(())
+    }
+
+    /// Adds another archive as it is. The kernel reads one after the other.
+    pub(crate) fn append(mut self, archive: &Path) -> Result<()> {
+        self.file = trailer(self.file)?;
+        let mut other =
+            File::open(archive).with_context(|| format!("open {}", archive.display()))?;
+        std::io::copy(&mut other, &mut self.file)?;
+        Ok(self.file.flush()?)
+    }
+
+    pub(crate) fn finish(self) -> Result<()> {
+        Ok(trailer(self.file)?.flush()?)
+    }
+}
+
+/// busybox under all its names, and the other programs with their libraries.
+pub(crate) fn make_initramfs(path: &Path) -> Result<()> {
+    let root = packages();
+    let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for program in PROGRAMS {
+        let source = root.join(program);
+        let tree = DependencyAnalyzer::new(root.clone())
+            .add_library_path(root.join("usr/lib/x86_64-linux-gnu"))
+            .analyze(&source)
+            .with_context(|| format!("find the libraries of {}", source.display()))?;
+        files.insert(program.to_owned(), source);
+        for library in tree.libraries.values() {
+            let source = library.realpath.clone().with_context(|| {
+                format!("{program} needs {}, which no package has", library.name)
+            })?;
+            let folder = match library.name.starts_with("ld-linux") {
+                true => "usr/lib64",
+                false => "usr/lib/x86_64-linux-gnu",
+            };
+            files.insert(format!("{folder}/{}", library.name), source);
+        }
+    }
+    let busybox = Command::new(root.join("usr/bin/busybox"))
+        .arg("--list")
+        .output()?;
+    cache::put(path, |path| {
+        let mut archive = Archive::create(path)?;
+        for folder in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr"] {
+            archive.folder(folder)?;
+        }
+        for name in ["bin", "sbin", "lib", "lib64"] {
+            archive.folder(&format!("usr/{name}"))?;
+            archive.symlink(name, &format!("usr/{name}"))?;
+        }
+        archive.folder("usr/lib/x86_64-linux-gnu")?;
+        for (name, source) in &files {
+            archive.file(name, source)?;
+        }
+        for applet in String::from_utf8(busybox.stdout)?.lines() {
+            let name = format!("usr/bin/{applet}");
+            if !files.contains_key(&name) {
+                archive.symlink(&name, "busybox")?;
+            }
+        }
+        archive.finish()
+    })
+}
+
+/// Debian with systemd, without running a single maintainer script.
+pub(crate) fn make_disk(path: &Path) -> Result<()> {
+    let root = packages();
+    cache::put(path, |path| {
+        // In a user namespace of its own an ordinary user's files become root's.
+        let mut command = if geteuid().is_root() {
+            Command::new("/sbin/mke2fs")
+        } else {
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--map-root-user", "/sbin/mke2fs"]);
+            unshare
+        };
+        run(command
+            .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
+            .arg(&root)
+            .arg(path)
+            .arg("1G"))?;
+        ensure!(path.is_file(), "mke2fs made no {}", path.display());
+        Ok(())
+    })
+}

@@ -1,0 +1,202 @@
+//! The kernels we test on, and what a guest needs of their modules.
+
+use std::{
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use object::{Object as _, ObjectSection as _};
+
+use crate::{cache, debian::Apt};
+
+/// A kernel of Debian's.
+pub(crate) struct Kernel {
+    /// What `--kernel` calls it.
+    pub(crate) name: &'static str,
+    release: &'static str,
+    package: &'static str,
+}
+
+/// A new kernel is a new line here.
+pub(crate) const KERNELS: [Kernel; 2] = [
+    Kernel {
+        name: "6.1",
+        release: "bookworm",
+        package: r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$",
+    },
+    Kernel {
+        name: "6.12",
+        release: "trixie",
+        package: r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$",
+    },
+];
+
+/// What CRIU and the root disk need. Those that are built in are not missed.
+const MODULES: [&str; 17] = [
+    "virtio_pci",
+    "virtio_blk",
+    "nfnetlink",
+    "nf_tables",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "raw_diag",
+    "unix_diag",
+    "netlink_diag",
+    "af_packet_diag",
+    "tun",
+    "veth",
+    "dummy",
+    "bridge",
+    "overlay",
+    "autofs4",
+];
+
+impl Kernel {
+    /// The kernel that `--kernel NAME` means.
+    pub(crate) fn named(name: &str) -> Result<&'static Self> {
+        let names = || KERNELS.map(|kernel| kernel.name).join(", ");
+        KERNELS
+            .iter()
+            .find(|kernel| kernel.name == name)
+            .with_context(|| format!("no kernel is called {name}: there are {}", names()))
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        cache::dir().join("kernels").join(self.name)
+    }
+
+    /// The kernel image.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.dir().join("vmlinuz")
+    }
+
+    /// The modules a guest loads, uncompressed and in the order to load them.
+    pub(crate) fn modules(&self) -> Result<Vec<PathBuf>> {
+        let dir = self.dir().join("modules");
+        let mut modules = fs::read_dir(&dir)
+            .and_then(|entries| {
+                entries
+                    .map(|entry| Ok(entry?.path()))
+                    .collect::<Result<Vec<_>, _>>()
+            })
+            .with_context(|| format!("read {}", dir.display()))?;
+        modules.sort();
+        Ok(modules)
+    }
+
+    /// Downloads it and leaves `vmlinuz` and the modules in [`Kernel::dir`].
+    pub(crate) fn fetch(&self) -> Result<()> {
+        let apt = Apt::open(self.release)?;
+        let package = apt.newest(self.package)?;
+        cache::put(&self.dir(), |dir| {
+            let unpacked = dir.with_extension("deb");
+            apt.unpack(&[&package], &unpacked)?;
+            fs::create_dir_all(dir.join("modules"))?;
+            let image = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
+            fs::copy(&image, dir.join("vmlinuz"))?;
+            let lib = ["usr/lib/modules", "lib/modules"]
+                .map(|folder| unpacked.join(folder))
+                .into_iter()
+                .find(|folder| folder.is_dir())
+                .with_context(|| format!("{package} holds no modules"))?;
+            let mut ordered = Vec::new();
+            for name in MODULES {
+                order(&lib, name, &mut ordered)?;
+            }
+            for (number, module) in ordered.iter().enumerate() {
+                let file = dir.join(format!("modules/{number:02}-{}.ko", module.name));
+                fs::write(file, &module.bytes)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+struct Module {
+    name: String,
+    bytes: Vec<u8>,
+}
+
+/// Appends the module and all it depends on, dependencies first. The packages
+/// carry no `modules.dep`, so go by each module's own `.modinfo`.
+fn order(lib: &Path, name: &str, ordered: &mut Vec<Module>) -> Result<()> {
+    if ordered.iter().any(|module| module.name == name) {
+        return Ok(());
+    }
+    let Some(path) = find_module(lib, name)? else {
+        return Ok(());
+    };
+    let bytes = read_module(&path).with_context(|| format!("read {}", path.display()))?;
+    for dependency in dependencies(&bytes).with_context(|| format!("parse {}", path.display()))? {
+        order(lib, &dependency, ordered)?;
+    }
+    ordered.push(Module {
+        name: name.to_owned(),
+        bytes,
+    });
+    Ok(())
+}
+
+/// Module names use `_` where file names may use `-`.
+fn find_module(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            if let Some(found) = find_module(&path, name)? {
+                return Ok(Some(found));
+            }
+        } else if let Some((stem, extension)) = entry.file_name().to_string_lossy().split_once('.')
+            && extension.starts_with("ko")
+            && stem.replace('-', "_") == name
+        {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+fn read_module(path: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(path)?;
+    if path.extension().is_none_or(|extension| extension != "xz") {
+        return Ok(bytes);
+    }
+    let mut plain = Vec::new();
+    liblzma::read::XzDecoder::new(&bytes[..]).read_to_end(&mut plain)?;
+    Ok(plain)
+}
+
+fn dependencies(module: &[u8]) -> Result<Vec<String>> {
+    let file = object::File::parse(module)?;
+    let modinfo = file
+        .section_by_name(".modinfo")
+        .context("no section .modinfo")?;
+    Ok(modinfo
+        .data()?
+        .split(|byte| *byte == 0)
+        .filter_map(|entry| std::str::from_utf8(entry).ok()?.strip_prefix("depends="))
+        .flat_map(|names| names.split(','))
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect())
+}
+
+fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        }
+    }
+    ensure!(
+        found.len() == 1,
+        "{} holds {} files called {prefix}…",
+        dir.display(),
+        found.len()
+    );
+    Ok(found.remove(0))
+}

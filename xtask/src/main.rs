@@ -1,0 +1,80 @@
+//! Everything around the code: set-up, guests, tests, the demo.
+//!
+//! The only place that knows Debian and QEMU.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, Subcommand};
+
+mod build;
+mod cache;
+#[path = "../../tests/src/config.rs"]
+mod config;
+mod debian;
+mod demo;
+mod ebpf;
+mod image;
+mod kernel;
+mod setup;
+mod test;
+#[path = "../../freezer-guard/build/toolchain.rs"]
+mod toolchain;
+mod vm;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, guests, tests and the demo of freezer-guard"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch everything a fresh machine lacks
+    Setup,
+    /// Check the BPF crate with clippy, for its own target
+    Ebpf,
+    /// Boot a guest and run a command in it, or a shell
+    Vm(vm::Args),
+    /// Run the unit tests here and the integration tests in guests
+    Test(test::Args),
+    /// Show a guarded dump and restore
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    match try_main() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Task::Setup => setup::setup(true).map(|()| ExitCode::SUCCESS),
+        Task::Ebpf => ebpf::clippy().map(|()| ExitCode::SUCCESS),
+        Task::Vm(args) => vm::main(args),
+        Task::Test(args) => test::main(&args),
+        Task::Demo(args) => demo::main(&args),
+    }
+}
+
+/// Runs a command to its end; an error when it fails.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("run {}", command.get_program().display()))?;
+    ensure!(
+        status.success(),
+        "{} ended with {status}",
+        command.get_program().display()
+    );
+    Ok(())
+}

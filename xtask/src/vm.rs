@@ -1,0 +1,392 @@
+//! `cargo xtask vm`: boots a guest, runs a command in it, ends with its exit code.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::{
+    build, cache,
+    config::{self, Cgroup, Config, Image},
+    image::{self, Archive},
+    kernel::Kernel,
+    setup,
+};
+
+/// A guest whose serial ports say nothing for this long is taken for dead.
+const SILENCE: Duration = Duration::from_secs(180);
+
+/// A KVM that works has reached init long before.
+const KVM_PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Kernel to boot: 6.1 or 6.12
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// Root file system: initramfs or systemd
+    #[arg(long, default_value = "initramfs")]
+    image: Image,
+    /// cgroup layout: v1, v2 or hybrid
+    #[arg(long, default_value = "v2")]
+    cgroup: Cgroup,
+    /// Security modules to activate, as the boot parameter lsm= has them
+    #[arg(long, value_name = "LIST")]
+    lsm: Option<String>,
+    /// More boot parameters
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Copy a file of this machine into the guest
+    #[arg(long, value_name = "SRC:DST")]
+    copy: Vec<String>,
+    /// The command to run; without one there is a shell
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+/// A guest to boot.
+pub(crate) struct Vm {
+    pub(crate) config: Config,
+    pub(crate) cmdline: Vec<String>,
+    pub(crate) copies: Vec<(PathBuf, String)>,
+}
+
+impl Vm {
+    pub(crate) fn new(kernel: &str, cgroup: Cgroup, image: Image, command: Vec<String>) -> Self {
+        let config = Config {
+            kernel: kernel.to_owned(),
+            cgroup,
+            image,
+            command,
+            copies: Vec::new(),
+        };
+        Self {
+            config,
+            cmdline: Vec::new(),
+            copies: Vec::new(),
+        }
+    }
+}
+
+pub(crate) fn main(args: Args) -> Result<ExitCode> {
+    let mut vm = Vm::new(&args.kernel, args.cgroup, args.image, args.command);
+    vm.cmdline
+        .extend(args.lsm.map(|list| format!("lsm={list}")));
+    vm.cmdline.extend(args.cmdline);
+    for copy in &args.copy {
+        let (source, destination) = copy
+            .split_once(':')
+            .filter(|(_, destination)| destination.starts_with('/'))
+            .with_context(|| format!("--copy {copy}: write SRC:DST with an absolute DST"))?;
+        vm.copies.push((source.into(), destination.to_owned()));
+    }
+    setup::setup(false)?;
+    let programs = build::guest_programs()?;
+    let code = vm.boot(&programs, |line| println!("{line}"))?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// What a running guest does, as it is noticed.
+enum Event {
+    /// A line that the command wrote.
+    Line(String),
+    /// The command's port was closed: QEMU has ended.
+    Closed,
+}
+
+impl Vm {
+    /// Boots the guest, hands on what its command writes, returns the
+    /// command's exit code.
+    ///
+    /// # Errors
+    /// When the guest cannot be started, panics, stalls or falls silent; the
+    /// error then holds the end of its console.
+    pub(crate) fn boot(&self, programs: &[PathBuf], mut line: impl FnMut(&str)) -> Result<i32> {
+        if kvm_may_work() {
+            if let Some(code) = self.boot_with("kvm", programs, &mut line)? {
+                return Ok(code);
+            }
+            remember_kvm_is_broken()?;
+            eprintln!("KVM is there but cannot boot a guest: going on without it (TCG)");
+        }
+        self.boot_with("tcg,thread=multi", programs, &mut line)?
+            .context("the guest did not start")
+    }
+
+    /// `None`: with KVM, init was not reached.
+    fn boot_with(
+        &self,
+        accel: &str,
+        programs: &[PathBuf],
+        line: &mut impl FnMut(&str),
+    ) -> Result<Option<i32>> {
+        let dir = tempfile::Builder::new()
+            .prefix("freezer-guard-vm-")
+            .tempdir()?;
+        let initrd = self.initrd(&dir, programs)?;
+        let interactive = self.config.command.is_empty();
+        let mut qemu = self.qemu(accel, dir.path(), &initrd)?;
+        qemu.stdin(if interactive {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        });
+        qemu.stdout(if interactive {
+            Stdio::inherit()
+        } else {
+            Stdio::piped()
+        });
+        let kvm = accel == "kvm";
+        if kvm {
+            // What a broken KVM makes QEMU say helps nobody.
+            qemu.stderr(Stdio::null());
+        }
+        let mut qemu = Killed(qemu.spawn().context("start qemu-system-x86_64")?);
+        let control = dir.path().join("control");
+        if interactive {
+            qemu.0.wait()?;
+        } else {
+            let events = read_lines(qemu.0.stdout.take().context("QEMU's output is a pipe")?);
+            if !self.follow(&events, dir.path(), kvm, line)? {
+                return Ok(None);
+            }
+            qemu.0.wait()?;
+        }
+        let said = fs::read_to_string(&control).unwrap_or_default();
+        if kvm && !said.contains("up") {
+            return Ok(None);
+        }
+        match said.lines().find_map(|line| line.strip_prefix("exit ")) {
+            Some(code) => Ok(Some(code.trim().parse()?)),
+            None => bail!(
+                "the guest ended before its command did\n{}",
+                console(dir.path())
+            ),
+        }
+    }
+
+    /// Hands on lines until QEMU closes the port; `false` when KVM shows no life.
+    fn follow(
+        &self,
+        events: &Receiver<Event>,
+        dir: &Path,
+        kvm: bool,
+        line: &mut impl FnMut(&str),
+    ) -> Result<bool> {
+        let start = Instant::now();
+        let mut last_sign = Instant::now();
+        let mut console_size = 0;
+        loop {
+            match events.recv_timeout(Duration::from_secs(1)) {
+                Ok(Event::Line(text)) => {
+                    last_sign = Instant::now();
+                    line(&text);
+                }
+                Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => return Ok(true),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let size = fs::metadata(dir.join("console")).map_or(0, |metadata| metadata.len());
+            if size != console_size {
+                console_size = size;
+                last_sign = Instant::now();
+            }
+            let up = || fs::metadata(dir.join("control")).is_ok_and(|file| file.len() > 0);
+            if kvm && start.elapsed() > KVM_PATIENCE && !up() {
+                return Ok(false);
+            }
+            ensure!(
+                last_sign.elapsed() < SILENCE,
+                "the guest ({}) has been silent for {} s\n{}",
+                self.config.label(),
+                SILENCE.as_secs(),
+                console(dir)
+            );
+        }
+    }
+
+    fn qemu(&self, accel: &str, dir: &Path, initrd: &Path) -> Result<Command> {
+        let kernel = Kernel::named(&self.config.kernel)?;
+        let mut cmdline = vec![
+            "console=ttyS0",
+            "quiet",
+            "panic=-1",
+            "oops=panic",
+            "sysctl.kernel.panic_on_rcu_stall=1",
+            "net.ifnames=0",
+        ];
+        if self.config.image == Image::Systemd {
+            cmdline.extend([
+                "systemd.show_status=false",
+                "systemd.default_device_timeout_sec=5",
+            ]);
+            match self.config.cgroup {
+                Cgroup::V1 => cmdline.extend([
+                    "systemd.unified_cgroup_hierarchy=0",
+                    "systemd.legacy_systemd_cgroup_controller=1",
+                ]),
+                Cgroup::V2 => cmdline.push("systemd.unified_cgroup_hierarchy=1"),
+                Cgroup::Hybrid => cmdline.extend([
+                    "systemd.unified_cgroup_hierarchy=0",
+                    "systemd.legacy_systemd_cgroup_controller=0",
+                ]),
+            }
+        }
+        cmdline.extend(self.cmdline.iter().map(String::as_str));
+        let port = |name: &str| {
+            let mut value = OsString::from("file:");
+            value.push(dir.join(name));
+            value
+        };
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-M", "q35", "-accel", accel, "-cpu", "max", "-smp", "2", "-m", "2048",
+        ])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .arg("-kernel")
+        .arg(kernel.image())
+        .arg("-initrd")
+        .arg(initrd)
+        .args(["-append", &cmdline.join(" ")])
+        .arg("-serial")
+        .arg(port("console"))
+        .args([
+            "-chardev",
+            "stdio,id=command,signal=off",
+            "-serial",
+            "chardev:command",
+        ])
+        .arg("-serial")
+        .arg(port("control"));
+        if self.config.image == Image::Systemd {
+            let disk = image::disk();
+            qemu.arg("-drive").arg(format!(
+                "file={},format=raw,if=virtio,snapshot=on",
+                disk.display()
+            ));
+        }
+        Ok(qemu)
+    }
+
+    /// The root of the guest or what leads to it: our programs, the modules,
+    /// the copies and the configuration.
+    fn initrd(&self, dir: &TempDir, programs: &[PathBuf]) -> Result<PathBuf> {
+        let path = dir.path().join("initrd");
+        let mut archive = Archive::create(&path)?;
+        archive.folder("guest")?;
+        archive.folder("guest/bin")?;
+        archive.folder("guest/modules")?;
+        for program in programs {
+            let name = program
+                .file_name()
+                .context("a program has a name")?
+                .to_string_lossy();
+            let inside = match name.as_ref() {
+                "guest-init" => "init".to_owned(),
+                name => format!("guest/bin/{name}"),
+            };
+            archive.file(&inside, program)?;
+        }
+        archive.symlink("guest/bin/guest-init", "/init")?;
+        for module in Kernel::named(&self.config.kernel)?.modules()? {
+            let name = module
+                .file_name()
+                .context("a module has a name")?
+                .to_string_lossy();
+            archive.file(&format!("guest/modules/{name}"), &module)?;
+        }
+        let mut config = self.config.clone();
+        for (source, destination) in &self.copies {
+            let inside = destination.trim_start_matches('/');
+            archive.parents(inside)?;
+            archive.file(inside, source)?;
+            config.copies.push(destination.clone());
+        }
+        let inside = config::CONFIG_PATH.trim_start_matches('/');
+        archive.bytes(inside, 0o644, &serde_json::to_vec(&config)?)?;
+        match self.config.image {
+            Image::Initramfs => archive.append(&image::initramfs())?,
+            Image::Systemd => archive.finish()?,
+        }
+        Ok(path)
+    }
+}
+
+/// A QEMU that does not outlive us.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It has ended already, or nobody is left to tell.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn read_lines(output: impl std::io::Read + Send + 'static) -> Receiver<Event> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(output);
+        let mut bytes = Vec::new();
+        while reader
+            .read_until(b'\n', &mut bytes)
+            .is_ok_and(|count| count > 0)
+        {
+            let text = String::from_utf8_lossy(&bytes);
+            if sender
+                .send(Event::Line(text.trim_end_matches(['\n', '\r']).to_owned()))
+                .is_err()
+            {
+                return;
+            }
+            bytes.clear();
+        }
+        // The other side may be gone: then nobody asks.
+        let _ = sender.send(Event::Closed);
+    });
+    receiver
+}
+
+/// The end of what the kernel wrote.
+fn console(dir: &Path) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(mut file) = File::open(dir.join("console")) {
+        // Whatever could be read is shown.
+        let _ = file.read_to_end(&mut bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    let end = &lines[lines.len().saturating_sub(60)..];
+    format!("the end of its console:\n{}", end.join("\n"))
+}
+
+/// Where we remember, until the next boot of this machine, that KVM is broken.
+fn kvm_is_broken() -> PathBuf {
+    cache::dir().join("kvm-is-broken")
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+fn kvm_may_work() -> bool {
+    let usable = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    usable && !fs::read_to_string(kvm_is_broken()).is_ok_and(|id| id == boot_id())
+}
+
+fn remember_kvm_is_broken() -> Result<()> {
+    let path = kvm_is_broken();
+    fs::write(&path, boot_id()).with_context(|| format!("write {}", path.display()))
+}
