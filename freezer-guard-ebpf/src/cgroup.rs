@@ -115,61 +115,71 @@ struct Write {
     hierarchy_id: u32,
 }
 
+/// How the way up to the root ended.
+enum Above {
+    /// At a target with this guard, which may have ended.
+    Target(GuardId),
+    Root,
+    TooDeep,
+}
+
 impl Write {
     #[inline(always)]
     fn check(&self, directory: Pointer) -> i32 {
         let written = self.key(directory);
+        let refusing = match self.way_up(directory) {
+            // Not knowing must not let anything through.
+            Above::TooDeep => return -EBUSY,
+            Above::Target(id) => self.asked(id, Place::Inside, membership::of_current()),
+            Above::Root => None,
+        };
+        match refusing.or_else(|| self.guard_below(written)) {
+            Some(id) => {
+                refusal::record(id, written, self.index, self.protection);
+                -EBUSY
+            }
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn way_up(&self, directory: Pointer) -> Above {
         let mut cgroup = directory;
         for _ in 0..MAX_DEPTH {
             if let Some(id) = TARGETS.get_ptr(self.key(cgroup)) {
                 // SAFETY: a map value the verifier has seen checked.
-                let id = unsafe { *id };
-                if self.refuse(id, Place::Inside, written) {
-                    return -EBUSY;
-                }
+                return Above::Target(unsafe { *id });
             }
             // SAFETY: `cgroup` was loaded from the hook's argument.
             let parent: Pointer = unsafe { load(cgroup, offset!(dentry_d_parent)) };
             if parent == cgroup {
-                return self.check_ancestor(written);
+                return Above::Root;
             }
             cgroup = parent;
         }
-        // Too deep to tell: never let it through.
-        -EBUSY
+        Above::TooDeep
     }
 
-    /// The write goes to no target and nothing below one: is it above some?
+    /// A guard below the written cgroup that refuses the write.
     #[inline(always)]
-    fn check_ancestor(&self, written: CgroupKey) -> i32 {
-        if self.protection == Protection::Migrate {
-            return 0;
-        }
+    fn guard_below(&self, cgroup: CgroupKey) -> Option<GuardId> {
+        let writer = membership::of_current();
         for index in 0..u64::from(MAX_GUARDS) {
-            let Some(id) = ANCESTORS.get_ptr(AncestorKey {
-                cgroup: written,
-                index,
-            }) else {
-                return 0;
-            };
+            let id = ANCESTORS.get_ptr(AncestorKey { cgroup, index })?;
             // SAFETY: a map value the verifier has seen checked.
-            let id = unsafe { *id };
-            if self.refuse(id, Place::Above, written) {
-                return -EBUSY;
+            let refusing = self.asked(unsafe { *id }, Place::Above, writer);
+            if refusing.is_some() {
+                return refusing;
             }
         }
-        0
+        None
     }
 
-    /// Asks one guard; a refusal is on record when this returns `true`.
+    /// The guard, if it is in force and refuses the write.
     #[inline(always)]
-    fn refuse(&self, id: GuardId, place: Place, written: CgroupKey) -> bool {
-        let Some(entry) = guard(id) else { return false };
-        if !denies(id, place, self.protection, membership::of_current()) {
-            return false;
-        }
-        refusal::record(id, entry, written, self.index, self.protection);
-        true
+    fn asked(&self, id: GuardId, place: Place, writer: Option<GuardId>) -> Option<GuardId> {
+        let refuses = denies(id, place, self.protection, writer) && guard(id).is_some();
+        refuses.then_some(id)
     }
 
     #[inline(always)]

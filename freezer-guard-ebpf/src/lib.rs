@@ -148,8 +148,9 @@ pub struct Member {
     pub tid: u32,
 }
 
-/// The number of guards that can be held at once.
-pub const MAX_GUARDS: u32 = 1024;
+/// The number of guards that can be held at once. The verifier walks a loop of
+/// this length.
+pub const MAX_GUARDS: u32 = 128;
 /// The number of threads that all holders together can have. A fork beyond it
 /// fails with EAGAIN: it would otherwise leave the holder unnoticed.
 pub const MAX_MEMBERS: u32 = 65_536;

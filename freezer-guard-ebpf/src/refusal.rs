@@ -7,11 +7,11 @@ use aya_ebpf::{
         bpf_ktime_get_boot_ns,
     },
 };
-use freezer_guard_ebpf::{CgroupKey, Denial, Guard, GuardId, Intruder, IntruderKey, Protection};
+use freezer_guard_ebpf::{CgroupKey, Denial, GuardId, Intruder, IntruderKey, Protection};
 
 use crate::{
     atomic,
-    maps::{EVENTS, INTRUDERS},
+    maps::{EVENTS, INTRUDERS, guard},
 };
 
 /// What every refused operation returns, as the patch of 2009 had it.
@@ -19,13 +19,9 @@ pub(crate) const EBUSY: i32 = 16;
 
 /// Counts the refusal and tells about it.
 #[inline(always)]
-pub(crate) fn record(
-    id: GuardId,
-    guard: *mut Guard,
-    cgroup: CgroupKey,
-    file: u32,
-    protection: Protection,
-) {
+pub(crate) fn record(id: GuardId, cgroup: CgroupKey, file: u32, protection: Protection) {
+    // Ended meanwhile: then nobody counts any more.
+    let Some(guard) = guard(id) else { return };
     // SAFETY: `guard` is a map value that the verifier has seen checked.
     atomic::add(unsafe { &raw mut (*guard).denials[protection as usize] }, 1);
     let pid_tgid = bpf_get_current_pid_tgid();

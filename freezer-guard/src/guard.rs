@@ -358,9 +358,11 @@ impl Guard {
     pub fn end(mut self) -> Result<End, Error> {
         let restored = self.restore();
         let lock = Locked::wait()?;
-        let end = self.release(&lock)?;
-        restored?;
-        Ok(end)
+        match self.release(&lock)? {
+            // The cgroup may belong to another guard by now.
+            End::WasGone => Ok(End::WasGone),
+            released => restored.map(|()| released),
+        }
     }
 
     fn restore(&self) -> Result<(), Error> {
@@ -384,12 +386,15 @@ impl Guard {
         Ok(())
     }
 
-    /// Removes the marks, then the entry: in between, nothing is denied any
-    /// more and the counters stand still.
+    /// Ends it, in the maps that are pinned now: they are others than ours if
+    /// somebody has ended this guard and the next one was loaded anew.
     fn release(&mut self, lock: &Locked) -> Result<End, Error> {
         self.ended = true;
-        let end = release(&mut self.maps, self.id)?;
-        unload_if_unused(lock, &self.maps)?;
+        let Some(mut maps) = lock.open()? else {
+            return Ok(End::WasGone);
+        };
+        let end = release(&mut maps, self.id)?;
+        unload_if_unused(lock, &maps)?;
         Ok(end)
     }
 }
@@ -618,6 +623,8 @@ fn holder_pids(maps: &Maps, id: GuardId) -> Result<Vec<u32>, Error> {
     Ok(pids)
 }
 
+/// Removes the marks, then the entry: in between, nothing is denied any more
+/// and the counters stand still.
 fn release(maps: &mut Maps, id: GuardId) -> Result<End, Error> {
     let Some(entry) = maps.guard(id)? else {
         reconcile(maps)?;

@@ -1,8 +1,61 @@
-//! demo
+//! `cargo xtask demo`: a real dump by a real CRIU, an intruder, and a restore.
+//!
+//! What is shown, and whether it is as promised, is decided by `demo.sh`, which
+//! runs in the guest.
+
+use std::{process::ExitCode, time::Instant};
+
 use anyhow::Result;
-use std::process::ExitCode;
+
+use crate::{
+    build,
+    config::{Cgroup, Image},
+    setup,
+    vm::Vm,
+};
+
+/// Where the guest has the script.
+const SCRIPT: &str = "/guest/demo.sh";
+
 #[derive(clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn main(_args: &Args) -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+pub(crate) struct Args {
+    /// Show what happens without freezer-guard: CRIU hangs
+    #[arg(long)]
+    without_guard: bool,
+    /// Kernel to boot: 6.1 or 6.12
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// cgroup layout: v1, v2 or hybrid
+    #[arg(long, default_value = "v2")]
+    cgroup: Cgroup,
+}
+
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    setup::setup(false)?;
+    eprintln!("building freezer-guard …");
+    let programs = build::guest_programs()?;
+    eprintln!(
+        "booting a guest: Linux {}, cgroup {} …",
+        args.kernel,
+        args.cgroup.name()
+    );
+    let start = Instant::now();
+    let guard = match args.without_guard {
+        true => "without-guard",
+        false => "with-guard",
+    };
+    let command = ["bash", SCRIPT, args.cgroup.name(), guard].map(str::to_owned);
+    let mut vm = Vm::new(
+        &args.kernel,
+        args.cgroup,
+        Image::Initramfs,
+        command.to_vec(),
+    );
+    vm.copies.push((
+        build::workspace().join("xtask/src/demo.sh"),
+        SCRIPT.to_owned(),
+    ));
+    let code = vm.boot(&programs, |line| println!("{line}"))?;
+    eprintln!("the guest ran for {} s", start.elapsed().as_secs());
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }

@@ -9,6 +9,11 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod cache;
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "some of it is the guest's, whose library exports it"
+)]
 #[path = "../../tests/src/config.rs"]
 mod config;
 mod debian;

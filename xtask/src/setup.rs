@@ -23,11 +23,13 @@ use crate::{
 /// The release of bpf-linker that goes with LLVM 22, the compiler's own.
 const BPF_LINKER: &str = "0.13.0";
 
+type Fetch = Box<dyn Fn(&Step) -> Result<()>>;
+
 struct Step {
     name: String,
     there: fn(&Step) -> bool,
     path: PathBuf,
-    fetch: Box<dyn Fn(&Step) -> Result<()>>,
+    fetch: Fetch,
 }
 
 impl Step {

@@ -30,7 +30,7 @@ pub use state::FreezerState;
 #[non_exhaustive]
 pub enum Error {
     /// An operation on a path failed.
-    #[error("{operation} {path}: {source}", path = path.display())]
+    #[error("{operation} {}", path.display())]
     Io {
         /// What was tried: `open`, `read`, `write`.
         operation: &'static str,
@@ -70,7 +70,7 @@ pub enum Error {
         reason: String,
     },
     /// Something of `/proc` could not be read.
-    #[error("read /proc: {0}")]
+    #[error("read /proc")]
     Proc(#[from] procfs::ProcError),
 }
 

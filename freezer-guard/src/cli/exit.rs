@@ -92,9 +92,7 @@ fn of_cgroup(error: &cgroup::Error) -> Option<Code> {
 fn of_kernel(error: &kernel::Error) -> Code {
     match error {
         kernel::Error::Permission => NO_PERMISSION,
-        kernel::Error::Missing { source, .. }
-            if source.kind() == io::ErrorKind::PermissionDenied =>
-        {
+        kernel::Error::Missing { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
             NO_PERMISSION
         }
         kernel::Error::OtherVersion => BUSY,

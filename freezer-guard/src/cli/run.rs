@@ -14,8 +14,9 @@ use freezer_guard::{
     guard::{self, End, Guard, Target},
 };
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{AccessFlags, Pid, access},
 };
 use tokio::{
     process::{Child, Command},
@@ -76,7 +77,7 @@ pub(super) enum Error {
         after: Duration,
         tasks: Vec<String>,
     },
-    #[error("{command}: {source}")]
+    #[error("{command}")]
     Command {
         command: String,
         source: std::io::Error,
@@ -185,24 +186,26 @@ fn names<'a>(cgroups: impl Iterator<Item = &'a Cgroup>) -> String {
 
 /// Says that COMMAND is not there before anything is frozen.
 fn find_command(command: &str) -> Result<(), Error> {
-    let failed = |kind: std::io::ErrorKind| Error::Command {
+    let failed = |errno: Errno| Error::Command {
         command: command.to_owned(),
-        source: kind.into(),
+        source: errno.into(),
     };
-    if command.contains('/') {
-        return match std::fs::metadata(command) {
-            Ok(metadata) if metadata.is_dir() => Err(failed(std::io::ErrorKind::PermissionDenied)),
-            Ok(_) => Ok(()),
-            Err(error) => Err(failed(error.kind())),
-        };
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|folder| folder.join(command).is_file());
-    if found {
-        Ok(())
+    let candidates: Vec<PathBuf> = if command.contains('/') {
+        vec![command.into()]
     } else {
-        Err(failed(std::io::ErrorKind::NotFound))
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .map(|folder| folder.join(command))
+            .collect()
+    };
+    let mut error = Errno::ENOENT;
+    for candidate in candidates.iter().filter(|candidate| candidate.exists()) {
+        match access(candidate, AccessFlags::X_OK) {
+            Ok(()) if candidate.is_file() => return Ok(()),
+            _ => error = Errno::EACCES,
+        }
     }
+    Err(failed(error))
 }
 
 /// `--freeze` must not freeze us.

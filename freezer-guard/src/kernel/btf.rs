@@ -1,6 +1,6 @@
 //! Offsets of struct members, from the running kernel's BTF.
 
-use std::io;
+use std::fs;
 
 use btf_rs::{Btf, Type};
 use freezer_guard_ebpf::KernelOffsets;
@@ -11,10 +11,12 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// The offsets in the running kernel.
 pub(super) fn offsets() -> Result<KernelOffsets, Error> {
-    if let Err(source) = std::fs::metadata(VMLINUX) {
-        return Err(missing(source));
-    }
-    let btf = Btf::from_file(VMLINUX)?;
+    let bytes = fs::read(VMLINUX).map_err(|error| Error::Missing {
+        path: VMLINUX.into(),
+        needed_for: "use a kernel built with CONFIG_DEBUG_INFO_BTF",
+        error,
+    })?;
+    let btf = Btf::from_bytes(&bytes)?;
     KernelOffsets::resolve(|container, member| {
         // Several structs may share a name: ours is the one with the member.
         for candidate in btf.resolve_types_by_name(container)? {
@@ -24,14 +26,6 @@ pub(super) fn offsets() -> Result<KernelOffsets, Error> {
         }
         Err(Error::Field(container, member))
     })
-}
-
-fn missing(source: io::Error) -> Error {
-    Error::Missing {
-        path: VMLINUX.into(),
-        needed_for: "use a kernel built with CONFIG_DEBUG_INFO_BTF",
-        source,
-    }
 }
 
 /// The offset of a member in bits, also inside anonymous structs and unions.

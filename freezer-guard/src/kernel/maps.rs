@@ -1,6 +1,6 @@
 //! The maps, typed.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use aya::{
     Pod,
@@ -61,7 +61,11 @@ impl Maps {
     /// When the iterator cannot be read.
     pub fn members(&self, guard: GuardId) -> Result<Vec<Member>, Error> {
         let path = Path::new(super::PIN_DIR).join(names::MEMBERS_ITER);
-        let bytes = fs::read(&path).map_err(Error::failed(format!("read {}", path.display())))?;
+        let bytes = match fs::read(&path) {
+            // Unloaded meanwhile, after the last guard.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            bytes => bytes.map_err(Error::failed(format!("read {}", path.display())))?,
+        };
         let word = |bytes: &[u8]| {
             bytes
                 .iter()

@@ -28,20 +28,20 @@ pub enum Error {
         active: String,
     },
     /// A file that the kernel should have is missing.
-    #[error("{}: {source} ({needed_for})", path.display())]
+    #[error("{}: {error}; {needed_for}", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
         /// What it is needed for and how to get it.
         needed_for: &'static str,
         /// Why it could not be used.
-        source: io::Error,
+        error: io::Error,
     },
     /// BTF without something we read.
     #[error("this kernel's BTF has no {0}.{1}: freezer-guard does not know this kernel yet")]
     Field(&'static str, &'static str),
     /// BTF that cannot be parsed.
-    #[error("/sys/kernel/btf/vmlinux: {0}")]
+    #[error("parse /sys/kernel/btf/vmlinux")]
     Btf(#[from] btf_rs::Error),
     /// Something else failed.
     #[error("{operation}")]

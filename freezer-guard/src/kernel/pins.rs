@@ -10,10 +10,9 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData},
     programs::{BtfTracePoint, Iter, Lsm, RawTracePoint, links::FdLink},
 };
-use freezer_guard_ebpf::{GuardId, names};
+use freezer_guard_ebpf::names;
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
@@ -52,10 +51,10 @@ impl Locked {
         check_capabilities()?;
         mount_bpffs()?;
         let dir = PathBuf::from(PIN_DIR);
-        let failed = |source| Error::Missing {
+        let failed = |error| Error::Missing {
             path: PIN_DIR.into(),
             needed_for: "the guards' state is kept there",
-            source,
+            error,
         };
         match fs::DirBuilder::new().mode(0o700).create(&dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -90,19 +89,9 @@ impl Locked {
         Ok(None)
     }
 
-    /// A map of guards always begins with the id, whatever the version.
+    /// Whatever the version, its iterator lists the holders' threads.
     fn other_version_holds_guards(&self) -> bool {
-        MapData::from_pin(self.dir.join(names::GUARDS)).is_ok_and(|map| {
-            let Ok(size) = map.info().map(|info| info.value_size()) else {
-                return false;
-            };
-            let map = aya::maps::Map::HashMap(map);
-            match size {
-                64 => HashMap::<_, GuardId, [u64; 8]>::try_from(map)
-                    .is_ok_and(|map| map.keys().next().is_some()),
-                _ => true,
-            }
-        })
+        fs::read(self.dir.join(names::MEMBERS_ITER)).is_ok_and(|members| !members.is_empty())
     }
 
     /// Loads, attaches and pins everything. Nothing stays if it fails.
@@ -251,10 +240,10 @@ fn check_capabilities() -> Result<(), Error> {
 }
 
 fn mount_bpffs() -> Result<(), Error> {
-    let failed = |source| Error::Missing {
+    let failed = |error| Error::Missing {
         path: BPFFS.into(),
         needed_for: "mount it: mount -t bpf bpf /sys/fs/bpf",
-        source,
+        error,
     };
     let kind = statfs(BPFFS)
         .map_err(|errno| failed(errno.into()))?
@@ -274,10 +263,10 @@ fn mount_bpffs() -> Result<(), Error> {
 
 /// Without `bpf` in this list, loading and attaching succeed and enforce nothing.
 fn check_lsm() -> Result<(), Error> {
-    let list = fs::read_to_string(LSM_LIST).map_err(|source| Error::Missing {
+    let list = fs::read_to_string(LSM_LIST).map_err(|error| Error::Missing {
         path: LSM_LIST.into(),
         needed_for: "mount it: mount -t securityfs securityfs /sys/kernel/security",
-        source,
+        error,
     })?;
     let list = list.trim();
     if list.split(',').any(|module| module == "bpf") {

@@ -1,0 +1,149 @@
+//! Real CRIU under the guard: dumps, final states, restores.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, Workload, eventually},
+    process::{Finished, Held, LONG, Process, run},
+    scratch,
+};
+use crate::config;
+
+pub(super) fn list(list: &mut List<'_>) {
+    // With both hierarchies CRIU 3.17 takes any freezer for one of v1.
+    if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
+        return;
+    }
+    list.add("thawed_then_gone", |h| dump(h, Start::Thawed, After::Gone));
+    list.add("thawed_left_running", |h| dump(h, Start::Thawed, After::Running));
+    list.add("frozen_then_gone", |h| dump(h, Start::Frozen, After::Gone));
+    list.add("frozen_left_running", |h| dump(h, Start::Frozen, After::Running));
+    list.add("intruder_freezes_in_the_window", window);
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Start {
+    Thawed,
+    Frozen,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum After {
+    Gone,
+    Running,
+}
+
+/// The end of a log of CRIU's, for a failure's report.
+fn log(images: &Path, name: &str) -> String {
+    let text = fs::read_to_string(images.join(name)).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    format!("{name}:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+}
+
+fn criu_dump(command: &mut Command, workload: &Workload, cgroup: &Cgroup, images: &Path) {
+    command.args(["criu", "dump", "-t", &workload.pid.to_string(), "-o", "dump.log", "-v4", "-D"]);
+    command.arg(images).arg("--freeze-cgroup").arg(&cgroup.path);
+}
+
+fn restore(workload: &Workload, images: &Path, since: &[u64]) -> Result<()> {
+    let mut criu = Command::new("criu");
+    criu.args(["restore", "-o", "restore.log", "-v4", "-d", "-D"]).arg(images);
+    run(&mut criu)?.expect(0).with_context(|| log(images, "restore.log"))?;
+    workload.expect_counting_from(since).context("after the restore")
+}
+
+fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
+    let cgroup = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&cgroup], 3)?;
+    workload.expect_counting()?;
+    let since = workload.counters()?;
+    let images = scratch("images");
+    fs::create_dir(&images)?;
+    let mut command = Command::new("freezer-guard");
+    command.arg("run").arg("--cgroup").arg(&cgroup.path);
+    match start {
+        Start::Frozen => cgroup.freeze()?,
+        Start::Thawed => {
+            command.arg("--freeze");
+        }
+    }
+    command.arg("--");
+    criu_dump(&mut command, &workload, &cgroup, &images);
+    if after == After::Running {
+        command.arg("--leave-running");
+    }
+    let finished = run(&mut command)?.expect(0).with_context(|| log(&images, "dump.log"))?;
+    finished.says("refused no writes")?;
+
+    let state = cgroup.state()?;
+    match after {
+        After::Gone => {
+            ensure!(cgroup.pids()?.is_empty(), "tasks are left: {:?}", cgroup.pids()?);
+            if start == Start::Thawed {
+                ensure!(state == "THAWED", "left {state}");
+            }
+        }
+        After::Running if start == Start::Frozen => {
+            ensure!(state == "FROZEN", "left {state}");
+            let before = workload.counters()?;
+            thread::sleep(Duration::from_millis(200));
+            ensure!(workload.counters()? == before, "frozen tasks count");
+        }
+        After::Running => {
+            ensure!(state == "THAWED", "left {state}");
+            workload.expect_counting().context("left running")?;
+        }
+    }
+    cgroup.kill_all()?;
+    restore(&workload, &images, &since)
+}
+
+/// CRIU is held up after its own thaw, where a freeze would hang it for ever.
+fn window(hierarchy: Hierarchy) -> Result<()> {
+    let parent = Cgroup::new(hierarchy)?;
+    let cgroup = parent.child("target")?;
+    let workload = Workload::start(&[&cgroup], 3)?;
+    workload.expect_counting()?;
+    let since = workload.counters()?;
+    cgroup.freeze()?;
+    let images = scratch("images");
+    fs::create_dir(&images)?;
+    let mut command = Command::new("freezer-guard");
+    command.arg("run").arg("--cgroup").arg(&cgroup.path).arg("--");
+    command.args(["strace", "-o", "/dev/null", "-e", "inject=write:delay_exit=1500000", "-P"]);
+    command.arg(cgroup.freezer());
+    criu_dump(&mut command, &workload, &cgroup, &images);
+    command.arg("--leave-running");
+    let mut process = Process::spawn(&mut command)?;
+    let mut refused = 0;
+    eventually("CRIU thaws", || {
+        ensure!(!process.has_ended()?, "ended before it thawed the cgroup");
+        Ok(cgroup.state()? == "THAWED")
+    })?;
+    for _ in 0..5 {
+        for target in [&cgroup, &parent] {
+            target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+            refused += 1;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let finished: Finished = process.wait(LONG)?;
+    finished
+        .expect(0)
+        .with_context(|| log(&images, "dump.log"))?
+        .says(&format!("refused {refused} writes"))?;
+    cgroup.kill_all()?;
+    restore(&workload, &images, &since)?;
+    // The restored tree can be guarded again.
+    Held::new(&[&cgroup])?.release()?.expect(0)?;
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Who may write: COMMAND and all that descends from it, nobody else.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, eventually},
+    process::{Held, LONG, Process, guards},
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("command_itself", |h| allowed(h, |write| format!("exec 3>&1; {write}")));
+    list.add("child", |h| allowed(h, |write| format!("(:; {write})")));
+    list.add("grandchild", |h| allowed(h, |write| format!("(:; (:; {write}; exit $?); exit $?)")));
+    list.add("thread", thread);
+    list.add("daemonised_grandchild", daemon);
+    list.add("older_process_is_none", older);
+}
+
+/// The holder thaws the target and freezes it again.
+fn allowed(hierarchy: Hierarchy, wrap: impl Fn(&str) -> String) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    for (value, state) in [(hierarchy.thawed(), "THAWED"), (hierarchy.frozen(), "FROZEN")] {
+        let write = format!("echo {value} > {}", target.freezer().display());
+        ensure!(held.sh(&wrap(&write))? == 0, "the holder may not write {value}");
+        ensure!(target.state()? == state, "{} and not {state}", target.state()?);
+    }
+    held.release()?.expect(0)?.says("refused no writes")?;
+    Ok(())
+}
+
+fn thread(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    let write = format!("guest-tool threads {} {}", target.freezer().display(), hierarchy.thawed());
+    ensure!(held.sh(&write)? == 0, "the holder's thread may not write");
+    ensure!(target.state()? == "THAWED");
+    held.release()?.expect(0)?;
+    Ok(())
+}
+
+/// Has lost COMMAND as a parent, and outlives it.
+fn daemon(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mark = super::scratch("daemon");
+    let mut held = Held::new(&[&target])?;
+    let line = format!(
+        "guest-tool daemon -- bash -c 'sleep 0.5; echo {} > {} && touch {mark}; sleep 1' >/dev/null 2>&1",
+        hierarchy.thawed(),
+        target.freezer().display(),
+        mark = mark.display(),
+    );
+    ensure!(held.sh(&line)? == 0, "could not start the daemon");
+    eventually("the daemon writes", || Ok(mark.exists()))?;
+    held.release()?.expect(0)?;
+    eventually("the guard goes with the daemon", || Ok(guards()?.is_empty()))?;
+    target.freeze()?;
+    target.thaw()
+}
+
+fn older(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut shell = Process::spawn(Command::new("bash").args([
+        "-c",
+        "echo ready; read -r x; echo \"$1\" > \"$2\" && exit 0; exit 1",
+        "bash",
+        hierarchy.thawed(),
+        &target.freezer().display().to_string(),
+    ]))?;
+    shell.expect_line("ready")?;
+    let held = Held::new(&[&target])?;
+    shell.tell("go")?;
+    let finished = shell.wait(LONG)?.expect(1)?;
+    ensure!(finished.stderr.contains("busy"), "bash says: {}", finished.stderr);
+    held.release()?.expect(0)?.says("refused 1 write")?;
+    Ok(())
+}

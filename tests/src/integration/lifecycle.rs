@@ -1,0 +1,146 @@
+//! How a guard ends: with its last holder, by a signal, in time, by force.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, eventually},
+    process::{Held, LONG, Process, guard, guards, run},
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("run_is_killed", run_is_killed);
+    list.add("storm_leaves_nothing", storm);
+    list.add("nothing_is_left", nothing_left);
+    list.add("sigint_is_passed_on", sigint);
+    list.add("second_sigint_kills", second_sigint);
+    list.add("timeout", timeout);
+    list.add("end_by_force", force);
+    list.add("exit_codes_of_command", codes);
+}
+
+/// Files anywhere below a directory; none when it is not there.
+fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// That the last guard has gone, with all that enforced it.
+pub(super) fn expect_clean() -> Result<()> {
+    let guards = guards()?;
+    ensure!(guards.is_empty(), "guards are left: {guards:?}");
+    let pins = files_below(Path::new("/sys/fs/bpf/freezer-guard"));
+    ensure!(pins.is_empty(), "pins are left: {pins:?}");
+    Ok(())
+}
+
+fn usable(cgroup: &Cgroup) -> Result<()> {
+    cgroup.freeze()?;
+    cgroup.thaw()?;
+    Held::new(&[cgroup])?.release()?.expect(0)?;
+    expect_clean()
+}
+
+fn run_is_killed(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    held.process().signal(Signal::SIGKILL)?;
+    eventually("the kill", || held.process().has_ended())?;
+    for _ in 0..3 {
+        ensure!(guards()?.len() == 1, "the guard has gone with `run`");
+        target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    }
+    ensure!(held.sh(&format!("echo {} > {}", hierarchy.thawed(), target.freezer().display()))? == 0);
+    held.process().close_input();
+    eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
+    expect_clean()?;
+    usable(&target)
+}
+
+fn storm(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    run(Held::command(&[&target]).args(["--", "guest-tool", "storm"]))?.expect(0)?;
+    eventually("the guard goes", || Ok(guards()?.is_empty()))?;
+    expect_clean()?;
+    usable(&target)
+}
+
+fn nothing_left(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    run(Held::command(&[&target]).args(["--", "true"]))?.expect(0)?.says("refused no writes")?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()?;
+    usable(&target)
+}
+
+fn shell(target: &Cgroup, script: &str) -> Result<Process> {
+    let mut process = Process::spawn(Held::command(&[target]).args(["--", "bash", "-c", script]))?;
+    process.expect_line("held")?;
+    Ok(process)
+}
+
+fn sigint(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let script = "trap 'echo got; exit 7' INT; echo held; while :; do sleep 0.1; done";
+    let mut process = shell(&target, script)?;
+    process.signal(Signal::SIGINT)?;
+    process.expect_line("got")?;
+    process.wait(LONG)?.expect(7)?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()
+}
+
+fn second_sigint(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let script = "trap 'echo got' INT; echo held; while :; do sleep 0.1; done";
+    let mut process = shell(&target, script)?;
+    process.signal(Signal::SIGINT)?;
+    process.expect_line("got")?;
+    process.signal(Signal::SIGINT)?;
+    process.wait(LONG)?.expect(128 + Signal::SIGKILL as i32)?;
+    eventually("the guard goes", || Ok(guards()?.is_empty()))?;
+    expect_clean()
+}
+
+fn timeout(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut command = Held::command(&[&target]);
+    let finished = run(command.args(["--timeout", "1s", "--", "sleep", "1000"]))?;
+    let signals = [Signal::SIGTERM, Signal::SIGKILL].map(|signal| 128 + signal as i32);
+    ensure!(signals.contains(&finished.code), "unlike a signal: {finished:?}");
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()
+}
+
+fn force(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    guard(["end", &target.text()])?.expect(64)?.says("--force")?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    guard(["end", &target.text(), "--force"])?.expect(0)?;
+    target.thaw()?;
+    held.release()?.expect(73)?;
+    expect_clean()
+}
+
+fn codes(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    for (script, code) in [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)] {
+        let mut command = Command::new("freezer-guard");
+        command.args(["run", "--freeze", "--cgroup", &target.text(), "--", "bash", "-c", script]);
+        run(&mut command)?.expect(code)?;
+        ensure!(target.state()? == "THAWED", "left {} after {script}", target.state()?);
+    }
+    expect_clean()
+}

@@ -1,0 +1,190 @@
+//! Bad use: a clear message, the right exit code, nothing left behind.
+
+use std::{fs, os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, Workload},
+    lifecycle::expect_clean,
+    process::{Held, Process, guard, run},
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("usage", usage);
+    list.add("no_such_path", |h| refused(&h.root().join("none").display().to_string(), 64));
+    list.add("not_a_cgroup", |_| refused("/tmp", 64));
+    list.add("root_cgroup", |h| refused(&h.root().display().to_string(), 64));
+    list.add("own_cgroup", |h| own(h, false));
+    list.add("ancestor_of_own_cgroup", |h| own(h, true));
+    list.add("not_frozen", not_frozen);
+    list.add("frozen_ancestor", frozen_ancestor);
+    list.add("frozen_descendant", frozen_descendant);
+    list.add("already_guarded", already_guarded);
+    list.add("does_not_freeze", does_not_freeze);
+    list.add("command_not_found", command_not_found);
+    list.add("no_capability", no_capability);
+    list.add("other_user", other_user);
+    list.add("bpffs_not_mounted", no_bpffs);
+}
+
+fn refused(path: &str, code: i32) -> Result<()> {
+    guard(["run", "--cgroup", path, "--freeze", "--", "echo", "ran"])?.expect_not_run(code)?;
+    guard(["run", "--cgroup", path, "--", "echo", "ran"])?.expect_not_run(code)?;
+    expect_clean()
+}
+
+impl super::process::Finished {
+    fn expect_not_run(self, code: i32) -> Result<Self> {
+        let finished = self.expect(code)?.says("freezer-guard: ")?;
+        ensure!(!finished.stdout.contains("ran"), "COMMAND was run");
+        Ok(finished)
+    }
+}
+
+fn usage(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let path = &target.text();
+    for arguments in [
+        &["run", "--cgroup", path][..],
+        &["run", "--cgroup", path, "--"],
+        &["run", "--cgroup", path, "--no-such-flag", "--", "true"],
+        &["run", "--freeze", "--", "true"],
+        &["run", "--cgroup", path, "--freeze-timeout", "soon", "--freeze", "--", "true"],
+        &["no-such-command"],
+        &["end"],
+    ] {
+        guard(arguments)?.expect(64).with_context(|| format!("{arguments:?}"))?;
+    }
+    guard(["--help"])?.expect(0)?;
+    guard(["run", "--help"])?.expect(0)?;
+    ensure!(target.state()? == "THAWED");
+    expect_clean()
+}
+
+fn own(hierarchy: Hierarchy, ancestor: bool) -> Result<()> {
+    let parent = Cgroup::new(hierarchy)?;
+    let inner = parent.child("inner")?;
+    let mine = if ancestor { &inner } else { &parent };
+    let script = "echo $$ > \"$1/cgroup.procs\" && exec freezer-guard run --cgroup \"$2\" --freeze -- echo ran";
+    let mut command = Command::new("bash");
+    command.args(["-c", script, "bash", &mine.text(), &parent.text()]);
+    run(&mut command)?.expect_not_run(64)?;
+    ensure!(parent.state()? == "THAWED", "left {}", parent.state()?);
+    expect_clean()
+}
+
+fn not_frozen(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let finished = guard(["run", "--cgroup", &target.text(), "--", "echo", "ran"])?;
+    finished.expect_not_run(75)?.says("--freeze")?;
+    workload.expect_counting()?;
+    expect_clean()
+}
+
+fn both_ways(target: &Cgroup, state: &str) -> Result<()> {
+    for flags in [&["--freeze", "--freeze-timeout", "2s"][..], &[]] {
+        let arguments = [&["run", "--cgroup", &target.text()], flags, &["--", "echo", "ran"]];
+        guard(arguments.concat())?.expect_not_run(75)?;
+        ensure!(target.state()? == state, "left {}", target.state()?);
+    }
+    expect_clean()
+}
+
+fn frozen_ancestor(hierarchy: Hierarchy) -> Result<()> {
+    let parent = Cgroup::new(hierarchy)?;
+    let target = parent.child("target")?;
+    let workload = Workload::start(&[&target], 0)?;
+    parent.freeze()?;
+    both_ways(&target, &target.state()?)?;
+    parent.thaw()?;
+    workload.expect_counting()
+}
+
+fn frozen_descendant(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let child = target.child("child")?;
+    let workload = Workload::start(&[&target], 0)?;
+    child.freeze()?;
+    both_ways(&target, "THAWED")?;
+    ensure!(child.state()? == "FROZEN", "the child was thawed");
+    workload.expect_counting()
+}
+
+fn already_guarded(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    for flags in [&["--freeze"][..], &[]] {
+        let arguments = [&["run", "--cgroup", &target.text()], flags, &["--", "echo", "ran"]];
+        guard(arguments.concat())?.expect_not_run(75)?;
+    }
+    ensure!(target.state()? == "FROZEN", "a loser has thawed it");
+    held.release()?.expect(0)?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()
+}
+
+fn does_not_freeze(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 0)?;
+    let mut stalled =
+        Process::spawn(Command::new("guest-tool").args(["stall", "--cgroup", &target.text()]))?;
+    stalled.expect_line("ready")?;
+    // It says so just before it stalls.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let limit = ["--freeze", "--freeze-timeout", "1s"];
+    let arguments = [&["run", "--cgroup", &target.text()], &limit[..], &["--", "echo", "ran"]];
+    let pid = stalled.pid().to_string();
+    guard(arguments.concat())?.expect_not_run(75)?.says(&pid)?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    workload.expect_counting()?;
+    expect_clean()
+}
+
+fn command_not_found(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    run(Held::command(&[&target]).args(["--", "no-such-command"]))?
+        .expect(127)?
+        .says("no-such-command")?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()
+}
+
+fn no_capability(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut command = Command::new("guest-tool");
+    command.args(["powerless", "--", "freezer-guard", "run", "--freeze", "--cgroup"]);
+    run(command.arg(&target.path).args(["--", "echo", "ran"]))?.expect_not_run(77)?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()
+}
+
+fn other_user(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    let other = Cgroup::new(hierarchy)?;
+    for path in [&target.path, &other.path] {
+        let mut command = Command::new("freezer-guard");
+        command.args(["run", "--freeze", "--cgroup"]).arg(path).args(["--", "echo", "ran"]);
+        run(command.uid(65534).gid(65534))?.expect_not_run(77)?;
+    }
+    held.release()?.expect(0)?;
+    expect_clean()
+}
+
+/// Mounted by us, or an error that says how.
+fn no_bpffs(hierarchy: Hierarchy) -> Result<()> {
+    const BPFFS: &str = "/sys/fs/bpf";
+    let target = Cgroup::new(hierarchy)?;
+    let mut command = Command::new("guest-tool");
+    command.args(["unmounted", BPFFS, "--", "freezer-guard", "run", "--freeze", "--cgroup"]);
+    let finished = run(command.arg(&target.path).args(["--", "true"]))?;
+    if finished.code != 0 {
+        finished.expect(69)?.says(BPFFS)?;
+    }
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    ensure!(fs::metadata(BPFFS)?.is_dir());
+    expect_clean()
+}

@@ -1,0 +1,98 @@
+//! The trials, one module for each part of the promise; one list for the
+//! layout that this guest has.
+
+mod cgroups;
+mod dump;
+mod holders;
+mod lifecycle;
+mod misuse;
+mod nobpf;
+mod parallel;
+mod paths;
+mod places;
+mod process;
+mod refuse;
+mod status;
+
+use std::{fs, io::IsTerminal as _, path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::config::{CONFIG_PATH, Config};
+use cgroups::Hierarchy;
+
+/// Runs the trials that apply here, one at a time.
+pub fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    if !std::io::stdout().is_terminal() {
+        arguments.color = Some(libtest_mimic::ColorSetting::Never);
+    }
+    match list() {
+        Ok((label, trials)) => {
+            println!("here: {label}");
+            libtest_mimic::run(&arguments, trials).exit_code()
+        }
+        Err(error) => {
+            eprintln!("integration: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list() -> Result<(String, Vec<Trial>)> {
+    let bytes = fs::read(CONFIG_PATH).with_context(|| format!("read {CONFIG_PATH}"))?;
+    let config: Config = serde_json::from_slice(&bytes)?;
+    let label = config.label();
+    let lsm = fs::read_to_string("/sys/kernel/security/lsm").context("read the LSM list")?;
+    let has_bpf = lsm.trim().split(',').any(|name| name == "bpf");
+    let mut trials = Vec::new();
+    for hierarchy in [Hierarchy::V1, Hierarchy::V2] {
+        if !hierarchy.is_here() {
+            continue;
+        }
+        let mut list = List { config: &config, hierarchy, module: "", trials: &mut trials };
+        if has_bpf {
+            list.module("dump", dump::list);
+            list.module("refuse", refuse::list);
+            list.module("places", places::list);
+            list.module("holders", holders::list);
+            list.module("lifecycle", lifecycle::list);
+            list.module("parallel", parallel::list);
+            list.module("misuse", misuse::list);
+            list.module("paths", paths::list);
+            list.module("status", status::list);
+        } else {
+            list.module("nobpf", nobpf::list);
+        }
+    }
+    Ok((label, trials))
+}
+
+/// What the modules put their trials into.
+struct List<'a> {
+    config: &'a Config,
+    hierarchy: Hierarchy,
+    module: &'static str,
+    trials: &'a mut Vec<Trial>,
+}
+
+impl List<'_> {
+    fn module(&mut self, name: &'static str, list: fn(&mut Self)) {
+        self.module = name;
+        list(self);
+    }
+
+    fn add(&mut self, name: &str, test: impl Fn(Hierarchy) -> Result<()> + Send + 'static) {
+        let hierarchy = self.hierarchy;
+        let name = format!("{}::{}::{name}", hierarchy.name(), self.module);
+        let run = move || test(hierarchy).map_err(|error| Failed::from(format!("{error:?}")));
+        self.trials.push(Trial::test(name, run).with_kind(self.config.label()));
+    }
+}
+
+/// A path for a test's own files, not yet there.
+fn scratch(name: &str) -> std::path::PathBuf {
+    Path::new("/tmp").join(format!("{}-{name}", cgroups::unique()))
+}

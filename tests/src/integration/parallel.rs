@@ -1,0 +1,112 @@
+//! Many guards at once: one for each cgroup, none inside another.
+
+use anyhow::{Result, ensure};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, Workload},
+    lifecycle::expect_clean,
+    process::{Held, LONG},
+};
+use std::{thread, time::{Duration, Instant}};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("hundred_on_one_cgroup", hundred);
+    list.add("ten_siblings", siblings);
+    list.add("parent_then_child", |h| overlap(h, true));
+    list.add("child_then_parent", |h| overlap(h, false));
+    list.add("two_cgroups_in_one_guard", two);
+}
+
+fn hundred(hierarchy: Hierarchy) -> Result<()> {
+    const RUNS: usize = 100;
+    let target = Cgroup::new(hierarchy)?;
+    let mut runs = Vec::new();
+    for _ in 0..RUNS {
+        runs.push(Held::start(&mut Held::command(&[&target]))?);
+    }
+    // COMMAND of the winner waits for us: all others end first.
+    let start = Instant::now();
+    let mut losers = Vec::new();
+    while losers.len() < RUNS - 1 {
+        ensure!(start.elapsed() < 2 * LONG, "{} of {RUNS} still run", runs.len());
+        let mut still = Vec::new();
+        for mut run in runs {
+            if run.process().has_ended()? { losers.push(run) } else { still.push(run) }
+        }
+        runs = still;
+        thread::sleep(Duration::from_millis(50));
+    }
+    for loser in losers {
+        loser.release()?.expect(75)?;
+    }
+    let mut winner = runs.pop().ok_or_else(|| anyhow::anyhow!("nobody has won"))?;
+    winner.wait_held()?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    winner.release()?.expect(0)?.says("refused 1 write")?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()
+}
+
+fn siblings(hierarchy: Hierarchy) -> Result<()> {
+    let parent = Cgroup::new(hierarchy)?;
+    let targets = (0..10).map(|i| parent.child(&format!("t{i}"))).collect::<Result<Vec<_>>>()?;
+    let workloads =
+        targets.iter().map(|target| Workload::start(&[target], 0)).collect::<Result<Vec<_>>>()?;
+    let mut helds = Vec::new();
+    for target in &targets {
+        helds.push(Held::start(&mut Held::command(&[target]))?);
+    }
+    for held in &mut helds {
+        held.wait_held()?;
+    }
+    for (held, target) in helds.iter_mut().zip(&targets) {
+        target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+        // A holder of one is an outsider to the others.
+        let other = if target.path == targets[0].path { &targets[1] } else { &targets[0] };
+        let write = |cgroup: &Cgroup| {
+            format!("echo {} > {}", hierarchy.thawed(), cgroup.freezer().display())
+        };
+        ensure!(held.sh(&write(other))? != 0, "a holder may write to another's cgroup");
+        ensure!(held.sh(&write(target))? == 0, "a holder may not write to its own cgroup");
+    }
+    for held in helds {
+        parent.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+        held.release()?.expect(0)?;
+    }
+    parent.freeze()?;
+    parent.thaw()?;
+    for workload in &workloads {
+        workload.expect_counting()?;
+    }
+    drop(targets);
+    expect_clean()
+}
+
+fn overlap(hierarchy: Hierarchy, parent_first: bool) -> Result<()> {
+    let parent = Cgroup::new(hierarchy)?;
+    let middle = parent.child("middle")?;
+    let child = middle.child("child")?;
+    let (first, second) = if parent_first { (&parent, &child) } else { (&child, &parent) };
+    let held = Held::new(&[first])?;
+    Held::start(&mut Held::command(&[second]))?.release()?.expect(75)?;
+    first.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?;
+    Held::new(&[second])?.release()?.expect(0)?;
+    drop((child, middle));
+    expect_clean()
+}
+
+fn two(hierarchy: Hierarchy) -> Result<()> {
+    let [one, two] = [Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?];
+    let held = Held::new(&[&one, &two])?;
+    for cgroup in [&one, &two] {
+        cgroup.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+        Held::start(&mut Held::command(&[cgroup]))?.release()?.expect(75)?;
+    }
+    held.release()?.expect(0)?.says("refused 2 writes")?;
+    for cgroup in [&one, &two] {
+        ensure!(cgroup.state()? == "THAWED", "left {}", cgroup.state()?);
+    }
+    expect_clean()
+}

@@ -1,0 +1,164 @@
+//! The system calls that need `unsafe`, as safe functions for single uses.
+
+#![expect(unsafe_code, reason = "the one module of this crate that calls the kernel by hand")]
+
+use std::{
+    fs::File,
+    io::{Error, Result},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    ptr,
+};
+
+use io_uring::{IoUring, opcode, squeue::Flags, types::Fd};
+use nix::unistd::ForkResult;
+
+/// Forks. The tool has no second thread when it does.
+pub(crate) fn fork() -> Result<ForkResult> {
+    // SAFETY: the callers are single-threaded, so the child finds no lock held
+    // by a thread that it does not have.
+    Ok(unsafe { nix::unistd::fork() }?)
+}
+
+fn check(result: libc::c_long) -> Result<libc::c_long> {
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
+}
+
+fn from_negative(result: i64) -> Result<()> {
+    if result < 0 {
+        let errno = i32::try_from(-result).unwrap_or(libc::EIO);
+        return Err(Error::from_raw_os_error(errno));
+    }
+    Ok(())
+}
+
+/// `struct iocb` of `include/uapi/linux/aio_abi.h`, little endian.
+#[repr(C)]
+#[derive(Default)]
+struct Iocb {
+    data: u64,
+    key: u32,
+    rw_flags: i32,
+    opcode: u16,
+    priority: i16,
+    fd: u32,
+    buffer: u64,
+    length: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    result_fd: u32,
+}
+
+/// `struct io_event` of the same header.
+#[repr(C)]
+#[derive(Default)]
+struct IoEvent {
+    data: u64,
+    iocb: u64,
+    result: i64,
+    result2: i64,
+}
+
+/// Writes with `io_submit(2)`.
+pub(crate) fn aio_write(file: &File, bytes: &[u8]) -> Result<()> {
+    const IOCB_CMD_PWRITE: u16 = 1;
+    let mut context: libc::c_ulong = 0;
+    let mut iocb = Iocb {
+        opcode: IOCB_CMD_PWRITE,
+        fd: u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX),
+        buffer: bytes.as_ptr() as u64,
+        length: bytes.len() as u64,
+        ..Iocb::default()
+    };
+    let mut event = IoEvent::default();
+    // SAFETY: the kernel writes one `c_ulong`, reads one pointer to an `Iocb`
+    // laid out as it expects, and writes one `IoEvent`; `bytes` outlives the
+    // operation because we wait for its event before we return.
+    unsafe {
+        check(libc::syscall(libc::SYS_io_setup, 1, &raw mut context))?;
+        let mut list = [&raw mut iocb];
+        check(libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()))?;
+        check(libc::syscall(
+            libc::SYS_io_getevents,
+            context,
+            1,
+            1,
+            &raw mut event,
+            ptr::null_mut::<libc::timespec>(),
+        ))?;
+    }
+    from_negative(event.result)
+}
+
+/// Writes with io_uring; `asynchronous`: in a worker thread of the kernel.
+pub(crate) fn io_uring_write(file: &File, bytes: &[u8], asynchronous: bool) -> Result<()> {
+    let mut ring = IoUring::new(2)?;
+    let length = u32::try_from(bytes.len()).map_err(Error::other)?;
+    let mut entry = opcode::Write::new(Fd(file.as_raw_fd()), bytes.as_ptr(), length).build();
+    if asynchronous {
+        entry = entry.flags(Flags::ASYNC);
+    }
+    // SAFETY: the buffer and the file outlive the operation: we wait for its
+    // completion below.
+    unsafe { ring.submission().push(&entry) }.map_err(Error::other)?;
+    ring.submit_and_wait(1)?;
+    let completion = ring.completion().next().ok_or_else(|| Error::other("no completion"))?;
+    from_negative(i64::from(completion.result()))
+}
+
+/// A page that is never filled: whoever touches it waits, in the kernel, for as
+/// long as the descriptor is open.
+///
+/// A write from it stalls inside the system call and cannot be frozen.
+pub(crate) fn stalling_page() -> Result<(OwnedFd, &'static [u8])> {
+    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+    const API: u64 = 0xaa;
+    const MODE_MISSING: u64 = 1;
+    const SIZE: usize = 4096;
+    // SAFETY: a fresh descriptor that nobody else owns; the ioctls read and
+    // write three and four `u64`, as `struct uffdio_api` and `struct
+    // uffdio_register` have; the mapping is private, never unmapped, and its
+    // length is that of the slice, which is only ever handed to the kernel.
+    unsafe {
+        let raw = check(libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC))?;
+        let fd = OwnedFd::from_raw_fd(i32::try_from(raw).map_err(Error::other)?);
+        let mut api = [API, 0, 0];
+        check(libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()).into())?;
+        let page = libc::mmap(
+            ptr::null_mut(),
+            SIZE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if page == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        let mut register = [page as u64, SIZE as u64, MODE_MISSING, 0];
+        check(libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr()).into())?;
+        Ok((fd, std::slice::from_raw_parts(page.cast::<u8>(), SIZE)))
+    }
+}
+
+/// Writes bytes that nobody may look at, such as those of [`stalling_page`].
+pub(crate) fn write_raw(fd: &OwnedFd, bytes: &[u8]) -> Result<()> {
+    // SAFETY: the range is mapped; the kernel alone reads it.
+    check(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as i64)?;
+    Ok(())
+}
+
+/// Takes a capability out of the bounding set: programs run from here on
+/// cannot have it.
+pub(crate) fn drop_capability(number: libc::c_ulong) -> Result<()> {
+    // SAFETY: `prctl(PR_CAPBSET_DROP)` takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) }.into())?;
+    Ok(())
+}
+
+/// A descriptor that came with a message.
+pub(crate) fn own(fd: i32) -> File {
+    // SAFETY: the caller received it just now over a socket and knows no other owner.
+    unsafe { File::from_raw_fd(fd) }
+}

@@ -1,0 +1,122 @@
+//! `guest-tool`: workloads to guard and every way to write to a file.
+
+mod process;
+mod storm;
+mod workload;
+mod write;
+
+use std::{
+    io::{BufRead as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use write::Method;
+
+#[derive(Parser)]
+#[command(name = "guest-tool", about = "Workloads and writers for the tests")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Start a tree of processes that count, print its root's pid, detach
+    Workload {
+        /// Where process N writes its counter, in a file named N
+        dir: PathBuf,
+        /// A cgroup to join
+        #[arg(long)]
+        cgroup: Vec<PathBuf>,
+        /// How many children the root has
+        #[arg(long, default_value_t = 3)]
+        processes: usize,
+    },
+    /// Write VALUE; ends with the errno
+    Write {
+        #[arg(value_enum)]
+        method: Method,
+        path: PathBuf,
+        value: String,
+    },
+    /// Open, print `ready`, wait for a line, write
+    Late { path: PathBuf, value: String },
+    /// As `late`, with a descriptor that a child opened and sent
+    Passed { path: PathBuf, value: String },
+    /// Write from a second thread
+    Threads { path: PathBuf, value: String },
+    /// Run a command in a grandchild with a session of its own
+    Daemon {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Join a cgroup, make it the root of a cgroup namespace, mount it, write
+    Cgroupns {
+        /// The directory to join
+        cgroup: PathBuf,
+        /// The file below it
+        file: PathBuf,
+        value: String,
+    },
+    /// Run a command where PATH is not mounted
+    Unmounted {
+        path: PathBuf,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Run a command as root without CAP_SYS_ADMIN, CAP_BPF and CAP_PERFMON
+    Powerless {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Join cgroups, print `ready` and hang where no freezer gets at us
+    Stall {
+        #[arg(long)]
+        cgroup: Vec<PathBuf>,
+    },
+    /// 20 threads that start many short processes
+    Storm,
+}
+
+/// Runs the tool; the exit code is the errno of a write that failed.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guest-tool: {error:#}");
+            let errno = error.chain().find_map(|cause| {
+                let io = cause.downcast_ref::<std::io::Error>().and_then(|e| e.raw_os_error());
+                io.or_else(|| cause.downcast_ref::<nix::Error>().map(|errno| *errno as i32))
+            });
+            ExitCode::from(errno.and_then(|errno| u8::try_from(errno).ok()).unwrap_or(255))
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Workload { dir, cgroup, processes } => workload::start(&dir, &cgroup, processes),
+        Task::Write { method, path, value } => write::write(method, &path, &value),
+        Task::Late { path, value } => write::late(&path, &value),
+        Task::Passed { path, value } => write::passed(&path, &value),
+        Task::Threads { path, value } => write::from_thread(path, value),
+        Task::Daemon { command } => process::daemon(&command),
+        Task::Cgroupns { cgroup, file, value } => process::cgroupns(&cgroup, &file, &value),
+        Task::Unmounted { path, command } => process::unmounted(&path, &command),
+        Task::Powerless { command } => process::powerless(&command),
+        Task::Stall { cgroup } => workload::stall(&cgroup),
+        Task::Storm => storm::storm(),
+    }
+}
+
+/// Says that we are ready, then waits for the word to go.
+fn ready() -> Result<()> {
+    println!("ready");
+    std::io::stdout().flush()?;
+    std::io::stdin().lock().read_line(&mut String::new())?;
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! Process trees to freeze, dump and restore.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    hint::black_box,
+    io::{Read as _, Write},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+
+use crate::sys;
+
+/// Memory that each process holds and has touched.
+const MEMORY_BYTES: usize = 2 << 20;
+
+fn join(cgroups: &[PathBuf]) -> Result<()> {
+    for cgroup in cgroups {
+        let procs = cgroup.join("cgroup.procs");
+        fs::write(&procs, "0").with_context(|| format!("write {}", procs.display()))?;
+    }
+    Ok(())
+}
+
+/// Starts the tree; returns when all of it runs and its root's pid is printed.
+pub(super) fn start(dir: &Path, cgroups: &[PathBuf], children: usize) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let (mut reader, writer) = std::io::pipe()?;
+    match sys::fork()? {
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let mut said = Vec::new();
+            reader.read_to_end(&mut said)?;
+            anyhow::ensure!(said.len() == children + 1, "the workload did not start");
+            println!("{child}");
+            Ok(())
+        }
+        ForkResult::Child => {
+            drop(reader);
+            setsid()?;
+            join(cgroups)?;
+            fs::write(dir.join("pid"), std::process::id().to_string())?;
+            let mut number = 0;
+            for child in 1..=children {
+                if let ForkResult::Child = sys::fork()? {
+                    number = child;
+                    break;
+                }
+            }
+            count(&dir.join(number.to_string()), writer)
+        }
+    }
+}
+
+/// Counts for ever; `started` hears of the first count, and of a failure by
+/// what is missing.
+fn count(path: &Path, mut started: impl Write) -> Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(true).open(path);
+    let file = file.with_context(|| format!("create {}", path.display()))?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let mut memory = vec![1_u8; MEMORY_BYTES];
+    let mut counter = 0_u64;
+    write_counter(&file, counter)?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    drop(null);
+    started.write_all(b"x")?;
+    drop(started);
+    loop {
+        counter += 1;
+        // Touch another page each time, so that there is something to dump.
+        let index = usize::try_from(counter)? * 4096 % MEMORY_BYTES;
+        memory[index] = memory[index].wrapping_add(1);
+        black_box(&memory);
+        write_counter(&file, counter)?;
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Of fixed size: CRIU refuses to restore a file whose size has changed.
+fn write_counter(file: &File, counter: u64) -> Result<()> {
+    Ok(file.write_all_at(format!("{counter:020}").as_bytes(), 0)?)
+}
+
+/// Hangs inside a system call where the freezer cannot stop us, until killed.
+pub(super) fn stall(cgroups: &[PathBuf]) -> Result<()> {
+    join(cgroups)?;
+    let (_userfault, page) = sys::stalling_page().context("make a page that stalls")?;
+    let (_reader, writer) = std::io::pipe()?;
+    println!("ready");
+    std::io::stdout().flush()?;
+    Ok(sys::write_raw(&writer.into(), page)?)
+}
