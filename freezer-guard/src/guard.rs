@@ -1,25 +1,26 @@
 //! The state machine of a guard: begin, freeze, CHECKPOINTING, end. The only
 //! place that changes a guard's state.
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+mod marks;
+mod status;
 
-use aya::maps::{HashMap, MapData, MapError};
-use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, Guard as Entry, GuardId, MAX_GUARDS, Protection, control,
-};
+use std::{io, path::PathBuf};
+
+use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, MAX_GUARDS, control};
 use nix::{
     sys::signal::{Signal, kill},
     time::{ClockId, clock_gettime},
     unistd::{Pid, getpid},
 };
 
+pub use status::{Intruder, Status, comm, list, of_cgroup};
+
 use crate::{
     cgroup::{self, Cgroup, FreezerState},
     kernel::{self, Locked, Maps},
 };
-
-/// Flag of `bpf_map_update_elem`: fail if there is an entry.
-const BPF_NOEXIST: u64 = 1;
+use marks::{covering, insert, reconcile, refuse_guarded, refuse_overlap, unload_if_unused};
+use status::holder_pids;
 
 /// Why a guard could not be begun or kept.
 #[derive(Debug, thiserror::Error)]
@@ -107,40 +108,6 @@ pub struct Guard {
     maps: Maps,
     entered: bool,
     ended: bool,
-}
-
-/// What a guard did.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Status {
-    /// Its id.
-    pub id: GuardId,
-    /// CHECKPOINTING, or PREPARING while it is being begun.
-    pub state: &'static str,
-    /// The guarded cgroups; one that is gone is shown by its identity.
-    pub cgroups: Vec<PathBuf>,
-    /// The processes that may write.
-    pub holder_pids: Vec<u32>,
-    /// How long it has been held, seconds.
-    pub held_seconds: f64,
-    /// Refused writes by [`Protection`].
-    pub denials: BTreeMap<&'static str, u64>,
-    /// Who wrote, the most eager first. May be incomplete: `denials` is not.
-    pub intruders: Vec<Intruder>,
-    /// Refusals that were counted but did not fit among the events.
-    pub lost_events: u64,
-}
-
-/// Somebody who ran into a guard.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Intruder {
-    /// The process.
-    pub pid: u32,
-    /// Its name at the first write.
-    pub comm: String,
-    /// What it tried, a name of [`Protection`].
-    pub protection: &'static str,
-    /// How often.
-    pub count: u64,
 }
 
 /// How a guard ended.
@@ -393,7 +360,7 @@ impl Guard {
         let Some(mut maps) = lock.open()? else {
             return Ok(End::WasGone);
         };
-        let end = release(&mut maps, self.id)?;
+        let end = marks::release(&mut maps, self.id)?;
         unload_if_unused(lock, &maps)?;
         Ok(end)
     }
@@ -438,43 +405,6 @@ fn is_frozen(target: &[Cgroup]) -> Result<bool, cgroup::Error> {
     Ok(false)
 }
 
-/// Every guard in force.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn list() -> Result<Vec<Status>, Error> {
-    let lock = Locked::wait()?;
-    let Some(mut maps) = lock.open()? else {
-        return Ok(Vec::new());
-    };
-    reconcile(&mut maps)?;
-    unload_if_unused(&lock, &maps)?;
-    let mut guards = Vec::new();
-    for (id, entry) in entries(&maps.guards)? {
-        guards.push(status(&maps, id, &entry)?);
-    }
-    guards.sort_by_key(|status| status.id);
-    Ok(guards)
-}
-
-/// The guard that holds the cgroup or one above it.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
-    let lock = Locked::wait()?;
-    let Some(maps) = lock.open()? else {
-        return Ok(None);
-    };
-    let Some(id) = covering(&maps, cgroup)? else {
-        return Ok(None);
-    };
-    match maps.guard(id)? {
-        Some(entry) => Ok(Some(status(&maps, id, &entry)?)),
-        None => Ok(None),
-    }
-}
-
 /// Ends the guard of a cgroup, whoever holds it. Its state is left as it is.
 ///
 /// # Errors
@@ -484,277 +414,11 @@ pub fn end_by_force(cgroup: &Cgroup) -> Result<Status, Error> {
     let not_guarded = || Error::NotGuarded(cgroup.path().to_owned());
     let mut maps = lock.open()?.ok_or_else(not_guarded)?;
     let id = covering(&maps, cgroup)?.ok_or_else(not_guarded)?;
-    let end = release(&mut maps, id)?;
+    let end = marks::release(&mut maps, id)?;
     unload_if_unused(&lock, &maps)?;
     match end {
         End::Released(status) => Ok(status),
         End::WasGone => Err(not_guarded()),
-    }
-}
-
-fn covering(maps: &Maps, cgroup: &Cgroup) -> Result<Option<GuardId>, Error> {
-    let above = cgroup.ancestors()?;
-    for key in std::iter::once(cgroup.key()).chain(above.iter().map(Cgroup::key)) {
-        if let Some(id) = live(maps, maps.targets.get(&key, 0))? {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
-}
-
-/// The id a mark names, if that guard is in force.
-fn live(maps: &Maps, mark: Result<GuardId, MapError>) -> Result<Option<GuardId>, Error> {
-    match mark {
-        Ok(id) => Ok(maps.guard(id)?.map(|_| id)),
-        Err(_) => Ok(None),
-    }
-}
-
-fn refuse_overlap(targets: &[Target]) -> Result<(), Error> {
-    let cgroups: Vec<_> = targets.iter().flatten().collect();
-    for (number, one) in cgroups.iter().enumerate() {
-        let above = one.ancestors()?;
-        for (other_number, other) in cgroups.iter().enumerate() {
-            let same = number < other_number && one.key() == other.key();
-            if same || above.iter().any(|ancestor| ancestor.key() == other.key()) {
-                return Err(Error::Overlap(
-                    other.path().to_owned(),
-                    one.path().to_owned(),
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn refuse_guarded(maps: &Maps, targets: &[Target]) -> Result<(), Error> {
-    for cgroup in targets.iter().flatten() {
-        let mut holder = covering(maps, cgroup)?;
-        let mut key = AncestorKey {
-            cgroup: cgroup.key(),
-            index: 0,
-        };
-        while holder.is_none() {
-            let Ok(id) = maps.ancestors.get(&key, 0) else {
-                break;
-            };
-            holder = maps.guard(id)?.map(|_| id);
-            key.index += 1;
-        }
-        if let Some(id) = holder {
-            let of = paths(maps, id)?.into_iter().next().unwrap_or_default();
-            let pids = holder_pids(maps, id)?;
-            return Err(Error::Guarded {
-                path: cgroup.path().to_owned(),
-                of,
-                pids,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, Error> {
-    let mut intruders: Vec<_> = entries(&maps.intruders)?
-        .into_iter()
-        .filter(|(key, _)| key.guard == id)
-        .map(|(key, intruder)| Intruder {
-            pid: key.pid,
-            comm: comm(&intruder.comm),
-            protection: Protection::ALL
-                .get(key.protection as usize)
-                .map_or("unknown", |protection| protection.name()),
-            count: intruder.count,
-        })
-        .collect();
-    intruders.sort_by_key(|intruder| std::cmp::Reverse(intruder.count));
-    let held = Duration::from_nanos(now().saturating_sub(entry.begun_ns));
-    Ok(Status {
-        id,
-        state: if entry.checkpointing_ns == 0 {
-            "PREPARING"
-        } else {
-            "CHECKPOINTING"
-        },
-        cgroups: paths(maps, id)?,
-        holder_pids: holder_pids(maps, id)?,
-        held_seconds: held.as_secs_f64(),
-        denials: Protection::ALL
-            .into_iter()
-            .map(|protection| (protection.name(), entry.denials[protection as usize]))
-            .collect(),
-        intruders,
-        lost_events: entry.lost_events,
-    })
-}
-
-/// A NUL-padded name of a task.
-pub fn comm(bytes: &[u8; 16]) -> String {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
-}
-
-fn paths(maps: &Maps, id: GuardId) -> Result<Vec<PathBuf>, Error> {
-    let mut keys: Vec<CgroupKey> = entries(&maps.targets)?
-        .into_iter()
-        .filter(|(_, of)| *of == id)
-        .map(|(key, _)| key)
-        .collect();
-    keys.sort();
-    let unknown =
-        |key: CgroupKey| format!("(removed cgroup {}:{})", key.hierarchy_id, key.kernfs_id).into();
-    Ok(keys
-        .into_iter()
-        .map(|key| cgroup::by_key(key).unwrap_or_else(|| unknown(key)))
-        .collect())
-}
-
-fn holder_pids(maps: &Maps, id: GuardId) -> Result<Vec<u32>, Error> {
-    let mut pids: Vec<_> = maps
-        .members(id)?
-        .into_iter()
-        .map(|member| member.pid)
-        .collect();
-    pids.sort_unstable();
-    pids.dedup();
-    Ok(pids)
-}
-
-/// Removes the marks, then the entry: in between, nothing is denied any more
-/// and the counters stand still.
-fn release(maps: &mut Maps, id: GuardId) -> Result<End, Error> {
-    let Some(entry) = maps.guard(id)? else {
-        reconcile(maps)?;
-        return Ok(End::WasGone);
-    };
-    let paths = paths(maps, id)?;
-    for (key, of) in entries(&maps.targets)? {
-        if of == id {
-            remove(&mut maps.targets, "TARGETS", &key)?;
-        }
-    }
-    let entry = maps.guard(id)?.unwrap_or(entry);
-    let status = Status {
-        cgroups: paths,
-        ..status(maps, id, &entry)?
-    };
-    remove(&mut maps.guards, "GUARDS", &id)?;
-    reconcile(maps)?;
-    Ok(End::Released(status))
-}
-
-/// Removes what ended guards and crashed beginners have left. Marks of the
-/// living are never missing in between.
-fn reconcile(maps: &mut Maps) -> Result<(), Error> {
-    for (id, entry) in entries(&maps.guards)? {
-        // Its beginner died between the entry and its own enrolment: only we
-        // hold the lock, so nobody is there now.
-        if entry.members == 0 {
-            remove(&mut maps.guards, "GUARDS", &id)?;
-        }
-    }
-    for (key, id) in entries(&maps.targets)? {
-        if maps.guard(id)?.is_none() {
-            remove(&mut maps.targets, "TARGETS", &key)?;
-        }
-    }
-    for (key, _) in entries(&maps.intruders)? {
-        if maps.guard(key.guard)?.is_none() {
-            remove(&mut maps.intruders, "INTRUDERS", &key)?;
-        }
-    }
-    let mut lists: BTreeMap<CgroupKey, BTreeMap<u64, GuardId>> = BTreeMap::new();
-    for (key, id) in entries(&maps.ancestors)? {
-        lists.entry(key.cgroup).or_default().insert(key.index, id);
-    }
-    for (cgroup, list) in lists {
-        let mut living = Vec::new();
-        for id in list.values() {
-            if maps.guard(*id)?.is_some() {
-                living.push(*id);
-            }
-        }
-        // Closing the gaps from below moves every living one before its old
-        // place is overwritten or, from above, removed.
-        for (index, id) in living.iter().enumerate() {
-            let key = AncestorKey {
-                cgroup,
-                index: index as u64,
-            };
-            maps.ancestors
-                .insert(key, id, 0)
-                .map_err(map_error("ANCESTORS"))?;
-        }
-        for index in list
-            .keys()
-            .rev()
-            .take_while(|index| **index >= living.len() as u64)
-        {
-            remove(
-                &mut maps.ancestors,
-                "ANCESTORS",
-                &AncestorKey {
-                    cgroup,
-                    index: *index,
-                },
-            )?;
-        }
-    }
-    Ok(())
-}
-
-fn unload_if_unused(lock: &Locked, maps: &Maps) -> Result<(), Error> {
-    if entries(&maps.guards)?.is_empty() {
-        lock.unload()?;
-    }
-    Ok(())
-}
-
-fn entries<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>, Error> {
-    // Entries may come and go while we read: what is gone is left out.
-    Ok(map.iter().filter_map(Result::ok).collect())
-}
-
-fn insert<K: aya::Pod, V: aya::Pod>(
-    map: &mut HashMap<MapData, K, V>,
-    name: &'static str,
-    key: K,
-    value: V,
-) -> Result<(), Error> {
-    map.insert(key, value, BPF_NOEXIST)
-        .map_err(|error| match &error {
-            MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                Error::Full(name)
-            }
-            _ => map_error(name)(error),
-        })
-}
-
-/// The kernel may have been faster: an entry that is not there is removed.
-fn remove<K: aya::Pod, V: aya::Pod>(
-    map: &mut HashMap<MapData, K, V>,
-    name: &'static str,
-    key: &K,
-) -> Result<(), Error> {
-    match map.remove(key) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::ENOENT) => {
-            Ok(())
-        }
-        Err(error) => Err(map_error(name)(error)),
-    }
-}
-
-fn map_error(name: &'static str) -> impl FnOnce(MapError) -> Error {
-    move |source| {
-        kernel::Error::Failed {
-            operation: format!("change the map {name}"),
-            source: source.into(),
-        }
-        .into()
     }
 }
 

@@ -1,0 +1,218 @@
+//! Guards in the maps: who is in the way, what an end or a crash has left.
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Pod,
+    maps::{HashMap, MapData, MapError},
+};
+use freezer_guard_ebpf::{AncestorKey, CgroupKey, GuardId};
+
+use super::{
+    End, Error, Status, Target,
+    status::{holder_pids, paths, status},
+};
+use crate::{
+    cgroup::Cgroup,
+    kernel::{self, Locked, Maps},
+};
+
+/// Flag of `bpf_map_update_elem`: fail if there is an entry.
+const BPF_NOEXIST: u64 = 1;
+
+pub(super) fn covering(maps: &Maps, cgroup: &Cgroup) -> Result<Option<GuardId>, Error> {
+    let above = cgroup.ancestors()?;
+    for key in std::iter::once(cgroup.key()).chain(above.iter().map(Cgroup::key)) {
+        if let Some(id) = live(maps, maps.targets.get(&key, 0))? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// The id a mark names, if that guard is in force.
+fn live(maps: &Maps, mark: Result<GuardId, MapError>) -> Result<Option<GuardId>, Error> {
+    match mark {
+        Ok(id) => Ok(maps.guard(id)?.map(|_| id)),
+        Err(_) => Ok(None),
+    }
+}
+
+pub(super) fn refuse_overlap(targets: &[Target]) -> Result<(), Error> {
+    let cgroups: Vec<_> = targets.iter().flatten().collect();
+    for (number, one) in cgroups.iter().enumerate() {
+        let above = one.ancestors()?;
+        for (other_number, other) in cgroups.iter().enumerate() {
+            let same = number < other_number && one.key() == other.key();
+            if same || above.iter().any(|ancestor| ancestor.key() == other.key()) {
+                return Err(Error::Overlap(
+                    other.path().to_owned(),
+                    one.path().to_owned(),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn refuse_guarded(maps: &Maps, targets: &[Target]) -> Result<(), Error> {
+    for cgroup in targets.iter().flatten() {
+        let mut holder = covering(maps, cgroup)?;
+        let mut key = AncestorKey {
+            cgroup: cgroup.key(),
+            index: 0,
+        };
+        while holder.is_none() {
+            let Ok(id) = maps.ancestors.get(&key, 0) else {
+                break;
+            };
+            holder = maps.guard(id)?.map(|_| id);
+            key.index += 1;
+        }
+        if let Some(id) = holder {
+            let of = paths(maps, id)?.into_iter().next().unwrap_or_default();
+            let pids = holder_pids(maps, id)?;
+            return Err(Error::Guarded {
+                path: cgroup.path().to_owned(),
+                of,
+                pids,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Removes the marks, then the entry: in between, nothing is denied any more
+/// and the counters stand still.
+pub(super) fn release(maps: &mut Maps, id: GuardId) -> Result<End, Error> {
+    let Some(entry) = maps.guard(id)? else {
+        reconcile(maps)?;
+        return Ok(End::WasGone);
+    };
+    let paths = paths(maps, id)?;
+    for (key, of) in entries(&maps.targets)? {
+        if of == id {
+            remove(&mut maps.targets, "TARGETS", &key)?;
+        }
+    }
+    let entry = maps.guard(id)?.unwrap_or(entry);
+    let status = Status {
+        cgroups: paths,
+        ..status(maps, id, &entry)?
+    };
+    remove(&mut maps.guards, "GUARDS", &id)?;
+    reconcile(maps)?;
+    Ok(End::Released(status))
+}
+
+/// Removes what ended guards and crashed beginners have left. Marks of the
+/// living are never missing in between.
+pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
+    for (id, entry) in entries(&maps.guards)? {
+        // Its beginner died between the entry and its own enrolment: only we
+        // hold the lock, so nobody is there now.
+        if entry.members == 0 {
+            remove(&mut maps.guards, "GUARDS", &id)?;
+        }
+    }
+    for (key, id) in entries(&maps.targets)? {
+        if maps.guard(id)?.is_none() {
+            remove(&mut maps.targets, "TARGETS", &key)?;
+        }
+    }
+    for (key, _) in entries(&maps.intruders)? {
+        if maps.guard(key.guard)?.is_none() {
+            remove(&mut maps.intruders, "INTRUDERS", &key)?;
+        }
+    }
+    let mut lists: BTreeMap<CgroupKey, BTreeMap<u64, GuardId>> = BTreeMap::new();
+    for (key, id) in entries(&maps.ancestors)? {
+        lists.entry(key.cgroup).or_default().insert(key.index, id);
+    }
+    for (cgroup, list) in lists {
+        let mut living = Vec::new();
+        for id in list.values() {
+            if maps.guard(*id)?.is_some() {
+                living.push(*id);
+            }
+        }
+        // Closing the gaps from below moves every living one before its old
+        // place is overwritten or, from above, removed.
+        for (index, id) in living.iter().enumerate() {
+            let key = AncestorKey {
+                cgroup,
+                index: index as u64,
+            };
+            maps.ancestors
+                .insert(key, id, 0)
+                .map_err(map_error("ANCESTORS"))?;
+        }
+        for index in list
+            .keys()
+            .rev()
+            .take_while(|index| **index >= living.len() as u64)
+        {
+            remove(
+                &mut maps.ancestors,
+                "ANCESTORS",
+                &AncestorKey {
+                    cgroup,
+                    index: *index,
+                },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn unload_if_unused(lock: &Locked, maps: &Maps) -> Result<(), Error> {
+    if entries(&maps.guards)?.is_empty() {
+        lock.unload()?;
+    }
+    Ok(())
+}
+
+pub(super) fn entries<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>, Error> {
+    // Entries may come and go while we read: what is gone is left out.
+    Ok(map.iter().filter_map(Result::ok).collect())
+}
+
+pub(super) fn insert<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    key: K,
+    value: V,
+) -> Result<(), Error> {
+    map.insert(key, value, BPF_NOEXIST)
+        .map_err(|error| match &error {
+            MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                Error::Full(name)
+            }
+            _ => map_error(name)(error),
+        })
+}
+
+/// The kernel may have been faster: an entry that is not there is removed.
+fn remove<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    key: &K,
+) -> Result<(), Error> {
+    match map.remove(key) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(())
+        }
+        Err(error) => Err(map_error(name)(error)),
+    }
+}
+
+fn map_error(name: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |source| {
+        kernel::Error::Failed {
+            operation: format!("change the map {name}"),
+            source: source.into(),
+        }
+        .into()
+    }
+}
