@@ -1,9 +1,14 @@
 //! Offsets of struct members, from the running kernel's BTF.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::fd::AsRawFd as _,
+};
 
-use btf_rs::{Btf, Type};
+use btf_rs::{Backend, Btf, Type};
 use freezer_guard_ebpf::KernelOffsets;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Error;
 
@@ -16,7 +21,7 @@ pub(super) fn offsets() -> Result<KernelOffsets, Error> {
         needed_for: "use a kernel built with CONFIG_DEBUG_INFO_BTF",
         error,
     })?;
-    let btf = Btf::from_bytes(&bytes)?;
+    let btf = parse(&bytes)?;
     KernelOffsets::resolve(|container, member| {
         // Several structs may share a name: ours is the one with the member.
         for candidate in btf.resolve_types_by_name(container)? {
@@ -26,6 +31,19 @@ pub(super) fn offsets() -> Result<KernelOffsets, Error> {
         }
         Err(Error::Field(container, member))
     })
+}
+
+/// Of some 100,000 types we look at a few. Mapped, the others cost nothing; sysfs
+/// cannot be mapped before 6.16, hence the copy.
+fn parse(bytes: &[u8]) -> Result<Btf, Error> {
+    let copied = || -> io::Result<File> {
+        let mut file = File::from(memfd_create(c"btf", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(bytes)?;
+        Ok(file)
+    };
+    let file = copied().map_err(Error::failed("copy the kernel's BTF"))?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(Btf::from_file_with_backend(path, Backend::Mmap)?)
 }
 
 /// The offset of a member in bits, also inside anonymous structs and unions.

@@ -55,7 +55,8 @@ fn write_to(mut file: &File, method: Method, bytes: &[u8]) -> Result<()> {
     match method {
         Method::Write => file.write_all(bytes)?,
         Method::Writev => {
-            file.write_vectored(&[IoSlice::new(bytes), IoSlice::new(b"")])?;
+            let written = file.write_vectored(&[IoSlice::new(bytes), IoSlice::new(b"")])?;
+            anyhow::ensure!(written == bytes.len(), "wrote {written} bytes only");
         }
         Method::Pwrite => file.write_all_at(bytes, 0)?,
         Method::Pwritev2 => {
