@@ -1,6 +1,9 @@
 //! The system calls that need `unsafe`, as safe functions for single uses.
 
-#![expect(unsafe_code, reason = "the one module of this crate that calls the kernel by hand")]
+#![expect(
+    unsafe_code,
+    reason = "the one module of this crate that calls the kernel by hand"
+)]
 
 use std::{
     fs::File,
@@ -20,7 +23,11 @@ pub(crate) fn fork() -> Result<ForkResult> {
 }
 
 fn check(result: libc::c_long) -> Result<libc::c_long> {
-    if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn from_negative(result: i64) -> Result<()> {
@@ -77,7 +84,12 @@ pub(crate) fn aio_write(file: &File, bytes: &[u8]) -> Result<()> {
     unsafe {
         check(libc::syscall(libc::SYS_io_setup, 1, &raw mut context))?;
         let mut list = [&raw mut iocb];
-        check(libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()))?;
+        check(libc::syscall(
+            libc::SYS_io_submit,
+            context,
+            1,
+            list.as_mut_ptr(),
+        ))?;
         check(libc::syscall(
             libc::SYS_io_getevents,
             context,
@@ -102,7 +114,10 @@ pub(crate) fn io_uring_write(file: &File, bytes: &[u8], asynchronous: bool) -> R
     // completion below.
     unsafe { ring.submission().push(&entry) }.map_err(Error::other)?;
     ring.submit_and_wait(1)?;
-    let completion = ring.completion().next().ok_or_else(|| Error::other("no completion"))?;
+    let completion = ring
+        .completion()
+        .next()
+        .ok_or_else(|| Error::other("no completion"))?;
     from_negative(i64::from(completion.result()))
 }
 

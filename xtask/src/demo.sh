@@ -150,7 +150,7 @@ if [ "$guard" = without-guard ]; then
     echo "It has done nothing for $hang s, and it has no time-out. Its last words:"
     tail -n 1 "$log" | sed 's/^/  /'
     echo 'It waits for code of its own to run inside a task, and a frozen task runs no code.'
-    echo "The container is frozen too:"
+    echo "The workload is frozen too:"
     show_counters
     frozen=("${values[@]}")
     sleep 1
@@ -193,7 +193,7 @@ for _ in 1 2 3 4 5; do
 done
 kill "$intruder" 2>/dev/null
 [ "$(grep -c "$refused" /tmp/intruder.said)" = 4 ] ||
-    fail 'not all four writes of the intruder were refused'
+    log='' fail 'not all four writes of the intruder were refused'
 tail -n 1 "$log" | grep -q 'Dumping finished successfully' ||
     fail 'CRIU does not say that the dump is good'
 echo 'All four writes were refused, and the dump is good:'

@@ -1,11 +1,11 @@
-//! `cargo xtask ebpf`: clippy for the BPF crate, which the host's clippy sees
-//! only from outside.
+//! `cargo xtask ebpf`: checks the BPF crate for its own target. The host's
+//! clippy sees it only from outside.
 
 use anyhow::{Context as _, Result};
 
 use crate::{build, run, setup, toolchain::Toolchain};
 
-pub(crate) fn clippy() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     setup::setup(false)?;
     let toolchain = Toolchain::find().context("no BPF toolchain: run `cargo xtask setup`")?;
     run(toolchain

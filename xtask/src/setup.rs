@@ -55,12 +55,6 @@ fn exists(step: &Step) -> bool {
 fn steps() -> Vec<Step> {
     let mut steps = vec![
         Step::new(
-            "QEMU",
-            PathBuf::new(),
-            |_| qemu_is_there(),
-            |_| install_qemu(),
-        ),
-        Step::new(
             "BPF compiler (Debian's, unpacked only; ~150 MB)",
             toolchain::prebuilt_rustc(),
             |step| exists(step) || matches!(Toolchain::find(), Some(Toolchain::RustSrc { .. })),
@@ -96,6 +90,13 @@ fn steps() -> Vec<Step> {
     steps.push(Step::new("image systemd", image::disk(), exists, |step| {
         image::make_disk(&step.path)
     }));
+    // Last: without root it stops here, with all the rest in place.
+    steps.push(Step::new(
+        "QEMU",
+        PathBuf::new(),
+        |_| qemu_is_there(),
+        |_| install_qemu(),
+    ));
     steps
 }
 

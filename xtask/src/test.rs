@@ -51,7 +51,12 @@ struct Guest {
 }
 
 const fn guest(kernel: &'static str, cgroup: Cgroup, image: Image) -> Guest {
-    Guest { kernel, cgroup, image, lsm: None }
+    Guest {
+        kernel,
+        cgroup,
+        image,
+        lsm: None,
+    }
 }
 
 /// Every guest that a change must pass in.
@@ -62,7 +67,10 @@ const MATRIX: [Guest; 7] = [
     guest("6.12", Cgroup::V2, Image::Initramfs),
     guest("6.1", Cgroup::Hybrid, Image::Systemd),
     guest("6.12", Cgroup::V2, Image::Systemd),
-    Guest { lsm: Some(NO_BPF), ..guest("6.12", Cgroup::V2, Image::Initramfs) },
+    Guest {
+        lsm: Some(NO_BPF),
+        ..guest("6.12", Cgroup::V2, Image::Initramfs)
+    },
 ];
 
 #[derive(Default, Clone, Copy)]
@@ -74,9 +82,13 @@ struct Sum {
 impl Sum {
     /// Adds what one `test result:` line of libtest says; `false` for any other line.
     fn add_line(&mut self, line: &str) -> bool {
-        let Some((_, result)) = line.split_once("test result: ") else { return false };
+        let Some((_, result)) = line.split_once("test result: ") else {
+            return false;
+        };
         let count = |word: &str| {
-            let mut words = result.split([' ', ';', '.']).filter(|part| !part.is_empty());
+            let mut words = result
+                .split([' ', ';', '.'])
+                .filter(|part| !part.is_empty());
             let mut last = "";
             let found = words.find_map(|part| {
                 let number = (part == word).then(|| last.parse().ok()).flatten();
@@ -98,15 +110,29 @@ impl Sum {
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     setup::setup(false)?;
-    let guests: Vec<_> = MATRIX.into_iter().filter(|guest| args.wants(guest)).collect();
-    ensure!(!guests.is_empty(), "no guest of the matrix has this kernel, layout and image");
+    let guests: Vec<_> = MATRIX
+        .into_iter()
+        .filter(|guest| args.wants(guest))
+        .collect();
+    ensure!(
+        !guests.is_empty(),
+        "no guest of the matrix has this kernel, layout and image"
+    );
     let mut sum = unit_tests(args.name.as_deref())?;
     sum.add(in_guests(args, &guests)?);
-    if let Some(name) = args.name.as_deref().filter(|_| sum.passed + sum.failed == 0) {
+    if let Some(name) = args
+        .name
+        .as_deref()
+        .filter(|_| sum.passed + sum.failed == 0)
+    {
         anyhow::bail!("no test has a name that contains {name}");
     }
     println!("{} passed, {} failed", sum.passed, sum.failed);
-    Ok(if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if sum.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 impl Args {
@@ -122,8 +148,13 @@ impl Args {
 
 fn unit_tests(name: Option<&str>) -> Result<Sum> {
     let mut cargo = build::cargo();
-    cargo.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(name);
-    let mut child = cargo.stdout(Stdio::piped()).spawn().context("run cargo test")?;
+    cargo
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .args(name);
+    let mut child = cargo
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("run cargo test")?;
     let mut sum = Sum::default();
     for line in BufReader::new(child.stdout.take().context("its output is a pipe")?).lines() {
         let line = line?;
@@ -160,10 +191,13 @@ fn in_guests(args: &Args, guests: &[Guest]) -> Result<Sum> {
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| ()))
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| ()))
     })
     .map_err(|()| anyhow::anyhow!("a thread that runs a guest has panicked"))?;
-    sum.into_inner().map_err(|_| anyhow::anyhow!("a thread that runs a guest has panicked"))
+    sum.into_inner()
+        .map_err(|_| anyhow::anyhow!("a thread that runs a guest has panicked"))
 }
 
 impl Guest {
@@ -172,7 +206,8 @@ impl Guest {
         let mut command = vec!["integration".to_owned()];
         command.extend(name.map(str::to_owned));
         let mut vm = Vm::new(self.kernel, self.cgroup, self.image, command);
-        vm.cmdline.extend(self.lsm.map(|list| format!("lsm={list}")));
+        vm.cmdline
+            .extend(self.lsm.map(|list| format!("lsm={list}")));
         let mut label = vm.config.label();
         if let Some(list) = self.lsm {
             label += &format!(" lsm={list}");

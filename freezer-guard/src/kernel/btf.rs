@@ -14,14 +14,18 @@ use super::Error;
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// The offsets in the running kernel.
-pub(super) fn offsets() -> Result<KernelOffsets, Error> {
-    let bytes = fs::read(VMLINUX).map_err(|error| Error::Missing {
+/// The running kernel's BTF, some MB that sysfs hands out page by page.
+pub(super) fn read() -> Result<Vec<u8>, Error> {
+    fs::read(VMLINUX).map_err(|error| Error::Missing {
         path: VMLINUX.into(),
         needed_for: "use a kernel built with CONFIG_DEBUG_INFO_BTF",
         error,
-    })?;
-    let btf = parse(&bytes)?;
+    })
+}
+
+/// The offsets in the kernel with this BTF.
+pub(super) fn offsets(bytes: &[u8]) -> Result<KernelOffsets, Error> {
+    let btf = parse(bytes)?;
     KernelOffsets::resolve(|container, member| {
         // Several structs may share a name: ours is the one with the member.
         for candidate in btf.resolve_types_by_name(container)? {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf, EbpfLoader, Endianness,
     programs::{BtfTracePoint, Iter, Lsm, RawTracePoint, links::FdLink},
 };
 use freezer_guard_ebpf::names;
@@ -108,8 +108,10 @@ impl Locked {
     }
 
     fn load_and_pin(&self) -> Result<Maps, Error> {
-        let offsets = btf::offsets()?;
-        let btf = Btf::from_sys_fs().map_err(Error::failed("read the kernel's BTF"))?;
+        let bytes = btf::read()?;
+        let offsets = btf::offsets(&bytes)?;
+        let btf = Btf::parse(&bytes, Endianness::default())
+            .map_err(Error::failed("parse the kernel's BTF"))?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global(names::OFFSETS, &offsets, true)

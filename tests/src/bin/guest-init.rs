@@ -253,12 +253,12 @@ fn run_command(config: &Config) -> Result<Infallible> {
 
 /// Makes Ctrl-C work in the shell.
 fn own_terminal(command: &mut Command) {
-    // SAFETY: `setsid` and `ioctl` are plain system calls, allowed between fork
-    // and exec. Standard input is the port by then.
     #[expect(
         unsafe_code,
         reason = "a session of its own needs a call between fork and exec"
     )]
+    // SAFETY: `setsid` and `ioctl` are plain system calls, allowed between fork
+    // and exec. Standard input is the port by then.
     unsafe {
         command.pre_exec(|| {
             setsid()?;

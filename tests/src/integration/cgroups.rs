@@ -28,7 +28,11 @@ pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) ->
 /// A name that no other test of this boot has.
 pub(super) fn unique() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
-    format!("fg{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "fg{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// One of the two cgroup hierarchies that have a freezer.
@@ -56,11 +60,12 @@ impl Hierarchy {
     }
 
     pub(super) fn is_here(self) -> bool {
-        self.root().join(match self {
-            Self::V1 => "tasks",
-            Self::V2 => "cgroup.controllers",
-        })
-        .exists()
+        self.root()
+            .join(match self {
+                Self::V1 => "tasks",
+                Self::V2 => "cgroup.controllers",
+            })
+            .exists()
     }
 
     /// The file that freezes.
@@ -124,7 +129,9 @@ impl Cgroup {
     }
 
     pub(super) fn write(&self, file: &str, value: &str) -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).open(self.path.join(file))?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .open(self.path.join(file))?;
         file.write_all(value.as_bytes())
     }
 
@@ -147,7 +154,14 @@ impl Cgroup {
         let events = fs::read_to_string(self.path.join("cgroup.events"))?;
         let frozen = events.lines().any(|line| line == "frozen 1");
         let asked = fs::read_to_string(self.freezer())?.trim() == "1";
-        Ok(if frozen { "FROZEN" } else if asked { "FREEZING" } else { "THAWED" }.to_owned())
+        Ok(if frozen {
+            "FROZEN"
+        } else if asked {
+            "FREEZING"
+        } else {
+            "THAWED"
+        }
+        .to_owned())
     }
 
     pub(super) fn pids(&self) -> Result<Vec<i32>> {
@@ -173,7 +187,10 @@ impl Cgroup {
     pub(super) fn expect_refused(&self, file: &str, value: &str) -> Result<()> {
         match self.write(file, value) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(()),
-            other => bail!("writing {value} to {}/{file}: {other:?}, not EBUSY", self.text()),
+            other => bail!(
+                "writing {value} to {}/{file}: {other:?}, not EBUSY",
+                self.text()
+            ),
         }
     }
 
@@ -189,12 +206,16 @@ impl Drop for Cgroup {
         if !self.path.exists() {
             return;
         }
-        let clean = self.kill_all().and_then(|()| {
-            eventually("rmdir", || Ok(fs::remove_dir(&self.path).is_ok()))
-        });
+        let clean = self
+            .kill_all()
+            .and_then(|()| eventually("rmdir", || Ok(fs::remove_dir(&self.path).is_ok())));
         if clean.is_err() {
             // A test has failed and left a guard: the next ones must not suffer.
-            let _ = Command::new("freezer-guard").arg("end").arg(&self.path).arg("--force").output();
+            let _ = Command::new("freezer-guard")
+                .arg("end")
+                .arg(&self.path)
+                .arg("--force")
+                .output();
             let _ = self.kill_all();
             let _ = fs::remove_dir(&self.path);
         }
@@ -212,7 +233,10 @@ impl Workload {
     pub(super) fn start(cgroups: &[&Cgroup], children: usize) -> Result<Self> {
         let dir = super::scratch("workload");
         let mut command = Command::new("guest-tool");
-        command.arg("workload").arg(&dir).args(["--processes", &children.to_string()]);
+        command
+            .arg("workload")
+            .arg(&dir)
+            .args(["--processes", &children.to_string()]);
         for cgroup in cgroups {
             command.arg("--cgroup").arg(&cgroup.path);
         }
@@ -220,7 +244,11 @@ impl Workload {
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "guest-tool workload: {error}");
         let pid = String::from_utf8(output.stdout)?.trim().parse()?;
-        Ok(Self { pid, dir, processes: children + 1 })
+        Ok(Self {
+            pid,
+            dir,
+            processes: children + 1,
+        })
     }
 
     /// Where each process has counted to.
@@ -238,7 +266,12 @@ impl Workload {
             Ok(now.iter().zip(&before).all(|(now, before)| now != before)
                 && now.iter().zip(since).all(|(now, since)| now > since))
         })
-        .with_context(|| format!("since {since:?}, before {before:?}, now {:?}", self.counters()))
+        .with_context(|| {
+            format!(
+                "since {since:?}, before {before:?}, now {:?}",
+                self.counters()
+            )
+        })
     }
 
     pub(super) fn expect_counting(&self) -> Result<()> {

@@ -1,12 +1,6 @@
 //! Real CRIU under the guard: dumps, final states, restores.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -24,9 +18,13 @@ pub(super) fn list(list: &mut List<'_>) {
         return;
     }
     list.add("thawed_then_gone", |h| dump(h, Start::Thawed, After::Gone));
-    list.add("thawed_left_running", |h| dump(h, Start::Thawed, After::Running));
+    list.add("thawed_left_running", |h| {
+        dump(h, Start::Thawed, After::Running)
+    });
     list.add("frozen_then_gone", |h| dump(h, Start::Frozen, After::Gone));
-    list.add("frozen_left_running", |h| dump(h, Start::Frozen, After::Running));
+    list.add("frozen_left_running", |h| {
+        dump(h, Start::Frozen, After::Running)
+    });
     list.add("intruder_freezes_in_the_window", window);
 }
 
@@ -46,19 +44,36 @@ enum After {
 fn log(images: &Path, name: &str) -> String {
     let text = fs::read_to_string(images.join(name)).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
-    format!("{name}:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+    format!(
+        "{name}:\n{}",
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    )
 }
 
 fn criu_dump(command: &mut Command, workload: &Workload, cgroup: &Cgroup, images: &Path) {
-    command.args(["criu", "dump", "-t", &workload.pid.to_string(), "-o", "dump.log", "-v4", "-D"]);
+    command.args([
+        "criu",
+        "dump",
+        "-t",
+        &workload.pid.to_string(),
+        "-o",
+        "dump.log",
+        "-v4",
+        "-D",
+    ]);
     command.arg(images).arg("--freeze-cgroup").arg(&cgroup.path);
 }
 
 fn restore(workload: &Workload, images: &Path, since: &[u64]) -> Result<()> {
     let mut criu = Command::new("criu");
-    criu.args(["restore", "-o", "restore.log", "-v4", "-d", "-D"]).arg(images);
-    run(&mut criu)?.expect(0).with_context(|| log(images, "restore.log"))?;
-    workload.expect_counting_from(since).context("after the restore")
+    criu.args(["restore", "-o", "restore.log", "-v4", "-d", "-D"])
+        .arg(images);
+    run(&mut criu)?
+        .expect(0)
+        .with_context(|| log(images, "restore.log"))?;
+    workload
+        .expect_counting_from(since)
+        .context("after the restore")
 }
 
 fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
@@ -81,13 +96,19 @@ fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
     if after == After::Running {
         command.arg("--leave-running");
     }
-    let finished = run(&mut command)?.expect(0).with_context(|| log(&images, "dump.log"))?;
+    let finished = run(&mut command)?
+        .expect(0)
+        .with_context(|| log(&images, "dump.log"))?;
     finished.says("refused no writes")?;
 
     let state = cgroup.state()?;
     match after {
         After::Gone => {
-            ensure!(cgroup.pids()?.is_empty(), "tasks are left: {:?}", cgroup.pids()?);
+            ensure!(
+                cgroup.pids()?.is_empty(),
+                "tasks are left: {:?}",
+                cgroup.pids()?
+            );
             if start == Start::Thawed {
                 ensure!(state == "THAWED", "left {state}");
             }
@@ -118,8 +139,19 @@ fn window(hierarchy: Hierarchy) -> Result<()> {
     let images = scratch("images");
     fs::create_dir(&images)?;
     let mut command = Command::new("freezer-guard");
-    command.arg("run").arg("--cgroup").arg(&cgroup.path).arg("--");
-    command.args(["strace", "-o", "/dev/null", "-e", "inject=write:delay_exit=1500000", "-P"]);
+    command
+        .arg("run")
+        .arg("--cgroup")
+        .arg(&cgroup.path)
+        .arg("--");
+    command.args([
+        "strace",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=write:delay_exit=1500000",
+        "-P",
+    ]);
     command.arg(cgroup.freezer());
     criu_dump(&mut command, &workload, &cgroup, &images);
     command.arg("--leave-running");

@@ -11,9 +11,13 @@ use super::{
 };
 
 pub(super) fn list(list: &mut List<'_>) {
-    list.add("command_itself", |h| allowed(h, |write| format!("exec 3>&1; {write}")));
+    list.add("command_itself", |h| {
+        allowed(h, |write| format!("exec 3>&1; {write}"))
+    });
     list.add("child", |h| allowed(h, |write| format!("(:; {write})")));
-    list.add("grandchild", |h| allowed(h, |write| format!("(:; (:; {write}; exit $?); exit $?)")));
+    list.add("grandchild", |h| {
+        allowed(h, |write| format!("(:; (:; {write}; exit $?); exit $?)"))
+    });
     list.add("thread", thread);
     list.add("daemonised_grandchild", daemon);
     list.add("older_process_is_none", older);
@@ -23,10 +27,20 @@ pub(super) fn list(list: &mut List<'_>) {
 fn allowed(hierarchy: Hierarchy, wrap: impl Fn(&str) -> String) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let mut held = Held::new(&[&target])?;
-    for (value, state) in [(hierarchy.thawed(), "THAWED"), (hierarchy.frozen(), "FROZEN")] {
+    for (value, state) in [
+        (hierarchy.thawed(), "THAWED"),
+        (hierarchy.frozen(), "FROZEN"),
+    ] {
         let write = format!("echo {value} > {}", target.freezer().display());
-        ensure!(held.sh(&wrap(&write))? == 0, "the holder may not write {value}");
-        ensure!(target.state()? == state, "{} and not {state}", target.state()?);
+        ensure!(
+            held.sh(&wrap(&write))? == 0,
+            "the holder may not write {value}"
+        );
+        ensure!(
+            target.state()? == state,
+            "{} and not {state}",
+            target.state()?
+        );
     }
     held.release()?.expect(0)?.says("refused no writes")?;
     Ok(())
@@ -35,7 +49,11 @@ fn allowed(hierarchy: Hierarchy, wrap: impl Fn(&str) -> String) -> Result<()> {
 fn thread(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let mut held = Held::new(&[&target])?;
-    let write = format!("guest-tool threads {} {}", target.freezer().display(), hierarchy.thawed());
+    let write = format!(
+        "guest-tool threads {} {}",
+        target.freezer().display(),
+        hierarchy.thawed()
+    );
     ensure!(held.sh(&write)? == 0, "the holder's thread may not write");
     ensure!(target.state()? == "THAWED");
     held.release()?.expect(0)?;
@@ -56,7 +74,10 @@ fn daemon(hierarchy: Hierarchy) -> Result<()> {
     ensure!(held.sh(&line)? == 0, "could not start the daemon");
     eventually("the daemon writes", || Ok(mark.exists()))?;
     held.release()?.expect(0)?;
-    eventually("the guard goes with the daemon", || Ok(guards()?.is_empty()))?;
+    eventually(
+        "the guard goes with the daemon",
+        || Ok(guards()?.is_empty()),
+    )?;
     target.freeze()?;
     target.thaw()
 }
@@ -74,7 +95,11 @@ fn older(hierarchy: Hierarchy) -> Result<()> {
     let held = Held::new(&[&target])?;
     shell.tell("go")?;
     let finished = shell.wait(LONG)?.expect(1)?;
-    ensure!(finished.stderr.contains("busy"), "bash says: {}", finished.stderr);
+    ensure!(
+        finished.stderr.contains("busy"),
+        "bash says: {}",
+        finished.stderr
+    );
     held.release()?.expect(0)?.says("refused 1 write")?;
     Ok(())
 }

@@ -61,7 +61,13 @@ fn run_is_killed(hierarchy: Hierarchy) -> Result<()> {
         ensure!(guards()?.len() == 1, "the guard has gone with `run`");
         target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     }
-    ensure!(held.sh(&format!("echo {} > {}", hierarchy.thawed(), target.freezer().display()))? == 0);
+    ensure!(
+        held.sh(&format!(
+            "echo {} > {}",
+            hierarchy.thawed(),
+            target.freezer().display()
+        ))? == 0
+    );
     held.process().close_input();
     eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
     expect_clean()?;
@@ -78,7 +84,9 @@ fn storm(hierarchy: Hierarchy) -> Result<()> {
 
 fn nothing_left(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
-    run(Held::command(&[&target]).args(["--", "true"]))?.expect(0)?.says("refused no writes")?;
+    run(Held::command(&[&target]).args(["--", "true"]))?
+        .expect(0)?
+        .says("refused no writes")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()?;
     usable(&target)
@@ -118,7 +126,10 @@ fn timeout(hierarchy: Hierarchy) -> Result<()> {
     let mut command = Held::command(&[&target]);
     let finished = run(command.args(["--timeout", "1s", "--", "sleep", "1000"]))?;
     let signals = [Signal::SIGTERM, Signal::SIGKILL].map(|signal| 128 + signal as i32);
-    ensure!(signals.contains(&finished.code), "unlike a signal: {finished:?}");
+    ensure!(
+        signals.contains(&finished.code),
+        "unlike a signal: {finished:?}"
+    );
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()
 }
@@ -126,7 +137,9 @@ fn timeout(hierarchy: Hierarchy) -> Result<()> {
 fn force(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
-    guard(["end", &target.text()])?.expect(64)?.says("--force")?;
+    guard(["end", &target.text()])?
+        .expect(64)?
+        .says("--force")?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     guard(["end", &target.text(), "--force"])?.expect(0)?;
     target.thaw()?;
@@ -136,11 +149,29 @@ fn force(hierarchy: Hierarchy) -> Result<()> {
 
 fn codes(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
-    for (script, code) in [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)] {
+    for (script, code) in [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("kill -9 $$", 137),
+        ("kill -15 $$", 143),
+    ] {
         let mut command = Command::new("freezer-guard");
-        command.args(["run", "--freeze", "--cgroup", &target.text(), "--", "bash", "-c", script]);
+        command.args([
+            "run",
+            "--freeze",
+            "--cgroup",
+            &target.text(),
+            "--",
+            "bash",
+            "-c",
+            script,
+        ]);
         run(&mut command)?.expect(code)?;
-        ensure!(target.state()? == "THAWED", "left {} after {script}", target.state()?);
+        ensure!(
+            target.state()? == "THAWED",
+            "left {} after {script}",
+            target.state()?
+        );
     }
     expect_clean()
 }

@@ -13,9 +13,13 @@ use super::{
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("usage", usage);
-    list.add("no_such_path", |h| refused(&h.root().join("none").display().to_string(), 64));
+    list.add("no_such_path", |h| {
+        refused(&h.root().join("none").display().to_string(), 64)
+    });
     list.add("not_a_cgroup", |_| refused("/tmp", 64));
-    list.add("root_cgroup", |h| refused(&h.root().display().to_string(), 64));
+    list.add("root_cgroup", |h| {
+        refused(&h.root().display().to_string(), 64)
+    });
     list.add("own_cgroup", |h| own(h, false));
     list.add("ancestor_of_own_cgroup", |h| own(h, true));
     list.add("not_frozen", not_frozen);
@@ -51,11 +55,22 @@ fn usage(hierarchy: Hierarchy) -> Result<()> {
         &["run", "--cgroup", path, "--"],
         &["run", "--cgroup", path, "--no-such-flag", "--", "true"],
         &["run", "--freeze", "--", "true"],
-        &["run", "--cgroup", path, "--freeze-timeout", "soon", "--freeze", "--", "true"],
+        &[
+            "run",
+            "--cgroup",
+            path,
+            "--freeze-timeout",
+            "soon",
+            "--freeze",
+            "--",
+            "true",
+        ],
         &["no-such-command"],
         &["end"],
     ] {
-        guard(arguments)?.expect(64).with_context(|| format!("{arguments:?}"))?;
+        guard(arguments)?
+            .expect(64)
+            .with_context(|| format!("{arguments:?}"))?;
     }
     guard(["--help"])?.expect(0)?;
     guard(["run", "--help"])?.expect(0)?;
@@ -86,7 +101,11 @@ fn not_frozen(hierarchy: Hierarchy) -> Result<()> {
 
 fn both_ways(target: &Cgroup, state: &str) -> Result<()> {
     for flags in [&["--freeze", "--freeze-timeout", "2s"][..], &[]] {
-        let arguments = [&["run", "--cgroup", &target.text()], flags, &["--", "echo", "ran"]];
+        let arguments = [
+            &["run", "--cgroup", &target.text()],
+            flags,
+            &["--", "echo", "ran"],
+        ];
         guard(arguments.concat())?.expect_not_run(75)?;
         ensure!(target.state()? == state, "left {}", target.state()?);
     }
@@ -117,7 +136,11 @@ fn already_guarded(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
     for flags in [&["--freeze"][..], &[]] {
-        let arguments = [&["run", "--cgroup", &target.text()], flags, &["--", "echo", "ran"]];
+        let arguments = [
+            &["run", "--cgroup", &target.text()],
+            flags,
+            &["--", "echo", "ran"],
+        ];
         guard(arguments.concat())?.expect_not_run(75)?;
     }
     ensure!(target.state()? == "FROZEN", "a loser has thawed it");
@@ -135,7 +158,11 @@ fn does_not_freeze(hierarchy: Hierarchy) -> Result<()> {
     // It says so just before it stalls.
     std::thread::sleep(std::time::Duration::from_millis(300));
     let limit = ["--freeze", "--freeze-timeout", "1s"];
-    let arguments = [&["run", "--cgroup", &target.text()], &limit[..], &["--", "echo", "ran"]];
+    let arguments = [
+        &["run", "--cgroup", &target.text()],
+        &limit[..],
+        &["--", "echo", "ran"],
+    ];
     let pid = stalled.pid().to_string();
     guard(arguments.concat())?.expect_not_run(75)?.says(&pid)?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
@@ -155,7 +182,14 @@ fn command_not_found(hierarchy: Hierarchy) -> Result<()> {
 fn no_capability(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let mut command = Command::new("guest-tool");
-    command.args(["powerless", "--", "freezer-guard", "run", "--freeze", "--cgroup"]);
+    command.args([
+        "powerless",
+        "--",
+        "freezer-guard",
+        "run",
+        "--freeze",
+        "--cgroup",
+    ]);
     run(command.arg(&target.path).args(["--", "echo", "ran"]))?.expect_not_run(77)?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()
@@ -167,7 +201,10 @@ fn other_user(hierarchy: Hierarchy) -> Result<()> {
     let other = Cgroup::new(hierarchy)?;
     for path in [&target.path, &other.path] {
         let mut command = Command::new("freezer-guard");
-        command.args(["run", "--freeze", "--cgroup"]).arg(path).args(["--", "echo", "ran"]);
+        command
+            .args(["run", "--freeze", "--cgroup"])
+            .arg(path)
+            .args(["--", "echo", "ran"]);
         run(command.uid(65534).gid(65534))?.expect_not_run(77)?;
     }
     held.release()?.expect(0)?;
@@ -179,7 +216,15 @@ fn no_bpffs(hierarchy: Hierarchy) -> Result<()> {
     const BPFFS: &str = "/sys/fs/bpf";
     let target = Cgroup::new(hierarchy)?;
     let mut command = Command::new("guest-tool");
-    command.args(["unmounted", BPFFS, "--", "freezer-guard", "run", "--freeze", "--cgroup"]);
+    command.args([
+        "unmounted",
+        BPFFS,
+        "--",
+        "freezer-guard",
+        "run",
+        "--freeze",
+        "--cgroup",
+    ]);
     let finished = run(command.arg(&target.path).args(["--", "true"]))?;
     if finished.code != 0 {
         finished.expect(69)?.says(BPFFS)?;

@@ -52,7 +52,12 @@ fn list() -> Result<(String, Vec<Trial>)> {
         if !hierarchy.is_here() {
             continue;
         }
-        let mut list = List { config: &config, hierarchy, module: "", trials: &mut trials };
+        let mut list = List {
+            config: &config,
+            hierarchy,
+            module: "",
+            trials: &mut trials,
+        };
         if has_bpf {
             list.module("dump", dump::list);
             list.module("refuse", refuse::list);
@@ -88,7 +93,8 @@ impl List<'_> {
         let hierarchy = self.hierarchy;
         let name = format!("{}::{}::{name}", hierarchy.name(), self.module);
         let run = move || test(hierarchy).map_err(|error| Failed::from(format!("{error:?}")));
-        self.trials.push(Trial::test(name, run).with_kind(self.config.label()));
+        self.trials
+            .push(Trial::test(name, run).with_kind(self.config.label()));
     }
 }
 

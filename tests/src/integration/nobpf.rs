@@ -8,7 +8,6 @@ use super::{
     process::{Held, run},
 };
 
-
 pub(super) fn list(list: &mut List<'_>) {
     list.add("refuses_to_pretend", refuses);
 }

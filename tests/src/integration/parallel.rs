@@ -8,7 +8,10 @@ use super::{
     lifecycle::expect_clean,
     process::{Held, LONG},
 };
-use std::{thread, time::{Duration, Instant}};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("hundred_on_one_cgroup", hundred);
@@ -29,10 +32,18 @@ fn hundred(hierarchy: Hierarchy) -> Result<()> {
     let start = Instant::now();
     let mut losers = Vec::new();
     while losers.len() < RUNS - 1 {
-        ensure!(start.elapsed() < 2 * LONG, "{} of {RUNS} still run", runs.len());
+        ensure!(
+            start.elapsed() < 2 * LONG,
+            "{} of {RUNS} still run",
+            runs.len()
+        );
         let mut still = Vec::new();
         for mut run in runs {
-            if run.process().has_ended()? { losers.push(run) } else { still.push(run) }
+            if run.process().has_ended()? {
+                losers.push(run);
+            } else {
+                still.push(run);
+            }
         }
         runs = still;
         thread::sleep(Duration::from_millis(50));
@@ -40,7 +51,9 @@ fn hundred(hierarchy: Hierarchy) -> Result<()> {
     for loser in losers {
         loser.release()?.expect(75)?;
     }
-    let mut winner = runs.pop().ok_or_else(|| anyhow::anyhow!("nobody has won"))?;
+    let mut winner = runs
+        .pop()
+        .ok_or_else(|| anyhow::anyhow!("nobody has won"))?;
     winner.wait_held()?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     winner.release()?.expect(0)?.says("refused 1 write")?;
@@ -50,9 +63,13 @@ fn hundred(hierarchy: Hierarchy) -> Result<()> {
 
 fn siblings(hierarchy: Hierarchy) -> Result<()> {
     let parent = Cgroup::new(hierarchy)?;
-    let targets = (0..10).map(|i| parent.child(&format!("t{i}"))).collect::<Result<Vec<_>>>()?;
-    let workloads =
-        targets.iter().map(|target| Workload::start(&[target], 0)).collect::<Result<Vec<_>>>()?;
+    let targets = (0..10)
+        .map(|i| parent.child(&format!("t{i}")))
+        .collect::<Result<Vec<_>>>()?;
+    let workloads = targets
+        .iter()
+        .map(|target| Workload::start(&[target], 0))
+        .collect::<Result<Vec<_>>>()?;
     let mut helds = Vec::new();
     for target in &targets {
         helds.push(Held::start(&mut Held::command(&[target]))?);
@@ -63,12 +80,26 @@ fn siblings(hierarchy: Hierarchy) -> Result<()> {
     for (held, target) in helds.iter_mut().zip(&targets) {
         target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
         // A holder of one is an outsider to the others.
-        let other = if target.path == targets[0].path { &targets[1] } else { &targets[0] };
-        let write = |cgroup: &Cgroup| {
-            format!("echo {} > {}", hierarchy.thawed(), cgroup.freezer().display())
+        let other = if target.path == targets[0].path {
+            &targets[1]
+        } else {
+            &targets[0]
         };
-        ensure!(held.sh(&write(other))? != 0, "a holder may write to another's cgroup");
-        ensure!(held.sh(&write(target))? == 0, "a holder may not write to its own cgroup");
+        let write = |cgroup: &Cgroup| {
+            format!(
+                "echo {} > {}",
+                hierarchy.thawed(),
+                cgroup.freezer().display()
+            )
+        };
+        ensure!(
+            held.sh(&write(other))? != 0,
+            "a holder may write to another's cgroup"
+        );
+        ensure!(
+            held.sh(&write(target))? == 0,
+            "a holder may not write to its own cgroup"
+        );
     }
     for held in helds {
         parent.expect_refused(hierarchy.file(), hierarchy.frozen())?;
@@ -87,9 +118,15 @@ fn overlap(hierarchy: Hierarchy, parent_first: bool) -> Result<()> {
     let parent = Cgroup::new(hierarchy)?;
     let middle = parent.child("middle")?;
     let child = middle.child("child")?;
-    let (first, second) = if parent_first { (&parent, &child) } else { (&child, &parent) };
+    let (first, second) = if parent_first {
+        (&parent, &child)
+    } else {
+        (&child, &parent)
+    };
     let held = Held::new(&[first])?;
-    Held::start(&mut Held::command(&[second]))?.release()?.expect(75)?;
+    Held::start(&mut Held::command(&[second]))?
+        .release()?
+        .expect(75)?;
     first.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     held.release()?.expect(0)?;
     Held::new(&[second])?.release()?.expect(0)?;
@@ -102,7 +139,9 @@ fn two(hierarchy: Hierarchy) -> Result<()> {
     let held = Held::new(&[&one, &two])?;
     for cgroup in [&one, &two] {
         cgroup.expect_refused(hierarchy.file(), hierarchy.thawed())?;
-        Held::start(&mut Held::command(&[cgroup]))?.release()?.expect(75)?;
+        Held::start(&mut Held::command(&[cgroup]))?
+            .release()?
+            .expect(75)?;
     }
     held.release()?.expect(0)?.says("refused 2 writes")?;
     for cgroup in [&one, &two] {

@@ -35,7 +35,9 @@ pub(super) fn list(list: &mut List<'_>) {
 /// Guards the target under this name, from this working directory.
 fn named(target: &Cgroup, name: &str, from: &str) -> Result<()> {
     let mut command = Command::new("freezer-guard");
-    command.args(["run", "--freeze", "--cgroup", name]).current_dir(from);
+    command
+        .args(["run", "--freeze", "--cgroup", name])
+        .current_dir(from);
     expect_guarded(target, &mut command)
 }
 
@@ -57,7 +59,13 @@ fn bind_mount(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let place = scratch("bind");
     fs::create_dir(&place)?;
-    mount(Some(&target.path), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    mount(
+        Some(&target.path),
+        &place,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )?;
     // The way it is shown depends on the mounts; that it is guarded does not.
     let mut command = Command::new("freezer-guard");
     let mut held = Held::start(command.args(["run", "--freeze", "--cgroup"]).arg(&place))?;
@@ -88,7 +96,10 @@ fn pid(_: Hierarchy) -> Result<()> {
 fn unit(hierarchy: Hierarchy) -> Result<()> {
     let unit = format!("{}.service", super::cgroups::unique());
     run(Command::new("systemd-run").args(["--unit", &unit, "sleep", "1000"]))?.expect(0)?;
-    let target = Cgroup { hierarchy, path: hierarchy.root().join("system.slice").join(&unit) };
+    let target = Cgroup {
+        hierarchy,
+        path: hierarchy.root().join("system.slice").join(&unit),
+    };
     let result = named(&target, &unit, "/");
     run(Command::new("systemctl").args(["stop", &unit]))?.expect(0)?;
     result?;

@@ -38,7 +38,14 @@ impl Tree {
         let sibling = parent.child("sibling")?;
         let target = parent.child("target")?;
         let child = target.child("child")?;
-        Ok(Self { child, target, sibling, parent, uncle, grandparent })
+        Ok(Self {
+            child,
+            target,
+            sibling,
+            parent,
+            uncle,
+            grandparent,
+        })
     }
 
     fn guarded(&self) -> [&Cgroup; 4] {
@@ -60,7 +67,11 @@ fn freeze_and_thaw(hierarchy: Hierarchy) -> Result<()> {
         cgroup.freeze()?;
         cgroup.thaw()?;
     }
-    ensure!(tree.target.state()? == "FROZEN", "the target is {}", tree.target.state()?);
+    ensure!(
+        tree.target.state()? == "FROZEN",
+        "the target is {}",
+        tree.target.state()?
+    );
     held.release()?.expect(0)?.says("refused 12 writes")?;
     for cgroup in tree.guarded() {
         cgroup.freeze()?;
@@ -106,7 +117,12 @@ fn untouched(hierarchy: Hierarchy) -> Result<()> {
     let held = Held::new(&[&tree.target])?;
     for cgroup in tree.guarded() {
         let mut files = vec![hierarchy.file()];
-        files.extend(hierarchy.moves().iter().filter(|file| **file != "cgroup.threads"));
+        files.extend(
+            hierarchy
+                .moves()
+                .iter()
+                .filter(|file| **file != "cgroup.threads"),
+        );
         for file in files {
             let path = cgroup.path.join(file);
             fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

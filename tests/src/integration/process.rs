@@ -33,14 +33,25 @@ pub(super) struct Finished {
 impl Finished {
     #[track_caller]
     pub(super) fn expect(self, code: i32) -> Result<Self> {
-        let Self { code: got, stdout, stderr } = &self;
-        ensure!(*got == code, "ended with {got}, not {code}\n{stdout}\nstderr:\n{stderr}");
+        let Self {
+            code: got,
+            stdout,
+            stderr,
+        } = &self;
+        ensure!(
+            *got == code,
+            "ended with {got}, not {code}\n{stdout}\nstderr:\n{stderr}"
+        );
         Ok(self)
     }
 
     #[track_caller]
     pub(super) fn says(self, words: &str) -> Result<Self> {
-        ensure!(self.stderr.contains(words), "does not say {words:?}, but:\n{}", self.stderr);
+        ensure!(
+            self.stderr.contains(words),
+            "does not say {words:?}, but:\n{}",
+            self.stderr
+        );
         Ok(self)
     }
 }
@@ -55,7 +66,10 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn spawn(command: &mut Command) -> Result<Self> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command
             .spawn()
             .with_context(|| format!("run {}", command.get_program().display()))?;
@@ -76,7 +90,12 @@ impl Process {
             }
         });
         let stdin = child.stdin.take();
-        Ok(Self { child, stdin, lines, errors })
+        Ok(Self {
+            child,
+            stdin,
+            lines,
+            errors,
+        })
     }
 
     pub(super) fn pid(&self) -> Pid {
@@ -91,7 +110,10 @@ impl Process {
     pub(super) fn line(&mut self) -> Result<String> {
         match self.lines.recv_timeout(LONG) {
             Ok(line) => Ok(line),
-            Err(_) => bail!("wrote no line; its stderr:\n{}", self.stderr(Duration::ZERO)),
+            Err(_) => bail!(
+                "wrote no line; its stderr:\n{}",
+                self.stderr(Duration::ZERO)
+            ),
         }
     }
 
@@ -118,7 +140,10 @@ impl Process {
         let start = Instant::now();
         let mut text = String::new();
         // A grandchild may keep the pipe open: then its end never comes.
-        while let Ok(part) = self.errors.recv_timeout(patience.saturating_sub(start.elapsed())) {
+        while let Ok(part) = self
+            .errors
+            .recv_timeout(patience.saturating_sub(start.elapsed()))
+        {
             text += &part;
         }
         text
@@ -136,17 +161,26 @@ impl Process {
                 // It may end just now.
                 let _ = self.child.kill();
                 let _ = self.child.wait();
-                bail!("still ran after {limit:?}; stderr:\n{}", self.stderr(PATIENCE / 10));
+                bail!(
+                    "still ran after {limit:?}; stderr:\n{}",
+                    self.stderr(PATIENCE / 10)
+                );
             }
             thread::sleep(Duration::from_millis(10));
         };
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         let stderr = self.stderr(Duration::from_secs(1));
         let mut stdout = String::new();
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(1)) {
             stdout += &(line + "\n");
         }
-        Ok(Finished { code, stdout, stderr })
+        Ok(Finished {
+            code,
+            stdout,
+            stderr,
+        })
     }
 }
 
@@ -184,18 +218,27 @@ pub(super) fn status(arguments: &[&str]) -> Result<Value> {
 
 /// The guards that `status` lists.
 pub(super) fn guards() -> Result<Vec<Value>> {
-    Ok(status(&[])?["guards"].as_array().context("`guards` is a list")?.clone())
+    Ok(status(&[])?["guards"]
+        .as_array()
+        .context("`guards` is a list")?
+        .clone())
 }
 
 /// `freezer-guard run` around a shell that does what we tell it.
 pub(super) struct Held(Process);
 
 impl Held {
-    const SHELL: &str = r#"echo held; while read -r line; do eval "$line"; echo "rc $?"; done; exit 0"#;
+    const SHELL: &str =
+        r#"echo held; while read -r line; do eval "$line"; echo "rc $?"; done; exit 0"#;
 
     /// Starts it; the guard may not be there yet.
     pub(super) fn start(command: &mut Command) -> Result<Self> {
-        Ok(Self(Process::spawn(command.args(["--", "bash", "-c", Self::SHELL]))?))
+        Ok(Self(Process::spawn(command.args([
+            "--",
+            "bash",
+            "-c",
+            Self::SHELL,
+        ]))?))
     }
 
     /// Freezes the cgroups and guards them.

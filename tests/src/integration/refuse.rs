@@ -17,7 +17,15 @@ use super::{
 };
 
 const METHODS: [&str; 9] = [
-    "write", "writev", "pwrite", "pwritev2", "sendfile", "splice", "aio", "io_uring", "io_uring_wq",
+    "write",
+    "writev",
+    "pwrite",
+    "pwritev2",
+    "sendfile",
+    "splice",
+    "aio",
+    "io_uring",
+    "io_uring_wq",
 ];
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -25,7 +33,9 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add(method, move |h| by_method(h, method));
     }
     list.add("thread", |h| {
-        outside(h, |path| Ok(tool(["threads", text(path)?, h.frozen()])?.code))
+        outside(h, |path| {
+            Ok(tool(["threads", text(path)?, h.frozen()])?.code)
+        })
     });
     list.add("opened_before", |h| before(h, "late"));
     list.add("received_over_a_socket", |h| before(h, "passed"));
@@ -53,7 +63,10 @@ fn outside(hierarchy: Hierarchy, write: impl Fn(&Path) -> Result<i32>) -> Result
 }
 
 fn expect(expected: i32, got: i32, what: &str) -> Result<()> {
-    anyhow::ensure!(got == expected, "writing to {what} gave errno {got}, not {expected}");
+    anyhow::ensure!(
+        got == expected,
+        "writing to {what} gave errno {got}, not {expected}"
+    );
     Ok(())
 }
 
@@ -67,7 +80,10 @@ fn by_method(hierarchy: Hierarchy, method: &str) -> Result<()> {
 fn before(hierarchy: Hierarchy, how: &str) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let mut command = Command::new("guest-tool");
-    command.arg(how).arg(target.freezer()).arg(hierarchy.thawed());
+    command
+        .arg(how)
+        .arg(target.freezer())
+        .arg(hierarchy.thawed());
     let mut writer = Process::spawn(&mut command)?;
     writer.expect_line("ready")?;
     let held = Held::new(&[&target])?;
@@ -103,7 +119,14 @@ fn second_mount(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn bind(source: &Path, place: PathBuf) -> Result<Mount> {
-    mount(Some(source), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("bind")?;
+    mount(
+        Some(source),
+        &place,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .context("bind")?;
     Ok(Mount(place))
 }
 

@@ -27,8 +27,14 @@ fn states(hierarchy: Hierarchy) -> Result<()> {
     let path = target.text();
     let expect = |state: &str| -> Result<()> {
         let status = status(&[&path])?;
-        ensure!(status["path"] == *path && status["state"] == state, "not {state}: {status}");
-        ensure!(status["guard"].is_null() == (state != "CHECKPOINTING"), "{status}");
+        ensure!(
+            status["path"] == *path && status["state"] == state,
+            "not {state}: {status}"
+        );
+        ensure!(
+            status["guard"].is_null() == (state != "CHECKPOINTING"),
+            "{status}"
+        );
         Ok(())
     };
     expect("THAWED")?;
@@ -55,23 +61,44 @@ fn one_guard(hierarchy: Hierarchy) -> Result<()> {
     target.expect_refused("cgroup.procs", "1")?;
 
     let guards = guards()?;
-    let [guard] = &guards[..] else { anyhow::bail!("not one guard: {guards:?}") };
+    let [guard] = &guards[..] else {
+        anyhow::bail!("not one guard: {guards:?}")
+    };
     let list = |name: &str| guard[name].as_array().cloned().unwrap_or_default();
     ensure!(guard["state"] == "CHECKPOINTING", "{guard}");
     ensure!(list("cgroups") == [Value::from(target.text())], "{guard}");
     let holders = list("holder_pids");
-    ensure!(holders.contains(&holder.into()), "{holder} does not hold {guard}");
-    let run = u64::try_from(held.process().pid().as_raw())?;
-    ensure!(holders.contains(&run.into()), "`run` ({run}) does not hold {guard}");
-    ensure!(guard["held_seconds"].as_f64().is_some_and(|s| s > 0.0 && s < 60.0), "{guard}");
-    let denials = &guard["denials"];
-    ensure!(denials["freeze"] == 2 && denials["migrate"] == 1 && denials["kill"] == 0, "{guard}");
-    let intruders = list("intruders");
     ensure!(
-        intruders.iter().any(|one| one["comm"] == "guest-tool" && one["protection"] == "freeze"),
+        holders.contains(&holder.into()),
+        "{holder} does not hold {guard}"
+    );
+    let run = u64::try_from(held.process().pid().as_raw())?;
+    ensure!(
+        holders.contains(&run.into()),
+        "`run` ({run}) does not hold {guard}"
+    );
+    ensure!(
+        guard["held_seconds"]
+            .as_f64()
+            .is_some_and(|s| s > 0.0 && s < 60.0),
         "{guard}"
     );
-    held.release()?.expect(0)?.says("refused 3 writes")?.says("by guest-tool (pid ")?;
+    let denials = &guard["denials"];
+    ensure!(
+        denials["freeze"] == 2 && denials["migrate"] == 1 && denials["kill"] == 0,
+        "{guard}"
+    );
+    let intruders = list("intruders");
+    ensure!(
+        intruders
+            .iter()
+            .any(|one| one["comm"] == "guest-tool" && one["protection"] == "freeze"),
+        "{guard}"
+    );
+    held.release()?
+        .expect(0)?
+        .says("refused 3 writes")?
+        .says("by guest-tool (pid ")?;
     Ok(())
 }
 
@@ -81,7 +108,11 @@ fn text(hierarchy: Hierarchy) -> Result<()> {
     for arguments in [&["status"][..], &["status", &target.text()]] {
         let finished = guard(arguments)?.expect(0)?;
         for word in ["CHECKPOINTING", &target.text()] {
-            ensure!(finished.stdout.contains(word), "no {word} in:\n{}", finished.stdout);
+            ensure!(
+                finished.stdout.contains(word),
+                "no {word} in:\n{}",
+                finished.stdout
+            );
         }
     }
     held.release()?.expect(0)?;

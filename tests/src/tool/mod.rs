@@ -89,23 +89,45 @@ pub fn main() -> ExitCode {
         Err(error) => {
             eprintln!("guest-tool: {error:#}");
             let errno = error.chain().find_map(|cause| {
-                let io = cause.downcast_ref::<std::io::Error>().and_then(|e| e.raw_os_error());
-                io.or_else(|| cause.downcast_ref::<nix::Error>().map(|errno| *errno as i32))
+                let io = cause
+                    .downcast_ref::<std::io::Error>()
+                    .and_then(|e| e.raw_os_error());
+                io.or_else(|| {
+                    cause
+                        .downcast_ref::<nix::Error>()
+                        .map(|errno| *errno as i32)
+                })
             });
-            ExitCode::from(errno.and_then(|errno| u8::try_from(errno).ok()).unwrap_or(255))
+            ExitCode::from(
+                errno
+                    .and_then(|errno| u8::try_from(errno).ok())
+                    .unwrap_or(255),
+            )
         }
     }
 }
 
 fn run(task: Task) -> Result<()> {
     match task {
-        Task::Workload { dir, cgroup, processes } => workload::start(&dir, &cgroup, processes),
-        Task::Write { method, path, value } => write::write(method, &path, &value),
+        Task::Workload {
+            dir,
+            cgroup,
+            processes,
+        } => workload::start(&dir, &cgroup, processes),
+        Task::Write {
+            method,
+            path,
+            value,
+        } => write::write(method, &path, &value),
         Task::Late { path, value } => write::late(&path, &value),
         Task::Passed { path, value } => write::passed(&path, &value),
         Task::Threads { path, value } => write::from_thread(path, value),
         Task::Daemon { command } => process::daemon(&command),
-        Task::Cgroupns { cgroup, file, value } => process::cgroupns(&cgroup, &file, &value),
+        Task::Cgroupns {
+            cgroup,
+            file,
+            value,
+        } => process::cgroupns(&cgroup, &file, &value),
         Task::Unmounted { path, command } => process::unmounted(&path, &command),
         Task::Powerless { command } => process::powerless(&command),
         Task::Stall { cgroup } => workload::stall(&cgroup),

@@ -1,17 +1,15 @@
 //! Commands and writes in processes of a special kind.
 
-use std::{
-    fs,
-    os::unix::process::CommandExt as _,
-    path::Path,
-    process::Command,
-};
+use std::{fs, os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
-    sys::{statfs::{CGROUP2_SUPER_MAGIC, statfs}, wait::waitpid},
+    sys::{
+        statfs::{CGROUP2_SUPER_MAGIC, statfs},
+        wait::waitpid,
+    },
     unistd::{ForkResult, setsid},
 };
 
@@ -19,7 +17,9 @@ use super::write::{self, Method};
 use crate::sys;
 
 fn exec(command: &[String]) -> Result<()> {
-    let [program, arguments @ ..] = command else { bail!("no command") };
+    let [program, arguments @ ..] = command else {
+        bail!("no command")
+    };
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("run {program}"))
 }
 
@@ -50,7 +50,11 @@ pub(super) fn cgroupns(cgroup: &Path, file: &Path, value: &str) -> Result<()> {
     private_mounts(CloneFlags::CLONE_NEWCGROUP)?;
     let top = std::env::temp_dir().join(format!("cgroupns.{}", std::process::id()));
     fs::create_dir_all(&top)?;
-    let (kind, options) = if v2 { ("cgroup2", None) } else { ("cgroup", Some("freezer")) };
+    let (kind, options) = if v2 {
+        ("cgroup2", None)
+    } else {
+        ("cgroup", Some("freezer"))
+    };
     mount(Some(kind), &top, Some(kind), MsFlags::empty(), options).context("mount the cgroups")?;
     write::write(Method::Write, &top.join(file), value)
 }

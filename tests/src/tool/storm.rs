@@ -12,8 +12,18 @@ pub(super) fn storm() -> Result<()> {
             thread::spawn(|| -> Result<()> {
                 for round in 0..20 {
                     let mut command = Command::new("bash");
-                    command.args(["-c", if round % 10 == 0 { "bash -c true & :" } else { "true" }]);
-                    ensure!(command.status().context("run bash")?.success(), "bash failed");
+                    command.args([
+                        "-c",
+                        if round % 10 == 0 {
+                            "bash -c true & :"
+                        } else {
+                            "true"
+                        },
+                    ]);
+                    ensure!(
+                        command.status().context("run bash")?.success(),
+                        "bash failed"
+                    );
                 }
                 Ok(())
             })

@@ -60,9 +60,17 @@ pub(super) fn start(dir: &Path, cgroups: &[PathBuf], children: usize) -> Result<
 /// what is missing.
 fn count(path: &Path, mut started: impl Write) -> Result<()> {
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(true).open(path);
+    let file = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path);
     let file = file.with_context(|| format!("create {}", path.display()))?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     let mut memory = vec![1_u8; MEMORY_BYTES];
     let mut counter = 0_u64;
     write_counter(&file, counter)?;

@@ -72,7 +72,14 @@ fn write_to(mut file: &File, method: Method, bytes: &[u8]) -> Result<()> {
         Method::Splice => {
             let (reader, mut writer) = std::io::pipe()?;
             writer.write_all(bytes)?;
-            splice(reader.as_fd(), None, file.as_fd(), None, bytes.len(), SpliceFFlags::empty())?;
+            splice(
+                reader.as_fd(),
+                None,
+                file.as_fd(),
+                None,
+                bytes.len(),
+                SpliceFFlags::empty(),
+            )?;
         }
         Method::Aio => sys::aio_write(file, bytes)?,
         Method::IoUring => sys::io_uring_write(file, bytes, false)?,
@@ -85,7 +92,8 @@ fn write_to(mut file: &File, method: Method, bytes: &[u8]) -> Result<()> {
 pub(super) fn late(path: &Path, value: &str) -> Result<()> {
     let mut file = open(path)?;
     super::ready()?;
-    file.write_all(value.as_bytes()).with_context(|| format!("write {}", path.display()))
+    file.write_all(value.as_bytes())
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Writes through a descriptor that another process opened.
@@ -96,15 +104,25 @@ pub(super) fn passed(path: &Path, value: &str) -> Result<()> {
             let file = open(path)?;
             let fds = [file.as_raw_fd()];
             let message = [ControlMessage::ScmRights(&fds)];
-            sendmsg::<()>(theirs.as_raw_fd(), &[IoSlice::new(b"x")], &message, MsgFlags::empty(), None)?;
+            sendmsg::<()>(
+                theirs.as_raw_fd(),
+                &[IoSlice::new(b"x")],
+                &message,
+                MsgFlags::empty(),
+                None,
+            )?;
             Ok(())
         }
         ForkResult::Parent { child } => {
             let mut space = nix::cmsg_space!([i32; 1]);
             let mut byte = [0; 1];
             let mut buffers = [IoSliceMut::new(&mut byte)];
-            let message =
-                recvmsg::<()>(ours.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::empty())?;
+            let message = recvmsg::<()>(
+                ours.as_raw_fd(),
+                &mut buffers,
+                Some(&mut space),
+                MsgFlags::empty(),
+            )?;
             let mut file = message
                 .cmsgs()?
                 .find_map(|message| match message {
@@ -115,7 +133,8 @@ pub(super) fn passed(path: &Path, value: &str) -> Result<()> {
                 .context("no descriptor came")?;
             waitpid(child, None)?;
             super::ready()?;
-            file.write_all(value.as_bytes()).with_context(|| format!("write {}", path.display()))
+            file.write_all(value.as_bytes())
+                .with_context(|| format!("write {}", path.display()))
         }
     }
 }
