@@ -103,8 +103,10 @@ pub type Target = Vec<Cgroup>;
 pub struct Guard {
     id: GuardId,
     targets: Vec<Target>,
-    /// Those that we froze, by their place in `targets`.
-    froze: Vec<usize>,
+    /// Those that we froze.
+    froze: Vec<CgroupKey>,
+    /// Those that were frozen before.
+    found_frozen: Vec<CgroupKey>,
     maps: Maps,
     entered: bool,
     ended: bool,
@@ -155,6 +157,7 @@ impl Guard {
             id,
             targets,
             froze: Vec::new(),
+            found_frozen: Vec::new(),
             maps,
             entered: false,
             ended: false,
@@ -206,7 +209,7 @@ impl Guard {
     /// When a target is thawed and not to be frozen, or would not be thawed by
     /// the checkpointer's thaw.
     pub fn freeze(&mut self, if_thawed: bool) -> Result<(), Error> {
-        for (number, target) in self.targets.iter().enumerate() {
+        for target in &self.targets {
             for cgroup in target {
                 let path = || cgroup.path().to_owned();
                 for ancestor in cgroup.ancestors()? {
@@ -233,11 +236,14 @@ impl Guard {
             };
             let mut frozen = false;
             for cgroup in target {
-                frozen |= cgroup.is_self_frozen()?;
+                if cgroup.is_self_frozen()? {
+                    self.found_frozen.push(cgroup.key());
+                    frozen = true;
+                }
             }
             if !frozen && if_thawed {
                 first.freeze()?;
-                self.froze.push(number);
+                self.froze.push(first.key());
             } else if !frozen || (!if_thawed && !is_frozen(target)?) {
                 let state = first.freezer_state()?;
                 return Err(Error::NotFrozen {
@@ -332,15 +338,14 @@ impl Guard {
         }
     }
 
+    /// What we froze is thawed; what was found FROZEN is left FROZEN, also by a
+    /// checkpointer that crashed.
     fn restore(&self) -> Result<(), Error> {
-        for (number, target) in self.targets.iter().enumerate() {
-            let Some(first) = target.first() else {
-                continue;
-            };
-            let restored = if self.froze.contains(&number) {
-                first.thaw()
-            } else if self.entered {
-                leave_frozen(target)
+        for cgroup in self.cgroups() {
+            let restored = if self.froze.contains(&cgroup.key()) {
+                cgroup.thaw()
+            } else if self.entered && self.found_frozen.contains(&cgroup.key()) {
+                refreeze(cgroup)
             } else {
                 Ok(())
             };
@@ -379,17 +384,11 @@ impl Drop for Guard {
     }
 }
 
-/// A target found FROZEN is left FROZEN, also by a checkpointer that crashed.
-fn leave_frozen(target: &[Cgroup]) -> Result<(), cgroup::Error> {
-    for cgroup in target {
-        if cgroup.is_self_frozen()? {
-            return Ok(());
-        }
+fn refreeze(cgroup: &Cgroup) -> Result<(), cgroup::Error> {
+    if cgroup.is_self_frozen()? {
+        return Ok(());
     }
-    match target.first() {
-        Some(first) => first.freeze(),
-        None => Ok(()),
-    }
+    cgroup.freeze()
 }
 
 fn is_gone(error: &io::Error) -> bool {

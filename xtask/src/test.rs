@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
     /// Guests to run at the same time
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
 }
 

@@ -14,21 +14,26 @@ mod process;
 mod refuse;
 mod status;
 
-use std::{fs, io::IsTerminal as _, path::Path, process::ExitCode};
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::config::{CONFIG_PATH, Config};
-use cgroups::Hierarchy;
+use cgroups::{Cgroup, Hierarchy};
+use process::Held;
 
 /// Runs the trials that apply here, one at a time.
 pub fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    if !std::io::stdout().is_terminal() {
-        arguments.color = Some(libtest_mimic::ColorSetting::Never);
-    }
+    // The other end of the serial port is a program.
+    arguments.color = Some(libtest_mimic::ColorSetting::Never);
     match list() {
         Ok((label, trials)) => {
             println!("here: {label}");
@@ -55,17 +60,20 @@ fn list() -> Result<(String, Vec<Trial>)> {
         let mut list = List {
             config: &config,
             hierarchy,
+            beside_another: false,
             module: "",
             trials: &mut trials,
         };
         if has_bpf {
+            list.beside_another = true;
             list.module("dump", dump::list);
             list.module("refuse", refuse::list);
             list.module("places", places::list);
-            list.module("holders", holders::list);
-            list.module("lifecycle", lifecycle::list);
+            list.beside_another = false;
             list.module("parallel", parallel::list);
             list.module("misuse", misuse::list);
+            list.module("holders", holders::list);
+            list.module("lifecycle", lifecycle::list);
             list.module("paths", paths::list);
             list.module("status", status::list);
         } else {
@@ -79,6 +87,9 @@ fn list() -> Result<(String, Vec<Trial>)> {
 struct List<'a> {
     config: &'a Config,
     hierarchy: Hierarchy,
+    /// Whether an unrelated guard is held meanwhile. It keeps the BPF programs
+    /// loaded, which takes seconds in an emulated guest, and must not matter.
+    beside_another: bool,
     module: &'static str,
     trials: &'a mut Vec<Trial>,
 }
@@ -90,12 +101,34 @@ impl List<'_> {
     }
 
     fn add(&mut self, name: &str, test: impl Fn(Hierarchy) -> Result<()> + Send + 'static) {
-        let hierarchy = self.hierarchy;
+        let (hierarchy, beside_another) = (self.hierarchy, self.beside_another);
         let name = format!("{}::{}::{name}", hierarchy.name(), self.module);
-        let run = move || test(hierarchy).map_err(|error| Failed::from(format!("{error:?}")));
+        let run = move || {
+            hold_another(beside_another.then_some(hierarchy))
+                .and_then(|()| test(hierarchy))
+                .map_err(|error| Failed::from(format!("{error:?}")))
+        };
         self.trials
             .push(Trial::test(name, run).with_kind(self.config.label()));
     }
+}
+
+/// Holds a guard in this hierarchy that no trial is about, or none.
+fn hold_another(hierarchy: Option<Hierarchy>) -> Result<()> {
+    static ANOTHER: Mutex<Option<(Hierarchy, Held, Cgroup)>> = Mutex::new(None);
+    let mut another = ANOTHER.lock().unwrap_or_else(PoisonError::into_inner);
+    if another.as_ref().map(|(of, ..)| *of) == hierarchy {
+        return Ok(());
+    }
+    if let Some((_, held, _cgroup)) = another.take() {
+        held.release()?.expect(0)?;
+    }
+    if let Some(hierarchy) = hierarchy {
+        let cgroup = Cgroup::new(hierarchy)?;
+        let held = Held::new(&[&cgroup])?;
+        *another = Some((hierarchy, held, cgroup));
+    }
+    Ok(())
 }
 
 /// A path for a test's own files, not yet there.
