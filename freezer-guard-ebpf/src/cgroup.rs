@@ -148,7 +148,11 @@ impl Write {
         for _ in 0..MAX_DEPTH {
             if let Some(id) = TARGETS.get_ptr(self.key(cgroup)) {
                 // SAFETY: a map value the verifier has seen checked.
-                return Above::Target(unsafe { *id });
+                let id = unsafe { *id };
+                // What a dead guard has left must not hide one further up.
+                if guard(id).is_some() {
+                    return Above::Target(id);
+                }
             }
             // SAFETY: `cgroup` was loaded from the hook's argument.
             let parent: Pointer = unsafe { load(cgroup, offset!(dentry_d_parent)) };

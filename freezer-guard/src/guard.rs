@@ -19,7 +19,7 @@ use crate::{
     cgroup::{self, Cgroup, FreezerState},
     kernel::{self, Locked, Maps},
 };
-use marks::{covering, insert, reconcile, refuse_guarded, refuse_overlap, unload_if_unused};
+use marks::{covering, insert, place, reconcile, refuse_guarded, refuse_overlap, unload_if_unused};
 use status::holder_pids;
 
 /// Why a guard could not be begun or kept.
@@ -141,6 +141,8 @@ impl Guard {
         };
         refuse_overlap(&targets)?;
         refuse_guarded(&maps, &targets)?;
+        // A guard may have ended since: its marks would be in our way.
+        reconcile(&mut maps)?;
         let begun_ns = now();
         // Two guards never begin in the same ns under one lock.
         let id = begun_ns;
@@ -164,9 +166,13 @@ impl Guard {
         };
         // Enrolled before it is marked: from here on the guard ends with us at
         // the latest, and a crash before leaves an entry that denies nothing.
-        match guard.maps.control(control::ENROL, id)? {
-            control::DONE => {}
-            control::OTHER_GUARD => {
+        match guard.maps.control(control::ENROL, id) {
+            Ok(control::DONE) => {}
+            Err(error) => {
+                guard.release(&lock)?;
+                return Err(error.into());
+            }
+            Ok(control::OTHER_GUARD) => {
                 guard.release(&lock)?;
                 return Err(Error::Nested);
             }
@@ -190,13 +196,15 @@ impl Guard {
                     cgroup: ancestor.key(),
                     index: 0,
                 };
-                while self.maps.ancestors.get(&key, 0).is_ok() {
+                while let Ok(id) = self.maps.ancestors.get(&key, 0)
+                    && self.maps.guard(id)?.is_some()
+                {
                     key.index += 1;
                 }
                 if key.index >= u64::from(MAX_GUARDS) {
                     return Err(Error::Full("ANCESTORS"));
                 }
-                insert(&mut self.maps.ancestors, "ANCESTORS", key, self.id)?;
+                place(&mut self.maps.ancestors, "ANCESTORS", key, self.id)?;
             }
         }
         Ok(())
@@ -341,6 +349,7 @@ impl Guard {
     /// What we froze is thawed; what was found FROZEN is left FROZEN, also by a
     /// checkpointer that crashed.
     fn restore(&self) -> Result<(), Error> {
+        let mut result = Ok(());
         for cgroup in self.cgroups() {
             let restored = if self.froze.contains(&cgroup.key()) {
                 cgroup.thaw()
@@ -352,10 +361,11 @@ impl Guard {
             match restored {
                 // The checkpointer may have removed it together with its tasks.
                 Err(cgroup::Error::Io { source, .. }) if is_gone(&source) => {}
-                restored => restored?,
+                // One that cannot be restored is no reason to leave the others.
+                restored => result = result.and(restored),
             }
         }
-        Ok(())
+        Ok(result?)
     }
 
     /// Ends it, in the maps that are pinned now: they are others than ours if

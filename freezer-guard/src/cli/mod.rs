@@ -6,7 +6,7 @@ mod run;
 mod status;
 mod target;
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -62,5 +62,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 
 /// One line on standard error.
 fn say(line: std::fmt::Arguments<'_>) {
-    eprintln!("freezer-guard: {line}");
+    // Nobody may be listening any more: that must not end a guard.
+    let _ = writeln!(std::io::stderr(), "freezer-guard: {line}");
 }

@@ -285,6 +285,8 @@ async fn supervise(
                     deadline = Instant::now() + GRACE;
                 } else {
                     guard.kill_holder()?;
+                    // Without the guard nobody knows the holder's processes.
+                    let _ = child.start_kill();
                     deadline = Instant::now() + GRACE;
                 }
             }
@@ -294,6 +296,8 @@ async fn supervise(
                 if interrupts > 1 {
                     steps.say(format_args!("killing {}", args.command[0]));
                     guard.kill_holder()?;
+                    // Without the guard nobody knows the holder's processes.
+                    let _ = child.start_kill();
                 } else if !caught.from_terminal {
                     // The terminal has sent its own to COMMAND as well.
                     let _ = kill(pid, caught.signal);

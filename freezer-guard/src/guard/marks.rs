@@ -130,36 +130,17 @@ pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
         lists.entry(key.cgroup).or_default().insert(key.index, id);
     }
     for (cgroup, list) in lists {
-        let mut living = Vec::new();
-        for id in list.values() {
+        // Only from the end: a walker in the kernel must meet every living one,
+        // and stops at the first gap. `mark` uses the dead places in between.
+        for (index, id) in list.iter().rev() {
             if maps.guard(*id)?.is_some() {
-                living.push(*id);
+                break;
             }
-        }
-        // Closing the gaps from below moves every living one before its old
-        // place is overwritten or, from above, removed.
-        for (index, id) in living.iter().enumerate() {
             let key = AncestorKey {
                 cgroup,
-                index: index as u64,
+                index: *index,
             };
-            maps.ancestors
-                .insert(key, id, 0)
-                .map_err(map_error("ANCESTORS"))?;
-        }
-        for index in list
-            .keys()
-            .rev()
-            .take_while(|index| **index >= living.len() as u64)
-        {
-            remove(
-                &mut maps.ancestors,
-                "ANCESTORS",
-                &AncestorKey {
-                    cgroup,
-                    index: *index,
-                },
-            )?;
+            remove(&mut maps.ancestors, "ANCESTORS", &key)?;
         }
     }
     Ok(())
@@ -183,13 +164,32 @@ pub(super) fn insert<K: Pod, V: Pod>(
     key: K,
     value: V,
 ) -> Result<(), Error> {
-    map.insert(key, value, BPF_NOEXIST)
-        .map_err(|error| match &error {
-            MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                Error::Full(name)
-            }
-            _ => map_error(name)(error),
-        })
+    update(map, name, key, value, BPF_NOEXIST)
+}
+
+/// Inserts, or overwrites what a dead guard has left.
+pub(super) fn place<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    key: K,
+    value: V,
+) -> Result<(), Error> {
+    update(map, name, key, value, 0)
+}
+
+fn update<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    key: K,
+    value: V,
+    flags: u64,
+) -> Result<(), Error> {
+    map.insert(key, value, flags).map_err(|error| match &error {
+        MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
+            Error::Full(name)
+        }
+        _ => map_error(name)(error),
+    })
 }
 
 /// The kernel may have been faster: an entry that is not there is removed.
