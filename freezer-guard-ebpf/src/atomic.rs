@@ -1,6 +1,7 @@
-//! Counting from many CPUs at once.
+//! Words that many CPUs share.
 
 use core::{
+    cell::UnsafeCell,
     intrinsics::{AtomicOrdering, atomic_xadd},
     ptr,
 };
@@ -23,4 +24,30 @@ pub(crate) fn add(counter: *mut u64, amount: u64) {
 pub(crate) fn read(counter: *const u64) -> u64 {
     // SAFETY: as for `add`; the read is one load of an aligned word.
     unsafe { ptr::read_volatile(counter) }
+}
+
+/// A global word, here and not in a map of its own: a program reads it without
+/// a look-up. `AtomicU64` will not do: LLVM has no atomic stores for BPF.
+pub(crate) struct Word(UnsafeCell<u64>);
+
+// SAFETY: every access is one volatile load or store of an aligned word, which
+// the CPU does in one piece.
+unsafe impl Sync for Word {}
+
+impl Word {
+    pub(crate) const fn new() -> Self {
+        Self(UnsafeCell::new(0))
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> u64 {
+        // SAFETY: the cell is always there to be read.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn set(&self, value: u64) {
+        // SAFETY: as above, to be written; see `Sync`.
+        unsafe { self.0.get().write_volatile(value) }
+    }
 }

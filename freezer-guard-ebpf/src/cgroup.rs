@@ -4,15 +4,15 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, GuardId, MAX_DEPTH, MAX_GUARDS, PROTECTED_FILES, Place, Protection,
-    denies, name_words,
+    Act, CgroupKey, GuardId, MAX_DEPTH, PROTECTED_FILES, Place, Protection, denies, name_words,
 };
 
 use crate::{
+    covering::{Covering, below, minds},
     kernel::{Pointer, load, offset, probe},
-    maps::{ANCESTORS, TARGETS, guard},
-    membership,
-    refusal::{self, EBUSY},
+    maps::{TARGETS, guard},
+    membership, migration,
+    telling::{self, Deed, EBUSY},
 };
 
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
@@ -115,35 +115,40 @@ struct Write {
     hierarchy_id: u32,
 }
 
-/// How the way up to the root ended.
-enum Above {
-    /// At a target with this guard, which may have ended.
-    Target(GuardId),
-    Root,
-    TooDeep,
-}
-
 impl Write {
     #[inline(always)]
     fn check(&self, directory: Pointer) -> i32 {
         let written = self.key(directory);
+        let writer = membership::of_current();
         let refusing = match self.way_up(directory) {
             // Not knowing must not let anything through.
-            Above::TooDeep => return -EBUSY,
-            Above::Target(id) => self.asked(id, Place::Inside, membership::of_current()),
-            Above::Root => None,
+            Covering::TooDeep => return -EBUSY,
+            Covering::Guard(id) if self.refuses(id, Place::Inside, writer) => Some(id),
+            Covering::Guard(_) | Covering::Nobody => {
+                below(written, |id| self.refuses(id, Place::Above, writer))
+            }
         };
-        match refusing.or_else(|| self.guard_below(written)) {
+        match refusing {
             Some(id) => {
-                refusal::record(id, written, self.index, self.protection);
+                let deed = Deed {
+                    act: Act::Write,
+                    protection: self.protection,
+                    detail: self.index,
+                    cgroup: written,
+                    victim: 0,
+                };
+                telling::refused(id, &deed);
                 -EBUSY
+            }
+            None if matches!(self.protection, Protection::Migrate) && self.hierarchy_id != 0 => {
+                migration::check_v1(written, self.index, writer)
             }
             None => 0,
         }
     }
 
     #[inline(always)]
-    fn way_up(&self, directory: Pointer) -> Above {
+    fn way_up(&self, directory: Pointer) -> Covering {
         let mut cgroup = directory;
         for _ in 0..MAX_DEPTH {
             if let Some(id) = TARGETS.get_ptr(self.key(cgroup)) {
@@ -151,39 +156,23 @@ impl Write {
                 let id = unsafe { *id };
                 // What a dead guard has left must not hide one further up.
                 if guard(id).is_some() {
-                    return Above::Target(id);
+                    return Covering::Guard(id);
                 }
             }
             // SAFETY: `cgroup` was loaded from the hook's argument.
             let parent: Pointer = unsafe { load(cgroup, offset!(dentry_d_parent)) };
             if parent == cgroup {
-                return Above::Root;
+                return Covering::Nobody;
             }
             cgroup = parent;
         }
-        Above::TooDeep
+        Covering::TooDeep
     }
 
-    /// A guard below the written cgroup that refuses the write.
+    /// Whether the guard is in force and refuses the write.
     #[inline(always)]
-    fn guard_below(&self, cgroup: CgroupKey) -> Option<GuardId> {
-        let writer = membership::of_current();
-        for index in 0..u64::from(MAX_GUARDS) {
-            let id = ANCESTORS.get_ptr(AncestorKey { cgroup, index })?;
-            // SAFETY: a map value the verifier has seen checked.
-            let refusing = self.asked(unsafe { *id }, Place::Above, writer);
-            if refusing.is_some() {
-                return refusing;
-            }
-        }
-        None
-    }
-
-    /// The guard, if it is in force and refuses the write.
-    #[inline(always)]
-    fn asked(&self, id: GuardId, place: Place, writer: Option<GuardId>) -> Option<GuardId> {
-        let refuses = denies(id, place, self.protection, writer) && guard(id).is_some();
-        refuses.then_some(id)
+    fn refuses(&self, id: GuardId, place: Place, writer: Option<GuardId>) -> bool {
+        denies(id, place, self.protection, writer) && minds(id, self.protection, writer)
     }
 
     #[inline(always)]

@@ -7,17 +7,19 @@ use crate::GuardId;
 pub enum Protection {
     /// Freezing and thawing.
     Freeze = 0,
-    /// Killing every task at once.
+    /// Killing, stopping and continuing tasks.
     Kill = 1,
-    /// Moving tasks.
+    /// Moving tasks in, out and within.
     Migrate = 2,
+    /// Tracing tasks, and reading or writing their memory as a tracer may.
+    Ptrace = 3,
 }
 
 impl Protection {
     /// The number of protections.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
     /// Each at the index of its own number.
-    pub const ALL: [Self; Self::COUNT] = [Self::Freeze, Self::Kill, Self::Migrate];
+    pub const ALL: [Self; Self::COUNT] = [Self::Freeze, Self::Kill, Self::Migrate, Self::Ptrace];
 
     /// Its name on the command line and in JSON.
     pub const fn name(self) -> &'static str {
@@ -25,6 +27,7 @@ impl Protection {
             Self::Freeze => "freeze",
             Self::Kill => "kill",
             Self::Migrate => "migrate",
+            Self::Ptrace => "ptrace",
         }
     }
 }
@@ -36,10 +39,23 @@ pub struct ProtectedFile {
     pub name: &'static str,
     /// What a write to it would do.
     pub protection: Protection,
+    /// Whether it moves the one thread that is named and not its process.
+    pub moves_one_thread: bool,
 }
 
 const fn file(name: &'static str, protection: Protection) -> ProtectedFile {
-    ProtectedFile { name, protection }
+    ProtectedFile {
+        name,
+        protection,
+        moves_one_thread: false,
+    }
+}
+
+const fn threads(name: &'static str) -> ProtectedFile {
+    ProtectedFile {
+        moves_one_thread: true,
+        ..file(name, Protection::Migrate)
+    }
 }
 
 /// Every protected file of v1 and v2.
@@ -47,9 +63,9 @@ pub const PROTECTED_FILES: [ProtectedFile; 6] = [
     file("freezer.state", Protection::Freeze),
     file("cgroup.freeze", Protection::Freeze),
     file("cgroup.kill", Protection::Kill),
-    file("tasks", Protection::Migrate),
+    threads("tasks"),
     file("cgroup.procs", Protection::Migrate),
-    file("cgroup.threads", Protection::Migrate),
+    threads("cgroup.threads"),
 ];
 
 /// A name of at most 15 bytes as two words, for a comparison without a loop.
@@ -102,8 +118,34 @@ pub const fn denies(
         && match (place, protection) {
             (Place::Inside, _) => true,
             (Place::Above, Protection::Freeze | Protection::Kill) => true,
-            (Place::Above, Protection::Migrate) => false,
+            (Place::Above, Protection::Migrate | Protection::Ptrace) => false,
         }
+}
+
+/// Who does something to a task of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actor {
+    /// The holder of the target's guard.
+    Holder,
+    /// A task of the target itself. It runs, so nobody holds it: the checkpoint
+    /// is over and its tasks go on, or it was never part of it.
+    Own,
+    /// Anybody else.
+    Outsider,
+}
+
+/// Whether `actor` may not signal or trace a task of a target; `traced`: the
+/// holder has it under ptrace.
+///
+/// What a container's tasks do to each other once the checkpointer has let
+/// them go is their own business.
+#[inline(always)]
+pub const fn denies_task(actor: Actor, traced: bool) -> bool {
+    match actor {
+        Actor::Holder => false,
+        Actor::Own => traced,
+        Actor::Outsider => true,
+    }
 }
 
 #[cfg(test)]
@@ -169,8 +211,15 @@ mod tests {
         fn above_only_what_acts_downwards_is_refused(guard: GuardId, protection in protections()) {
             prop_assert_eq!(
                 denies(guard, Place::Above, protection, None),
-                protection != Protection::Migrate
+                matches!(protection, Protection::Freeze | Protection::Kill)
             );
+        }
+
+        #[test]
+        fn only_the_holder_reaches_a_traced_task(traced: bool) {
+            prop_assert!(!denies_task(Actor::Holder, traced));
+            prop_assert!(denies_task(Actor::Outsider, traced));
+            prop_assert_eq!(denies_task(Actor::Own, traced), traced);
         }
     }
 }

@@ -17,6 +17,9 @@ macro_rules! kernel_fields {
         }
 
         impl KernelOffsets {
+            /// What stands there until user space has looked them up.
+            pub const ZERO: Self = Self { $($field: 0,)+ };
+
             /// Every field as struct and member.
             pub const FIELDS: &[(&str, &str)] = &[$(($struct, $member)),+];
 
@@ -47,8 +50,40 @@ kernel_fields! {
     qstr_len = "qstr"."len";
     qstr_name = "qstr"."name";
     kernfs_node_priv = "kernfs_node"."priv";
+    kernfs_node_id = "kernfs_node"."id";
     cgroup_root = "cgroup"."root";
+    cgroup_kn = "cgroup"."kn";
+    cgroup_self = "cgroup"."self";
+    cgroup_freezer = "cgroup"."freezer";
+    cgroup_freezer_state_freeze = "cgroup_freezer_state"."freeze";
     cgroup_root_hierarchy_id = "cgroup_root"."hierarchy_id";
+    cgroup_subsys_state_cgroup = "cgroup_subsys_state"."cgroup";
+    cgroup_subsys_state_parent = "cgroup_subsys_state"."parent";
+    css_set_dfl_cgrp = "css_set"."dfl_cgrp";
+    css_set_subsys = "css_set"."subsys";
     task_struct_tgid = "task_struct"."tgid";
     task_struct_pid = "task_struct"."pid";
+    task_struct_cgroups = "task_struct"."cgroups";
+    task_struct_flags = "task_struct"."flags";
+    task_struct_ptrace = "task_struct"."ptrace";
+    task_struct_parent = "task_struct"."parent";
+    task_struct_group_leader = "task_struct"."group_leader";
+    task_struct_thread_pid = "task_struct"."thread_pid";
+    task_struct_pid_links = "task_struct"."pid_links";
+    mm_struct_owner = "mm_struct"."owner";
+    freezer_css = "freezer"."css";
+    freezer_state = "freezer"."state";
+    kernel_siginfo_si_code = "kernel_siginfo"."si_code";
+    pid_level = "pid"."level";
+    pid_numbers = "pid"."numbers";
+    pid_tasks = "pid"."tasks";
+    upid_ns = "upid"."ns";
+    pid_namespace_idr = "pid_namespace"."idr";
+    idr_idr_rt = "idr"."idr_rt";
+    xarray_xa_head = "xarray"."xa_head";
+    xa_node_shift = "xa_node"."shift";
+    xa_node_slots = "xa_node"."slots";
+    pt_regs_orig_ax = "pt_regs"."orig_ax";
+    pt_regs_si = "pt_regs"."si";
+    pt_regs_dx = "pt_regs"."dx";
 }

@@ -2,7 +2,7 @@
 
 use core::{ffi::c_void, ptr};
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 
 /// The offset of a struct member, as user space found it. Read as volatile, or
 /// the compiler would take the zero it sees for the value.
@@ -39,4 +39,40 @@ pub(crate) unsafe fn load<T: Copy>(base: Pointer, offset: usize) -> T {
 pub(crate) fn probe<T: Copy>(base: Pointer, offset: usize) -> Option<T> {
     // SAFETY: the helper checks the address itself and fails on a bad one.
     unsafe { bpf_probe_read_kernel(base.byte_add(offset).cast::<T>()) }.ok()
+}
+
+/// The task that runs.
+#[inline(always)]
+pub(crate) fn current() -> Pointer {
+    // SAFETY: no preconditions.
+    unsafe { bpf_get_current_task() as Pointer }
+}
+
+/// `PF_EXITING` of `include/linux/sched.h`: it is on its way out.
+const PF_EXITING: u32 = 0x4;
+/// `PF_IO_WORKER` and `PF_KTHREAD`: it has no system call of its own.
+const PF_IO_WORKER: u32 = 0x10;
+const PF_KTHREAD: u32 = 0x20_0000;
+
+#[inline(always)]
+fn flags(task: Pointer) -> u32 {
+    probe(task, offset!(task_struct_flags)).unwrap_or(0)
+}
+
+/// Whether the task is ending.
+#[inline(always)]
+pub(crate) fn is_exiting(task: Pointer) -> bool {
+    flags(task) & PF_EXITING != 0
+}
+
+/// Whether the task is one of the kernel's own.
+#[inline(always)]
+pub(crate) fn is_kernel_thread(task: Pointer) -> bool {
+    flags(task) & (PF_IO_WORKER | PF_KTHREAD) != 0
+}
+
+/// The process (thread group) of the task, in the initial pid namespace.
+#[inline(always)]
+pub(crate) fn tgid(task: Pointer) -> u32 {
+    probe(task, offset!(task_struct_tgid)).unwrap_or(0)
 }

@@ -16,9 +16,13 @@
 
 mod decision;
 mod fields;
+mod record;
 
-pub use decision::{PROTECTED_FILES, Place, ProtectedFile, Protection, denies, name_words};
+pub use decision::{
+    Actor, PROTECTED_FILES, Place, ProtectedFile, Protection, denies, denies_task, name_words,
+};
 pub use fields::KernelOffsets;
+pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL};
 
 /// Names a guard. Never used twice, so that a stale id can do no harm.
 pub type GuardId = u64;
@@ -73,66 +77,33 @@ pub struct Guard {
     pub begun_ns: u64,
     /// When it entered CHECKPOINTING, `CLOCK_BOOTTIME`, ns; 0 before.
     pub checkpointing_ns: u64,
-    /// Refused writes, by [`Protection`]. Counted without loss.
+    /// The [`Protection`]s that were lifted, a bit each: what they would have
+    /// refused is neither a denial nor a violation.
+    pub allowed: u64,
+    /// What was refused, by [`Protection`]. Counted without loss.
     pub denials: [u64; Protection::COUNT],
-    /// Events that did not fit into the ring buffer.
-    pub lost_events: u64,
+    /// What happened to the targets by the hand of others since it was begun,
+    /// by [`Protection`]. Counted without loss.
+    pub disturbances: [u64; Protection::COUNT],
+    /// Those of `disturbances` that came before CHECKPOINTING and were mended.
+    /// The rest are violations.
+    pub repaired: [u64; Protection::COUNT],
 }
 
-/// Somebody whose writes a guard refused.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct IntruderKey {
-    /// The guard that refused them.
-    pub guard: GuardId,
-    /// The process (thread group), in the initial pid namespace.
-    pub pid: u32,
-    /// The [`Protection`] it ran into.
-    pub protection: u32,
-}
+impl Guard {
+    /// Whether this protection was not lifted.
+    #[inline(always)]
+    pub const fn protects(allowed: u64, protection: Protection) -> bool {
+        allowed & (1 << protection as u64) == 0
+    }
 
-/// What a guard refused one intruder.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Intruder {
-    /// How many writes.
-    pub count: u64,
-    /// The name of the thread that wrote first, NUL-padded.
-    pub comm: [u8; 16],
-}
-
-/// A refusal, as it goes through the ring buffer. A hint: counters are the truth.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Denial {
-    /// When, `CLOCK_BOOTTIME`, ns.
-    pub time_ns: u64,
-    /// The guard that refused.
-    pub guard: GuardId,
-    /// The cgroup whose file was written.
-    pub cgroup: CgroupKey,
-    /// The process (thread group) that wrote.
-    pub pid: u32,
-    /// Its thread.
-    pub tid: u32,
-    /// Its real user.
-    pub uid: u32,
-    /// The place of the file in [`PROTECTED_FILES`].
-    pub file: u32,
-    /// The name of the thread, NUL-padded.
-    pub comm: [u8; 16],
-}
-
-#[cfg(feature = "user")]
-impl Denial {
-    /// Takes one out of the ring buffer's bytes.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != size_of::<Self>() {
-            return None;
+    /// The disturbances that were not mended, by [`Protection`].
+    pub fn violations(&self) -> [u64; Protection::COUNT] {
+        let mut left = self.disturbances;
+        for (left, repaired) in left.iter_mut().zip(self.repaired) {
+            *left = left.saturating_sub(repaired);
         }
-        // SAFETY: as long as the struct, which is `Pod`; the read does not need
-        // an alignment.
-        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+        left
     }
 }
 
@@ -156,18 +127,29 @@ pub const MAX_GUARDS: u32 = 128;
 pub const MAX_MEMBERS: u32 = 65_536;
 /// The number of intruders that are told apart; others are counted only.
 pub const MAX_INTRUDERS: u32 = 4096;
-/// The size of the ring buffer, bytes.
+/// How many can follow the events at the same time.
+pub const MAX_READERS: u32 = 16;
+/// The size of each reader's ring buffer, bytes.
 pub const RING_BYTES: u32 = 256 * 1024;
-/// How deep below a target a write is still recognised. Deeper ones are refused
-/// while any guard exists: not knowing must not let anything through.
-pub const MAX_DEPTH: u32 = 64;
+/// How deep below a target something is still recognised. What is done deeper is
+/// refused while any guard exists: not knowing must not let anything through.
+/// The verifier walks loops of this length.
+pub const MAX_DEPTH: u32 = 32;
 
-/// What the program `control` does for the process that runs it.
+/// What the program `control` does for the process that runs it. Its arguments
+/// are the operation, the guard's id, and what is said at each operation.
 pub mod control {
     /// Make the calling thread the first member of the guard.
     pub const ENROL: u64 = 1;
-    /// The guard enters CHECKPOINTING.
-    pub const CHECKPOINTING: u64 = 2;
+    /// Tell the readers that a cgroup is a target now. Further arguments: the
+    /// hierarchy id and the kernfs id of the target.
+    pub const MARKED: u64 = 2;
+    /// The guard enters CHECKPOINTING if nothing has disturbed the targets
+    /// since they were found to be in order. Further arguments: the guard's
+    /// `disturbances` before they were looked at.
+    pub const CHECKPOINTING: u64 = 3;
+    /// End the guard.
+    pub const END: u64 = 4;
     /// `control` did it.
     pub const DONE: u32 = 0;
     /// There is no such guard (any more).
@@ -176,9 +158,12 @@ pub mod control {
     pub const OTHER_GUARD: u32 = 2;
     /// A map is full.
     pub const FULL: u32 = 3;
+    /// Somebody has disturbed the targets meanwhile.
+    pub const DISTURBED: u32 = 4;
 }
 
-/// The names of maps and programs, which are the names of their pins too.
+/// The names of maps and programs, which are the names of their pins too. The
+/// programs on hooks are named in user space, in one table with their hooks.
 pub mod names {
     /// [`GuardId`](super::GuardId) → [`Guard`](super::Guard).
     pub const GUARDS: &str = "GUARDS";
@@ -188,29 +173,34 @@ pub mod names {
     pub const ANCESTORS: &str = "ANCESTORS";
     /// [`TaskPointer`](super::TaskPointer) → [`GuardId`](super::GuardId).
     pub const MEMBERS: &str = "MEMBERS";
-    /// [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
+    /// Who was refused: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
     pub const INTRUDERS: &str = "INTRUDERS";
-    /// The ring buffer of [`Denial`](super::Denial)s.
-    pub const EVENTS: &str = "EVENTS";
+    /// Who got through: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
+    pub const VIOLATORS: &str = "VIOLATORS";
+    /// A reader's number → the ring buffer of its [`Event`](super::Event)s.
+    pub const READERS: &str = "READERS";
+    /// A reader's number → the events that did not fit into its ring buffer.
+    pub const LOST: &str = "LOST";
     /// The read-only global [`KernelOffsets`](super::KernelOffsets).
     pub const OFFSETS: &str = "OFFSETS";
+    /// The read-only global `freezer_cgrp_id`, or [`NO_FREEZER`](super::NO_FREEZER).
+    pub const FREEZER: &str = "FREEZER";
     /// The program that user space runs to change a guard from inside.
     pub const CONTROL: &str = "control";
     /// The iterator over all [`Member`](super::Member)s.
     pub const MEMBERS_ITER: &str = "members";
-    /// The LSM programs; each is named after its hook.
-    pub const LSM: [&str; 3] = ["file_permission", "task_alloc", "task_free"];
-    /// The program on the tracepoint of the same name.
-    pub const EXIT: &str = "sched_process_exit";
 }
+
+/// In place of `freezer_cgrp_id` on a kernel without the v1 freezer.
+pub const NO_FREEZER: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<AncestorKey>() == 24);
-    assert!(size_of::<Guard>() == 8 * (4 + Protection::COUNT));
-    assert!(size_of::<IntruderKey>() == 16);
-    assert!(size_of::<Intruder>() == 24);
-    assert!(size_of::<Denial>() == 64);
+    assert!(size_of::<Guard>() == 8 * (4 + 3 * Protection::COUNT));
+    assert!(size_of::<IntruderKey>() == 24);
+    assert!(size_of::<Intruder>() == 64);
+    assert!(size_of::<Event>() == 88);
     assert!(size_of::<Member>() == 16);
 };
 
@@ -229,7 +219,7 @@ mod pod {
         super::Guard,
         super::IntruderKey,
         super::Intruder,
-        super::Denial,
+        super::Event,
         super::Member,
         super::KernelOffsets
     );

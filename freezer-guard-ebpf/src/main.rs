@@ -22,22 +22,33 @@ mod atomic;
 #[cfg(target_arch = "bpf")]
 mod cgroup;
 #[cfg(target_arch = "bpf")]
+mod covering;
+#[cfg(target_arch = "bpf")]
+mod freezer;
+#[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod membership;
 #[cfg(target_arch = "bpf")]
-mod refusal;
+mod migration;
+#[cfg(target_arch = "bpf")]
+mod pid;
+#[cfg(target_arch = "bpf")]
+mod task;
+#[cfg(target_arch = "bpf")]
+mod telling;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
-        macros::{btf_tracepoint, lsm},
-        programs::{BtfTracePointContext, LsmContext},
+        macros::{btf_tracepoint, fentry, fexit, lsm},
+        programs::{BtfTracePointContext, FEntryContext, FExitContext, LsmContext},
     };
+    use freezer_guard_ebpf::Protection;
 
-    use crate::{cgroup, membership};
+    use crate::{cgroup, freezer, membership, migration, task};
 
     /// `security_file_permission(file, mask)`: before every read and write of
     /// every file, so the cheapest test comes first.
@@ -79,15 +90,120 @@ mod programs {
         0
     }
 
+    /// `security_task_kill(task, info, signal, cred)`: a signal from user space.
+    #[lsm(hook = "task_kill")]
+    fn task_kill(ctx: LsmContext) -> i32 {
+        let earlier = ctx.arg::<i32>(4);
+        if earlier != 0 {
+            return earlier;
+        }
+        task::check_signal(ctx.arg(0), ctx.arg(2))
+    }
+
+    /// `security_ptrace_access_check(child, mode)`
+    #[lsm(hook = "ptrace_access_check")]
+    fn ptrace_access_check(ctx: LsmContext) -> i32 {
+        let earlier = ctx.arg::<i32>(2);
+        if earlier != 0 {
+            return earlier;
+        }
+        task::check_trace(ctx.arg(0), ctx.arg(1))
+    }
+
+    /// `security_inode_permission(inode, mask)`: on every step of a path, so it
+    /// only looks whether this thread was flagged just before.
+    #[lsm(hook = "inode_permission")]
+    fn inode_permission(ctx: LsmContext) -> i32 {
+        let earlier = ctx.arg::<i32>(2);
+        if earlier != 0 {
+            return earlier;
+        }
+        migration::permission()
+    }
+
+    #[fentry(function = "cgroup_attach_permissions")]
+    fn attach_permissions_entry(ctx: FEntryContext) -> i32 {
+        migration::before_permission(ctx.arg(0), ctx.arg(1));
+        0
+    }
+
+    #[fexit(function = "cgroup_attach_permissions")]
+    fn attach_permissions_exit(_ctx: FExitContext) -> i32 {
+        migration::after_permission();
+        0
+    }
+
+    #[fentry(function = "cgroup_attach_task")]
+    fn attach_task_entry(ctx: FEntryContext) -> i32 {
+        migration::before_attach(ctx.arg(0), ctx.arg(1));
+        0
+    }
+
+    /// What a function returned stands behind its arguments.
+    #[fexit(function = "cgroup_attach_task")]
+    fn attach_task_exit(ctx: FExitContext) -> i32 {
+        migration::after_attach(ctx.arg(3));
+        0
+    }
+
+    #[fentry(function = "freezer_apply_state")]
+    fn apply_state_entry(ctx: FEntryContext) -> i32 {
+        freezer::before_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
+        0
+    }
+
+    #[fexit(function = "freezer_apply_state")]
+    fn apply_state_exit(ctx: FExitContext) -> i32 {
+        freezer::after_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
+        0
+    }
+
+    #[fentry(function = "cgroup_freeze")]
+    fn freeze_entry(ctx: FEntryContext) -> i32 {
+        freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+        0
+    }
+
+    #[fexit(function = "cgroup_freeze")]
+    fn freeze_exit(ctx: FExitContext) -> i32 {
+        freezer::after_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+        0
+    }
+
+    /// `trace_signal_generate(signal, info, task, group, result)`, with
+    /// interrupts off: no event is missed for another one.
+    #[btf_tracepoint(function = "signal_generate")]
+    fn signal_generate(ctx: BtfTracePointContext) -> i32 {
+        let info: *const core::ffi::c_void = ctx.arg(1);
+        task::signalled(ctx.arg(0), info as usize, ctx.arg(2), ctx.arg(4));
+        0
+    }
+
+    #[fexit(function = "ptrace_attach")]
+    fn ptrace_attach_exit(ctx: FExitContext) -> i32 {
+        task::attached(ctx.arg(0), ctx.arg(4));
+        0
+    }
+
+    #[fexit(function = "__access_remote_vm")]
+    fn access_remote_vm_exit(ctx: FExitContext) -> i32 {
+        task::accessed(ctx.arg(0), ctx.arg(4), ctx.arg(5));
+        0
+    }
+
     /// Never attached: user space runs it (`BPF_PROG_TEST_RUN`) to act on
     /// itself, from inside the kernel and without a pid.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "raw_tracepoint")]
-    fn control(ctx: *const [u64; 2]) -> u32 {
+    fn control(ctx: *const u64) -> u32 {
         // SAFETY: the context of a raw tracepoint is an array of arguments, and
-        // user space passes more than two.
-        let [operation, guard] = unsafe { ctx.read() };
-        membership::control(operation, guard)
+        // user space passes as many. One word at a time, as the verifier wants.
+        let argument = |number| unsafe { ctx.add(number).read_volatile() };
+        let mut more = [0; Protection::COUNT];
+        for (number, more) in more.iter_mut().enumerate() {
+            *more = argument(2 + number);
+        }
+        membership::control(argument(0), argument(1), more)
     }
 
     /// Lists the threads of all holders.

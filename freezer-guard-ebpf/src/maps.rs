@@ -4,12 +4,13 @@
 //! may not allocate.
 
 use aya_ebpf::{
-    macros::map,
-    maps::{HashMap, RingBuf},
+    btf_maps::{HashOfMaps, RingBuf},
+    macros::{btf_map, map},
+    maps::{Array, HashMap},
 };
 use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, Guard, GuardId, Intruder, IntruderKey, KernelOffsets, MAX_GUARDS,
-    MAX_INTRUDERS, MAX_MEMBERS, RING_BYTES, TaskPointer,
+    AncestorKey, CgroupKey, Event, Guard, GuardId, Intruder, IntruderKey, KernelOffsets,
+    MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES, TaskPointer,
 };
 
 /// Targets and ancestors: a guard has one or two of the former and, on real
@@ -30,29 +31,44 @@ pub(crate) static MEMBERS: HashMap<TaskPointer, GuardId> =
 pub(crate) static INTRUDERS: HashMap<IntruderKey, Intruder> =
     HashMap::with_max_entries(MAX_INTRUDERS, 0);
 #[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+pub(crate) static VIOLATORS: HashMap<IntruderKey, Intruder> =
+    HashMap::with_max_entries(MAX_INTRUDERS, 0);
+/// Each reader of events puts a ring buffer of its own here.
+#[btf_map]
+pub(crate) static READERS: HashOfMaps<
+    u32,
+    RingBuf<Event, { RING_BYTES as usize }>,
+    { MAX_READERS as usize },
+> = HashOfMaps::new();
+#[map]
+pub(crate) static LOST: Array<u64> = Array::with_max_entries(MAX_READERS, 0);
+
+/// A task that is being moved, from entry to return of `cgroup_attach_task`.
+#[repr(C)]
+pub(crate) struct Attaching {
+    /// The thread that moves it, or 0.
+    pub(crate) task: TaskPointer,
+    /// The guard that it leaves and that minds, or 0.
+    pub(crate) from: GuardId,
+    /// The guard that it enters and that minds, or 0.
+    pub(crate) to: GuardId,
+    pub(crate) from_key: CgroupKey,
+    pub(crate) to_key: CgroupKey,
+    /// The process that is moved.
+    pub(crate) victim: u64,
+}
+
+/// One is enough: `cgroup_mutex` is held.
+#[map]
+pub(crate) static ATTACHING: Array<Attaching> = Array::with_max_entries(1, 0);
 
 /// Filled in before the load; see [`KernelOffsets`].
 #[unsafe(no_mangle)]
-pub(crate) static OFFSETS: KernelOffsets = KernelOffsets {
-    file_f_inode: 0,
-    file_f_path: 0,
-    path_dentry: 0,
-    inode_i_sb: 0,
-    inode_i_ino: 0,
-    inode_i_private: 0,
-    super_block_s_magic: 0,
-    dentry_d_name: 0,
-    dentry_d_parent: 0,
-    dentry_d_inode: 0,
-    qstr_len: 0,
-    qstr_name: 0,
-    kernfs_node_priv: 0,
-    cgroup_root: 0,
-    cgroup_root_hierarchy_id: 0,
-    task_struct_tgid: 0,
-    task_struct_pid: 0,
-};
+pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::ZERO;
+
+/// `freezer_cgrp_id`, filled in before the load.
+#[unsafe(no_mangle)]
+pub(crate) static FREEZER: u32 = NO_FREEZER;
 
 /// The guard's entry, if it is in force.
 #[inline(always)]

@@ -2,14 +2,17 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, seq_file},
-    helpers::{bpf_get_current_task, bpf_ktime_get_boot_ns, generated::bpf_seq_write},
+    helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write},
 };
-use freezer_guard_ebpf::{GuardId, Member, TaskPointer, control};
+use freezer_guard_ebpf::{
+    CgroupKey, EventKind, Guard, GuardId, Member, Protection, TaskPointer, control,
+};
 
 use crate::{
     atomic,
-    kernel::{Pointer, load, offset},
+    kernel::{self, Pointer, load, offset},
     maps::{GUARDS, MEMBERS, guard},
+    telling,
 };
 
 /// EAGAIN: what fork returns at a limit.
@@ -18,11 +21,15 @@ const EAGAIN: i32 = 11;
 /// The guard in force that the current task is a holder of.
 #[inline(always)]
 pub(crate) fn of_current() -> Option<GuardId> {
-    // SAFETY: no preconditions.
-    let task = unsafe { bpf_get_current_task() };
+    of(kernel::current() as TaskPointer)
+}
+
+/// The guard in force that the thread is a holder of.
+#[inline(always)]
+pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
     let id = *MEMBERS.get_ptr(task).map(|id| {
         // SAFETY: a map value the verifier has seen checked; entries change
-        // only for a task that starts or ends, and the current one does neither.
+        // only for a task that starts or ends.
         unsafe { &*id }
     })?;
     guard(id).map(|_| id)
@@ -68,14 +75,13 @@ pub(crate) fn leave(task: TaskPointer) {
     // Two that leave at once may both read zero: the second finds no entry. A
     // count that has reached zero stays there: only members make members.
     if atomic::read(members) == 0 {
-        // Already gone is as good.
-        let _ = GUARDS.remove(id);
+        end(id);
     }
 }
 
 /// See [`control`].
 #[inline(always)]
-pub(crate) fn control(operation: u64, id: GuardId) -> u32 {
+pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT]) -> u32 {
     let Some(entry) = guard(id) else {
         return control::NO_GUARD;
     };
@@ -84,20 +90,50 @@ pub(crate) fn control(operation: u64, id: GuardId) -> u32 {
             if of_current().is_some_and(|own| own != id) {
                 return control::OTHER_GUARD;
             }
-            // SAFETY: no preconditions.
-            let task = unsafe { bpf_get_current_task() };
-            match join(task, id) {
+            match join(kernel::current() as TaskPointer, id) {
                 0 => control::DONE,
                 _ => control::FULL,
             }
         }
-        control::CHECKPOINTING => {
-            // SAFETY: a map value the verifier has seen checked; this is the
-            // only writer of the field, and one holder begins one guard.
-            unsafe { (*entry).checkpointing_ns = bpf_ktime_get_boot_ns() };
+        control::MARKED => {
+            let target = CgroupKey::new(more[0] as u32, more[1]);
+            telling::tell(id, EventKind::Begun, target);
+            control::DONE
+        }
+        control::CHECKPOINTING => enter(entry, id, more),
+        control::END => {
+            end(id);
             control::DONE
         }
         _ => control::NO_GUARD,
+    }
+}
+
+/// Enters CHECKPOINTING. Whatever is counted after the entry has begun to be
+/// CHECKPOINTING is a violation; so the counters are compared after that.
+#[inline(always)]
+fn enter(entry: *mut Guard, id: GuardId, before: [u64; Protection::COUNT]) -> u32 {
+    // SAFETY: a map value the verifier has seen checked; this is the only
+    // writer of these fields, and one holder begins one guard.
+    unsafe {
+        (*entry).repaired = before;
+        (&raw mut (*entry).checkpointing_ns).write_volatile(bpf_ktime_get_boot_ns());
+        for (kind, before) in before.into_iter().enumerate() {
+            if atomic::read(&raw const (*entry).disturbances[kind]) != before {
+                (&raw mut (*entry).checkpointing_ns).write_volatile(0);
+                return control::DISTURBED;
+            }
+        }
+    }
+    telling::tell(id, EventKind::Checkpointing, CgroupKey::new(0, 0));
+    control::DONE
+}
+
+/// Removes the guard's entry; whoever removes it tells.
+#[inline(always)]
+fn end(id: GuardId) {
+    if GUARDS.remove(id).is_ok() {
+        telling::tell(id, EventKind::Ended, CgroupKey::new(0, 0));
     }
 }
 

@@ -1,26 +1,31 @@
 //! The state machine of a guard: begin, freeze, CHECKPOINTING, end. The only
 //! place that changes a guard's state.
 
+mod deed;
 mod marks;
 mod status;
 
 use std::{io, path::PathBuf};
 
-use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, MAX_GUARDS, control};
+use freezer_guard_ebpf::{
+    AncestorKey, CgroupKey, Guard as Entry, GuardId, MAX_GUARDS, Protection, control,
+};
 use nix::{
     sys::signal::{Signal, kill},
     time::{ClockId, clock_gettime},
     unistd::{Pid, getpid},
 };
 
-pub use status::{Intruder, Status, comm, list, of_cgroup};
+pub use deed::{Deed, Outcome, path, wall_clock};
+pub use status::{Status, list, of_cgroup};
 
 use crate::{
-    cgroup::{self, Cgroup, FreezerState},
-    kernel::{self, Locked, Maps},
+    cgroup::{self, Cgroup, FreezerState, Report, Task, Traced},
+    kernel::{self, Locked, Maps, Reader},
+    sys,
 };
-use marks::{covering, insert, place, reconcile, refuse_guarded, refuse_overlap, unload_if_unused};
-use status::holder_pids;
+use marks::{covering, insert, place, reconcile, refuse_guarded, refuse_overlap, tidy};
+use status::{holder_pids, status};
 
 /// Why a guard could not be begun or kept.
 #[derive(Debug, thiserror::Error)]
@@ -80,12 +85,73 @@ pub enum Error {
     /// Freezing it would freeze the caller.
     #[error("--freeze would freeze freezer-guard itself, which is in {}: run it from another cgroup", .0.display())]
     OwnCgroup(PathBuf),
+    /// Tasks of the checkpoint are elsewhere.
+    #[error(
+        "not all tasks of the checkpoint are in {}: {}; \
+         move them there, or guard a cgroup that holds them all with --cgroup",
+        path.display(), some(tasks, describe_task)
+    )]
+    Stray {
+        /// The guarded cgroup.
+        path: PathBuf,
+        /// The tasks that are not in it.
+        tasks: Vec<Task>,
+    },
+    /// Somebody traces tasks of the target: the checkpointer could not.
+    #[error("{}; end it first: a traced task cannot be checkpointed", some(.0, describe_traced))]
+    Traced(Vec<Traced>),
+    /// A task was killed while the guard was being set up.
+    #[error("{} was disturbed while the guard was being set up: {}; try again", path.display(), deeds.join("; "))]
+    Disturbed {
+        /// The guarded cgroup.
+        path: PathBuf,
+        /// What was done.
+        deeds: Vec<String>,
+    },
+    /// Somebody has ended the guard before the checkpointer was started.
+    #[error("the guard of {} was ended by somebody before COMMAND was started", .0.display())]
+    WasGone(PathBuf),
     /// Too many guards, or threads of holders.
     #[error("the map {0} is full: too many guards at once")]
     Full(&'static str),
+    /// In another pid namespace the kernel's process ids mean somebody else.
+    #[error(
+        "freezer-guard must run in the initial pid namespace: run it on the host, not in a container"
+    )]
+    PidNamespace,
     /// Nobody guards it.
     #[error("{} is not guarded", .0.display())]
     NotGuarded(PathBuf),
+}
+
+/// The first few of them.
+fn some<T>(list: &[T], describe: fn(&T) -> String) -> String {
+    const NAMED: usize = 5;
+    let mut named: Vec<_> = list.iter().take(NAMED).map(describe).collect();
+    if list.len() > NAMED {
+        named.push(format!("{} more", list.len() - NAMED));
+    }
+    named.join(", ")
+}
+
+fn describe_task(task: &Task) -> String {
+    let thread = match task.tid == task.pid {
+        true => String::new(),
+        false => format!("thread {} of ", task.tid),
+    };
+    format!(
+        "{thread}pid {} ({}) is in {}",
+        task.pid,
+        task.comm,
+        task.cgroup.display()
+    )
+}
+
+fn describe_traced(traced: &Traced) -> String {
+    format!(
+        "pid {} ({}) is traced by pid {} ({})",
+        traced.task.pid, traced.task.comm, traced.tracer, traced.tracer_comm
+    )
 }
 
 fn holders(pids: &[u32]) -> String {
@@ -107,27 +173,28 @@ pub struct Guard {
     froze: Vec<CgroupKey>,
     /// Those that were frozen before.
     found_frozen: Vec<CgroupKey>,
+    /// Whether the freezers have been looked at once.
+    looked_at: bool,
     maps: Maps,
     entered: bool,
     ended: bool,
 }
 
-/// How a guard ended.
-#[derive(Debug)]
-pub enum End {
-    /// By us, after all this.
-    Released(Status),
-    /// It was gone: somebody ended it before.
-    WasGone,
-}
+/// The disturbances that were counted before something was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before([u64; Protection::COUNT]);
 
 impl Guard {
     /// Marks the targets and makes this process the holder. It must have one
-    /// thread only, and no child that should be outside.
+    /// thread only, and no child that should be outside. `allowed`: the
+    /// protections that are lifted.
     ///
     /// # Errors
     /// When another guard is in the way or the kernel cannot enforce this one.
-    pub fn begin(targets: Vec<Target>) -> Result<Self, Error> {
+    pub fn begin(targets: Vec<Target>, allowed: &[Protection]) -> Result<Self, Error> {
+        if !sys::is_initial_pid_namespace() {
+            return Err(Error::PidNamespace);
+        }
         let lock = Locked::wait()?;
         let mut maps = match lock.open()? {
             Some(mut maps) => {
@@ -143,6 +210,17 @@ impl Guard {
         refuse_guarded(&maps, &targets)?;
         // A guard may have ended since: its marks would be in our way.
         reconcile(&mut maps)?;
+        let mut hierarchies = marks::hierarchies(&maps)?;
+        for cgroup in targets.iter().flatten() {
+            match cgroup.version() {
+                cgroup::Version::V1 => hierarchies.v1 = true,
+                cgroup::Version::V2 => hierarchies.v2 = true,
+            }
+        }
+        if let Err(error) = lock.attach(hierarchies) {
+            tidy(&lock, &maps)?;
+            return Err(error.into());
+        }
         let begun_ns = now();
         // Two guards never begin in the same ns under one lock.
         let id = begun_ns;
@@ -152,6 +230,9 @@ impl Guard {
             id,
             Entry {
                 begun_ns,
+                allowed: allowed
+                    .iter()
+                    .fold(0, |bits, protection| bits | 1 << *protection as u64),
                 ..Entry::default()
             },
         )?;
@@ -160,13 +241,14 @@ impl Guard {
             targets,
             froze: Vec::new(),
             found_frozen: Vec::new(),
+            looked_at: false,
             maps,
             entered: false,
             ended: false,
         };
         // Enrolled before it is marked: from here on the guard ends with us at
         // the latest, and a crash before leaves an entry that denies nothing.
-        match guard.maps.control(control::ENROL, id) {
+        match guard.maps.control(control::ENROL, id, &[]) {
             Ok(control::DONE) => {}
             Err(error) => {
                 guard.release(&lock)?;
@@ -191,11 +273,10 @@ impl Guard {
     fn mark(&mut self) -> Result<(), Error> {
         for cgroup in self.targets.iter().flatten() {
             insert(&mut self.maps.targets, "TARGETS", cgroup.key(), self.id)?;
-            for ancestor in cgroup.ancestors()? {
-                let mut key = AncestorKey {
-                    cgroup: ancestor.key(),
-                    index: 0,
-                };
+            let above = cgroup.ancestors()?;
+            let above = above.iter().map(Cgroup::key);
+            for cgroup in above.chain([cgroup.root_key()]) {
+                let mut key = AncestorKey { cgroup, index: 0 };
                 while let Ok(id) = self.maps.ancestors.get(&key, 0)
                     && self.maps.guard(id)?.is_some()
                 {
@@ -207,37 +288,56 @@ impl Guard {
                 place(&mut self.maps.ancestors, "ANCESTORS", key, self.id)?;
             }
         }
+        for cgroup in self.targets.iter().flatten() {
+            let key = cgroup.key();
+            let target = [u64::from(key.hierarchy_id), key.kernfs_id];
+            self.maps.control(control::MARKED, self.id, &target)?;
+        }
         Ok(())
     }
 
+    fn entry(&self) -> Result<Entry, Error> {
+        let entry = self.maps.guard(self.id)?;
+        entry.ok_or_else(|| Error::WasGone(self.path()))
+    }
+
+    /// The first target's path, for messages.
+    fn path(&self) -> PathBuf {
+        self.cgroups()
+            .next()
+            .map(|cgroup| cgroup.path().to_owned())
+            .unwrap_or_default()
+    }
+
+    /// To be taken before the targets are looked at. What is done to them after
+    /// it is noticed by [`Guard::checkpointing`]: it is counted when done.
+    ///
+    /// # Errors
+    /// When somebody has ended the guard.
+    pub fn before(&self) -> Result<Before, Error> {
+        Ok(Before(self.entry()?.disturbances))
+    }
+
     /// Makes sure that every target is frozen or will be: freezes it if asked
-    /// to. What is checked here cannot change unnoticed: the marks are set.
+    /// to, and when called again, freezes again what somebody has thawed.
     ///
     /// # Errors
     /// When a target is thawed and not to be frozen, or would not be thawed by
     /// the checkpointer's thaw.
     pub fn freeze(&mut self, if_thawed: bool) -> Result<(), Error> {
+        let again = std::mem::replace(&mut self.looked_at, true);
         for target in &self.targets {
             for cgroup in target {
-                let path = || cgroup.path().to_owned();
-                for ancestor in cgroup.ancestors()? {
-                    if ancestor.is_self_frozen()? {
-                        let ancestor = ancestor.path().to_owned();
-                        return Err(Error::FrozenAncestor {
-                            path: path(),
-                            ancestor,
-                        });
+                refuse_frozen_around(cgroup)?;
+            }
+            if again {
+                for cgroup in target {
+                    let ours = self.froze.iter().chain(&self.found_frozen);
+                    if ours.copied().any(|key| key == cgroup.key()) {
+                        refreeze(cgroup)?;
                     }
                 }
-                for descendant in cgroup.descendants()? {
-                    if descendant.is_self_frozen()? {
-                        let descendant = descendant.path().to_owned();
-                        return Err(Error::FrozenDescendant {
-                            path: path(),
-                            descendant,
-                        });
-                    }
-                }
+                continue;
             }
             let Some(first) = target.first() else {
                 continue;
@@ -277,32 +377,66 @@ impl Guard {
         Ok(pending)
     }
 
-    /// Enters CHECKPOINTING.
+    /// Verifies that every task of the checkpoint is in the targets or below:
+    /// those of the tree below `root`, or else, of each process that is there,
+    /// all threads. What is checked after the mark cannot change unnoticed.
     ///
     /// # Errors
-    /// When the kernel does not answer.
-    pub fn checkpointing(&mut self) -> Result<(), Error> {
-        self.maps.control(control::CHECKPOINTING, self.id)?;
-        self.entered = true;
-        Ok(())
+    /// When one is elsewhere, or is being traced.
+    pub fn verify(&self, root: Option<i32>) -> Result<Report, Error> {
+        verify(&self.cgroups().collect::<Vec<_>>(), root)
+    }
+
+    /// Enters CHECKPOINTING, unless something was done to the targets since
+    /// `before`: then it returns what, and the targets have to be looked at again.
+    ///
+    /// # Errors
+    /// When the guard was ended by somebody, or tasks were killed meanwhile.
+    pub fn checkpointing(&mut self, before: Before) -> Result<Vec<Deed>, Error> {
+        match self
+            .maps
+            .control(control::CHECKPOINTING, self.id, &before.0)?
+        {
+            control::DONE => {
+                self.entered = true;
+                Ok(Vec::new())
+            }
+            control::DISTURBED => {
+                let entry = self.entry()?;
+                let deeds = status(&self.maps, self.id, &entry)?.repaired_deeds();
+                let kill = Protection::Kill as usize;
+                if entry.disturbances[kill] != before.0[kill] {
+                    return Err(Error::Disturbed {
+                        path: self.path(),
+                        deeds: deeds.iter().map(Deed::to_string).collect(),
+                    });
+                }
+                Ok(deeds)
+            }
+            _ => Err(Error::WasGone(self.path())),
+        }
+    }
+
+    /// What it did so far.
+    ///
+    /// # Errors
+    /// When somebody has ended it.
+    pub fn status(&self) -> Result<Status, Error> {
+        status(&self.maps, self.id, &self.entry()?)
+    }
+
+    /// How many violations have been counted.
+    ///
+    /// # Errors
+    /// When the map cannot be read. A guard that is gone has none.
+    pub fn violations(&self) -> Result<u64, Error> {
+        let entry = self.maps.guard(self.id)?;
+        Ok(entry.map_or(0, |entry| entry.violations().iter().sum()))
     }
 
     /// Its id.
     pub fn id(&self) -> GuardId {
         self.id
-    }
-
-    /// The maps it lives in.
-    pub fn maps(&self) -> &Maps {
-        &self.maps
-    }
-
-    /// The path of a cgroup that was written to, for people to read.
-    pub fn path_of(&self, key: CgroupKey) -> String {
-        cgroup::by_key(key)
-            .unwrap_or_default()
-            .display()
-            .to_string()
     }
 
     /// Every guarded cgroup.
@@ -332,18 +466,33 @@ impl Guard {
         Ok(pids)
     }
 
-    /// Restores the state each target was found in, and ends the guard.
+    /// Restores the state each target was found in, ends the guard, and returns
+    /// what it did. One that somebody has ended is left alone (`None`): the
+    /// cgroup may have another by now.
     ///
     /// # Errors
     /// When a cgroup cannot be restored; the guard has ended even so.
-    pub fn end(mut self) -> Result<End, Error> {
-        let restored = self.restore();
+    pub fn end(mut self) -> Result<Option<Status>, Error> {
+        self.end_now()
+    }
+
+    fn end_now(&mut self) -> Result<Option<Status>, Error> {
+        self.ended = true;
         let lock = Locked::wait()?;
-        match self.release(&lock)? {
-            // The cgroup may belong to another guard by now.
-            End::WasGone => Ok(End::WasGone),
-            released => restored.map(|()| released),
+        // The pinned maps are others than ours if somebody has ended this guard
+        // and the next one was loaded anew.
+        let Some(mut maps) = lock.open()? else {
+            return Ok(None);
+        };
+        if maps.guard(self.id)?.is_none() {
+            reconcile(&mut maps)?;
+            tidy(&lock, &maps)?;
+            return Ok(None);
         }
+        let restored = self.restore();
+        let end = marks::release(&mut maps, self.id)?;
+        tidy(&lock, &maps)?;
+        restored.map(|()| end)
     }
 
     /// What we froze is thawed; what was found FROZEN is left FROZEN, also by a
@@ -368,16 +517,11 @@ impl Guard {
         Ok(result?)
     }
 
-    /// Ends it, in the maps that are pinned now: they are others than ours if
-    /// somebody has ended this guard and the next one was loaded anew.
-    fn release(&mut self, lock: &Locked) -> Result<End, Error> {
+    /// Ends one that has not frozen anything yet.
+    fn release(&mut self, lock: &Locked) -> Result<(), Error> {
         self.ended = true;
-        let Some(mut maps) = lock.open()? else {
-            return Ok(End::WasGone);
-        };
-        let end = marks::release(&mut maps, self.id)?;
-        unload_if_unused(lock, &maps)?;
-        Ok(end)
+        marks::release(&mut self.maps, self.id)?;
+        tidy(lock, &self.maps)
     }
 }
 
@@ -386,12 +530,53 @@ impl Drop for Guard {
         if !self.ended {
             // On the way out of an error, which is what gets reported. If this
             // fails too, the guard still ends with this process.
-            let _ = self.restore();
-            if let Ok(lock) = Locked::wait() {
-                let _ = self.release(&lock);
-            }
+            let _ = self.end_now();
         }
     }
+}
+
+/// A checkpointer's thaw does not reach a cgroup that is frozen from above, nor
+/// one below that is frozen by itself: it would hang.
+fn refuse_frozen_around(cgroup: &Cgroup) -> Result<(), Error> {
+    let path = || cgroup.path().to_owned();
+    for ancestor in cgroup.ancestors()? {
+        if ancestor.is_self_frozen()? {
+            let ancestor = ancestor.path().to_owned();
+            return Err(Error::FrozenAncestor {
+                path: path(),
+                ancestor,
+            });
+        }
+    }
+    for descendant in cgroup.descendants()? {
+        if descendant.is_self_frozen()? {
+            let descendant = descendant.path().to_owned();
+            return Err(Error::FrozenDescendant {
+                path: path(),
+                descendant,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// See [`Guard::verify`]; without a guard it tells of this moment only.
+///
+/// # Errors
+/// When a task is elsewhere, or is being traced.
+pub fn verify(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> {
+    let report = cgroup::examine(cgroups, root)?;
+    if !report.strays.is_empty() {
+        let path = cgroups.first().map(|cgroup| cgroup.path().to_owned());
+        return Err(Error::Stray {
+            path: path.unwrap_or_default(),
+            tasks: report.strays,
+        });
+    }
+    if !report.traced.is_empty() {
+        return Err(Error::Traced(report.traced));
+    }
+    Ok(report)
 }
 
 fn refreeze(cgroup: &Cgroup) -> Result<(), cgroup::Error> {
@@ -414,6 +599,17 @@ fn is_frozen(target: &[Cgroup]) -> Result<bool, cgroup::Error> {
     Ok(false)
 }
 
+/// Follows the events of all guards, those to come included; also returns the
+/// guards in force when that began.
+///
+/// # Errors
+/// When the kernel cannot be asked, or too many follow the events already.
+pub fn follow() -> Result<(Reader, Vec<Status>), Error> {
+    let lock = Locked::wait()?;
+    let guards = status::list_locked(&lock)?;
+    Ok((Reader::open(&lock)?, guards))
+}
+
 /// Ends the guard of a cgroup, whoever holds it. Its state is left as it is.
 ///
 /// # Errors
@@ -424,10 +620,10 @@ pub fn end_by_force(cgroup: &Cgroup) -> Result<Status, Error> {
     let mut maps = lock.open()?.ok_or_else(not_guarded)?;
     let id = covering(&maps, cgroup)?.ok_or_else(not_guarded)?;
     let end = marks::release(&mut maps, id)?;
-    unload_if_unused(&lock, &maps)?;
+    tidy(&lock, &maps)?;
     match end {
-        End::Released(status) => Ok(status),
-        End::WasGone => Err(not_guarded()),
+        Some(status) => Ok(status),
+        None => Err(not_guarded()),
     }
 }
 

@@ -9,4 +9,4 @@ pub mod guard;
 pub mod kernel;
 mod sys;
 
-pub use sys::{unblock_in_child, watch_events, watch_signals};
+pub use sys::{unblock_in_child, watch_signals};

@@ -7,7 +7,7 @@ use std::{
     io,
     os::{
         fd::{AsRawFd as _, FromRawFd as _},
-        unix::process::CommandExt as _,
+        unix::{fs::MetadataExt as _, process::CommandExt as _},
     },
     process::Command,
 };
@@ -30,7 +30,7 @@ pub fn watch_signals(descriptor: SignalFd) -> io::Result<AsyncFd<SignalFd>> {
 ///
 /// # Errors
 /// When the descriptor cannot be registered.
-pub fn watch_events(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+pub(crate) fn watch_events(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: a `RingBuf` owns its map's one descriptor, always returns it, and
     // closes it only when it is dropped.
     unsafe { AsyncFd::register(ring) }.map_err(|error| error.into_parts().1)
@@ -44,6 +44,22 @@ pub fn unblock_in_child(command: &mut Command, signals: SigSet) {
     unsafe {
         command.pre_exec(move || Ok(signals.thread_unblock()?));
     }
+}
+
+/// Whether process ids here are those of the kernel.
+pub(crate) fn is_initial_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
+}
+
+/// Waits until every program that runs now has ended (`membarrier(2)`,
+/// `MEMBARRIER_CMD_GLOBAL`: an RCU grace period, some 10 ms).
+pub(crate) fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers only. It cannot fail but on kernels for real-time
+    // CPUs (`nohz_full`), where there is no such wait.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
 }
 
 /// Opens a kernfs node by its id, on the file system that `mount` lies on.

@@ -8,7 +8,7 @@
 use std::{
     fs::File,
     io::{Error, Result},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
     ptr,
 };
 
@@ -157,8 +157,99 @@ pub(crate) fn stalling_page() -> Result<(OwnedFd, &'static [u8])> {
     }
 }
 
+/// Fills the page of [`stalling_page`]: whoever waits for it goes on.
+pub(crate) fn fill_page(userfault: &OwnedFd, page: &[u8], value: &[u8]) -> Result<()> {
+    const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+    let mut source = vec![0_u8; page.len()];
+    source[..value.len()].copy_from_slice(value);
+    let mut copy = [
+        page.as_ptr() as u64,
+        source.as_ptr() as u64,
+        page.len() as u64,
+        0,
+        0,
+    ];
+    // SAFETY: the ioctl reads and writes five `u64`, as `struct uffdio_copy` has;
+    // `source` is as long as the page and outlives the call.
+    check(unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_COPY, copy.as_mut_ptr()) }.into())?;
+    Ok(())
+}
+
+/// Takes a task under ptrace without stopping it.
+pub(crate) fn seize(pid: i32) -> Result<()> {
+    // SAFETY: `PTRACE_SEIZE` takes numbers only.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) })?;
+    Ok(())
+}
+
+/// Writes to another process's memory with `process_vm_writev(2)`.
+pub(crate) fn write_memory(pid: i32, address: u64, bytes: &[u8]) -> Result<()> {
+    let local = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: bytes.len(),
+    };
+    // SAFETY: the local range is that of `bytes`, which is only read; the kernel
+    // checks the remote one.
+    let written =
+        unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    check(written as i64)?;
+    Ok(())
+}
+
+/// A child that the kernel starts right in this cgroup (v2), and that ends at once.
+pub(crate) fn clone_into(cgroup: &File) -> Result<()> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    /// `struct clone_args` of `include/uapi/linux/sched.h`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    let arguments = CloneArgs {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: as `fork`: the caller is single-threaded, and the child only exits.
+    unsafe {
+        let size = size_of::<CloneArgs>();
+        let pid = check(libc::syscall(libc::SYS_clone3, &raw const arguments, size))?;
+        if pid == 0 {
+            libc::_exit(0);
+        }
+        libc::waitpid(pid as i32, ptr::null_mut(), 0);
+    }
+    Ok(())
+}
+
+/// Writes a buffer that another thread changes meanwhile.
+pub(crate) fn write_flipping(
+    file: &File,
+    buffer: &'static [std::sync::atomic::AtomicU64; 2],
+) -> Result<()> {
+    // SAFETY: the buffer is there for ever; the kernel reads it as any other
+    // memory that changes.
+    check(unsafe { libc::write(file.as_raw_fd(), buffer.as_ptr().cast(), 16) } as i64)?;
+    Ok(())
+}
+
 /// Writes bytes that nobody may look at, such as those of [`stalling_page`].
-pub(crate) fn write_raw(fd: &OwnedFd, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_raw(fd: impl AsRawFd, bytes: &[u8]) -> Result<()> {
     // SAFETY: the range is mapped; the kernel alone reads it.
     check(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as i64)?;
     Ok(())

@@ -5,6 +5,7 @@
 
 mod find;
 mod state;
+mod tree;
 
 use std::{
     fs::File,
@@ -24,6 +25,7 @@ use nix::{
 
 pub use find::{by_key, of_pid, of_unit};
 pub use state::FreezerState;
+pub use tree::{Report, Task, Traced, examine};
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,9 @@ pub enum Error {
     /// The root of a hierarchy, which cannot be frozen.
     #[error("{} is the root cgroup, which has no freezer: guard the container's own cgroup", .0.display())]
     Root(PathBuf),
+    /// A cgroup for some threads of processes that are in one above it.
+    #[error("{} is a threaded cgroup, which holds no whole process: guard the one above it that is of type `domain threaded`", .0.display())]
+    Threaded(PathBuf),
     /// A process that is in no cgroup that can be frozen.
     #[error(
         "process {0} is in the root cgroup only, which has no freezer: put it into a cgroup first"
@@ -73,6 +78,9 @@ pub enum Error {
     #[error("read /proc")]
     Proc(#[from] procfs::ProcError),
 }
+
+/// The id of every hierarchy's root directory (`kernfs_create_root`).
+const ROOT_ID: u64 = 1;
 
 /// The version of the interface a cgroup has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +115,9 @@ impl Cgroup {
         let directory = File::open(path).map_err(failed)?;
         let path = path.canonicalize().map_err(failed)?;
         let mut cgroup = Self::of_directory(directory, path)?;
+        if cgroup.version == Version::V2 && cgroup.read("cgroup.type")?.trim() == "threaded" {
+            return Err(Error::Threaded(cgroup.path));
+        }
         // Through a bind mount the way up would end too early.
         if let Some(path) = by_key(cgroup.key) {
             cgroup.path = path;
@@ -143,8 +154,7 @@ impl Cgroup {
             return Err(Error::NotACgroup(path));
         }
         let has = |file: &str| open_in(&directory, file, OFlag::O_PATH).is_ok();
-        // The root directory of a kernfs always has the id 1 (`kernfs_create_root`).
-        if metadata.ino() == 1 {
+        if metadata.ino() == ROOT_ID {
             return Err(Error::Root(path));
         }
         let hierarchy_id = match version {
@@ -179,6 +189,11 @@ impl Cgroup {
     /// Its identity.
     pub fn key(&self) -> CgroupKey {
         self.key
+    }
+
+    /// The identity of its hierarchy's root.
+    pub fn root_key(&self) -> CgroupKey {
+        CgroupKey::new(self.key.hierarchy_id, ROOT_ID)
     }
 
     /// The cgroups above it, nearest first, up to the root of the hierarchy or

@@ -22,7 +22,7 @@ pub(super) const UNAVAILABLE: Code = Code(69);
 pub(super) const INTERNAL: Code = Code(70);
 /// The guard did not hold to the end.
 pub(super) const VIOLATED: Code = Code(73);
-/// Somebody else's guard, or not FROZEN.
+/// Somebody else's guard, not FROZEN, or not all of the tree is there.
 pub(super) const BUSY: Code = Code(75);
 /// No permission.
 pub(super) const NO_PERMISSION: Code = Code(77);
@@ -38,7 +38,8 @@ Exit codes: those of COMMAND (128+N when signal N ended it), or
   69  the kernel cannot enforce a guard
   70  internal error
   73  the guard was violated or ended by somebody: do not trust the checkpoint
-  75  busy: another guard is in the way, or the cgroup is not FROZEN
+  75  busy: another guard is in the way, the cgroup is not FROZEN, or tasks of the
+      checkpoint are elsewhere or being traced
   77  no permission
   126, 127  COMMAND cannot be executed, or was not found";
 
@@ -71,7 +72,12 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
         | guard::Error::FrozenAncestor { .. }
         | guard::Error::FrozenDescendant { .. }
         | guard::Error::NotGuarded(_)
+        | guard::Error::Stray { .. }
+        | guard::Error::Traced(_)
+        | guard::Error::Disturbed { .. }
         | guard::Error::Full(_) => BUSY,
+        guard::Error::WasGone(_) => VIOLATED,
+        guard::Error::PidNamespace => UNAVAILABLE,
         _ => INTERNAL,
     })
 }

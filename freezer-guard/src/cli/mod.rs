@@ -1,10 +1,12 @@
 //! One file per subcommand. They decide nothing: they call the library and print.
 
 mod end;
+mod events;
 mod exit;
 mod run;
 mod status;
 mod target;
+mod verify;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -24,8 +26,12 @@ struct Cli {
 enum Command {
     /// Run a checkpointer while its container's cgroup is guarded
     Run(run::Args),
+    /// Check that a process tree is all in one cgroup, as `run` does
+    Verify(verify::Args),
     /// Show every guard, or the state of one cgroup
     Status(status::Args),
+    /// Show what happens to guarded cgroups: refusals, violations, begins, ends
+    Events(events::Args),
     /// End a guard by force: an administrator's way out
     End(end::Args),
 }
@@ -55,6 +61,8 @@ pub(crate) fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::main(&args),
+        Command::Verify(args) => verify::main(&args),
+        Command::Events(args) => events::main(&args),
         Command::Status(args) => status::main(&args),
         Command::End(args) => end::main(&args),
     }

@@ -9,10 +9,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::builder::PossibleValuesParser;
 use freezer_guard::{
     cgroup::{self, Cgroup},
-    guard::{self, End, Guard, Target},
+    guard::{self, Before, Deed, Guard, Outcome, Status, Target},
+    kernel::Reader,
 };
+use freezer_guard_ebpf::{EventKind, Protection};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
@@ -20,18 +23,18 @@ use nix::{
 };
 use tokio::{
     process::{Child, Command},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, interval, sleep, sleep_until},
 };
 
 use super::{
     exit::{self, Code},
     say,
-    status::refusals,
-    target,
+    status::{refusals, violations},
+    target, verify,
 };
 
-mod events;
-mod signals;
+mod criu;
+pub(super) mod signals;
 
 use signals::Signals;
 
@@ -39,13 +42,17 @@ use signals::Signals;
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the freezer is asked whether it is done.
 const POLL: Duration = Duration::from_millis(5);
+/// How often the counters are looked at while COMMAND runs.
+const CHECK: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Guard this cgroup: its directory, or a systemd unit such as foo.service
     #[arg(long = "cgroup", value_name = "PATH", required_unless_present = "pid")]
     cgroups: Vec<PathBuf>,
-    /// Guard the cgroups this process is in
+    /// The root of the tree to be dumped: it has to be in the cgroup with all its
+    /// descendants. Without --cgroup, guard the cgroups it is in. Known by itself
+    /// when COMMAND is `criu dump -t PID`
     #[arg(long, value_name = "PID")]
     pid: Option<i32>,
     /// Freeze the cgroup first if it is thawed, and thaw it at the end
@@ -57,15 +64,34 @@ pub(super) struct Args {
     /// End COMMAND and release the guard after this time, such as 5m
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
+    /// Lift one protection: its acts are neither refused nor a violation. May be
+    /// given several times; without it, all are in force
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Protection::ALL.map(Protection::name)))]
+    allow: Vec<String>,
+    /// What to do when something got through: fail at the end, only warn, or
+    /// kill COMMAND at once and fail
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    on_violation: OnViolation,
     /// Print nothing but errors
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
-    /// Print every refused write as it happens
+    /// Print everything that is refused as it happens
     #[arg(short, long)]
     verbose: bool,
     /// The checkpointer and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum OnViolation {
+    /// End with 73
+    #[default]
+    Fail,
+    /// Say so, and end as COMMAND did
+    Warn,
+    /// Kill COMMAND at once, and end with 73
+    Kill,
 }
 
 /// What only `run` can run into.
@@ -123,31 +149,38 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
 async fn run(args: &Args) -> Result<ExitCode> {
     let steps = Steps { quiet: args.quiet };
     find_command(&args.command[0])?;
-    let mut targets = Vec::new();
-    for name in &args.cgroups {
-        targets.push(target::resolve(name)?);
-    }
-    if let Some(pid) = args.pid {
-        targets.push(target::of_pid(pid)?);
-    }
+    let targets = target::all(&args.cgroups, args.pid)?;
     if args.freeze {
         refuse_own(&targets)?;
     }
+    let allowed: Vec<_> = Protection::ALL
+        .into_iter()
+        .filter(|protection| args.allow.iter().any(|name| name == protection.name()))
+        .collect();
     let mut signals = Signals::catch()?;
 
-    let mut guard = Guard::begin(targets)?;
+    let mut guard = Guard::begin(targets, &allowed)?;
     let names = names(guard.cgroups());
     steps.say(format_args!("guarding {names}"));
-    guard.freeze(args.freeze)?;
-    wait_frozen(args, &guard, &mut signals).await?;
-    guard.checkpointing()?;
+    prepare(args, &steps, &mut guard, &mut signals).await?;
+    if let Some(signal) = signals.pending()? {
+        return Err(Error::Interrupted(signal).into());
+    }
     steps.say(format_args!(
         "{names}: CHECKPOINTING; running {}",
         args.command.join(" ")
     ));
 
     let mut child = spawn(&args.command)?;
-    let status = supervise(args, &steps, &guard, &mut child, &mut signals).await?;
+    let status = match supervise(args, &steps, &guard, &mut child, &mut signals).await {
+        Ok(status) => status,
+        Err(error) => {
+            // Without us nobody minds COMMAND, and without COMMAND no guard is needed.
+            let _ = guard.kill_holder();
+            let _ = child.kill().await;
+            return Err(error);
+        }
+    };
     steps.say(format_args!("{} ended with {status}", args.command[0]));
     let stragglers = guard.other_pids()?;
     if !stragglers.is_empty() {
@@ -155,18 +188,22 @@ async fn run(args: &Args) -> Result<ExitCode> {
             "still running without the guard: pid {stragglers:?}"
         ));
     }
-    match guard.end()? {
-        End::Released(status) => steps.say(format_args!(
-            "held {names} for {:.1} s, {}",
-            status.held_seconds,
-            refusals(&status)
-        )),
-        End::WasGone => {
-            say(format_args!(
-                "the guard of {names} was ended by somebody before {} was done: \
-                 do not trust this checkpoint, take another",
-                args.command[0]
-            ));
+    let Some(guarded) = guard.end()? else {
+        say(format_args!(
+            "the guard of {names} was ended by somebody before {} was done: \
+             do not trust this checkpoint, take another",
+            args.command[0]
+        ));
+        return Ok(exit::VIOLATED.into());
+    };
+    steps.say(format_args!(
+        "held {names} for {:.1} s, {}",
+        guarded.held_seconds,
+        refusals(&guarded)
+    ));
+    if guarded.violation_count() > 0 {
+        say_violated(&names, &guarded);
+        if args.on_violation != OnViolation::Warn {
             return Ok(exit::VIOLATED.into());
         }
     }
@@ -175,6 +212,46 @@ async fn run(args: &Args) -> Result<ExitCode> {
         .or_else(|| Some(128 + status.signal()?))
         .unwrap_or(1);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// From the mark to CHECKPOINTING: freezes, verifies, and begins again when
+/// somebody has disturbed that, for instance by a write that was under way.
+async fn prepare(
+    args: &Args,
+    steps: &Steps,
+    guard: &mut Guard,
+    signals: &mut Signals,
+) -> Result<()> {
+    let root = args.pid.or_else(|| criu::dumped_tree(&args.command));
+    let deadline = Instant::now() + args.freeze_timeout;
+    loop {
+        let before = guard.before()?;
+        guard.freeze(args.freeze)?;
+        wait_frozen(args, guard, before, deadline, signals).await?;
+        let report = guard.verify(root)?;
+        let deeds = guard.checkpointing(before)?;
+        if deeds.is_empty() {
+            if let Some(root) = root {
+                verify::warn_of_foreign(root, &report.foreign);
+            }
+            return Ok(());
+        }
+        for deed in deeds {
+            steps.say(format_args!("{deed}, before CHECKPOINTING: trying again"));
+        }
+    }
+}
+
+fn say_violated(names: &str, guarded: &Status) {
+    say(format_args!(
+        "VIOLATED: {names} was disturbed while it was CHECKPOINTING:"
+    ));
+    for line in violations(guarded) {
+        say(format_args!("  {line}"));
+    }
+    say(format_args!(
+        "do not trust this checkpoint: remove its image and take another"
+    ));
 }
 
 fn names<'a>(cgroups: impl Iterator<Item = &'a Cgroup>) -> String {
@@ -222,13 +299,22 @@ fn refuse_own(targets: &[Target]) -> Result<(), guard::Error> {
     Ok(())
 }
 
-async fn wait_frozen(args: &Args, guard: &Guard, signals: &mut Signals) -> Result<()> {
-    let deadline = Instant::now() + args.freeze_timeout;
+/// Returns early when somebody disturbs it: then it may never be frozen.
+async fn wait_frozen(
+    args: &Args,
+    guard: &Guard,
+    before: Before,
+    deadline: Instant,
+    signals: &mut Signals,
+) -> Result<()> {
     loop {
         let pending = guard.not_frozen()?;
         let Some(cgroup) = pending.first() else {
             return Ok(());
         };
+        if guard.before()? != before {
+            return Ok(());
+        }
         if Instant::now() >= deadline {
             return Err(Error::DidNotFreeze {
                 path: cgroup.path().to_owned(),
@@ -267,12 +353,22 @@ async fn supervise(
     let mut deadline = Instant::now() + args.timeout.unwrap_or(far);
     let mut polite = true;
     let mut interrupts = 0;
-    let mut events = events::Events::open(guard, args.verbose)?;
+    let kill_on_violation = args.on_violation == OnViolation::Kill;
+    let mut reader = match args.verbose || kill_on_violation {
+        true => Some(guard::follow()?.0),
+        false => None,
+    };
+    let mut check = interval(CHECK);
+    let mut violated = false;
     loop {
         tokio::select! {
             status = child.wait() => {
-                events.print(guard);
                 let status = status?;
+                if let Some(mut reader) = reader {
+                    print(args, guard, &mut reader);
+                    // What is left goes with the guard.
+                    let _ = reader.close();
+                }
                 // A COMMAND that ends well when told to stop has not done its work.
                 return Ok(if polite { status } else { timed_out(status) });
             }
@@ -303,7 +399,43 @@ async fn supervise(
                     let _ = kill(pid, caught.signal);
                 }
             }
-            () = events.ready() => events.print(guard),
+            () = ready(&mut reader) => {
+                if let Some(reader) = &mut reader {
+                    print(args, guard, reader);
+                }
+            }
+            // Events may be lost: the counters are not.
+            _ = check.tick() => {}
+        }
+        if !violated && guard.violations()? > 0 {
+            violated = true;
+            let status = guard.status()?;
+            say(format_args!("VIOLATED: {}", violations(&status).join("; ")));
+            if kill_on_violation {
+                steps.say(format_args!("killing {}", args.command[0]));
+                guard.kill_holder()?;
+                // The guard may have been ended meanwhile.
+                let _ = child.start_kill();
+            }
+        }
+    }
+}
+
+/// Returns when there may be something to read.
+async fn ready(reader: &mut Option<Reader>) {
+    match reader {
+        Some(reader) => reader.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Prints what was refused by this guard.
+fn print(args: &Args, guard: &Guard, reader: &mut Reader) {
+    while let Some(event) = reader.next_event() {
+        let is_denial = event.kind == EventKind::Denial as u32;
+        if args.verbose && is_denial && event.guard == guard.id() {
+            let deed = Deed::of_event(&event, Outcome::Refused);
+            say(format_args!("refused {deed}"));
         }
     }
 }

@@ -68,38 +68,71 @@ fn describe(guard: &Status) -> String {
         guard.held_seconds,
         pids.join(", ")
     );
-    text + &format!("  {}\n", refusals(guard))
+    text += &format!("  {}\n", refusals(guard));
+    for line in violations(guard) {
+        text += &format!("  VIOLATED: {line}\n");
+    }
+    text
 }
 
-/// How many intruders a summary names.
+/// How many intruders or violations a summary names.
 const NAMED: usize = 5;
 
-/// `refused 3 writes: 2 by sh (pid 12), 1 by tee (pid 13)`.
+/// `refused 3 attempts: 2 by sh (pid 12, freeze), 1 by tee (pid 13, kill)`.
 pub(super) fn refusals(guard: &Status) -> String {
     let count: u64 = guard.denials.values().sum();
     if count == 0 {
-        return "refused no writes".to_owned();
+        return "refused nothing".to_owned();
     }
-    let mut parts: Vec<_> = guard
-        .intruders
-        .iter()
-        .take(NAMED)
-        .map(|intruder| {
-            format!(
-                "{} by {} (pid {}, {})",
-                intruder.count, intruder.comm, intruder.pid, intruder.protection
-            )
+    let mut by_process: Vec<(u32, &str, &str, u64)> = Vec::new();
+    for deed in &guard.intruders {
+        let same = |(pid, _, protection, _): &&mut (u32, &str, &str, u64)| {
+            *pid == deed.pid && *protection == deed.protection
+        };
+        match by_process.iter_mut().find(same) {
+            Some((.., count)) => *count += deed.count,
+            None => by_process.push((deed.pid, &deed.comm, deed.protection, deed.count)),
+        }
+    }
+    by_process.truncate(NAMED);
+    let named: u64 = by_process.iter().map(|(.., count)| count).sum();
+    let mut parts: Vec<_> = by_process
+        .into_iter()
+        .map(|(pid, comm, protection, count)| {
+            format!("{count} by {comm} (pid {pid}, {protection})")
         })
         .collect();
-    let named: u64 = guard
-        .intruders
-        .iter()
-        .take(NAMED)
-        .map(|intruder| intruder.count)
-        .sum();
     if count > named {
         parts.push(format!("{} by others", count - named));
     }
-    let writes = if count == 1 { "write" } else { "writes" };
-    format!("refused {count} {writes}: {}", parts.join(", "))
+    let attempts = if count == 1 { "attempt" } else { "attempts" };
+    format!("refused {count} {attempts}: {}", parts.join(", "))
+}
+
+/// What got through, a line each; none when nothing did.
+pub(super) fn violations(guard: &Status) -> Vec<String> {
+    let count = guard.violation_count();
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut named = 0;
+    let mut lines = Vec::new();
+    for deed in guard.violation_deeds().take(NAMED) {
+        named += deed.count;
+        lines.push(format!("{} {deed}", deed.first));
+    }
+    if count > named {
+        let kinds: Vec<_> = guard
+            .violations
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        lines.push(format!(
+            "and {} more; in all: {}",
+            count - named,
+            kinds.join(", ")
+        ));
+    }
+    lines
 }

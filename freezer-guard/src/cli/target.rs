@@ -1,6 +1,6 @@
 //! What a user may call a cgroup: a path, or a systemd unit.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use freezer_guard::{
     cgroup::{self, Cgroup},
@@ -21,8 +21,16 @@ pub(super) fn resolve(name: &Path) -> Result<Target, Error> {
     })
 }
 
+/// Those that are named, or else those of the process.
+pub(super) fn all(names: &[PathBuf], pid: Option<i32>) -> Result<Vec<Target>, Error> {
+    match pid {
+        Some(pid) if names.is_empty() => Ok(vec![of_pid(pid)?]),
+        _ => names.iter().map(|name| resolve(name)).collect(),
+    }
+}
+
 /// The cgroups of a process.
-pub(super) fn of_pid(pid: i32) -> Result<Target, Error> {
+fn of_pid(pid: i32) -> Result<Target, Error> {
     let target = cgroup::of_pid(pid)?;
     if target.is_empty() {
         return Err(cgroup::Error::PidInRoot(pid).into());

@@ -6,15 +6,16 @@ use aya::{
     Pod,
     maps::{HashMap, MapData, MapError},
 };
-use freezer_guard_ebpf::{AncestorKey, CgroupKey, GuardId};
+use freezer_guard_ebpf::{AncestorKey, CgroupKey, GuardId, control};
 
 use super::{
-    End, Error, Status, Target,
+    Error, Status, Target,
     status::{holder_pids, paths, status},
 };
 use crate::{
     cgroup::Cgroup,
-    kernel::{self, Locked, Maps},
+    kernel::{self, Hierarchies, Locked, Maps},
+    sys,
 };
 
 /// Flag of `bpf_map_update_elem`: fail if there is an entry.
@@ -84,10 +85,10 @@ pub(super) fn refuse_guarded(maps: &Maps, targets: &[Target]) -> Result<(), Erro
 
 /// Removes the marks, then the entry: in between, nothing is denied any more
 /// and the counters stand still.
-pub(super) fn release(maps: &mut Maps, id: GuardId) -> Result<End, Error> {
+pub(super) fn release(maps: &mut Maps, id: GuardId) -> Result<Option<Status>, Error> {
     let Some(entry) = maps.guard(id)? else {
         reconcile(maps)?;
-        return Ok(End::WasGone);
+        return Ok(None);
     };
     let paths = paths(maps, id)?;
     for (key, of) in entries(&maps.targets)? {
@@ -100,9 +101,14 @@ pub(super) fn release(maps: &mut Maps, id: GuardId) -> Result<End, Error> {
         cgroups: paths,
         ..status(maps, id, &entry)?
     };
-    remove(&mut maps.guards, "GUARDS", &id)?;
+    maps.control(control::END, id, &[])?;
+    if entry.members > 1 {
+        // The element of the map is used again at once. A thread of the holder
+        // that starts or ends just now must not count in the next guard.
+        sys::wait_for_programs();
+    }
     reconcile(maps)?;
-    Ok(End::Released(status))
+    Ok(Some(status))
 }
 
 /// Removes what ended guards and crashed beginners have left. Marks of the
@@ -123,6 +129,11 @@ pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
     for (key, _) in entries(&maps.intruders)? {
         if maps.guard(key.guard)?.is_none() {
             remove(&mut maps.intruders, "INTRUDERS", &key)?;
+        }
+    }
+    for (key, _) in entries(&maps.violators)? {
+        if maps.guard(key.guard)?.is_none() {
+            remove(&mut maps.violators, "VIOLATORS", &key)?;
         }
     }
     let mut lists: BTreeMap<CgroupKey, BTreeMap<u64, GuardId>> = BTreeMap::new();
@@ -146,9 +157,24 @@ pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn unload_if_unused(lock: &Locked, maps: &Maps) -> Result<(), Error> {
+/// The hierarchies that the guards in force have targets in.
+pub(super) fn hierarchies(maps: &Maps) -> Result<Hierarchies, Error> {
+    let mut found = Hierarchies::default();
+    for (key, _) in entries(&maps.targets)? {
+        match key.hierarchy_id {
+            0 => found.v2 = true,
+            _ => found.v1 = true,
+        }
+    }
+    Ok(found)
+}
+
+/// Detaches what no guard needs; without any guard, everything.
+pub(super) fn tidy(lock: &Locked, maps: &Maps) -> Result<(), Error> {
     if entries(&maps.guards)?.is_empty() {
         lock.unload()?;
+    } else {
+        lock.detach_unneeded(hierarchies(maps)?)?;
     }
     Ok(())
 }

@@ -2,15 +2,17 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Protection};
+use aya::maps::{HashMap, MapData};
+use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Protection};
 
 use super::{
-    Error,
-    marks::{covering, entries, reconcile, unload_if_unused},
+    Deed, Error, Outcome,
+    deed::{path, wall_clock},
+    marks::{covering, entries, reconcile, tidy},
     now,
 };
 use crate::{
-    cgroup::{self, Cgroup},
+    cgroup::Cgroup,
     kernel::{Locked, Maps},
 };
 
@@ -25,27 +27,50 @@ pub struct Status {
     pub cgroups: Vec<PathBuf>,
     /// The processes that may write.
     pub holder_pids: Vec<u32>,
+    /// When it was begun, RFC 3339 in UTC.
+    pub begun: String,
+    /// When it entered CHECKPOINTING.
+    pub checkpointing: Option<String>,
     /// How long it has been held, seconds.
     pub held_seconds: f64,
-    /// Refused writes by [`Protection`].
+    /// The protections that were lifted.
+    pub allowed: Vec<&'static str>,
+    /// What was refused, by [`Protection`].
     pub denials: BTreeMap<&'static str, u64>,
-    /// Who wrote, the most eager first. May be incomplete: `denials` is not.
-    pub intruders: Vec<Intruder>,
-    /// Refusals that were counted but did not fit among the events.
-    pub lost_events: u64,
+    /// What got through while it was CHECKPOINTING, by [`Protection`].
+    pub violations: BTreeMap<&'static str, u64>,
+    /// What got through before that and was mended, by [`Protection`].
+    pub repaired: BTreeMap<&'static str, u64>,
+    /// Who was refused, the most eager first. May be incomplete: `denials` is not.
+    pub intruders: Vec<Deed>,
+    /// Who got through, in the order of the first times. May be incomplete:
+    /// `violations` and `repaired` are not.
+    pub violators: Vec<Deed>,
 }
 
-/// Somebody who ran into a guard.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Intruder {
-    /// The process.
-    pub pid: u32,
-    /// Its name at the first write.
-    pub comm: String,
-    /// What it tried, a name of [`Protection`].
-    pub protection: &'static str,
-    /// How often.
-    pub count: u64,
+impl Status {
+    /// How many violations there were.
+    pub fn violation_count(&self) -> u64 {
+        self.violations.values().sum()
+    }
+
+    /// What is known of the violations.
+    pub fn violation_deeds(&self) -> impl Iterator<Item = &Deed> {
+        self.violators.iter().filter(|deed| deed.checkpointing)
+    }
+
+    /// What is known of what came before CHECKPOINTING.
+    pub(super) fn repaired_deeds(mut self) -> Vec<Deed> {
+        self.violators.retain(|deed| !deed.checkpointing);
+        self.violators
+    }
+}
+
+fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<&'static str, u64> {
+    Protection::ALL
+        .into_iter()
+        .map(|protection| (protection.name(), counts[protection as usize]))
+        .collect()
 }
 
 /// Every guard in force.
@@ -53,12 +78,15 @@ pub struct Intruder {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn list() -> Result<Vec<Status>, Error> {
-    let lock = Locked::wait()?;
+    list_locked(&Locked::wait()?)
+}
+
+pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
     let Some(mut maps) = lock.open()? else {
         return Ok(Vec::new());
     };
     reconcile(&mut maps)?;
-    unload_if_unused(&lock, &maps)?;
+    tidy(lock, &maps)?;
     let mut guards = Vec::new();
     for (id, entry) in entries(&maps.guards)? {
         guards.push(status(&maps, id, &entry)?);
@@ -86,20 +114,15 @@ pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
 }
 
 pub(super) fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, Error> {
-    let mut intruders: Vec<_> = entries(&maps.intruders)?
-        .into_iter()
-        .filter(|(key, _)| key.guard == id)
-        .map(|(key, intruder)| Intruder {
-            pid: key.pid,
-            comm: comm(&intruder.comm),
-            protection: Protection::ALL
-                .get(key.protection as usize)
-                .map_or("unknown", |protection| protection.name()),
-            count: intruder.count,
-        })
-        .collect();
-    intruders.sort_by_key(|intruder| std::cmp::Reverse(intruder.count));
+    let mut intruders = deeds(&maps.intruders, id, Outcome::Refused)?;
+    intruders.sort_by_key(|deed| std::cmp::Reverse(deed.count));
+    let mut violators = deeds(&maps.violators, id, Outcome::Done)?;
+    violators.sort_by_key(|deed| deed.first_ns);
     let held = Duration::from_nanos(now().saturating_sub(entry.begun_ns));
+    let (violations, repaired) = match entry.checkpointing_ns {
+        0 => ([0; Protection::COUNT], entry.disturbances),
+        _ => (entry.violations(), entry.repaired),
+    };
     Ok(Status {
         id,
         state: if entry.checkpointing_ns == 0 {
@@ -109,23 +132,35 @@ pub(super) fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, 
         },
         cgroups: paths(maps, id)?,
         holder_pids: holder_pids(maps, id)?,
+        begun: wall_clock(entry.begun_ns),
+        checkpointing: match entry.checkpointing_ns {
+            0 => None,
+            time => Some(wall_clock(time)),
+        },
         held_seconds: held.as_secs_f64(),
-        denials: Protection::ALL
+        allowed: Protection::ALL
             .into_iter()
-            .map(|protection| (protection.name(), entry.denials[protection as usize]))
+            .filter(|protection| !Entry::protects(entry.allowed, *protection))
+            .map(Protection::name)
             .collect(),
+        denials: by_protection(&entry.denials),
+        violations: by_protection(&violations),
+        repaired: by_protection(&repaired),
         intruders,
-        lost_events: entry.lost_events,
+        violators,
     })
 }
 
-/// A NUL-padded name of a task.
-pub fn comm(bytes: &[u8; 16]) -> String {
-    let end = bytes
+fn deeds(
+    map: &HashMap<MapData, IntruderKey, Intruder>,
+    id: GuardId,
+    outcome: Outcome,
+) -> Result<Vec<Deed>, Error> {
+    Ok(entries(map)?
         .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+        .filter(|(key, _)| key.guard == id)
+        .map(|(key, intruder)| Deed::of_intruder(key, intruder, outcome))
+        .collect())
 }
 
 pub(super) fn paths(maps: &Maps, id: GuardId) -> Result<Vec<PathBuf>, Error> {
@@ -135,12 +170,7 @@ pub(super) fn paths(maps: &Maps, id: GuardId) -> Result<Vec<PathBuf>, Error> {
         .map(|(key, _)| key)
         .collect();
     keys.sort();
-    let unknown =
-        |key: CgroupKey| format!("(removed cgroup {}:{})", key.hierarchy_id, key.kernfs_id).into();
-    Ok(keys
-        .into_iter()
-        .map(|key| cgroup::by_key(key).unwrap_or_else(|| unknown(key)))
-        .collect())
+    Ok(keys.into_iter().map(|key| path(key).into()).collect())
 }
 
 pub(super) fn holder_pids(maps: &Maps, id: GuardId) -> Result<Vec<u32>, Error> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use btf_rs::{Backend, Btf, Type};
-use freezer_guard_ebpf::KernelOffsets;
+use freezer_guard_ebpf::{KernelOffsets, NO_FREEZER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Error;
@@ -23,13 +23,40 @@ pub(super) fn read() -> Result<Vec<u8>, Error> {
     })
 }
 
-/// The offsets in the kernel with this BTF.
-pub(super) fn offsets(bytes: &[u8]) -> Result<KernelOffsets, Error> {
+/// What the programs have to know of the kernel with this BTF.
+pub(super) struct Facts {
+    pub(super) offsets: KernelOffsets,
+    /// `freezer_cgrp_id`, or [`NO_FREEZER`].
+    pub(super) freezer: u32,
+}
+
+pub(super) fn facts(bytes: &[u8]) -> Result<Facts, Error> {
     let btf = parse(bytes)?;
+    Ok(Facts {
+        offsets: offsets(&btf)?,
+        freezer: freezer(&btf)?,
+    })
+}
+
+/// The number of the v1 freezer among the controllers.
+fn freezer(btf: &Btf) -> Result<u32, Error> {
+    for candidate in btf.resolve_types_by_name("cgroup_subsys_id")? {
+        if let Type::Enum(controllers) = candidate {
+            for controller in &controllers.members {
+                if btf.resolve_name(controller)? == "freezer_cgrp_id" {
+                    return Ok(controller.val());
+                }
+            }
+        }
+    }
+    Ok(NO_FREEZER)
+}
+
+fn offsets(btf: &Btf) -> Result<KernelOffsets, Error> {
     KernelOffsets::resolve(|container, member| {
         // Several structs may share a name: ours is the one with the member.
         for candidate in btf.resolve_types_by_name(container)? {
-            if let Some(bits) = find(&btf, candidate, member)? {
+            if let Some(bits) = find(btf, candidate, member)? {
                 return Ok(bits / 8);
             }
         }

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, MapError, RingBuf},
+    maps::{HashMap, Map, MapData, MapError},
     programs::{RawTracePoint, TestRun as _},
 };
 use freezer_guard_ebpf::{
@@ -24,8 +24,10 @@ pub struct Maps {
     pub targets: HashMap<MapData, CgroupKey, GuardId>,
     /// The guards below each ancestor of a target.
     pub ancestors: HashMap<MapData, AncestorKey, GuardId>,
-    /// Whose writes were refused.
+    /// Who was refused.
     pub intruders: HashMap<MapData, IntruderKey, Intruder>,
+    /// Who got through.
+    pub violators: HashMap<MapData, IntruderKey, Intruder>,
     control: RawTracePoint,
 }
 
@@ -36,19 +38,21 @@ impl Maps {
             targets: hash_map(dir, names::TARGETS)?,
             ancestors: hash_map(dir, names::ANCESTORS)?,
             intruders: hash_map(dir, names::INTRUDERS)?,
+            violators: hash_map(dir, names::VIOLATORS)?,
             control: RawTracePoint::from_pin(control)
                 .map_err(Error::failed(format!("open {}", control.display())))?,
         })
     }
 
     /// Runs the program `control` on the calling thread: its answer is one of
-    /// `freezer_guard_ebpf::control`'s.
+    /// `freezer_guard_ebpf::control`'s, where its arguments are described too.
     ///
     /// # Errors
     /// When the kernel does not run it.
-    pub fn control(&self, operation: u64, guard: GuardId) -> Result<u32, Error> {
+    pub fn control(&self, operation: u64, guard: GuardId, more: &[u64]) -> Result<u32, Error> {
         let mut options = aya::programs::RawTracePointRunOptions::default();
         options.args[..2].copy_from_slice(&[operation, guard]);
+        options.args[2..2 + more.len()].copy_from_slice(more);
         self.control
             .test_run(options)
             .map(|result| result.return_value)
@@ -83,17 +87,6 @@ impl Maps {
             .collect())
     }
 
-    /// The ring buffer of refusals. It has one reader at a time.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub fn events(&self) -> Result<RingBuf<MapData>, Error> {
-        let name = names::EVENTS;
-        open(Path::new(super::PIN_DIR), name, Map::RingBuf)?
-            .try_into()
-            .map_err(Error::failed(format!("open the map {name}")))
-    }
-
     /// Whether the guard is in force.
     ///
     /// # Errors
@@ -113,7 +106,7 @@ fn hash_map<K: Pod, V: Pod>(dir: &Path, name: &str) -> Result<HashMap<MapData, K
         .map_err(Error::failed(format!("open the map {name}")))
 }
 
-fn open(dir: &Path, name: &str, kind: fn(MapData) -> Map) -> Result<Map, Error> {
+pub(super) fn open(dir: &Path, name: &str, kind: fn(MapData) -> Map) -> Result<Map, Error> {
     let path = dir.join(name);
     MapData::from_pin(&path)
         .map(kind)

@@ -3,6 +3,8 @@
 mod btf;
 mod maps;
 mod pins;
+mod programs;
+mod readers;
 
 use std::{io, path::PathBuf};
 
@@ -10,6 +12,8 @@ use aya::programs::ProgramError;
 
 pub use maps::Maps;
 pub use pins::{Locked, PIN_DIR};
+pub use programs::Hierarchies;
+pub use readers::Reader;
 
 /// What can go wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
-    programs::{BtfTracePoint, Iter, Lsm, RawTracePoint, links::FdLink},
+    programs::{Iter, RawTracePoint, links::FdLink},
 };
 use freezer_guard_ebpf::names;
 use nix::{
@@ -20,7 +20,11 @@ use nix::{
 };
 use procfs::process::Process;
 
-use super::{Error, Maps, btf};
+use super::{
+    Error, Maps, btf,
+    programs::{Hierarchies, PROGRAMS},
+    readers,
+};
 
 /// The folder of our pins.
 pub const PIN_DIR: &str = "/sys/fs/bpf/freezer-guard";
@@ -94,7 +98,8 @@ impl Locked {
         fs::read(self.dir.join(names::MEMBERS_ITER)).is_ok_and(|members| !members.is_empty())
     }
 
-    /// Loads, attaches and pins everything. Nothing stays if it fails.
+    /// Loads and pins everything, and attaches what every guard needs. Nothing
+    /// stays if it fails.
     ///
     /// # Errors
     /// When the kernel cannot enforce a guard.
@@ -109,12 +114,14 @@ impl Locked {
 
     fn load_and_pin(&self) -> Result<Maps, Error> {
         let bytes = btf::read()?;
-        let offsets = btf::offsets(&bytes)?;
+        let facts = btf::facts(&bytes)?;
         let btf = Btf::parse(&bytes, Endianness::default())
             .map_err(Error::failed("parse the kernel's BTF"))?;
-        let mut ebpf = EbpfLoader::new()
+        let mut ebpf = self
+            .loader()
             .btf(Some(&btf))
-            .override_global(names::OFFSETS, &offsets, true)
+            .override_global(names::OFFSETS, &facts.offsets, true)
+            .override_global(names::FREEZER, &facts.freezer, true)
             .load(OBJECT)
             .map_err(Error::failed("load the BPF object"))?;
         for name in [
@@ -122,17 +129,15 @@ impl Locked {
             names::TARGETS,
             names::ANCESTORS,
             names::INTRUDERS,
-            names::EVENTS,
+            names::VIOLATORS,
         ] {
             let map = ebpf.map(name).ok_or_else(|| missing(name))?;
             let path = self.dir.join(name);
             map.pin(&path)
                 .map_err(Error::failed(format!("pin {}", path.display())))?;
         }
-        // Membership first: whoever can be a holder is counted from the start.
-        self.attach_exit(&mut ebpf, &btf)?;
-        for hook in names::LSM.into_iter().rev() {
-            self.attach_lsm(&mut ebpf, hook, &btf)?;
+        for program in &PROGRAMS {
+            program.load(&mut ebpf, &btf, &self.dir)?;
         }
         self.attach_iter(&mut ebpf, &btf)?;
         let control: &mut RawTracePoint = program(&mut ebpf, names::CONTROL)?;
@@ -144,23 +149,56 @@ impl Locked {
         Maps::open(&self.dir, &path)
     }
 
-    fn attach_lsm(&self, ebpf: &mut Ebpf, hook: &str, btf: &Btf) -> Result<(), Error> {
-        let attach = || format!("attach the BPF program {hook}");
-        let program: &mut Lsm = program(ebpf, hook)?;
-        program.load(hook, btf).map_err(Error::load(hook))?;
-        let id = program.attach().map_err(Error::failed(attach()))?;
-        let link = program.take_link(id).map_err(Error::failed(attach()))?;
-        self.pin(link.into(), hook)
+    /// The readers' maps may be there already: they outlive the programs for as
+    /// long as somebody follows the events.
+    fn loader(&self) -> EbpfLoader<'static> {
+        let mut loader = EbpfLoader::new();
+        for name in [names::READERS, names::LOST] {
+            loader.map_pin_path(name, self.dir.join(name));
+        }
+        loader
     }
 
-    fn attach_exit(&self, ebpf: &mut Ebpf, btf: &Btf) -> Result<(), Error> {
-        let name = names::EXIT;
-        let failed = || format!("attach the BPF program {name}");
-        let program: &mut BtfTracePoint = program(ebpf, name)?;
-        program.load(name, btf).map_err(Error::load(name))?;
-        let id = program.attach().map_err(Error::failed(failed()))?;
-        let link = program.take_link(id).map_err(Error::failed(failed()))?;
-        self.pin(link.into(), name)
+    /// Creates and pins the readers' maps if they are not there.
+    pub(super) fn make_readers(&self) -> Result<(), Error> {
+        if self.dir.join(names::READERS).exists() && self.dir.join(names::LOST).exists() {
+            return Ok(());
+        }
+        self.loader()
+            .load(OBJECT)
+            .map(drop)
+            .map_err(Error::failed("make the maps for the readers of events"))
+    }
+
+    /// The folder of the pins.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Attaches what guards in these hierarchies need, if it is not attached.
+    ///
+    /// # Errors
+    /// When the kernel does not attach a program.
+    pub fn attach(&self, hierarchies: Hierarchies) -> Result<(), Error> {
+        PROGRAMS
+            .iter()
+            .filter(|program| program.is_needed(hierarchies))
+            .filter(|program| !program.link_pin(&self.dir).exists())
+            .try_for_each(|program| program.attach(&self.dir))
+    }
+
+    /// Detaches what no guard in these hierarchies needs.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach_unneeded(&self, hierarchies: Hierarchies) -> Result<(), Error> {
+        PROGRAMS
+            .iter()
+            .filter(|program| !program.is_needed(hierarchies))
+            .map(|program| program.link_pin(&self.dir))
+            .filter(|pin| pin.exists())
+            .try_for_each(fs::remove_file)
+            .map_err(Error::failed(format!("remove pins in {PIN_DIR}")))
     }
 
     /// A pinned iterator runs whenever its file is read.
@@ -172,17 +210,14 @@ impl Locked {
         let id = program.attach().map_err(Error::failed(failed()))?;
         let link = program.take_link(id).map_err(Error::failed(failed()))?;
         let link: FdLink = link.try_into().map_err(Error::failed(failed()))?;
-        self.pin(link, name)
-    }
-
-    fn pin(&self, link: FdLink, name: &str) -> Result<(), Error> {
         let path = self.dir.join(name);
         link.pin(&path)
             .map(drop)
             .map_err(Error::failed(format!("pin {}", path.display())))
     }
 
-    /// Detaches and removes everything. Only the empty folder stays.
+    /// Detaches and removes everything. Only the folder stays, and the maps of
+    /// those who follow the events.
     ///
     /// # Errors
     /// When a pin cannot be removed.
@@ -197,6 +232,10 @@ impl Locked {
             .map_err(failed())?;
         // The mark of completeness goes first.
         pins.sort_by_key(|path| !is_control(path));
+        if readers::are_there() {
+            let kept = [names::READERS, names::LOST].map(|name| self.dir.join(name));
+            pins.retain(|path| !kept.contains(path));
+        }
         for path in pins {
             fs::remove_file(&path).map_err(failed())?;
         }
@@ -213,7 +252,7 @@ fn missing(name: &str) -> Error {
     Error::failed(format!("find {name}"))("the BPF object does not hold it")
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {

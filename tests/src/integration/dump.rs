@@ -41,7 +41,7 @@ enum After {
 }
 
 /// The end of a log of CRIU's, for a failure's report.
-fn log(images: &Path, name: &str) -> String {
+pub(super) fn log(images: &Path, name: &str) -> String {
     let text = fs::read_to_string(images.join(name)).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     format!(
@@ -50,7 +50,12 @@ fn log(images: &Path, name: &str) -> String {
     )
 }
 
-fn criu_dump(command: &mut Command, workload: &Workload, cgroup: &Cgroup, images: &Path) {
+pub(super) fn criu_dump(
+    command: &mut Command,
+    workload: &Workload,
+    cgroup: &Cgroup,
+    images: &Path,
+) {
     command.args([
         "criu",
         "dump",
@@ -64,7 +69,7 @@ fn criu_dump(command: &mut Command, workload: &Workload, cgroup: &Cgroup, images
     command.arg(images).arg("--freeze-cgroup").arg(&cgroup.path);
 }
 
-fn restore(workload: &Workload, images: &Path, since: &[u64]) -> Result<()> {
+pub(super) fn restore(workload: &Workload, images: &Path, since: &[u64]) -> Result<()> {
     let mut criu = Command::new("criu");
     criu.args(["restore", "-o", "restore.log", "-v4", "-d", "-D"])
         .arg(images);
@@ -99,7 +104,7 @@ fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
     let finished = run(&mut command)?
         .expect(0)
         .with_context(|| log(&images, "dump.log"))?;
-    finished.says("refused no writes")?;
+    finished.says("refused nothing")?;
 
     let state = cgroup.state()?;
     match after {
@@ -172,7 +177,7 @@ fn window(hierarchy: Hierarchy) -> Result<()> {
     finished
         .expect(0)
         .with_context(|| log(&images, "dump.log"))?
-        .says(&format!("refused {refused} writes"))?;
+        .says(&format!("refused {refused} attempts"))?;
     cgroup.kill_all()?;
     restore(&workload, &images, &since)?;
     // The restored tree can be guarded again.

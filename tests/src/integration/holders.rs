@@ -42,7 +42,7 @@ fn allowed(hierarchy: Hierarchy, wrap: impl Fn(&str) -> String) -> Result<()> {
             target.state()?
         );
     }
-    held.release()?.expect(0)?.says("refused no writes")?;
+    held.release()?.expect(0)?.says("refused nothing")?;
     Ok(())
 }
 
@@ -100,6 +100,6 @@ fn older(hierarchy: Hierarchy) -> Result<()> {
         "bash says: {}",
         finished.stderr
     );
-    held.release()?.expect(0)?.says("refused 1 write")?;
+    held.release()?.expect(0)?.says("refused 1 attempt")?;
     Ok(())
 }

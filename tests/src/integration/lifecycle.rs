@@ -86,7 +86,7 @@ fn nothing_left(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     run(Held::command(&[&target]).args(["--", "true"]))?
         .expect(0)?
-        .says("refused no writes")?;
+        .says("refused nothing")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()?;
     usable(&target)

@@ -3,16 +3,21 @@
 
 mod cgroups;
 mod dump;
+mod events;
 mod holders;
 mod lifecycle;
 mod misuse;
 mod nobpf;
+mod outsiders;
 mod parallel;
 mod paths;
 mod places;
 mod process;
 mod refuse;
 mod status;
+mod storms;
+mod verify;
+mod violations;
 
 use std::{
     fs,
@@ -76,6 +81,11 @@ fn list() -> Result<(String, Vec<Trial>)> {
             list.module("lifecycle", lifecycle::list);
             list.module("paths", paths::list);
             list.module("status", status::list);
+            list.module("verify", verify::list);
+            list.module("violations", violations::list);
+            list.module("events", events::list);
+            list.module("outsiders", outsiders::list);
+            list.module("storms", storms::list);
         } else {
             list.module("nobpf", nobpf::list);
         }

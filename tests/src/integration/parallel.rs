@@ -56,7 +56,7 @@ fn hundred(hierarchy: Hierarchy) -> Result<()> {
         .ok_or_else(|| anyhow::anyhow!("nobody has won"))?;
     winner.wait_held()?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
-    winner.release()?.expect(0)?.says("refused 1 write")?;
+    winner.release()?.expect(0)?.says("refused 1 attempt")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()
 }
@@ -143,7 +143,7 @@ fn two(hierarchy: Hierarchy) -> Result<()> {
             .release()?
             .expect(75)?;
     }
-    held.release()?.expect(0)?.says("refused 2 writes")?;
+    held.release()?.expect(0)?.says("refused 2 attempts")?;
     for cgroup in [&one, &two] {
         ensure!(cgroup.state()? == "THAWED", "left {}", cgroup.state()?);
     }

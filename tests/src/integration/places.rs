@@ -72,7 +72,7 @@ fn freeze_and_thaw(hierarchy: Hierarchy) -> Result<()> {
         "the target is {}",
         tree.target.state()?
     );
-    held.release()?.expect(0)?.says("refused 12 writes")?;
+    held.release()?.expect(0)?.says("refused 12 attempts")?;
     for cgroup in tree.guarded() {
         cgroup.freeze()?;
         cgroup.thaw()?;
@@ -137,6 +137,6 @@ fn untouched(hierarchy: Hierarchy) -> Result<()> {
     let path = super::scratch("files").join(hierarchy.file());
     fs::create_dir_all(path.parent().context("it has a parent")?)?;
     fs::write(&path, "1")?;
-    held.release()?.expect(0)?.says("refused no writes")?;
+    held.release()?.expect(0)?.says("refused nothing")?;
     workload.expect_counting()
 }

@@ -58,7 +58,7 @@ fn outside(hierarchy: Hierarchy, write: impl Fn(&Path) -> Result<i32>) -> Result
     let held = Held::new(&[&target])?;
     expect(libc::EBUSY, write(&target.freezer())?, "the target")?;
     expect(0, write(&sibling.freezer())?, "the sibling")?;
-    held.release()?.expect(0)?.says("refused 1 write")?;
+    held.release()?.expect(0)?.says("refused 1 attempt")?;
     expect(0, write(&target.freezer())?, "the target after the guard")
 }
 
@@ -89,7 +89,7 @@ fn before(hierarchy: Hierarchy, how: &str) -> Result<()> {
     let held = Held::new(&[&target])?;
     writer.tell("go")?;
     writer.wait(LONG)?.expect(libc::EBUSY)?;
-    held.release()?.expect(0)?.says("refused 1 write")?;
+    held.release()?.expect(0)?.says("refused 1 attempt")?;
     Ok(())
 }
 

@@ -97,7 +97,7 @@ fn one_guard(hierarchy: Hierarchy) -> Result<()> {
     );
     held.release()?
         .expect(0)?
-        .says("refused 3 writes")?
+        .says("refused 3 attempts")?
         .says("by guest-tool (pid ")?;
     Ok(())
 }

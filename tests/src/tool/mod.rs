@@ -1,6 +1,8 @@
 //! `guest-tool`: workloads to guard and every way to write to a file.
 
+mod memory;
 mod process;
+mod stalled;
 mod storm;
 mod workload;
 mod write;
@@ -73,13 +75,44 @@ enum Task {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Join cgroups, print `ready` and hang where no freezer gets at us
+    /// Join cgroups, print `ready` and hang where no freezer gets at us, until
+    /// there is a line to read
     Stall {
         #[arg(long)]
         cgroup: Vec<PathBuf>,
     },
     /// 20 threads that start many short processes
     Storm,
+    /// Write with a write that hangs in the kernel, print `ready`, wait for a
+    /// line, let it go on
+    Stalled {
+        #[arg(long)]
+        splice: bool,
+        path: PathBuf,
+        value: String,
+    },
+    /// Write to the memory of a process, or trace it; ends with the errno
+    Access {
+        #[arg(value_enum)]
+        way: memory::Way,
+        pid: i32,
+    },
+    /// Trace a process, print `ready`, wait for a line
+    Trace { pid: i32 },
+    /// Start a tree in a cgroup that forks all the time, print its root's pid
+    Bomb {
+        cgroup: PathBuf,
+        #[arg(long, default_value_t = 200)]
+        processes: usize,
+    },
+    /// Migrate tasks into TARGET, out of it and within for 10 s, in 8 processes
+    Migrate {
+        target: PathBuf,
+        outside: PathBuf,
+        victim: i32,
+    },
+    /// Move the processes of TARGET out by writes that change on their way
+    Flip { target: PathBuf, outside: PathBuf },
 }
 
 /// Runs the tool; the exit code is the errno of a write that failed.
@@ -132,6 +165,23 @@ fn run(task: Task) -> Result<()> {
         Task::Powerless { command } => process::powerless(&command),
         Task::Stall { cgroup } => workload::stall(&cgroup),
         Task::Storm => storm::storm(),
+        Task::Stalled {
+            splice,
+            path,
+            value,
+        } => match splice {
+            true => stalled::by_splice(&path, &value),
+            false => stalled::by_userfaultfd(&path, &value),
+        },
+        Task::Access { way, pid } => memory::access(way, pid),
+        Task::Trace { pid } => memory::hold(pid),
+        Task::Bomb { cgroup, processes } => workload::bomb(&cgroup, processes),
+        Task::Migrate {
+            target,
+            outside,
+            victim,
+        } => storm::migrate(&target, &outside, victim),
+        Task::Flip { target, outside } => storm::flip(&target, &outside),
     }
 }
 

@@ -96,12 +96,55 @@ fn write_counter(file: &File, counter: u64) -> Result<()> {
     Ok(file.write_all_at(format!("{counter:020}").as_bytes(), 0)?)
 }
 
-/// Hangs inside a system call where the freezer cannot stop us, until killed.
+/// Hangs inside a system call where the freezer cannot stop us, until killed or
+/// until there is a line to read.
 pub(super) fn stall(cgroups: &[PathBuf]) -> Result<()> {
     join(cgroups)?;
-    let (_userfault, page) = sys::stalling_page().context("make a page that stalls")?;
     let (_reader, writer) = std::io::pipe()?;
-    println!("ready");
-    std::io::stdout().flush()?;
-    Ok(sys::write_raw(&writer.into(), page)?)
+    super::stalled::write_stalled(&File::from(std::os::fd::OwnedFd::from(writer)), b"x")
+}
+
+/// Joins a cgroup, then has children that have short-lived children, all the time.
+pub(super) fn bomb(cgroup: &Path, children: usize) -> Result<()> {
+    let (mut reader, writer) = std::io::pipe()?;
+    match sys::fork()? {
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let mut said = Vec::new();
+            reader.read_to_end(&mut said)?;
+            anyhow::ensure!(said.len() == children, "the bomb did not start");
+            println!("{child}");
+            Ok(())
+        }
+        ForkResult::Child => {
+            drop(reader);
+            setsid()?;
+            join(&[cgroup.to_owned()])?;
+            let null = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/null")?;
+            dup2_stdin(&null)?;
+            dup2_stdout(&null)?;
+            dup2_stderr(&null)?;
+            drop(null);
+            for _ in 0..children {
+                if let ForkResult::Child = sys::fork()? {
+                    (&writer).write_all(b"x")?;
+                    drop(writer);
+                    loop {
+                        match sys::fork()? {
+                            ForkResult::Child => std::process::exit(0),
+                            ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None)?,
+                        };
+                        thread::sleep(Duration::from_millis(200));
+                    }
+                }
+            }
+            drop(writer);
+            loop {
+                thread::sleep(Duration::from_secs(1000));
+            }
+        }
+    }
 }

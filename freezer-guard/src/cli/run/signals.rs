@@ -19,20 +19,20 @@ const PASSED_ON: [Signal; 6] = [
 ];
 
 /// The signals sent to this process.
-pub(super) struct Signals {
+pub(in crate::cli) struct Signals {
     descriptor: AsyncFd<SignalFd>,
 }
 
 /// One of them.
-pub(super) struct Caught {
-    pub(super) signal: Signal,
+pub(in crate::cli) struct Caught {
+    pub(in crate::cli) signal: Signal,
     /// Typed at the terminal, which sends it to COMMAND as well.
     pub(super) from_terminal: bool,
 }
 
 impl Signals {
     /// From here on they wait to be taken.
-    pub(super) fn catch() -> io::Result<Self> {
+    pub(in crate::cli) fn catch() -> io::Result<Self> {
         let mut set = SigSet::empty();
         set.extend(PASSED_ON);
         set.thread_block()?;
@@ -43,8 +43,16 @@ impl Signals {
         })
     }
 
+    /// One that has come already.
+    pub(super) fn pending(&self) -> io::Result<Option<Signal>> {
+        match self.descriptor.get_ref().read_signal()? {
+            Some(info) => Ok(Some(Signal::try_from(info.ssi_signo.cast_signed())?)),
+            None => Ok(None),
+        }
+    }
+
     /// The next one.
-    pub(super) async fn next(&mut self) -> io::Result<Caught> {
+    pub(in crate::cli) async fn next(&mut self) -> io::Result<Caught> {
         loop {
             let mut ready = self.descriptor.readable().await?;
             match ready.get_inner().read_signal()? {

@@ -1,0 +1,105 @@
+//! What becomes of the freezer: tripwires where the kernel changes it, under a
+//! mutex of its own, whoever asked for it and whenever it was checked.
+//!
+//! The programs on entry see whether anything changes; those on return count.
+//! What is counted has been done.
+
+use freezer_guard_ebpf::{Act, Protection};
+
+use crate::{
+    atomic::Word,
+    covering::{self, Covering, below, minds},
+    kernel::{self, Pointer, offset, probe},
+    membership,
+    telling::{self, Deed},
+};
+
+/// The threads that are changing a cgroup. At most one each: `freezer_mutex`
+/// and `cgroup_mutex` are held.
+static V1: Word = Word::new();
+static V2: Word = Word::new();
+
+/// `CGROUP_FREEZING_SELF` of `kernel/cgroup/legacy_freezer.c`: the state that
+/// was written, and not one that comes from above.
+const FREEZING_SELF: u32 = 1 << 1;
+
+/// `freezer_apply_state(freezer, freeze, state)`
+#[inline(always)]
+pub(crate) fn before_v1(freezer: Pointer, freeze: bool, state: u32) {
+    if state & FREEZING_SELF == 0 {
+        return;
+    }
+    let now = probe::<u32>(freezer, offset!(freezer_state)).unwrap_or(0) & FREEZING_SELF != 0;
+    V1.set(changing(now != freeze));
+}
+
+/// The return of `freezer_apply_state`.
+#[inline(always)]
+pub(crate) fn after_v1(freezer: Pointer, freeze: bool, state: u32) {
+    if state & FREEZING_SELF == 0 || V1.get() != kernel::current() as u64 {
+        return;
+    }
+    let cgroup = offset!(freezer_css) + offset!(cgroup_subsys_state_cgroup);
+    if let Some(cgroup) = probe(freezer, cgroup) {
+        changed(cgroup, freeze);
+    }
+}
+
+/// `cgroup_freeze(cgrp, freeze)`
+#[inline(always)]
+pub(crate) fn before_v2(cgroup: Pointer, freeze: bool) {
+    let field = offset!(cgroup_freezer) + offset!(cgroup_freezer_state_freeze);
+    let now = probe::<u8>(cgroup, field).unwrap_or(0) != 0;
+    V2.set(changing(now != freeze));
+}
+
+/// The return of `cgroup_freeze`.
+#[inline(always)]
+pub(crate) fn after_v2(cgroup: Pointer, freeze: bool) {
+    if V2.get() == kernel::current() as u64 {
+        changed(cgroup, freeze);
+    }
+}
+
+#[inline(always)]
+fn changing(changes: bool) -> u64 {
+    if changes { kernel::current() as u64 } else { 0 }
+}
+
+/// The cgroup's own freezer has changed: tells the guard on it or above it, and
+/// those below it.
+#[inline(always)]
+fn changed(cgroup: Pointer, freeze: bool) {
+    let writer = membership::of_current();
+    let Some(key) = covering::key(cgroup) else {
+        return;
+    };
+    let deed = Deed {
+        act: if freeze { Act::Freeze } else { Act::Thaw },
+        protection: Protection::Freeze,
+        detail: 0,
+        cgroup: key,
+        victim: 0,
+    };
+    let minding = |id| minds(id, Protection::Freeze, writer);
+    if let Covering::Guard(id) = covering::of_cgroup(cgroup)
+        && minding(id)
+    {
+        telling::disturbed(id, &deed);
+    }
+    // The verifier walks this loop as often as there can be guards: so only the
+    // first few are told who it was, and the others that it was.
+    const TOLD: u64 = 8;
+    let mut index = 0;
+    let _ = below(key, |id| {
+        if minding(id) {
+            if index < TOLD {
+                telling::disturbed(id, &deed);
+            } else {
+                telling::disturbed_by_somebody(id, Protection::Freeze);
+            }
+        }
+        index += 1;
+        false
+    });
+}

@@ -1,0 +1,193 @@
+//! What is kept of a refusal or a violation: who did what, and the event.
+
+use crate::{CgroupKey, GuardId, PROTECTED_FILES, Protection};
+
+/// What somebody did to a guarded cgroup, or tried to. What a `detail` says
+/// depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// A write to a protected file; `detail`: its place in [`PROTECTED_FILES`].
+    Write = 0,
+    /// The cgroup was frozen.
+    Freeze = 1,
+    /// The cgroup was thawed.
+    Thaw = 2,
+    /// A task came into the cgroup, by migration or by `CLONE_INTO_CGROUP`.
+    Enter = 3,
+    /// A task left it.
+    Leave = 4,
+    /// A task was moved from one place to another inside.
+    Move = 5,
+    /// A signal to a task; `detail`: its number, with [`KERNEL_SIGNAL`].
+    Signal = 6,
+    /// `ptrace` of a task, or what goes by the same permission:
+    /// `process_vm_readv`, `/proc/PID/mem`, `pidfd_getfd`.
+    Trace = 7,
+    /// The memory of a task was written.
+    WriteMemory = 8,
+}
+
+/// Added to the number of a signal that the kernel sent by itself, for instance
+/// for `cgroup.kill` or when memory ran out.
+pub const KERNEL_SIGNAL: u32 = 1 << 8;
+
+impl Act {
+    /// Each at the index of its own number.
+    pub const ALL: [Self; 9] = [
+        Self::Write,
+        Self::Freeze,
+        Self::Thaw,
+        Self::Enter,
+        Self::Leave,
+        Self::Move,
+        Self::Signal,
+        Self::Trace,
+        Self::WriteMemory,
+    ];
+
+    /// The protection it runs into.
+    #[inline(always)]
+    pub const fn protection(self, detail: u32) -> Protection {
+        match self {
+            Self::Write if (detail as usize) < PROTECTED_FILES.len() => {
+                PROTECTED_FILES[detail as usize].protection
+            }
+            Self::Write | Self::Freeze | Self::Thaw => Protection::Freeze,
+            Self::Enter | Self::Leave | Self::Move => Protection::Migrate,
+            Self::Signal => Protection::Kill,
+            Self::Trace | Self::WriteMemory => Protection::Ptrace,
+        }
+    }
+}
+
+/// Somebody who did one thing, once or many times.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct IntruderKey {
+    /// The guard it was done to.
+    pub guard: GuardId,
+    /// The process (thread group), in the initial pid namespace.
+    pub pid: u32,
+    /// The [`Act`].
+    pub act: u32,
+    /// More of it.
+    pub detail: u32,
+    /// Whether the guard was CHECKPOINTING: 1, else 0.
+    pub checkpointing: u32,
+}
+
+/// How often, when, and who it was.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intruder {
+    /// How often.
+    pub count: u64,
+    /// The first time, `CLOCK_BOOTTIME`, ns.
+    pub first_ns: u64,
+    /// The last time, `CLOCK_BOOTTIME`, ns.
+    pub last_ns: u64,
+    /// The cgroup of the first time.
+    pub cgroup: CgroupKey,
+    /// The process it was done to the first time; 0 when it was the cgroup.
+    pub victim: u32,
+    /// The real user of the first time.
+    pub uid: u32,
+    /// The name of the thread that did it first, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// What an [`Event`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// Something was refused.
+    Denial = 0,
+    /// Something was done to a target by somebody else than the holder.
+    Disturbance = 1,
+    /// A cgroup became a target.
+    Begun = 2,
+    /// The guard entered CHECKPOINTING.
+    Checkpointing = 3,
+    /// The guard ended.
+    Ended = 4,
+}
+
+impl EventKind {
+    /// Each at the index of its own number.
+    pub const ALL: [Self; 5] = [
+        Self::Denial,
+        Self::Disturbance,
+        Self::Begun,
+        Self::Checkpointing,
+        Self::Ended,
+    ];
+}
+
+/// Goes through the ring buffers. A hint: the maps are the truth.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// When, `CLOCK_BOOTTIME`, ns.
+    pub time_ns: u64,
+    /// The guard.
+    pub guard: GuardId,
+    /// The cgroup, or zeros.
+    pub cgroup: CgroupKey,
+    /// The [`EventKind`].
+    pub kind: u32,
+    /// The [`Act`] of a denial or disturbance.
+    pub act: u32,
+    /// The [`Protection`] it ran into.
+    pub protection: u32,
+    /// More of the act.
+    pub detail: u32,
+    /// The process it was done to; 0 when it was the cgroup.
+    pub victim: u32,
+    /// The process (thread group) that did it.
+    pub pid: u32,
+    /// Its thread.
+    pub tid: u32,
+    /// Its real user.
+    pub uid: u32,
+    /// Whether the guard was CHECKPOINTING: 1, else 0.
+    pub checkpointing: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The name of the thread, NUL-padded.
+    pub comm: [u8; 16],
+}
+
+#[cfg(feature = "user")]
+impl Event {
+    /// Takes one out of the ring buffer's bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != size_of::<Self>() {
+            return None;
+        }
+        // SAFETY: as long as the struct, which is `Pod`; the read does not need
+        // an alignment.
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acts_and_kinds_are_numbered_as_listed() {
+        for (number, act) in Act::ALL.into_iter().enumerate() {
+            assert_eq!(act as usize, number);
+        }
+        for (number, kind) in EventKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number);
+        }
+    }
+
+    #[test]
+    fn a_write_runs_into_the_protection_of_its_file() {
+        for (number, file) in PROTECTED_FILES.iter().enumerate() {
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            assert_eq!(Act::Write.protection(number), file.protection);
+        }
+    }
+}

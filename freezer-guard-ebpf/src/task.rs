@@ -1,0 +1,193 @@
+//! What is done to the tasks of a target: signals, ptrace, writes to memory.
+
+use freezer_guard_ebpf::{Act, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Protection, denies_task};
+
+use crate::{
+    covering::{self, Covering, is_traced_by_holder, minds},
+    kernel::{self, Pointer, offset, probe},
+    membership,
+    telling::{self, Deed, EBUSY},
+};
+
+/// The signals that change a task whatever it wants.
+const SIGKILL: i32 = 9;
+const SIGCONT: i32 = 18;
+const SIGSTOP: i32 = 19;
+
+/// `SEND_SIG_PRIV` of `include/linux/sched/signal.h`: from the kernel itself.
+const SEND_SIG_PRIV: usize = 1;
+
+/// Something that the current task does to another.
+struct Attempt {
+    act: Act,
+    detail: u32,
+    victim: Pointer,
+}
+
+/// Who minds it.
+enum Minding {
+    Guard(GuardId),
+    Nobody,
+    TooDeep,
+}
+
+impl Attempt {
+    /// The guard that does not want it.
+    #[inline(always)]
+    fn minding(&self, protection: Protection) -> Minding {
+        let id = match covering::of_task(self.victim) {
+            Covering::Guard(id) => id,
+            Covering::Nobody => return Minding::Nobody,
+            Covering::TooDeep => return Minding::TooDeep,
+        };
+        if !minds(id, protection, membership::of_current()) {
+            return Minding::Nobody;
+        }
+        let actor = covering::actor(id);
+        // What follows from a task's own end, such as the end of the others in
+        // its pid namespace, follows from what ended it.
+        if matches!(actor, Actor::Own) && kernel::is_exiting(kernel::current()) {
+            return Minding::Nobody;
+        }
+        if denies_task(actor, is_traced_by_holder(self.victim, id)) {
+            Minding::Guard(id)
+        } else {
+            Minding::Nobody
+        }
+    }
+
+    #[inline(always)]
+    fn deed(&self, protection: Protection) -> Deed {
+        let cgroup = covering::v2_of(self.victim).and_then(covering::key);
+        Deed {
+            act: self.act,
+            protection,
+            detail: self.detail,
+            cgroup: cgroup.unwrap_or(CgroupKey::new(0, 0)),
+            victim: kernel::tgid(self.victim),
+        }
+    }
+
+    /// The answer of a hook.
+    #[inline(always)]
+    fn check(&self, protection: Protection) -> i32 {
+        match self.minding(protection) {
+            Minding::Guard(id) => {
+                telling::refused(id, &self.deed(protection));
+                -EBUSY
+            }
+            Minding::Nobody => 0,
+            // Not knowing must not let anything through.
+            Minding::TooDeep => -EBUSY,
+        }
+    }
+
+    /// Counts what has been done.
+    #[inline(always)]
+    fn done(&self, protection: Protection) {
+        if let Minding::Guard(id) = self.minding(protection) {
+            telling::disturbed(id, &self.deed(protection));
+        }
+    }
+}
+
+#[inline(always)]
+fn is_guarded_signal(signal: i32) -> bool {
+    matches!(signal, SIGKILL | SIGSTOP | SIGCONT)
+}
+
+/// The answer of `task_kill` for a signal from user space.
+#[inline(always)]
+pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
+    if !is_guarded_signal(signal) {
+        return 0;
+    }
+    Attempt {
+        act: Act::Signal,
+        detail: signal as u32,
+        victim,
+    }
+    .check(Protection::Kill)
+}
+
+/// The tracepoint `signal_generate`: a signal is on its way, whoever sent it.
+#[inline(always)]
+pub(crate) fn signalled(signal: i32, info: usize, victim: Pointer, result: i32) {
+    /// `TRACE_SIGNAL_DELIVERED`; anything else had no effect.
+    const DELIVERED: i32 = 0;
+    if !is_guarded_signal(signal) || result != DELIVERED {
+        return;
+    }
+    Attempt {
+        act: Act::Signal,
+        detail: signal as u32 | from_kernel(info),
+        victim,
+    }
+    .done(Protection::Kill);
+}
+
+#[inline(always)]
+fn from_kernel(info: usize) -> u32 {
+    let by_kernel = match info {
+        // `SEND_SIG_NOINFO`: from user space, without details.
+        0 => false,
+        SEND_SIG_PRIV => true,
+        // `SI_FROMKERNEL`
+        info => probe::<i32>(info as Pointer, offset!(kernel_siginfo_si_code))
+            .is_some_and(|code| code > 0),
+    };
+    if by_kernel { KERNEL_SIGNAL } else { 0 }
+}
+
+/// The answer of `ptrace_access_check`.
+#[inline(always)]
+pub(crate) fn check_trace(victim: Pointer, mode: u32) -> i32 {
+    /// `PTRACE_MODE_ATTACH`; reading `/proc/PID/maps` and the like ask for less.
+    const ATTACH: u32 = 2;
+    if mode & ATTACH == 0 {
+        return 0;
+    }
+    Attempt {
+        act: Act::Trace,
+        detail: 0,
+        victim,
+    }
+    .check(Protection::Ptrace)
+}
+
+/// The return of `ptrace_attach`: one that was asking before the guard began.
+#[inline(always)]
+pub(crate) fn attached(victim: Pointer, result: i32) {
+    if result != 0 {
+        return;
+    }
+    Attempt {
+        act: Act::Trace,
+        detail: 0,
+        victim,
+    }
+    .done(Protection::Ptrace);
+}
+
+/// The return of `__access_remote_vm`: the way of `/proc/PID/mem`, which asks
+/// for permission when it is opened and never again, and of `PTRACE_POKEDATA`.
+#[inline(always)]
+pub(crate) fn accessed(mm: Pointer, flags: u32, result: i32) {
+    /// `FOLL_WRITE`
+    const WRITE: u32 = 1;
+    if flags & WRITE == 0 || result <= 0 {
+        return;
+    }
+    let Some(victim) = probe::<Pointer>(mm, offset!(mm_struct_owner)) else {
+        return;
+    };
+    if victim.is_null() {
+        return;
+    }
+    Attempt {
+        act: Act::WriteMemory,
+        detail: 0,
+        victim,
+    }
+    .done(Protection::Ptrace);
+}

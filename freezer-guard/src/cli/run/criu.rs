@@ -1,0 +1,66 @@
+//! What CRIU's command line says of the tree it will dump.
+
+use std::path::Path;
+
+/// The root of the tree that `command` dumps, if it is `criu dump` or `criu
+/// pre-dump`, be it behind `strace`, `timeout` or the like.
+pub(super) fn dumped_tree(command: &[String]) -> Option<i32> {
+    let is_criu = |word: &String| {
+        Path::new(word)
+            .file_name()
+            .is_some_and(|name| name == "criu")
+    };
+    let arguments = &command[command.iter().position(is_criu)? + 1..];
+    if !arguments
+        .iter()
+        .any(|word| word == "dump" || word == "pre-dump")
+    {
+        return None;
+    }
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let value = if word == "-t" || word == "--tree" {
+            words.next()?
+        } else if let Some(value) = word.strip_prefix("--tree=") {
+            value
+        } else if let Some(value) = word.strip_prefix("-t") {
+            value
+        } else {
+            continue;
+        };
+        return value.parse().ok();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dumped_tree;
+
+    #[test]
+    fn finds_the_tree_of_a_dump() {
+        let tree = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            dumped_tree(&words)
+        };
+        for line in [
+            "criu dump -t 12 -D image",
+            "criu -v4 dump --tree 12",
+            "/usr/sbin/criu pre-dump --tree=12 -D image",
+            "criu dump -D image -t12",
+            "timeout 60 criu dump -t 12",
+        ] {
+            assert_eq!(tree(line), Some(12), "{line}");
+        }
+        for line in [
+            "criu restore -D image",
+            "criu dump -D image",
+            "criu dump -t",
+            "criu check",
+            "runc checkpoint -t 12 foo",
+            "bash -c true",
+        ] {
+            assert_eq!(tree(line), None, "{line}");
+        }
+    }
+}

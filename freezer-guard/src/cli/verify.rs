@@ -1,0 +1,76 @@
+//! `freezer-guard verify`: are all tasks of a checkpoint where they should be?
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use freezer_guard::{
+    cgroup::{self, Cgroup, Task},
+    guard,
+};
+use serde_json::json;
+
+use super::{exit, say, target};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The root of the process tree that is to be checkpointed
+    #[arg(long, value_name = "PID")]
+    pid: i32,
+    /// Where the tree should be; without it, the cgroups of PID itself
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroups: Vec<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    let targets = target::all(&args.cgroups, Some(args.pid))?;
+    let cgroups: Vec<&Cgroup> = targets.iter().flatten().collect();
+    let paths: Vec<_> = cgroups.iter().map(|cgroup| cgroup.path()).collect();
+    let mut stdout = std::io::stdout();
+    if args.json {
+        let report = cgroup::examine(&cgroups, Some(args.pid))?;
+        let good = report.strays.is_empty() && report.traced.is_empty();
+        let object = json!({ "pid": args.pid, "cgroups": paths, "good": good, "report": report });
+        writeln!(stdout, "{object}")?;
+        return Ok(match good {
+            true => ExitCode::SUCCESS,
+            false => exit::BUSY.into(),
+        });
+    }
+    let report = guard::verify(&cgroups, Some(args.pid))?;
+    warn_of_foreign(args.pid, &report.foreign);
+    let count = report.tasks - report.foreign.len();
+    let paths: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    writeln!(
+        stdout,
+        "pid {} and all that descends from it, {count} threads, are in {}",
+        args.pid,
+        paths.join(", ")
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// They are no reason to stop: the checkpointer holds them and lets them go.
+pub(super) fn warn_of_foreign(root: i32, foreign: &[Task]) {
+    const NAMED: usize = 5;
+    if foreign.is_empty() {
+        return;
+    }
+    let mut named: Vec<_> = foreign
+        .iter()
+        .take(NAMED)
+        .map(|task| format!("pid {} ({})", task.tid, task.comm))
+        .collect();
+    if foreign.len() > NAMED {
+        named.push(format!("{} more", foreign.len() - NAMED));
+    }
+    say(format_args!(
+        "warning: in the cgroup but not of the tree of pid {root}, so held and not dumped: {}",
+        named.join(", ")
+    ));
+}

@@ -1,0 +1,192 @@
+//! What somebody did to a guarded cgroup or tried to, in words and for JSON.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
+
+use freezer_guard_ebpf::{
+    Act, CgroupKey, Event, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES,
+};
+use nix::sys::signal::Signal;
+
+use super::now;
+use crate::cgroup;
+
+/// Whether it was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The attempt failed with EBUSY.
+    Refused,
+    /// It had an effect.
+    Done,
+}
+
+/// What one process did, once or several times.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Deed {
+    /// The process.
+    pub pid: u32,
+    /// Its name the first time.
+    pub comm: String,
+    /// Its real user the first time.
+    pub uid: u32,
+    /// The name of the protection it is about.
+    pub protection: &'static str,
+    /// What, in words: `SIGKILL to pid 12`, or when done: `thawed /sys/fs/cgroup/foo`.
+    pub what: String,
+    /// How often.
+    pub count: u64,
+    /// The first time, RFC 3339 in UTC.
+    pub first: String,
+    /// The last time.
+    pub last: String,
+    /// Whether the guard was CHECKPOINTING, and not only being begun.
+    pub checkpointing: bool,
+    /// The first time, `CLOCK_BOOTTIME`, ns.
+    #[serde(skip)]
+    pub first_ns: u64,
+}
+
+impl Deed {
+    pub(super) fn of_intruder(key: &IntruderKey, intruder: &Intruder, outcome: Outcome) -> Self {
+        let what = What {
+            act: key.act,
+            detail: key.detail,
+            cgroup: intruder.cgroup,
+            victim: intruder.victim,
+        };
+        Self {
+            pid: key.pid,
+            comm: comm(&intruder.comm),
+            uid: intruder.uid,
+            protection: what.protection(),
+            what: what.text(outcome),
+            count: intruder.count,
+            first: wall_clock(intruder.first_ns),
+            last: wall_clock(intruder.last_ns),
+            checkpointing: key.checkpointing != 0,
+            first_ns: intruder.first_ns,
+        }
+    }
+
+    /// What a denial or a disturbance tells.
+    pub fn of_event(event: &Event, outcome: Outcome) -> Self {
+        let key = IntruderKey {
+            guard: event.guard,
+            pid: event.pid,
+            act: event.act,
+            detail: event.detail,
+            checkpointing: event.checkpointing,
+        };
+        let intruder = Intruder {
+            count: 1,
+            first_ns: event.time_ns,
+            last_ns: event.time_ns,
+            cgroup: event.cgroup,
+            victim: event.victim,
+            uid: event.uid,
+            comm: event.comm,
+        };
+        Self::of_intruder(&key, &intruder, outcome)
+    }
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} (pid {}, uid {}) {}",
+            self.comm, self.pid, self.uid, self.what
+        )?;
+        if self.count > 1 {
+            write!(formatter, ", {} times", self.count)?;
+        }
+        Ok(())
+    }
+}
+
+struct What {
+    act: u32,
+    detail: u32,
+    cgroup: CgroupKey,
+    victim: u32,
+}
+
+impl What {
+    fn act(&self) -> Option<Act> {
+        Act::ALL.get(self.act as usize).copied()
+    }
+
+    fn protection(&self) -> &'static str {
+        self.act()
+            .map_or("unknown", |act| act.protection(self.detail).name())
+    }
+
+    fn text(&self, outcome: Outcome) -> String {
+        let done = outcome == Outcome::Done;
+        let Some(act) = self.act() else {
+            return "something that this version does not know".to_owned();
+        };
+        let cgroup = path(self.cgroup);
+        let task = match self.victim {
+            0 => "a task".to_owned(),
+            pid => format!("pid {pid}"),
+        };
+        let moved = if done { "moved" } else { "moving" };
+        match act {
+            Act::Write => {
+                let file = PROTECTED_FILES.get(self.detail as usize);
+                format!("write to {cgroup}/{}", file.map_or("?", |file| file.name))
+            }
+            Act::Freeze => format!("froze {cgroup}"),
+            Act::Thaw => format!("thawed {cgroup}"),
+            Act::Enter => format!("{moved} {task} into {cgroup}"),
+            Act::Leave => format!("{moved} {task} out of {cgroup}"),
+            Act::Move => format!("{moved} {task} to {cgroup}, within the guarded cgroup"),
+            Act::Signal if self.detail & KERNEL_SIGNAL != 0 => format!(
+                "made the kernel send {} to {task} (cgroup.kill, out of memory …)",
+                signal(self.detail & !KERNEL_SIGNAL)
+            ),
+            Act::Signal => {
+                let sent = if done { "sent " } else { "" };
+                format!("{sent}{} to {task}", signal(self.detail))
+            }
+            Act::Trace if done => format!("traced {task}"),
+            Act::Trace => format!("tracing {task}, or access to its memory"),
+            Act::WriteMemory => format!("wrote to the memory of {task}"),
+        }
+    }
+}
+
+fn signal(number: u32) -> String {
+    match Signal::try_from(number.cast_signed()) {
+        Ok(signal) => signal.to_string(),
+        Err(_) => format!("signal {number}"),
+    }
+}
+
+/// The path of a cgroup, or what there is to know of one that is gone.
+pub fn path(key: CgroupKey) -> String {
+    match cgroup::by_key(key) {
+        Some(path) => path.display().to_string(),
+        None if key.kernfs_id == 0 => "a cgroup".to_owned(),
+        None => format!("(removed cgroup {}:{})", key.hierarchy_id, key.kernfs_id),
+    }
+}
+
+/// A NUL-padded name of a task.
+fn comm(bytes: &[u8; 16]) -> String {
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// A time of `CLOCK_BOOTTIME`, ns, as RFC 3339 in UTC.
+pub fn wall_clock(boot_ns: u64) -> String {
+    let ago = Duration::from_nanos(now().saturating_sub(boot_ns));
+    let time = SystemTime::now().checked_sub(ago);
+    humantime::format_rfc3339_millis(time.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
+}

@@ -1,0 +1,389 @@
+//! What an outsider can do to a real dump of CRIU's: with the guard nothing,
+//! without it all the harm that it is there for.
+//!
+//! CRIU freezes the cgroup, seizes its tasks, thaws it and works. It is held up
+//! in both windows: before the seize, and after the thaw.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, Workload, eventually},
+    dump::{criu_dump, log, restore},
+    process::{LONG, Process, tool},
+    scratch,
+};
+use crate::config;
+
+pub(super) fn list(list: &mut List<'_>) {
+    // With both hierarchies CRIU 3.17 takes any freezer for one of v1.
+    if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
+        return;
+    }
+    list.add("guarded_before_the_seize", |h| {
+        guarded(h, Window::BeforeSeize)
+    });
+    list.add("guarded_after_the_thaw", |h| guarded(h, Window::AfterThaw));
+    for (act, window, harm) in HARMS {
+        if list.hierarchy == Hierarchy::V1 && act == Act::CgroupKill {
+            continue;
+        }
+        list.add(&format!("unguarded_{}", act.name()), move |h| {
+            unguarded(h, act, window, harm)
+        });
+    }
+    list.add("guarded_criu_is_killed", criu_is_killed);
+}
+
+/// When the outsider comes.
+#[derive(Clone, Copy, PartialEq)]
+enum Window {
+    /// The cgroup is frozen, no task is seized.
+    BeforeSeize,
+    /// CRIU has thawed it, and works in its tasks.
+    AfterThaw,
+}
+
+/// What the outsider does.
+#[derive(Clone, Copy, PartialEq)]
+enum Act {
+    Freeze,
+    FreezeParent,
+    Thaw,
+    MoveOut,
+    MoveIn,
+    KillChild,
+    KillRoot,
+    Stop,
+    CgroupKill,
+    Trace,
+    WriteMemory,
+}
+
+impl Act {
+    const ALL: [Self; 11] = [
+        Self::Freeze,
+        Self::FreezeParent,
+        Self::Thaw,
+        Self::MoveOut,
+        Self::MoveIn,
+        Self::KillChild,
+        Self::KillRoot,
+        Self::Stop,
+        Self::CgroupKill,
+        Self::Trace,
+        Self::WriteMemory,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::FreezeParent => "freeze_of_the_parent",
+            Self::Thaw => "thaw",
+            Self::MoveOut => "move_out",
+            Self::MoveIn => "move_in",
+            Self::KillChild => "kill_of_a_child",
+            Self::KillRoot => "kill_of_the_root",
+            Self::Stop => "stop",
+            Self::CgroupKill => "cgroup_kill",
+            Self::Trace => "trace",
+            Self::WriteMemory => "write_to_memory",
+        }
+    }
+}
+
+/// What comes of it without a guard.
+#[derive(Clone, Copy, PartialEq)]
+enum Harm {
+    /// CRIU hangs, and the cgroup is frozen.
+    Hangs,
+    /// Tasks run while CRIU takes them for frozen.
+    Runs,
+    /// The dump fails.
+    Fails,
+    /// CRIU says that all is well, and one process is not restored alive.
+    LosesAProcess,
+    /// CRIU says that all is well.
+    Unnoticed,
+}
+
+const HARMS: [(Act, Window, Harm); 9] = [
+    (Act::Freeze, Window::AfterThaw, Harm::Hangs),
+    (Act::FreezeParent, Window::AfterThaw, Harm::Hangs),
+    (Act::Thaw, Window::BeforeSeize, Harm::Runs),
+    (Act::MoveOut, Window::AfterThaw, Harm::Unnoticed),
+    (Act::MoveIn, Window::AfterThaw, Harm::Unnoticed),
+    (Act::KillChild, Window::AfterThaw, Harm::LosesAProcess),
+    (Act::KillRoot, Window::AfterThaw, Harm::Fails),
+    (Act::CgroupKill, Window::AfterThaw, Harm::Fails),
+    (Act::WriteMemory, Window::AfterThaw, Harm::Unnoticed),
+];
+
+/// A workload in `target`, below `parent`, and somebody else outside. In the
+/// order in which they can be removed.
+struct Scene {
+    foreign: Workload,
+    workload: Workload,
+    child: i32,
+    target: Cgroup,
+    elsewhere: Cgroup,
+    parent: Cgroup,
+    images: PathBuf,
+}
+
+impl Scene {
+    fn new(hierarchy: Hierarchy) -> Result<Self> {
+        let parent = Cgroup::new(hierarchy)?;
+        let elsewhere = parent.child("elsewhere")?;
+        let target = parent.child("target")?;
+        let workload = Workload::start(&[&target], 3)?;
+        let foreign = Workload::start(&[&elsewhere], 0)?;
+        workload.expect_counting()?;
+        let pids = target.pids()?;
+        let child = *pids
+            .iter()
+            .find(|pid| **pid != workload.pid)
+            .context("a child")?;
+        let images = scratch("images");
+        fs::create_dir(&images)?;
+        Ok(Self {
+            foreign,
+            workload,
+            child,
+            target,
+            elsewhere,
+            parent,
+            images,
+        })
+    }
+
+    /// The errno, or 0 when it went through.
+    fn act(&self, act: Act) -> Result<i32> {
+        let hierarchy = self.target.hierarchy;
+        let write = |cgroup: &Cgroup, file: &str, value: &str| match cgroup.write(file, value) {
+            Ok(()) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(-1),
+        };
+        let signal = |pid: i32, signal| match kill(Pid::from_raw(pid), signal) {
+            Ok(()) => 0,
+            Err(errno) => errno as i32,
+        };
+        let child = self.child.to_string();
+        Ok(match act {
+            Act::Freeze => write(&self.target, hierarchy.file(), hierarchy.frozen()),
+            Act::FreezeParent => write(&self.parent, hierarchy.file(), hierarchy.frozen()),
+            Act::Thaw => write(&self.target, hierarchy.file(), hierarchy.thawed()),
+            Act::MoveOut => write(&self.elsewhere, "cgroup.procs", &child),
+            Act::MoveIn => write(&self.target, "cgroup.procs", &self.foreign.pid.to_string()),
+            Act::KillChild => signal(self.child, Signal::SIGKILL),
+            Act::KillRoot => signal(self.workload.pid, Signal::SIGKILL),
+            Act::Stop => signal(self.child, Signal::SIGSTOP),
+            Act::CgroupKill => write(&self.target, "cgroup.kill", "1"),
+            Act::Trace => tool(["access", "ptrace", &child])?.code,
+            Act::WriteMemory => tool(["access", "process_vm", &child])?.code,
+        })
+    }
+
+    /// CRIU, held up in the window.
+    fn criu(&self, command: &mut Command, window: Window) {
+        let file = match (window, self.target.hierarchy) {
+            (Window::AfterThaw, hierarchy) => hierarchy.file(),
+            (Window::BeforeSeize, Hierarchy::V1) => "tasks",
+            (Window::BeforeSeize, Hierarchy::V2) => "cgroup.threads",
+        };
+        command.args(["strace", "-o", "/dev/null", "-e"]);
+        command.arg(match window {
+            Window::AfterThaw => "inject=write:delay_exit=4000000",
+            Window::BeforeSeize => "inject=openat:delay_enter=4000000:when=1",
+        });
+        command.arg("-P").arg(self.target.path.join(file));
+        criu_dump(command, &self.workload, &self.target, &self.images);
+        command.arg("--leave-running");
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.images.join("dump.log")).unwrap_or_default()
+    }
+
+    /// That CRIU is in the window now.
+    fn wait_for(&self, window: Window, criu: &mut Process) -> Result<()> {
+        eventually("CRIU comes to the window", || {
+            ensure!(!criu.has_ended()?, "CRIU has ended before");
+            Ok(match window {
+                // It has its log before it freezes.
+                Window::BeforeSeize => !self.log().is_empty() && self.target.state()? == "FROZEN",
+                Window::AfterThaw => self.has_seized() && self.target.state()? == "THAWED",
+            })
+        })
+    }
+
+    fn has_seized(&self) -> bool {
+        self.log().contains("SEIZE ")
+    }
+}
+
+fn guarded(hierarchy: Hierarchy, window: Window) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let since = scene.workload.counters()?;
+    let mut command = Command::new("freezer-guard");
+    command.args([
+        "run",
+        "--freeze",
+        "--timeout",
+        "90s",
+        "--cgroup",
+        &scene.target.text(),
+        "--",
+    ]);
+    scene.criu(&mut command, window);
+    let mut criu = Process::spawn(&mut command)?;
+    scene.wait_for(window, &mut criu)?;
+    let mut refused = 0;
+    for act in Act::ALL {
+        if hierarchy == Hierarchy::V1 && act == Act::CgroupKill {
+            continue;
+        }
+        let errno = scene.act(act)?;
+        ensure!(
+            errno == libc::EBUSY,
+            "{} gave {}",
+            act.name(),
+            Errno::from_raw(errno)
+        );
+        refused += 1;
+    }
+    ensure!(
+        scene.has_seized() == (window == Window::AfterThaw),
+        "the acts were too slow for the window"
+    );
+    criu.wait(LONG)?
+        .expect(0)
+        .with_context(|| log(&scene.images, "dump.log"))?
+        .says(&format!("refused {refused} attempts"))?;
+    ensure!(
+        scene.target.state()? == "THAWED",
+        "left {}",
+        scene.target.state()?
+    );
+    scene.workload.expect_counting().context("left running")?;
+    scene.foreign.expect_counting()?;
+    scene.target.kill_all()?;
+    restore(&scene.workload, &scene.images, &since)
+}
+
+fn unguarded(hierarchy: Hierarchy, act: Act, window: Window, harm: Harm) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let mut command = Command::new("env");
+    scene.criu(&mut command, window);
+    let mut criu = Process::spawn(&mut command)?;
+    scene.wait_for(window, &mut criu)?;
+    let errno = scene.act(act)?;
+    ensure!(errno == 0, "the act gave {}", Errno::from_raw(errno));
+    match harm {
+        Harm::Hangs => {
+            expect_hang(&scene, &mut criu)?;
+            kill_criu(criu)?;
+            scene.parent.thaw()?;
+            return scene.target.thaw();
+        }
+        Harm::Runs => {
+            let before = scene.workload.counters()?;
+            eventually("it runs", || Ok(scene.workload.counters()? != before))?;
+            ensure!(!scene.has_seized(), "CRIU has seized it meanwhile");
+            kill_criu(criu)?;
+        }
+        Harm::Fails => {
+            let code = criu.wait(LONG)?.code;
+            ensure!(code != 0, "the dump is called good");
+        }
+        Harm::Unnoticed | Harm::LosesAProcess => {
+            criu.wait(LONG)?.expect(0)?;
+        }
+    }
+    if act == Act::MoveOut {
+        ensure!(
+            !scene.target.pids()?.contains(&scene.child),
+            "it was not moved"
+        );
+    }
+    if harm == Harm::LosesAProcess {
+        let since = scene.workload.counters()?;
+        scene.target.kill_all()?;
+        ensure!(
+            restore(&scene.workload, &scene.images, &since).is_err(),
+            "all processes are there again"
+        );
+    }
+    Ok(())
+}
+
+/// It writes nothing to its log any more, and the cgroup is frozen.
+fn expect_hang(scene: &Scene, criu: &mut Process) -> Result<()> {
+    let start = Instant::now();
+    let mut last = (scene.log().len(), Instant::now());
+    while last.1.elapsed() < Duration::from_secs(8) {
+        ensure!(!criu.has_ended()?, "CRIU does not hang");
+        ensure!(start.elapsed() < LONG, "CRIU goes on");
+        thread::sleep(Duration::from_millis(200));
+        let size = scene.log().len();
+        if size != last.0 {
+            last = (size, Instant::now());
+        }
+    }
+    ensure!(scene.target.state()? == "FROZEN");
+    Ok(())
+}
+
+/// strace and what it runs.
+fn kill_criu(criu: Process) -> Result<()> {
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if ["criu", "strace"].contains(&comm.trim()) {
+            // It may have ended just now.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    if criu.wait(LONG)?.code == 0 {
+        bail!("CRIU came to a good end")
+    }
+    Ok(())
+}
+
+/// The tasks run on, and the guard has gone with CRIU.
+fn criu_is_killed(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let mut command = Command::new("freezer-guard");
+    command.args(["run", "--freeze", "--cgroup", &scene.target.text(), "--"]);
+    scene.criu(&mut command, Window::AfterThaw);
+    let mut criu = Process::spawn(&mut command)?;
+    scene.wait_for(Window::AfterThaw, &mut criu)?;
+    kill_criu(criu)?;
+    ensure!(
+        scene.target.state()? == "THAWED",
+        "left {}",
+        scene.target.state()?
+    );
+    scene.workload.expect_counting()?;
+    scene.target.freeze()?;
+    scene.target.thaw()
+}
