@@ -28,7 +28,7 @@ pub enum Act {
 }
 
 /// Added to the number of a signal that the kernel sent by itself, for instance
-/// for `cgroup.kill` or when memory ran out.
+/// when memory ran out. (`cgroup.kill` sends in the name of who writes it.)
 pub const KERNEL_SIGNAL: u32 = 1 << 8;
 
 impl Act {

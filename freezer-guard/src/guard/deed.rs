@@ -100,7 +100,7 @@ impl fmt::Display for Deed {
             self.comm, self.pid, self.uid, self.what
         )?;
         if self.count > 1 {
-            write!(formatter, ", {} times", self.count)?;
+            write!(formatter, ", {} times in all", self.count)?;
         }
         Ok(())
     }
@@ -145,7 +145,7 @@ impl What {
             Act::Leave => format!("{moved} {task} out of {cgroup}"),
             Act::Move => format!("{moved} {task} to {cgroup}, within the guarded cgroup"),
             Act::Signal if self.detail & KERNEL_SIGNAL != 0 => format!(
-                "made the kernel send {} to {task} (cgroup.kill, out of memory …)",
+                "made the kernel send {} to {task} (out of memory, the end of its parent …)",
                 signal(self.detail & !KERNEL_SIGNAL)
             ),
             Act::Signal => {

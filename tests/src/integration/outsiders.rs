@@ -257,8 +257,13 @@ fn guarded(hierarchy: Hierarchy, window: Window) -> Result<()> {
             continue;
         }
         let errno = scene.act(act)?;
+        // See `violations::ptrace`.
+        let expected = match act {
+            Act::WriteMemory => libc::EPERM,
+            _ => libc::EBUSY,
+        };
         ensure!(
-            errno == libc::EBUSY,
+            errno == expected,
             "{} gave {}",
             act.name(),
             Errno::from_raw(errno)
