@@ -2,6 +2,7 @@
 //! place that changes a guard's state.
 
 mod deed;
+mod error;
 mod marks;
 mod status;
 
@@ -17,149 +18,16 @@ use nix::{
 };
 
 pub use deed::{Deed, Outcome, path, wall_clock};
+pub use error::Error;
 pub use status::{Status, list, of_cgroup};
 
 use crate::{
-    cgroup::{self, Cgroup, FreezerState, Report, Task, Traced},
-    kernel::{self, Locked, Maps, Reader},
+    cgroup::{self, Cgroup, FreezerState, Report},
+    kernel::{Locked, Maps, Reader},
     sys,
 };
 use marks::{covering, insert, place, reconcile, refuse_guarded, refuse_overlap, tidy};
 use status::{holder_pids, status};
-
-/// Why a guard could not be begun or kept.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// A cgroup cannot be used.
-    #[error(transparent)]
-    Cgroup(#[from] cgroup::Error),
-    /// The kernel cannot be used.
-    #[error(transparent)]
-    Kernel(#[from] kernel::Error),
-    /// Another guard holds the cgroup, one above or one below it.
-    #[error(
-        "{} is busy: a guard holds {}{}; see `freezer-guard status`",
-        path.display(), of.display(), holders(pids)
-    )]
-    Guarded {
-        /// The cgroup that was asked for.
-        path: PathBuf,
-        /// The cgroup that is guarded.
-        of: PathBuf,
-        /// The processes of its holder.
-        pids: Vec<u32>,
-    },
-    /// Two of the cgroups asked for overlap.
-    #[error("{} is the same as {} or lies above it: name one of them", .0.display(), .1.display())]
-    Overlap(PathBuf, PathBuf),
-    /// The caller holds another guard.
-    #[error(
-        "this process belongs to the holder of another guard: guard several cgroups with one `run --cgroup A --cgroup B`"
-    )]
-    Nested,
-    /// The cgroup is not frozen and we were not asked to freeze it.
-    #[error("{} is {state}, not FROZEN: freeze it first, or let --freeze do it", path.display())]
-    NotFrozen {
-        /// The cgroup.
-        path: PathBuf,
-        /// Its state.
-        state: FreezerState,
-    },
-    /// An ancestor is frozen: CRIU would hang.
-    #[error("{} is frozen, which holds {} frozen whatever the checkpointer does: thaw it first", ancestor.display(), path.display())]
-    FrozenAncestor {
-        /// The cgroup.
-        path: PathBuf,
-        /// The one above it.
-        ancestor: PathBuf,
-    },
-    /// A descendant has a frozen freezer of its own: CRIU would hang.
-    #[error("{} is frozen by itself, and would stay so when the checkpointer thaws {}: thaw it first", descendant.display(), path.display())]
-    FrozenDescendant {
-        /// The cgroup.
-        path: PathBuf,
-        /// The one below it.
-        descendant: PathBuf,
-    },
-    /// Freezing it would freeze the caller.
-    #[error("--freeze would freeze freezer-guard itself, which is in {}: run it from another cgroup", .0.display())]
-    OwnCgroup(PathBuf),
-    /// Tasks of the checkpoint are elsewhere.
-    #[error(
-        "not all tasks of the checkpoint are in {}: {}; \
-         move them there, or guard a cgroup that holds them all with --cgroup",
-        path.display(), some(tasks, describe_task)
-    )]
-    Stray {
-        /// The guarded cgroup.
-        path: PathBuf,
-        /// The tasks that are not in it.
-        tasks: Vec<Task>,
-    },
-    /// Somebody traces tasks of the target: the checkpointer could not.
-    #[error("{}; end it first: a traced task cannot be checkpointed", some(.0, describe_traced))]
-    Traced(Vec<Traced>),
-    /// A task was killed while the guard was being set up.
-    #[error("{} was disturbed while the guard was being set up: {}; try again", path.display(), deeds.join("; "))]
-    Disturbed {
-        /// The guarded cgroup.
-        path: PathBuf,
-        /// What was done.
-        deeds: Vec<String>,
-    },
-    /// Somebody has ended the guard before the checkpointer was started.
-    #[error("the guard of {} was ended by somebody before COMMAND was started", .0.display())]
-    WasGone(PathBuf),
-    /// Too many guards, or threads of holders.
-    #[error("the map {0} is full: too many guards at once")]
-    Full(&'static str),
-    /// In another pid namespace the kernel's process ids mean somebody else.
-    #[error(
-        "freezer-guard must run in the initial pid namespace: run it on the host, not in a container"
-    )]
-    PidNamespace,
-    /// Nobody guards it.
-    #[error("{} is not guarded", .0.display())]
-    NotGuarded(PathBuf),
-}
-
-/// The first few of them.
-fn some<T>(list: &[T], describe: fn(&T) -> String) -> String {
-    const NAMED: usize = 5;
-    let mut named: Vec<_> = list.iter().take(NAMED).map(describe).collect();
-    if list.len() > NAMED {
-        named.push(format!("{} more", list.len() - NAMED));
-    }
-    named.join(", ")
-}
-
-fn describe_task(task: &Task) -> String {
-    let thread = match task.tid == task.pid {
-        true => String::new(),
-        false => format!("thread {} of ", task.tid),
-    };
-    format!(
-        "{thread}pid {} ({}) is in {}",
-        task.pid,
-        task.comm,
-        task.cgroup.display()
-    )
-}
-
-fn describe_traced(traced: &Traced) -> String {
-    format!(
-        "pid {} ({}) is traced by pid {} ({})",
-        traced.task.pid, traced.task.comm, traced.tracer, traced.tracer_comm
-    )
-}
-
-fn holders(pids: &[u32]) -> String {
-    match pids {
-        [] => String::new(),
-        [pid, ..] => format!(" for pid {pid}"),
-    }
-}
 
 /// A container as it is seen in the hierarchies it is in: v1 first.
 pub type Target = Vec<Cgroup>;

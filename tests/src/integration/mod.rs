@@ -23,13 +23,13 @@ use std::{
     fs,
     path::Path,
     process::ExitCode,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::config::{CONFIG_PATH, Config};
+use crate::config::{CONFIG_PATH, Config, Image};
 use cgroups::{Cgroup, Hierarchy};
 use process::Held;
 
@@ -74,18 +74,21 @@ fn list() -> Result<(String, Vec<Trial>)> {
             list.module("dump", dump::list);
             list.module("refuse", refuse::list);
             list.module("places", places::list);
-            list.beside_another = false;
-            list.module("parallel", parallel::list);
             list.module("misuse", misuse::list);
             list.module("holders", holders::list);
-            list.module("lifecycle", lifecycle::list);
             list.module("paths", paths::list);
             list.module("status", status::list);
             list.module("verify", verify::list);
             list.module("violations", violations::list);
+            // They take minutes, and no unit of systemd's plays a part in them.
+            if config.image == Image::Initramfs {
+                list.module("outsiders", outsiders::list);
+                list.module("storms", storms::list);
+            }
+            list.beside_another = false;
+            list.module("parallel", parallel::list);
+            list.module("lifecycle", lifecycle::list);
             list.module("events", events::list);
-            list.module("outsiders", outsiders::list);
-            list.module("storms", storms::list);
         } else {
             list.module("nobpf", nobpf::list);
         }
@@ -123,10 +126,16 @@ impl List<'_> {
     }
 }
 
-/// Holds a guard in this hierarchy that no trial is about, or none.
+/// A guard that no trial is about.
+static ANOTHER: Mutex<Option<(Hierarchy, Held, Cgroup)>> = Mutex::new(None);
+
+fn another() -> MutexGuard<'static, Option<(Hierarchy, Held, Cgroup)>> {
+    ANOTHER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Holds such a guard in this hierarchy, or none.
 fn hold_another(hierarchy: Option<Hierarchy>) -> Result<()> {
-    static ANOTHER: Mutex<Option<(Hierarchy, Held, Cgroup)>> = Mutex::new(None);
-    let mut another = ANOTHER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut another = another();
     if another.as_ref().map(|(of, ..)| *of) == hierarchy {
         return Ok(());
     }
@@ -139,6 +148,11 @@ fn hold_another(hierarchy: Option<Hierarchy>) -> Result<()> {
         *another = Some((hierarchy, held, cgroup));
     }
     Ok(())
+}
+
+/// The cgroup of the guard that is held beside this trial, if there is one.
+fn path_of_another() -> Option<String> {
+    another().as_ref().map(|(.., cgroup)| cgroup.text())
 }
 
 /// A path for a test's own files, not yet there.

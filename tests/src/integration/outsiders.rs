@@ -37,11 +37,16 @@ pub(super) fn list(list: &mut List<'_>) {
         guarded(h, Window::BeforeSeize)
     });
     list.add("guarded_after_the_thaw", |h| guarded(h, Window::AfterThaw));
+    list.add("unguarded_parent_frozen_before", frozen_before);
     for (act, window, harm) in HARMS {
         if list.hierarchy == Hierarchy::V1 && act == Act::CgroupKill {
             continue;
         }
-        list.add(&format!("unguarded_{}", act.name()), move |h| {
+        let when = match window {
+            Window::BeforeSeize => "before_the_seize",
+            Window::AfterThaw => "after_the_thaw",
+        };
+        list.add(&format!("unguarded_{}_{when}", act.name()), move |h| {
             unguarded(h, act, window, harm)
         });
     }
@@ -120,10 +125,11 @@ enum Harm {
     Unnoticed,
 }
 
-const HARMS: [(Act, Window, Harm); 9] = [
+const HARMS: [(Act, Window, Harm); 10] = [
     (Act::Freeze, Window::AfterThaw, Harm::Hangs),
     (Act::FreezeParent, Window::AfterThaw, Harm::Hangs),
     (Act::Thaw, Window::BeforeSeize, Harm::Runs),
+    (Act::MoveOut, Window::BeforeSeize, Harm::Fails),
     (Act::MoveOut, Window::AfterThaw, Harm::Unnoticed),
     (Act::MoveIn, Window::AfterThaw, Harm::Unnoticed),
     (Act::KillChild, Window::AfterThaw, Harm::LosesAProcess),
@@ -318,7 +324,7 @@ fn unguarded(hierarchy: Hierarchy, act: Act, window: Window, harm: Harm) -> Resu
             criu.wait(LONG)?.expect(0)?;
         }
     }
-    if act == Act::MoveOut {
+    if act == Act::MoveOut && harm == Harm::Unnoticed {
         ensure!(
             !scene.target.pids()?.contains(&scene.child),
             "it was not moved"
@@ -333,6 +339,26 @@ fn unguarded(hierarchy: Hierarchy, act: Act, window: Window, harm: Harm) -> Resu
         );
     }
     Ok(())
+}
+
+/// With a guard it is refused at the begin: `misuse::frozen_ancestor`.
+fn frozen_before(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    scene.parent.freeze()?;
+    let mut command = Command::new("env");
+    command.arg("--");
+    criu_dump(&mut command, &scene.workload, &scene.target, &scene.images);
+    let mut criu = Process::spawn(&mut command)?;
+    if hierarchy == Hierarchy::V1 {
+        let code = criu.wait(LONG)?.code;
+        ensure!(code != 0, "the dump is called good");
+    } else {
+        eventually("it has a log", || Ok(!scene.log().is_empty()))?;
+        expect_hang(&scene, &mut criu)?;
+        kill_criu(criu)?;
+    }
+    scene.parent.thaw()?;
+    scene.target.thaw()
 }
 
 /// It writes nothing to its log any more, and the cgroup is frozen.

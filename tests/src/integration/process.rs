@@ -216,12 +216,20 @@ pub(super) fn status(arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(text).with_context(|| format!("not JSON: {text:?}"))
 }
 
-/// The guards that `status` lists.
+/// The guards that `status` lists, but for the one that no trial is about.
 pub(super) fn guards() -> Result<Vec<Value>> {
-    Ok(status(&[])?["guards"]
-        .as_array()
-        .context("`guards` is a list")?
-        .clone())
+    let status = status(&[])?;
+    let guards = status["guards"].as_array().context("`guards` is a list")?;
+    let another = super::path_of_another();
+    Ok(guards
+        .iter()
+        .filter(|guard| {
+            another
+                .as_ref()
+                .is_none_or(|path| guard["cgroups"][0] != **path)
+        })
+        .cloned()
+        .collect())
 }
 
 /// `freezer-guard run` around a shell that does what we tell it.
