@@ -212,6 +212,9 @@ pub(crate) fn check_v1(written: CgroupKey, file: u32, writer: Option<GuardId>) -
         telling::refused(any, &deed);
         return -EBUSY;
     };
+    if task.is_null() {
+        return 0;
+    }
     let leader = match PROTECTED_FILES.get(file as usize) {
         Some(file) if file.moves_one_thread => Some(task),
         _ => probe(task, offset!(task_struct_group_leader)),

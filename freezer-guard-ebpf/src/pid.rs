@@ -5,7 +5,7 @@
 //! after we have looked: what is found here is good for refusing honest
 //! writers. Whatever is moved in the end is seen by `migration`.
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::{
     bpf_probe_read_user,
@@ -18,7 +18,8 @@ use crate::kernel::{self, Pointer, load, offset, probe};
 const TEXT: usize = 16;
 
 /// The task whose pid the current task is writing, seen from its own pid
-/// namespace as `cgroup_procs_write_start` does; `None` when that cannot be told.
+/// namespace as `cgroup_procs_write_start` does: null when there is no such task,
+/// `None` when it cannot be told.
 #[inline(always)]
 pub(crate) fn being_written() -> Option<Pointer> {
     let current = kernel::current();
@@ -128,16 +129,19 @@ fn find(current: Pointer, number: u32) -> Option<Pointer> {
     let namespace: Pointer = probe(own, here)?;
     let table = offset!(pid_namespace_idr) + offset!(idr_idr_rt) + offset!(xarray_xa_head);
     let pid = entry(probe(namespace, table)?, number)?;
+    if pid.is_null() {
+        return Some(pid);
+    }
     // `tasks[PIDTYPE_PID].first` points at the task's `pid_links[PIDTYPE_PID]`.
     let link: Pointer = probe(pid, offset!(pid_tasks))?;
     if link.is_null() {
-        return None;
+        return Some(link);
     }
     // An address for the helper to check, not one to look through.
     Some(link.wrapping_byte_sub(offset!(task_struct_pid_links)))
 }
 
-/// The entry of an xarray with this index.
+/// The entry of an xarray with this index, null when there is none.
 #[inline(always)]
 fn entry(head: Pointer, index: u32) -> Option<Pointer> {
     /// `XA_CHUNK_SHIFT`, without `CONFIG_BASE_SMALL`.
@@ -154,8 +158,11 @@ fn entry(head: Pointer, index: u32) -> Option<Pointer> {
         }
         let node = entry.wrapping_byte_sub(INTERNAL);
         let shift = u32::from(probe::<u8>(node, offset!(xa_node_shift))?);
-        if shift > 31 || (top && shift + CHUNK < 32 && index >> (shift + CHUNK) != 0) {
+        if shift > 31 {
             return None;
+        }
+        if top && shift + CHUNK < 32 && index >> (shift + CHUNK) != 0 {
+            return Some(ptr::null());
         }
         top = false;
         let slot = (index >> shift) & ((1 << CHUNK) - 1);
@@ -167,5 +174,10 @@ fn entry(head: Pointer, index: u32) -> Option<Pointer> {
             break;
         }
     }
-    (!entry.is_null() && entry as usize & 3 == 0).then_some(entry)
+    // A tagged entry is the xarray's own and no pid.
+    Some(if entry as usize & 3 == 0 {
+        entry
+    } else {
+        ptr::null()
+    })
 }

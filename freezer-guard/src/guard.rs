@@ -358,6 +358,8 @@ impl Guard {
             return Ok(None);
         }
         let restored = self.restore();
+        // What has been done is counted a moment later, and has to count.
+        self.cgroups().for_each(Cgroup::settle);
         let end = marks::release(&mut maps, self.id)?;
         tidy(&lock, &maps)?;
         restored.map(|()| end)

@@ -86,6 +86,18 @@ impl Cgroup {
         }
     }
 
+    /// Returns when every freeze, thaw and move that the kernel was at has come to
+    /// its end, tripwires included: it holds a mutex meanwhile, which this takes
+    /// too. For that, a pid that nobody can have is written to `cgroup.procs`
+    /// (`cgroup_kn_lock_live`, then ESRCH), and v1's state is read (`freezer_read`).
+    pub fn settle(&self) {
+        /// `PID_MAX_LIMIT` of `include/linux/threads.h`: pids are below it.
+        const NOBODY: &str = "4194304";
+        // Neither is for its result; a cgroup that is gone has nothing to wait for.
+        let _ = self.write("cgroup.procs", NOBODY);
+        let _ = self.freezer_state();
+    }
+
     /// The tasks in it and below it that are not frozen, each as
     /// `pid 12 (sh, state D in do_wait)`.
     ///

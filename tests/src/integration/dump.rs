@@ -50,22 +50,9 @@ pub(super) fn log(images: &Path, name: &str) -> String {
     )
 }
 
-pub(super) fn criu_dump(
-    command: &mut Command,
-    workload: &Workload,
-    cgroup: &Cgroup,
-    images: &Path,
-) {
-    command.args([
-        "criu",
-        "dump",
-        "-t",
-        &workload.pid.to_string(),
-        "-o",
-        "dump.log",
-        "-v4",
-        "-D",
-    ]);
+pub(super) fn criu_dump(command: &mut Command, root: i32, cgroup: &Cgroup, images: &Path) {
+    let root = root.to_string();
+    command.args(["criu", "dump", "-t", &root, "-o", "dump.log", "-v4", "-D"]);
     command.arg(images).arg("--freeze-cgroup").arg(&cgroup.path);
 }
 
@@ -97,7 +84,7 @@ fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
         }
     }
     command.arg("--");
-    criu_dump(&mut command, &workload, &cgroup, &images);
+    criu_dump(&mut command, workload.pid, &cgroup, &images);
     if after == After::Running {
         command.arg("--leave-running");
     }
@@ -158,7 +145,7 @@ fn window(hierarchy: Hierarchy) -> Result<()> {
         "-P",
     ]);
     command.arg(cgroup.freezer());
-    criu_dump(&mut command, &workload, &cgroup, &images);
+    criu_dump(&mut command, workload.pid, &cgroup, &images);
     command.arg("--leave-running");
     let mut process = Process::spawn(&mut command)?;
     let mut refused = 0;

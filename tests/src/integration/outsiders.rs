@@ -216,7 +216,7 @@ impl Scene {
             Window::BeforeSeize => "inject=openat:delay_enter=4000000:when=1",
         });
         command.arg("-P").arg(self.target.path.join(file));
-        criu_dump(command, &self.workload, &self.target, &self.images);
+        criu_dump(command, self.workload.pid, &self.target, &self.images);
         command.arg("--leave-running");
     }
 
@@ -347,7 +347,12 @@ fn frozen_before(hierarchy: Hierarchy) -> Result<()> {
     scene.parent.freeze()?;
     let mut command = Command::new("env");
     command.arg("--");
-    criu_dump(&mut command, &scene.workload, &scene.target, &scene.images);
+    criu_dump(
+        &mut command,
+        scene.workload.pid,
+        &scene.target,
+        &scene.images,
+    );
     let mut criu = Process::spawn(&mut command)?;
     if hierarchy == Hierarchy::V1 {
         let code = criu.wait(LONG)?.code;

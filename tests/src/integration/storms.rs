@@ -1,6 +1,6 @@
 //! Much at once: migrations, forks, dumps.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -92,24 +92,27 @@ fn changing_write(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
+/// A tree that forks all the time; returns its root.
+fn bomb(cgroup: &Cgroup, processes: usize) -> Result<i32> {
+    let arguments = [
+        "bomb",
+        &cgroup.text(),
+        "--processes",
+        &processes.to_string(),
+    ];
+    Ok(tool(arguments)?.expect(0)?.stdout.trim().parse()?)
+}
+
 fn fork_bomb(hierarchy: Hierarchy) -> Result<()> {
     const TASKS: usize = 200;
     let target = Cgroup::new(hierarchy)?;
-    let bomb = tool(["bomb", &target.text(), "--processes", &TASKS.to_string()])?.expect(0)?;
-    let root = bomb.stdout.trim();
+    let root = bomb(&target, TASKS)?;
     let images = scratch("images");
     fs::create_dir(&images)?;
     let mut command = Held::command(&[&target]);
-    command.args(["--freeze-timeout", "1m", "--", "criu", "dump", "-t", root]);
-    command.args([
-        "-o",
-        "dump.log",
-        "-v4",
-        "--freeze-cgroup",
-        &target.text(),
-        "-D",
-    ]);
-    let process = Process::spawn(command.arg(&images))?;
+    command.args(["--freeze-timeout", "1m", "--"]);
+    criu_dump(&mut command, root, &target, &images);
+    let process = Process::spawn(&mut command)?;
     process
         .wait(3 * LONG)?
         .expect(0)
@@ -124,31 +127,37 @@ fn fork_bomb(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
-/// Undisturbed dumps of a tree that goes on meanwhile, as its own tasks do.
+/// Undisturbed dumps of a tree that forks whenever it is let go.
 fn no_false_alarm(hierarchy: Hierarchy) -> Result<()> {
     const DUMPS: usize = 50;
     let target = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 1)?;
-    for number in 0..DUMPS {
+    let root = bomb(&target, 3)?;
+    for number in 1..=DUMPS {
         let images = scratch("images");
         fs::create_dir(&images)?;
-        let mut command = Command::new("freezer-guard");
-        command.args(["run", "--freeze", "--cgroup", &target.text(), "--"]);
-        criu_dump(&mut command, &workload, &target, &images);
+        let mut command = Held::command(&[&target]);
+        command.arg("--");
+        criu_dump(&mut command, root, &target, &images);
         command.arg("--leave-running");
         let finished = run(&mut command)?
             .expect(0)
-            .with_context(|| log(&images, "dump.log"))?;
+            .with_context(|| format!("dump {number}: {}", log(&images, "dump.log")))?
+            .says("refused nothing")?;
         ensure!(
             !finished.stderr.contains("VIOLATED"),
             "dump {number}: {finished:?}"
         );
-        finished.says("refused nothing")?;
         fs::remove_dir_all(&images)?;
         // A guest that is silent for minutes is taken for dead.
-        if (number + 1) % 10 == 0 {
-            eprintln!("{} dumps of {DUMPS}", number + 1);
+        if number % 10 == 0 {
+            eprintln!("{number} dumps of {DUMPS}");
         }
     }
-    workload.expect_counting()
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    ensure!(
+        target.pids()?.len() >= 4,
+        "the tree is not whole: {:?}",
+        target.pids()?
+    );
+    Ok(())
 }
