@@ -1,6 +1,6 @@
 //! Reading the kernel's structs.
 
-use core::{ffi::c_void, ptr};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 
@@ -39,6 +39,22 @@ pub(crate) unsafe fn load<T: Copy>(base: Pointer, offset: usize) -> T {
 pub(crate) fn probe<T: Copy>(base: Pointer, offset: usize) -> Option<T> {
     // SAFETY: the helper checks the address itself and fails on a bad one.
     unsafe { bpf_probe_read_kernel(base.byte_add(offset).cast::<T>()) }.ok()
+}
+
+/// The same number, of which neither the compiler nor the verifier knows anything.
+/// The compiler must not leave out the check of an index that the verifier wants
+/// to see; the verifier must not walk what follows once for each range of values.
+#[inline(always)]
+pub(crate) fn opaque(number: u32) -> u32 {
+    let mut cell = MaybeUninit::<u32>::uninit();
+    let start = cell.as_mut_ptr().cast::<u8>();
+    // SAFETY: all four bytes are written, one by one, then read as a word.
+    unsafe {
+        for (index, byte) in number.to_ne_bytes().into_iter().enumerate() {
+            start.add(index).write_volatile(byte);
+        }
+        cell.as_ptr().read_volatile()
+    }
 }
 
 /// The task that runs.

@@ -26,7 +26,7 @@ pub(crate) fn being_written() -> Option<Pointer> {
     if kernel::is_kernel_thread(current) {
         return None;
     }
-    match parse(&text()?)? {
+    match kernel::opaque(parse(&text()?)?) {
         0 => Some(current),
         number => find(current, number),
     }

@@ -15,6 +15,7 @@ use freezer_guard_ebpf::{
 
 use crate::{
     atomic,
+    kernel::opaque,
     maps::{INTRUDERS, LOST, READERS, VIOLATORS, guard},
 };
 
@@ -84,14 +85,6 @@ fn count(id: GuardId, event: &mut Event) -> bool {
     }
     event.guard = id;
     true
-}
-
-/// The same number, of which the compiler knows nothing: it must not leave out
-/// the check of an index that the verifier wants to see.
-#[inline(always)]
-fn opaque(number: u32) -> u32 {
-    // SAFETY: a reference is valid to read from.
-    unsafe { (&raw const number).read_volatile() }
 }
 
 #[inline(always)]

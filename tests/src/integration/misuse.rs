@@ -155,16 +155,22 @@ fn does_not_freeze(hierarchy: Hierarchy) -> Result<()> {
     let mut stalled =
         Process::spawn(Command::new("guest-tool").args(["stall", "--cgroup", &target.text()]))?;
     stalled.expect_line("ready")?;
-    // It says so just before it stalls.
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let pid = stalled.pid().to_string();
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+    let thread = threads
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .find(|thread| *thread != pid)
+        .context("the thread that stalls")?;
     let limit = ["--freeze", "--freeze-timeout", "1s"];
     let arguments = [
         &["run", "--cgroup", &target.text()],
         &limit[..],
         &["--", "echo", "ran"],
     ];
-    let pid = stalled.pid().to_string();
-    guard(arguments.concat())?.expect_not_run(75)?.says(&pid)?;
+    guard(arguments.concat())?
+        .expect_not_run(75)?
+        .says(&format!("pid {thread} (guest-tool"))?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     workload.expect_counting()?;
     expect_clean()

@@ -212,8 +212,8 @@ impl Scene {
         };
         command.args(["strace", "-o", "/dev/null", "-e"]);
         command.arg(match window {
-            Window::AfterThaw => "inject=write:delay_exit=4000000",
-            Window::BeforeSeize => "inject=openat:delay_enter=4000000:when=1",
+            Window::AfterThaw => "inject=write:delay_exit=3000000",
+            Window::BeforeSeize => "inject=openat:delay_enter=3000000:when=1",
         });
         command.arg("-P").arg(self.target.path.join(file));
         criu_dump(command, self.workload.pid, &self.target, &self.images);
@@ -366,7 +366,8 @@ fn frozen_before(hierarchy: Hierarchy) -> Result<()> {
     scene.target.thaw()
 }
 
-/// It writes nothing to its log any more, and the cgroup is frozen.
+/// It writes nothing to its log any more, and the cgroup is not thawed. (v1 may
+/// never call it FROZEN: its tasks are under ptrace.)
 fn expect_hang(scene: &Scene, criu: &mut Process) -> Result<()> {
     let start = Instant::now();
     let mut last = (scene.log().len(), Instant::now());
@@ -379,7 +380,7 @@ fn expect_hang(scene: &Scene, criu: &mut Process) -> Result<()> {
             last = (size, Instant::now());
         }
     }
-    ensure!(scene.target.state()? == "FROZEN");
+    ensure!(scene.target.state()? != "THAWED", "nobody freezes it");
     Ok(())
 }
 

@@ -137,7 +137,7 @@ pub(super) fn bomb(cgroup: &Path, children: usize) -> Result<()> {
                             ForkResult::Child => std::process::exit(0),
                             ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None)?,
                         };
-                        thread::sleep(Duration::from_millis(200));
+                        thread::sleep(Duration::from_secs(2));
                     }
                 }
             }
