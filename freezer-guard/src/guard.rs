@@ -1,6 +1,7 @@
 //! The state machine of a guard: begin, freeze, CHECKPOINTING, end. The only
 //! place that changes a guard's state.
 
+mod checks;
 mod deed;
 mod error;
 mod marks;
@@ -17,15 +18,17 @@ use nix::{
     unistd::{Pid, getpid},
 };
 
+pub use checks::verify;
 pub use deed::{Deed, Outcome, path, wall_clock};
 pub use error::Error;
 pub use status::{Status, list, of_cgroup};
 
 use crate::{
-    cgroup::{self, Cgroup, FreezerState, Report},
+    cgroup::{self, Cgroup, Report},
     kernel::{Locked, Maps, Reader},
     sys,
 };
+use checks::{is_frozen, refuse_frozen_around};
 use marks::{covering, insert, place, reconcile, refuse_guarded, refuse_overlap, tidy};
 use status::{holder_pids, status};
 
@@ -405,50 +408,6 @@ impl Drop for Guard {
     }
 }
 
-/// A checkpointer's thaw does not reach a cgroup that is frozen from above, nor
-/// one below that is frozen by itself: it would hang.
-fn refuse_frozen_around(cgroup: &Cgroup) -> Result<(), Error> {
-    let path = || cgroup.path().to_owned();
-    for ancestor in cgroup.ancestors()? {
-        if ancestor.is_self_frozen()? {
-            let ancestor = ancestor.path().to_owned();
-            return Err(Error::FrozenAncestor {
-                path: path(),
-                ancestor,
-            });
-        }
-    }
-    for descendant in cgroup.descendants()? {
-        if descendant.is_self_frozen()? {
-            let descendant = descendant.path().to_owned();
-            return Err(Error::FrozenDescendant {
-                path: path(),
-                descendant,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// See [`Guard::verify`]; without a guard it tells of this moment only.
-///
-/// # Errors
-/// When a task is elsewhere, or is being traced.
-pub fn verify(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> {
-    let report = cgroup::examine(cgroups, root)?;
-    if !report.strays.is_empty() {
-        let path = cgroups.first().map(|cgroup| cgroup.path().to_owned());
-        return Err(Error::Stray {
-            path: path.unwrap_or_default(),
-            tasks: report.strays,
-        });
-    }
-    if !report.traced.is_empty() {
-        return Err(Error::Traced(report.traced));
-    }
-    Ok(report)
-}
-
 fn refreeze(cgroup: &Cgroup) -> Result<(), cgroup::Error> {
     if cgroup.is_self_frozen()? {
         return Ok(());
@@ -458,15 +417,6 @@ fn refreeze(cgroup: &Cgroup) -> Result<(), cgroup::Error> {
 
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
-}
-
-fn is_frozen(target: &[Cgroup]) -> Result<bool, cgroup::Error> {
-    for cgroup in target {
-        if cgroup.freezer_state()? == FreezerState::Frozen {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Follows the events of all guards, those to come included; also returns the

@@ -29,13 +29,33 @@ fn join(cgroups: &[PathBuf]) -> Result<()> {
 /// Starts the tree; returns when all of it runs and its root's pid is printed.
 pub(super) fn start(dir: &Path, cgroups: &[PathBuf], children: usize) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    start_root(children + 1, cgroups, |writer| {
+        fs::write(dir.join("pid"), std::process::id().to_string())?;
+        let mut number = 0;
+        for child in 1..=children {
+            if let ForkResult::Child = sys::fork()? {
+                number = child;
+                break;
+            }
+        }
+        count(&dir.join(number.to_string()), writer)
+    })
+}
+
+/// Starts the root of a tree in these cgroups; prints its pid once as many
+/// processes have written a byte.
+fn start_root(
+    processes: usize,
+    cgroups: &[PathBuf],
+    root: impl FnOnce(std::io::PipeWriter) -> Result<()>,
+) -> Result<()> {
     let (mut reader, writer) = std::io::pipe()?;
     match sys::fork()? {
         ForkResult::Parent { child } => {
             drop(writer);
             let mut said = Vec::new();
             reader.read_to_end(&mut said)?;
-            anyhow::ensure!(said.len() == children + 1, "the workload did not start");
+            anyhow::ensure!(said.len() == processes, "the workload did not start");
             println!("{child}");
             Ok(())
         }
@@ -43,17 +63,21 @@ pub(super) fn start(dir: &Path, cgroups: &[PathBuf], children: usize) -> Result<
             drop(reader);
             setsid()?;
             join(cgroups)?;
-            fs::write(dir.join("pid"), std::process::id().to_string())?;
-            let mut number = 0;
-            for child in 1..=children {
-                if let ForkResult::Child = sys::fork()? {
-                    number = child;
-                    break;
-                }
-            }
-            count(&dir.join(number.to_string()), writer)
+            root(writer)
         }
     }
+}
+
+/// Standard input, output and error go nowhere.
+fn detach() -> Result<()> {
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    Ok(())
 }
 
 /// Counts for ever; `started` hears of the first count, and of a failure by
@@ -67,17 +91,10 @@ fn count(path: &Path, mut started: impl Write) -> Result<()> {
         .truncate(true)
         .open(path);
     let file = file.with_context(|| format!("create {}", path.display()))?;
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
     let mut memory = vec![1_u8; MEMORY_BYTES];
     let mut counter = 0_u64;
     write_counter(&file, counter)?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
-    dup2_stderr(&null)?;
-    drop(null);
+    detach()?;
     started.write_all(b"x")?;
     drop(started);
     loop {
@@ -106,45 +123,24 @@ pub(super) fn stall(cgroups: &[PathBuf]) -> Result<()> {
 
 /// Joins a cgroup, then has children that have short-lived children, all the time.
 pub(super) fn bomb(cgroup: &Path, children: usize) -> Result<()> {
-    let (mut reader, writer) = std::io::pipe()?;
-    match sys::fork()? {
-        ForkResult::Parent { child } => {
-            drop(writer);
-            let mut said = Vec::new();
-            reader.read_to_end(&mut said)?;
-            anyhow::ensure!(said.len() == children, "the bomb did not start");
-            println!("{child}");
-            Ok(())
-        }
-        ForkResult::Child => {
-            drop(reader);
-            setsid()?;
-            join(&[cgroup.to_owned()])?;
-            let null = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open("/dev/null")?;
-            dup2_stdin(&null)?;
-            dup2_stdout(&null)?;
-            dup2_stderr(&null)?;
-            drop(null);
-            for _ in 0..children {
-                if let ForkResult::Child = sys::fork()? {
-                    (&writer).write_all(b"x")?;
-                    drop(writer);
-                    loop {
-                        match sys::fork()? {
-                            ForkResult::Child => std::process::exit(0),
-                            ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None)?,
-                        };
-                        thread::sleep(Duration::from_secs(2));
-                    }
+    start_root(children, &[cgroup.to_owned()], |mut writer| {
+        detach()?;
+        for _ in 0..children {
+            if let ForkResult::Child = sys::fork()? {
+                writer.write_all(b"x")?;
+                drop(writer);
+                loop {
+                    match sys::fork()? {
+                        ForkResult::Child => std::process::exit(0),
+                        ForkResult::Parent { child } => nix::sys::wait::waitpid(child, None)?,
+                    };
+                    thread::sleep(Duration::from_secs(2));
                 }
             }
-            drop(writer);
-            loop {
-                thread::sleep(Duration::from_secs(1000));
-            }
         }
-    }
+        drop(writer);
+        loop {
+            thread::sleep(Duration::from_secs(1000));
+        }
+    })
 }

@@ -1,0 +1,57 @@
+//! What has to hold of the targets before CHECKPOINTING. Nothing is changed here.
+
+use super::Error;
+use crate::cgroup::{self, Cgroup, FreezerState, Report};
+
+/// A checkpointer's thaw does not reach a cgroup that is frozen from above, nor
+/// one below that is frozen by itself: it would hang.
+pub(super) fn refuse_frozen_around(cgroup: &Cgroup) -> Result<(), Error> {
+    let path = || cgroup.path().to_owned();
+    for ancestor in cgroup.ancestors()? {
+        if ancestor.is_self_frozen()? {
+            let ancestor = ancestor.path().to_owned();
+            return Err(Error::FrozenAncestor {
+                path: path(),
+                ancestor,
+            });
+        }
+    }
+    for descendant in cgroup.descendants()? {
+        if descendant.is_self_frozen()? {
+            let descendant = descendant.path().to_owned();
+            return Err(Error::FrozenDescendant {
+                path: path(),
+                descendant,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// See [`Guard::verify`](super::Guard::verify); without a guard it tells of this moment only.
+///
+/// # Errors
+/// When a task is elsewhere, or is being traced.
+pub fn verify(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> {
+    let report = cgroup::examine(cgroups, root)?;
+    if !report.strays.is_empty() {
+        let path = cgroups.first().map(|cgroup| cgroup.path().to_owned());
+        return Err(Error::Stray {
+            path: path.unwrap_or_default(),
+            tasks: report.strays,
+        });
+    }
+    if !report.traced.is_empty() {
+        return Err(Error::Traced(report.traced));
+    }
+    Ok(report)
+}
+
+pub(super) fn is_frozen(target: &[Cgroup]) -> Result<bool, cgroup::Error> {
+    for cgroup in target {
+        if cgroup.freezer_state()? == FreezerState::Frozen {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
