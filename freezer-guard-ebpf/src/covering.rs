@@ -85,27 +85,22 @@ pub(crate) fn v1_of(task: Pointer) -> Option<Pointer> {
     probe(state, offset!(cgroup_subsys_state_cgroup))
 }
 
-/// The guard of the cgroups that the task is in.
+/// Whether the guard covers one of the cgroups that the task is in.
 #[inline(always)]
-pub(crate) fn of_task(task: Pointer) -> Covering {
-    if let Some(cgroup) = v2_of(task) {
-        match of_cgroup(cgroup) {
-            Covering::Nobody => {}
-            found => return found,
-        }
-    }
-    v1_of(task).map_or(Covering::Nobody, of_cgroup)
+fn covers(id: GuardId, task: Pointer) -> bool {
+    let is = |cgroup| matches!(of_cgroup(cgroup), Covering::Guard(own) if own == id);
+    v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)
 }
 
 /// What the current task is to the guard.
 #[inline(always)]
 pub(crate) fn actor(id: GuardId) -> Actor {
     if membership::of_current() == Some(id) {
-        return Actor::Holder;
-    }
-    match of_task(kernel::current()) {
-        Covering::Guard(own) if own == id => Actor::Own,
-        _ => Actor::Outsider,
+        Actor::Holder
+    } else if covers(id, kernel::current()) {
+        Actor::Own
+    } else {
+        Actor::Outsider
     }
 }
 

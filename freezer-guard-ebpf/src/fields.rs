@@ -68,6 +68,8 @@ kernel_fields! {
     task_struct_ptrace = "task_struct"."ptrace";
     task_struct_parent = "task_struct"."parent";
     task_struct_group_leader = "task_struct"."group_leader";
+    task_struct_signal = "task_struct"."signal";
+    signal_struct_flags = "signal_struct"."flags";
     task_struct_thread_pid = "task_struct"."thread_pid";
     task_struct_pid_links = "task_struct"."pid_links";
     mm_struct_owner = "mm_struct"."owner";

@@ -81,6 +81,17 @@ pub(crate) fn is_exiting(task: Pointer) -> bool {
     flags(task) & PF_EXITING != 0
 }
 
+/// Whether the task's whole process is ending: a signal that nobody handles has
+/// come, or it ends by itself.
+#[inline(always)]
+pub(crate) fn is_group_exiting(task: Pointer) -> bool {
+    /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`
+    const GROUP_EXIT: u32 = 4;
+    probe::<Pointer>(task, offset!(task_struct_signal))
+        .and_then(|signal| probe::<u32>(signal, offset!(signal_struct_flags)))
+        .is_some_and(|flags| flags & GROUP_EXIT != 0)
+}
+
 /// Whether the task is one of the kernel's own.
 #[inline(always)]
 pub(crate) fn is_kernel_thread(task: Pointer) -> bool {

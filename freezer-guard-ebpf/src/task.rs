@@ -32,28 +32,54 @@ enum Minding {
 }
 
 impl Attempt {
-    /// The guard that does not want it.
+    /// The guard that does not want it. On a hybrid host there may be one in
+    /// each hierarchy.
     #[inline(always)]
     fn minding(&self, protection: Protection) -> Minding {
-        let id = match covering::of_task(self.victim) {
-            Covering::Guard(id) => id,
-            Covering::Nobody => return Minding::Nobody,
-            Covering::TooDeep => return Minding::TooDeep,
-        };
+        if let Some(cgroup) = covering::v2_of(self.victim) {
+            match self.minding_in(cgroup, protection) {
+                Minding::Nobody => {}
+                found => return found,
+            }
+        }
+        match covering::v1_of(self.victim) {
+            Some(cgroup) => self.minding_in(cgroup, protection),
+            None => Minding::Nobody,
+        }
+    }
+
+    #[inline(always)]
+    fn minding_in(&self, cgroup: Pointer, protection: Protection) -> Minding {
+        match covering::of_cgroup(cgroup) {
+            Covering::Guard(id) if self.is_minded(id, protection) => Minding::Guard(id),
+            Covering::TooDeep => Minding::TooDeep,
+            Covering::Guard(_) | Covering::Nobody => Minding::Nobody,
+        }
+    }
+
+    #[inline(always)]
+    fn is_minded(&self, id: GuardId, protection: Protection) -> bool {
+        let exiting = kernel::is_exiting(kernel::current());
+        if self.is_by_kernel() && !exiting {
+            // Memory ran out in the current task: that does not make it its deed.
+            return minds(id, protection, None);
+        }
         if !minds(id, protection, membership::of_current()) {
-            return Minding::Nobody;
+            return false;
         }
         let actor = covering::actor(id);
         // What follows from a task's own end, such as the end of the others in
         // its pid namespace, follows from what ended it.
-        if matches!(actor, Actor::Own) && kernel::is_exiting(kernel::current()) {
-            return Minding::Nobody;
+        if matches!(actor, Actor::Own) && exiting {
+            return false;
         }
-        if denies_task(actor, is_traced_by_holder(self.victim, id)) {
-            Minding::Guard(id)
-        } else {
-            Minding::Nobody
-        }
+        denies_task(actor, is_traced_by_holder(self.victim, id))
+    }
+
+    /// Whether the kernel kills.
+    #[inline(always)]
+    fn is_by_kernel(&self) -> bool {
+        matches!(self.act, Act::Signal) && self.detail == SIGKILL as u32 | KERNEL_SIGNAL
     }
 
     #[inline(always)]
@@ -111,11 +137,24 @@ pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
 }
 
 /// The tracepoint `signal_generate`: a signal is on its way, whoever sent it.
+///
+/// Other signals wait until the task runs, and are part of the checkpoint. But
+/// one that nobody handles ends a task at once, frozen or not
+/// (`complete_signal`).
 #[inline(always)]
 pub(crate) fn signalled(signal: i32, info: usize, victim: Pointer, result: i32) {
-    /// `TRACE_SIGNAL_DELIVERED`; anything else had no effect.
+    /// `TRACE_SIGNAL_IGNORED`: for SIGCONT after it has woken the task.
+    const IGNORED: i32 = 1;
+    /// `TRACE_SIGNAL_DELIVERED`, and `TRACE_SIGNAL_LOSE_INFO`: so too, but for
+    /// who sent it.
     const DELIVERED: i32 = 0;
-    if !is_guarded_signal(signal) || result != DELIVERED {
+    const LOSE_INFO: i32 = 4;
+    let effective = match result {
+        DELIVERED | LOSE_INFO => is_guarded_signal(signal) || kernel::is_group_exiting(victim),
+        IGNORED => signal == SIGCONT,
+        _ => false,
+    };
+    if !effective {
         return;
     }
     Attempt {

@@ -186,7 +186,17 @@ impl Guard {
     /// # Errors
     /// When somebody has ended the guard.
     pub fn before(&self) -> Result<Before, Error> {
+        // What was under way comes to its end, and is counted.
+        self.cgroups().for_each(Cgroup::settle);
         Ok(Before(self.entry()?.disturbances))
+    }
+
+    /// Whether something was done to the targets since.
+    ///
+    /// # Errors
+    /// When somebody has ended the guard.
+    pub fn is_disturbed(&self, before: Before) -> Result<bool, Error> {
+        Ok(self.entry()?.disturbances != before.0)
     }
 
     /// Makes sure that every target is frozen or will be: freezes it if asked
@@ -259,32 +269,38 @@ impl Guard {
     }
 
     /// Enters CHECKPOINTING, unless something was done to the targets since
-    /// `before`: then it returns what, and the targets have to be looked at again.
+    /// `before`: then it returns what is known of that, which may be nothing, and
+    /// the targets have to be looked at again. `None`: it is CHECKPOINTING.
     ///
     /// # Errors
     /// When the guard was ended by somebody, or tasks were killed meanwhile.
-    pub fn checkpointing(&mut self, before: Before) -> Result<Vec<Deed>, Error> {
+    pub fn checkpointing(&mut self, before: Before) -> Result<Option<Vec<Deed>>, Error> {
         match self
             .maps
             .control(control::CHECKPOINTING, self.id, &before.0)?
         {
             control::DONE => {
                 self.entered = true;
-                Ok(Vec::new())
+                Ok(None)
             }
             control::DISTURBED => {
                 let entry = self.entry()?;
                 let deeds = status(&self.maps, self.id, &entry)?.repaired_deeds();
                 let kill = Protection::Kill as usize;
                 if entry.disturbances[kill] != before.0[kill] {
-                    return Err(Error::Disturbed {
-                        path: self.path(),
-                        deeds: deeds.iter().map(Deed::to_string).collect(),
-                    });
+                    return Err(self.disturbed(&deeds));
                 }
-                Ok(deeds)
+                Ok(Some(deeds))
             }
             _ => Err(Error::WasGone(self.path())),
+        }
+    }
+
+    /// The error for one that cannot be set up for all that is done to it.
+    pub fn disturbed(&self, deeds: &[Deed]) -> Error {
+        Error::Disturbed {
+            path: self.path(),
+            deeds: deeds.iter().map(Deed::to_string).collect(),
         }
     }
 
@@ -338,44 +354,46 @@ impl Guard {
     }
 
     /// Restores the state each target was found in, ends the guard, and returns
-    /// what it did. One that somebody has ended is left alone (`None`): the
-    /// cgroup may have another by now.
+    /// what it did. `None`: somebody has ended it before. Then what we froze is
+    /// thawed, unless somebody guards it by now.
     ///
     /// # Errors
-    /// When a cgroup cannot be restored; the guard has ended even so.
+    /// When a cgroup cannot be restored; the guard has ended even so. A violation
+    /// is told first.
     pub fn end(mut self) -> Result<Option<Status>, Error> {
         self.end_now()
     }
 
     fn end_now(&mut self) -> Result<Option<Status>, Error> {
         self.ended = true;
+        // Before the lock is waited for: who has it may be frozen by us.
+        let restored = self.restore();
         let lock = Locked::wait()?;
         // The pinned maps are others than ours if somebody has ended this guard
         // and the next one was loaded anew.
         let Some(mut maps) = lock.open()? else {
             return Ok(None);
         };
-        if maps.guard(self.id)?.is_none() {
-            reconcile(&mut maps)?;
-            tidy(&lock, &maps)?;
-            return Ok(None);
-        }
-        let restored = self.restore();
         // What has been done is counted a moment later, and has to count.
         self.cgroups().for_each(Cgroup::settle);
         let end = marks::release(&mut maps, self.id)?;
         tidy(&lock, &maps)?;
-        restored.map(|()| end)
+        match (end, restored) {
+            (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
+            (end, _) => Ok(end),
+        }
     }
 
     /// What we froze is thawed; what was found FROZEN is left FROZEN, also by a
     /// checkpointer that crashed.
     fn restore(&self) -> Result<(), Error> {
+        // Ours no more: the kernel refuses it if somebody else guards it now.
+        let mine = self.maps.guard(self.id)?.is_some();
         let mut result = Ok(());
         for cgroup in self.cgroups() {
             let restored = if self.froze.contains(&cgroup.key()) {
                 cgroup.thaw()
-            } else if self.entered && self.found_frozen.contains(&cgroup.key()) {
+            } else if mine && self.entered && self.found_frozen.contains(&cgroup.key()) {
                 refreeze(cgroup)
             } else {
                 Ok(())

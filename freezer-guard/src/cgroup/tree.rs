@@ -62,7 +62,12 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
         let tasks = inside.entry(cgroup.key().hierarchy_id).or_default();
         tasks.extend(cgroup.threads()?);
         for descendant in cgroup.descendants()? {
-            tasks.extend(descendant.threads()?);
+            match descendant.threads() {
+                // It was removed just now.
+                Err(Error::Io { source, .. })
+                    if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+                threads => tasks.extend(threads?),
+            }
         }
     }
     let hierarchy_of = |tid: i32| {

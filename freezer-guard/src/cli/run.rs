@@ -162,6 +162,10 @@ async fn run(args: &Args) -> Result<ExitCode> {
     let mut guard = Guard::begin(targets, &allowed)?;
     let names = names(guard.cgroups());
     steps.say(format_args!("guarding {names}"));
+    let reader = match args.verbose || args.on_violation == OnViolation::Kill {
+        true => Some(guard::follow()?.0),
+        false => None,
+    };
     prepare(args, &steps, &mut guard, &mut signals).await?;
     if let Some(signal) = signals.pending()? {
         return Err(Error::Interrupted(signal).into());
@@ -172,7 +176,8 @@ async fn run(args: &Args) -> Result<ExitCode> {
     ));
 
     let mut child = spawn(&args.command)?;
-    let status = match supervise(args, &steps, &guard, &mut child, &mut signals).await {
+    let supervised = supervise(args, &steps, &guard, reader, &mut child, &mut signals);
+    let status = match supervised.await {
         Ok(status) => status,
         Err(error) => {
             // Without us nobody minds COMMAND, and without COMMAND no guard is needed.
@@ -225,16 +230,21 @@ async fn prepare(
     let root = args.pid.or_else(|| criu::dumped_tree(&args.command));
     let deadline = Instant::now() + args.freeze_timeout;
     loop {
+        if let Some(signal) = signals.pending()? {
+            return Err(Error::Interrupted(signal).into());
+        }
         let before = guard.before()?;
         guard.freeze(args.freeze)?;
         wait_frozen(args, guard, before, deadline, signals).await?;
         let report = guard.verify(root)?;
-        let deeds = guard.checkpointing(before)?;
-        if deeds.is_empty() {
+        let Some(deeds) = guard.checkpointing(before)? else {
             if let Some(root) = root {
                 verify::warn_of_foreign(root, &report.foreign);
             }
             return Ok(());
+        };
+        if Instant::now() >= deadline {
+            return Err(guard.disturbed(&deeds).into());
         }
         for deed in deeds {
             steps.say(format_args!("{deed}, before CHECKPOINTING: trying again"));
@@ -312,7 +322,7 @@ async fn wait_frozen(
         let Some(cgroup) = pending.first() else {
             return Ok(());
         };
-        if guard.before()? != before {
+        if guard.is_disturbed(before)? {
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -345,6 +355,7 @@ async fn supervise(
     args: &Args,
     steps: &Steps,
     guard: &Guard,
+    mut reader: Option<Reader>,
     child: &mut Child,
     signals: &mut Signals,
 ) -> Result<ExitStatus> {
@@ -354,10 +365,6 @@ async fn supervise(
     let mut polite = true;
     let mut interrupts = 0;
     let kill_on_violation = args.on_violation == OnViolation::Kill;
-    let mut reader = match args.verbose || kill_on_violation {
-        true => Some(guard::follow()?.0),
-        false => None,
-    };
     let mut check = interval(CHECK);
     let mut violated = false;
     loop {

@@ -80,7 +80,8 @@ pub enum Error {
     /// Somebody traces tasks of the target: the checkpointer could not.
     #[error("{}; end it first: a traced task cannot be checkpointed", some(.0, describe_traced))]
     Traced(Vec<Traced>),
-    /// A task was killed while the guard was being set up.
+    /// A task was killed while the guard was being set up, or it was disturbed
+    /// again and again.
     #[error("{} was disturbed while the guard was being set up: {}; try again", path.display(), deeds.join("; "))]
     Disturbed {
         /// The guarded cgroup.

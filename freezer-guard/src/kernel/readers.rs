@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -63,7 +64,12 @@ impl Reader {
     /// # Errors
     /// When too many do already, or without a tokio runtime.
     pub fn open(locked: &Locked) -> Result<Self, Error> {
-        fs::create_dir_all(RUN_DIR).map_err(failed)?;
+        // Root's alone: who can open the files can hold their locks.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(RUN_DIR)
+            .map_err(failed)?;
         let mut found = None;
         for number in 0..MAX_READERS {
             if let Some(lock) = lock(number).map_err(failed)? {

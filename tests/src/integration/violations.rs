@@ -27,6 +27,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("write_under_way_is_mended_before_checkpointing", mended);
     list.add("kernel_kills", kernel_kills);
     list.add("signals", signals);
+    list.add("signal_that_nobody_handles", fatal_signal);
     list.add("ptrace", ptrace);
     list.add("memory_through_an_older_descriptor", older_memory);
     list.add("tasks_of_the_target_among_themselves", among_themselves);
@@ -260,6 +261,24 @@ fn signals(hierarchy: Hierarchy) -> Result<()> {
     }
     held.release()?.expect(0)?.says("refused 3 attempts")?;
     workload.expect_counting()?;
+    expect_clean()
+}
+
+/// It ends a frozen task, at once on v2 and when it is thawed on v1.
+fn fatal_signal(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let child = *target
+        .pids()?
+        .iter()
+        .find(|pid| **pid != workload.pid)
+        .context("a child")?;
+    let held = Held::new(&[&target])?;
+    kill(Pid::from_raw(child), Signal::SIGTERM)?;
+    ensure!(violations("kill")? == 1, "{:?}", guards()?);
+    held.release()?
+        .expect(73)?
+        .says(&format!("sent SIGTERM to pid {child}"))?;
     expect_clean()
 }
 
