@@ -139,7 +139,7 @@ pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
 /// The tracepoint `signal_generate`: a signal is on its way, whoever sent it.
 ///
 /// Other signals wait until the task runs, and are part of the checkpoint. But
-/// one that nobody handles ends a task at once, frozen or not
+/// one that nobody handles ends a task at once, even when v2 has frozen it
 /// (`complete_signal`).
 #[inline(always)]
 pub(crate) fn signalled(signal: i32, info: usize, victim: Pointer, result: i32) {
