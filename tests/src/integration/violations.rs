@@ -65,6 +65,13 @@ fn expect_violated(finished: Finished, pid: Pid, words: &str) -> Result<()> {
     Ok(())
 }
 
+/// A process of the workload's that is not its root.
+fn child_of(workload: &Workload, target: &Cgroup) -> Result<i32> {
+    let pids = target.pids()?;
+    let child = pids.into_iter().find(|pid| *pid != workload.pid);
+    child.context("a child")
+}
+
 fn violations(kind: &str) -> Result<u64> {
     let guards = guards()?;
     guards[0]["violations"][kind].as_u64().context("a count")
@@ -224,11 +231,7 @@ fn unreadable(hierarchy: Hierarchy) -> Result<()> {
 fn kernel_kills(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
-    let child = *target
-        .pids()?
-        .iter()
-        .find(|pid| **pid != workload.pid)
-        .context("a child")?;
+    let child = child_of(&workload, &target)?;
     fs::write(format!("/proc/{child}/oom_score_adj"), "1000")?;
     let held = Held::new(&[&target])?;
     fs::write("/proc/sysrq-trigger", "f")?;
@@ -269,11 +272,7 @@ fn signals(hierarchy: Hierarchy) -> Result<()> {
 fn fatal_signal(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
-    let child = *target
-        .pids()?
-        .iter()
-        .find(|pid| **pid != workload.pid)
-        .context("a child")?;
+    let child = child_of(&workload, &target)?;
     let held = Held::new(&[&target])?;
     kill(Pid::from_raw(child), Signal::SIGTERM)?;
     let counted = violations("kill")?;
