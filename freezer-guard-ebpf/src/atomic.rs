@@ -46,6 +46,11 @@ impl Word {
     }
 
     #[inline(always)]
+    pub(crate) fn add(&self, amount: u64) {
+        add(self.0.get(), amount);
+    }
+
+    #[inline(always)]
     pub(crate) fn set(&self, value: u64) {
         // SAFETY: as above, to be written; see `Sync`.
         unsafe { self.0.get().write_volatile(value) }

@@ -9,7 +9,7 @@ use freezer_guard_ebpf::{
 
 use crate::{
     covering::{Covering, below, minds},
-    kernel::{Pointer, load, offset, probe},
+    kernel::{Pointer, load, offset, opaque, probe},
     maps::{TARGETS, guard},
     membership, migration,
     telling::{self, Deed, EBUSY},
@@ -40,9 +40,10 @@ pub(crate) fn check_write(file: Pointer) -> i32 {
     let Some(hierarchy_id) = hierarchy_id(directory) else {
         return 0;
     };
+    // The verifier shall not walk what follows once for each of the names.
     let write = Write {
-        index,
-        protection,
+        index: opaque(index),
+        protection: Protection::numbered(opaque(protection as u32)),
         hierarchy_id,
     };
     write.check(directory)
@@ -119,7 +120,7 @@ impl Write {
     #[inline(always)]
     fn check(&self, directory: Pointer) -> i32 {
         let written = self.key(directory);
-        let writer = membership::of_current();
+        let writer = membership::writer();
         let refusing = match self.way_up(directory) {
             // Not knowing must not let anything through.
             Covering::TooDeep => return -EBUSY,

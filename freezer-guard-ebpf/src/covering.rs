@@ -48,18 +48,23 @@ pub(crate) fn of_cgroup(cgroup: Pointer) -> Covering {
                 return Covering::Guard(id);
             }
         }
-        let own = offset!(cgroup_self) + offset!(cgroup_subsys_state_parent);
-        match probe::<Pointer>(cgroup, own) {
-            Some(parent) if !parent.is_null() => {
-                match probe(parent, offset!(cgroup_subsys_state_cgroup)) {
-                    Some(above) => cgroup = above,
-                    None => return Covering::Nobody,
-                }
-            }
-            _ => return Covering::Nobody,
+        match parent(cgroup) {
+            Some(above) => cgroup = above,
+            None => return Covering::Nobody,
         }
     }
     Covering::TooDeep
+}
+
+/// The cgroup above a cgroup.
+#[inline(always)]
+pub(crate) fn parent(cgroup: Pointer) -> Option<Pointer> {
+    let own = offset!(cgroup_self) + offset!(cgroup_subsys_state_parent);
+    let parent: Pointer = probe(cgroup, own)?;
+    if parent.is_null() {
+        return None;
+    }
+    probe(parent, offset!(cgroup_subsys_state_cgroup))
 }
 
 /// The cgroup that the task is in, in v2.

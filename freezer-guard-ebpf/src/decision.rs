@@ -21,6 +21,17 @@ impl Protection {
     /// Each at the index of its own number.
     pub const ALL: [Self; Self::COUNT] = [Self::Freeze, Self::Kill, Self::Migrate, Self::Ptrace];
 
+    /// The one with this number; for any other number, the last.
+    #[inline(always)]
+    pub const fn numbered(number: u32) -> Self {
+        match number {
+            0 => Self::Freeze,
+            1 => Self::Kill,
+            2 => Self::Migrate,
+            _ => Self::Ptrace,
+        }
+    }
+
     /// Its name on the command line and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
@@ -67,6 +78,22 @@ pub const PROTECTED_FILES: [ProtectedFile; 6] = [
     file("cgroup.procs", Protection::Migrate),
     threads("cgroup.threads"),
 ];
+
+/// Whether the file with this place in [`PROTECTED_FILES`] moves one thread. (The
+/// verifier would want to see the bounds of an index.)
+#[inline(always)]
+pub const fn moves_one_thread(index: u32) -> bool {
+    const FILES: u32 = {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < PROTECTED_FILES.len() {
+            bits |= (PROTECTED_FILES[index].moves_one_thread as u32) << index;
+            index += 1;
+        }
+        bits
+    };
+    FILES >> (index % u32::BITS) & 1 != 0
+}
 
 /// A name of at most 15 bytes as two words, for a comparison without a loop.
 pub const fn name_words(name: &str) -> [u64; 2] {
@@ -160,6 +187,13 @@ mod tests {
     fn protections_are_numbered_as_listed() {
         for (number, protection) in Protection::ALL.into_iter().enumerate() {
             assert_eq!(protection as usize, number);
+        }
+    }
+
+    #[test]
+    fn one_thread_is_moved_by_what_is_listed_so() {
+        for (index, file) in PROTECTED_FILES.iter().enumerate() {
+            assert_eq!(moves_one_thread(index as u32), file.moves_one_thread);
         }
     }
 

@@ -39,10 +39,17 @@ macro_rules! kernel_fields {
 kernel_fields! {
     file_f_inode = "file"."f_inode";
     file_f_path = "file"."f_path";
+    file_private_data = "file"."private_data";
+    path_mnt = "path"."mnt";
+    vfsmount_mnt_flags = "vfsmount"."mnt_flags";
     path_dentry = "path"."dentry";
     inode_i_sb = "inode"."i_sb";
     inode_i_ino = "inode"."i_ino";
+    inode_i_mode = "inode"."i_mode";
+    inode_i_uid = "inode"."i_uid";
     inode_i_private = "inode"."i_private";
+    super_block_s_user_ns = "super_block"."s_user_ns";
+    user_namespace_level = "user_namespace"."level";
     super_block_s_magic = "super_block"."s_magic";
     dentry_d_name = "dentry"."d_name";
     dentry_d_parent = "dentry"."d_parent";
@@ -65,13 +72,18 @@ kernel_fields! {
     task_struct_pid = "task_struct"."pid";
     task_struct_cgroups = "task_struct"."cgroups";
     task_struct_flags = "task_struct"."flags";
+    task_struct_stack = "task_struct"."stack";
     task_struct_ptrace = "task_struct"."ptrace";
     task_struct_parent = "task_struct"."parent";
+    task_struct_real_parent = "task_struct"."real_parent";
     task_struct_group_leader = "task_struct"."group_leader";
     task_struct_signal = "task_struct"."signal";
+    task_struct_sighand = "task_struct"."sighand";
+    sighand_struct_action = "sighand_struct"."action";
     signal_struct_flags = "signal_struct"."flags";
     task_struct_thread_pid = "task_struct"."thread_pid";
     task_struct_pid_links = "task_struct"."pid_links";
+    linux_binprm_file = "linux_binprm"."file";
     mm_struct_owner = "mm_struct"."owner";
     freezer_css = "freezer"."css";
     freezer_state = "freezer"."state";

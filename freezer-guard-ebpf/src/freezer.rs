@@ -21,7 +21,7 @@ static V2: Word = Word::new();
 
 /// `CGROUP_FREEZING_SELF` of `kernel/cgroup/legacy_freezer.c`: the state that
 /// was written, and not one that comes from above.
-const FREEZING_SELF: u32 = 1 << 1;
+pub(crate) const FREEZING_SELF: u32 = 1 << 1;
 
 /// `freezer_apply_state(freezer, freeze, state)`
 #[inline(always)]
@@ -70,7 +70,7 @@ fn changing(changes: bool) -> u64 {
 /// those below it.
 #[inline(always)]
 fn changed(cgroup: Pointer, freeze: bool) {
-    let writer = membership::of_current();
+    let writer = membership::writer();
     let Some(key) = covering::key(cgroup) else {
         return;
     };

@@ -19,10 +19,11 @@ mod fields;
 mod record;
 
 pub use decision::{
-    Actor, PROTECTED_FILES, Place, ProtectedFile, Protection, denies, denies_task, name_words,
+    Actor, PROTECTED_FILES, Place, ProtectedFile, Protection, denies, denies_task,
+    moves_one_thread, name_words,
 };
 pub use fields::KernelOffsets;
-pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL};
+pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, Unguarded};
 
 /// Names a guard. Never used twice, so that a stale id can do no harm.
 pub type GuardId = u64;
@@ -33,7 +34,7 @@ pub type TaskPointer = u64;
 /// The identity of a cgroup. Unlike a path it cannot be renamed, bind mounted
 /// or looked at from another cgroup namespace, and it is not used again.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct CgroupKey {
     /// `cgroup_root.hierarchy_id`: 0 is v2; the first field of `/proc/PID/cgroup`.
     pub hierarchy_id: u32,
@@ -88,9 +89,82 @@ pub struct Guard {
     /// Those of `disturbances` that came before CHECKPOINTING and were mended.
     /// The rest are violations.
     pub repaired: [u64; Protection::COUNT],
+    /// How far each [`Protection`] goes: a [`Level`], or 0 for none.
+    pub levels: [u32; Protection::COUNT],
+    /// The calls that tripwires had missed when it was begun, or
+    /// [`Guard::UNKNOWN`].
+    pub missed_before: u64,
+    /// The thread that executed a checkpointer, if the kernel side made this entry
+    /// by itself; 0 for a guard that somebody asked for.
+    pub leader: TaskPointer,
+    /// [`Guard::ENDS_WITH_LEADER`] and the others.
+    pub flags: u64,
+    /// When it ended, `CLOCK_BOOTTIME`, ns; 0 before.
+    pub ended_ns: u64,
+    /// The first target: when there is a `leader`, the first cgroup whose freezer
+    /// the holder wrote, and zeros before: then the holder is a mere candidate.
+    pub target: CgroupKey,
+}
+
+/// How far a protection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Nothing is refused. What is done is noticed.
+    Detect = 1,
+    /// It is refused by programs that a preemptible kernel sometimes leaves out.
+    /// What they let through is noticed.
+    BestEffort = 2,
+    /// It is refused. What was under way is noticed.
+    Enforce = 3,
+}
+
+impl Level {
+    /// From the weakest to the strongest.
+    pub const ALL: [Self; 3] = [Self::Detect, Self::BestEffort, Self::Enforce];
+
+    /// The name of what may be none.
+    pub const fn name_of(level: Option<Self>) -> &'static str {
+        match level {
+            Some(level) => level.name(),
+            None => "missing",
+        }
+    }
+
+    /// Its name on the command line and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Detect => "detect",
+            Self::BestEffort => "best-effort",
+            Self::Enforce => "enforce",
+        }
+    }
 }
 
 impl Guard {
+    /// The guard ends when its `leader` does: that is in the target itself, and
+    /// what it leaves behind there is no checkpointer.
+    pub const ENDS_WITH_LEADER: u64 = 1;
+    /// In place of a count that user space has still to look up.
+    pub const UNKNOWN: u64 = u64::MAX;
+    /// The kernel side has counted it among those that are held.
+    pub const HELD: u64 = 2;
+    /// Its targets were thawed, were frozen for it, and have to be thawed when it
+    /// ends.
+    pub const FROZE: u64 = 4;
+    /// Its targets were FROZEN, and have to be so when it ends.
+    pub const FOUND_FROZEN: u64 = 8;
+    /// It has ended, with members left: the last of them takes the entry away.
+    pub const OVER: u64 = 16;
+    /// Somebody other than root executed the checkpointer.
+    pub const OF_USER: u64 = 32;
+
+    /// Whether a checkpointer runs that has not written any freezer yet: there is
+    /// nothing that it guards.
+    #[inline(always)]
+    pub const fn is_candidate(&self) -> bool {
+        self.leader != 0 && self.target.kernfs_id == 0
+    }
+
     /// Whether this protection was not lifted.
     #[inline(always)]
     pub const fn protects(allowed: u64, protection: Protection) -> bool {
@@ -119,9 +193,30 @@ pub struct Member {
     pub tid: u32,
 }
 
+/// What the iterator [`names::ENROL_ITER`] writes for a thread: it has become a
+/// member, or could not.
+pub const ENROLLED: u8 = 1;
+/// See [`ENROLLED`].
+pub const NO_ROOM: u8 = 2;
+
+/// A process that is to become a holder.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Enrolling {
+    /// Of this guard.
+    pub guard: GuardId,
+    /// Its pid in the initial pid namespace.
+    pub pid: u64,
+}
+
 /// The number of guards that can be held at once. The verifier walks a loop of
 /// this length.
 pub const MAX_GUARDS: u32 = 128;
+/// The number of checkpointers that can run without having written a freezer, for
+/// root and for all others together.
+pub const MAX_CANDIDATES: u32 = 512;
+/// The number of ended guards that wait for somebody to read what became of them.
+pub const MAX_ENDED: u32 = 1024;
 /// The number of threads that all holders together can have. A fork beyond it
 /// fails with EAGAIN: it would otherwise leave the holder unnoticed.
 pub const MAX_MEMBERS: u32 = 65_536;
@@ -148,8 +243,19 @@ pub mod control {
     /// since they were found to be in order. Further arguments: the guard's
     /// `disturbances` before they were looked at.
     pub const CHECKPOINTING: u64 = 3;
-    /// End the guard.
+    /// End the guard. A further argument: 1 if its targets are as they were found.
     pub const END: u64 = 4;
+    /// Says how far an automatic guard goes, now that everything is attached.
+    /// Further arguments: a [`Level`](super::Level) for each
+    /// [`Protection`](super::Protection), a byte each, the first the lowest; and
+    /// the calls that tripwires had missed when it was begun.
+    pub const ARMED: u64 = 5;
+    /// The calling thread is no member any more.
+    pub const LEAVE: u64 = 7;
+    /// Remember how the targets were found. A further argument:
+    /// [`Guard::FROZE`](super::Guard::FROZE) or
+    /// [`Guard::FOUND_FROZEN`](super::Guard::FOUND_FROZEN).
+    pub const FOUND: u64 = 6;
     /// `control` did it.
     pub const DONE: u32 = 0;
     /// There is no such guard (any more).
@@ -177,6 +283,14 @@ pub mod names {
     pub const INTRUDERS: &str = "INTRUDERS";
     /// Who got through: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
     pub const VIOLATORS: &str = "VIOLATORS";
+    /// The entry of a guard that has ended, until somebody has read what became
+    /// of it: [`GuardId`](super::GuardId) → [`Guard`](super::Guard).
+    pub const ENDED: &str = "ENDED";
+    /// 0 → the [`Guard`](super::Guard) that every candidate begins with; no
+    /// `members`: there shall be none.
+    pub const AUTOMATIC: &str = "AUTOMATIC";
+    /// 0 → [`Enrolling`](super::Enrolling).
+    pub const ENROLLING: &str = "ENROLLING";
     /// A reader's number → the ring buffer of its [`Event`](super::Event)s.
     pub const READERS: &str = "READERS";
     /// A reader's number → the events that did not fit into its ring buffer.
@@ -185,10 +299,15 @@ pub mod names {
     pub const OFFSETS: &str = "OFFSETS";
     /// The read-only global `freezer_cgrp_id`, or [`NO_FREEZER`](super::NO_FREEZER).
     pub const FREEZER: &str = "FREEZER";
+    /// The read-only global: whether there is the helper `bpf_task_pt_regs`, 0 or 1.
+    pub const HAS_TASK_PT_REGS: &str = "HAS_TASK_PT_REGS";
     /// The program that user space runs to change a guard from inside.
     pub const CONTROL: &str = "control";
     /// The iterator over all [`Member`](super::Member)s.
     pub const MEMBERS_ITER: &str = "members";
+    /// The iterator that enrols what [`ENROLLING`] says; for each thread it writes
+    /// [`ENROLLED`](super::ENROLLED) or [`NO_ROOM`](super::NO_ROOM).
+    pub const ENROL_ITER: &str = "enrol";
 }
 
 /// In place of `freezer_cgrp_id` on a kernel without the v1 freezer.
@@ -197,7 +316,8 @@ pub const NO_FREEZER: u32 = u32::MAX;
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<AncestorKey>() == 24);
-    assert!(size_of::<Guard>() == 8 * (4 + 3 * Protection::COUNT));
+    assert!(size_of::<Guard>() == 8 * (10 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
+    assert!(size_of::<Enrolling>() == 16);
     assert!(size_of::<IntruderKey>() == 24);
     assert!(size_of::<Intruder>() == 64);
     assert!(size_of::<Event>() == 88);
@@ -221,6 +341,7 @@ mod pod {
         super::Intruder,
         super::Event,
         super::Member,
+        super::Enrolling,
         super::KernelOffsets
     );
 }

@@ -20,6 +20,8 @@ fn main() {}
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod automatic;
+#[cfg(target_arch = "bpf")]
 mod cgroup;
 #[cfg(target_arch = "bpf")]
 mod covering;
@@ -48,7 +50,7 @@ mod programs {
     };
     use freezer_guard_ebpf::Protection;
 
-    use crate::{cgroup, freezer, membership, migration, task};
+    use crate::{automatic, cgroup, freezer, kernel, membership, migration, task};
 
     /// `security_file_permission(file, mask)`: before every read and write of
     /// every file, so the cheapest test comes first.
@@ -142,12 +144,25 @@ mod programs {
     /// What a function returned stands behind its arguments.
     #[fexit(function = "cgroup_attach_task")]
     fn attach_task_exit(ctx: FExitContext) -> i32 {
-        migration::after_attach(ctx.arg(3));
+        let result = ctx.arg(3);
+        migration::after_attach(result);
+        if result == 0 {
+            automatic::moved(ctx.arg(1));
+        }
+        0
+    }
+
+    /// `css_set_move_task(task, from_cset, to_cset, use_mg_tasks)`, under
+    /// `css_set_lock`: the one place that a clone into a cgroup passes.
+    #[fexit(function = "css_set_move_task")]
+    fn move_task_exit(ctx: FExitContext) -> i32 {
+        migration::after_fork(ctx.arg(0), ctx.arg(1), ctx.arg(2));
         0
     }
 
     #[fentry(function = "freezer_apply_state")]
     fn apply_state_entry(ctx: FEntryContext) -> i32 {
+        automatic::writes_v1(ctx.arg(0), ctx.arg(2));
         freezer::before_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
         0
     }
@@ -160,6 +175,7 @@ mod programs {
 
     #[fentry(function = "cgroup_freeze")]
     fn freeze_entry(ctx: FEntryContext) -> i32 {
+        automatic::claim(ctx.arg(0));
         freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
         0
     }
@@ -185,9 +201,57 @@ mod programs {
         0
     }
 
-    #[fexit(function = "__access_remote_vm")]
-    fn access_remote_vm_exit(ctx: FExitContext) -> i32 {
-        task::accessed(ctx.arg(0), ctx.arg(4), ctx.arg(5));
+    /// `mem_write(file, buffer, count, position)`, of `/proc/PID/mem`
+    #[fexit(function = "mem_write")]
+    fn mem_write_exit(ctx: FExitContext) -> i32 {
+        task::wrote_memory(ctx.arg(0), ctx.arg(4));
+        0
+    }
+
+    // Below the level `enforce` these stand in for `task_alloc`, `task_free` and
+    // `ptrace_access_check`.
+
+    /// `attach_pid(task, type)`: with interrupts off, so that no event is missed;
+    /// the child has not run yet, and nothing can make the fork fail any more.
+    #[fentry(function = "attach_pid")]
+    fn attach_pid_entry(ctx: FEntryContext) -> i32 {
+        /// `PIDTYPE_PID`: once for each thread.
+        const THREAD: u32 = 0;
+        if ctx.arg::<u32>(1) == THREAD {
+            // A fork that cannot be enrolled cannot be made to fail here: the
+            // child is an outsider then, and is refused.
+            let _ = membership::inherit(ctx.arg(0));
+        }
+        0
+    }
+
+    /// `posix_cpu_timers_exit(task)`, on the way of `release_task`: with
+    /// interrupts off, so that no event is missed. It is on the way of `execve` too.
+    #[fentry(function = "posix_cpu_timers_exit")]
+    fn timers_exit_entry(ctx: FEntryContext) -> i32 {
+        if kernel::is_exiting(ctx.arg(0)) {
+            membership::leave(ctx.arg(0));
+        }
+        0
+    }
+
+    #[fexit(function = "security_ptrace_access_check")]
+    fn ptrace_access_exit(ctx: FExitContext) -> i32 {
+        task::was_permitted(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+        0
+    }
+
+    /// `security_bprm_committed_creds(bprm)`: the process is another program now.
+    #[lsm(hook = "bprm_committed_creds")]
+    fn bprm_committed_creds(ctx: LsmContext) -> i32 {
+        automatic::executed(ctx.arg(0));
+        0
+    }
+
+    /// The same below the level `enforce`.
+    #[fentry(function = "security_bprm_committed_creds")]
+    fn committed_creds_entry(ctx: FEntryContext) -> i32 {
+        automatic::executed(ctx.arg(0));
         0
     }
 
@@ -211,6 +275,14 @@ mod programs {
     #[unsafe(link_section = "iter/task")]
     fn members(ctx: *const membership::TaskIter) -> i32 {
         membership::list(ctx);
+        0
+    }
+
+    /// Makes holders of those who run already.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "iter/task")]
+    fn enrol(ctx: *const membership::TaskIter) -> i32 {
+        membership::enrol(ctx);
         0
     }
 

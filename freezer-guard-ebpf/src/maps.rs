@@ -9,8 +9,9 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, Event, Guard, GuardId, Intruder, IntruderKey, KernelOffsets,
-    MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES, TaskPointer,
+    AncestorKey, CgroupKey, Enrolling, Event, Guard, GuardId, Intruder, IntruderKey, KernelOffsets,
+    MAX_CANDIDATES, MAX_ENDED, MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER,
+    RING_BYTES, TaskPointer,
 };
 
 /// Targets and ancestors: a guard has one or two of the former and, on real
@@ -18,7 +19,14 @@ use freezer_guard_ebpf::{
 const MAX_MARKS: u32 = 16 * MAX_GUARDS;
 
 #[map]
-pub(crate) static GUARDS: HashMap<GuardId, Guard> = HashMap::with_max_entries(MAX_GUARDS, 0);
+pub(crate) static GUARDS: HashMap<GuardId, Guard> =
+    HashMap::with_max_entries(MAX_GUARDS + 2 * MAX_CANDIDATES, 0);
+#[map]
+pub(crate) static ENDED: HashMap<GuardId, Guard> = HashMap::with_max_entries(MAX_ENDED, 0);
+#[map]
+pub(crate) static AUTOMATIC: Array<Guard> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static ENROLLING: Array<Enrolling> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static TARGETS: HashMap<CgroupKey, GuardId> = HashMap::with_max_entries(MAX_MARKS, 0);
 #[map]
@@ -70,8 +78,16 @@ pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::ZERO;
 #[unsafe(no_mangle)]
 pub(crate) static FREEZER: u32 = NO_FREEZER;
 
+/// Whether there is the helper `bpf_task_pt_regs` (Linux 5.15), filled in before
+/// the load.
+#[unsafe(no_mangle)]
+pub(crate) static HAS_TASK_PT_REGS: u32 = 0;
+
 /// The guard's entry, if it is in force.
 #[inline(always)]
 pub(crate) fn guard(id: GuardId) -> Option<*mut Guard> {
-    GUARDS.get_ptr_mut(id)
+    // SAFETY: a map value that the verifier has seen checked.
+    GUARDS
+        .get_ptr_mut(id)
+        .filter(|entry| unsafe { (**entry).flags } & Guard::OVER == 0)
 }

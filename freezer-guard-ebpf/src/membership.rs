@@ -5,13 +5,15 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write},
 };
 use freezer_guard_ebpf::{
-    CgroupKey, EventKind, Guard, GuardId, Member, Protection, TaskPointer, control,
+    CgroupKey, ENROLLED, EventKind, Guard, GuardId, Member, NO_ROOM, Protection, TaskPointer,
+    control,
 };
 
 use crate::{
-    atomic,
-    kernel::{self, Pointer, load, offset},
-    maps::{GUARDS, MEMBERS, guard},
+    atomic::{self, Word},
+    automatic,
+    kernel::{self, Pointer, load, offset, opaque},
+    maps::{ENDED, ENROLLING, GUARDS, MEMBERS, guard},
     telling,
 };
 
@@ -22,6 +24,16 @@ const EAGAIN: i32 = 11;
 #[inline(always)]
 pub(crate) fn of_current() -> Option<GuardId> {
     of(kernel::current() as TaskPointer)
+}
+
+/// As [`of_current`], but never `None`: then it is an id that no guard has. So
+/// what is done with it has one path for the verifier to walk, and not two.
+#[inline(always)]
+pub(crate) fn writer() -> Option<GuardId> {
+    const NOBODY: GuardId = 0;
+    let id = of_current().unwrap_or(NOBODY);
+    let half = |shift: u32| u64::from(opaque((id >> shift) as u32)) << shift;
+    Some(half(0) | half(32))
 }
 
 /// The guard in force that the thread is a holder of.
@@ -68,15 +80,39 @@ pub(crate) fn leave(task: TaskPointer) {
     if MEMBERS.remove(task).is_err() {
         return;
     }
-    let Some(entry) = guard(id) else { return };
+    let Some(entry) = GUARDS.get_ptr_mut(id) else {
+        return;
+    };
     // SAFETY: as above.
-    let members = unsafe { &raw mut (*entry).members };
+    let (members, flags) = unsafe { (&raw mut (*entry).members, (*entry).flags) };
     atomic::add(members, u64::MAX);
     // Two that leave at once may both read zero: the second finds no entry. A
     // count that has reached zero stays there: only members make members.
-    if atomic::read(members) == 0 {
-        end(id);
+    let is_last = atomic::read(members) == 0;
+    if flags & Guard::OVER != 0 {
+        if is_last {
+            let _ = GUARDS.remove(id);
+        }
+    // SAFETY: as above.
+    } else if is_last || unsafe { automatic::is_over(&*entry, task) } {
+        end(id, is_last);
     }
+}
+
+/// Whether the thread belongs to the holder of another guard. A candidate guards
+/// nothing: it is taken out of that.
+#[inline(always)]
+fn is_taken(task: TaskPointer, id: GuardId) -> bool {
+    let Some(own) = of(task) else { return false };
+    let Some(entry) = guard(own) else {
+        return false;
+    };
+    // SAFETY: a map value the verifier has seen checked.
+    if own != id && unsafe { (*entry).is_candidate() } {
+        leave(task);
+        return false;
+    }
+    own != id
 }
 
 /// See [`control`].
@@ -87,9 +123,11 @@ pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT
     };
     match operation {
         control::ENROL => {
-            if of_current().is_some_and(|own| own != id) {
+            let current = kernel::current() as TaskPointer;
+            if is_taken(current, id) {
                 return control::OTHER_GUARD;
             }
+            hold(entry);
             match join(kernel::current() as TaskPointer, id) {
                 0 => control::DONE,
                 _ => control::FULL,
@@ -102,7 +140,34 @@ pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT
         }
         control::CHECKPOINTING => enter(entry, id, more),
         control::END => {
-            end(id);
+            if more[0] != 0 {
+                // SAFETY: a map value the verifier has seen checked.
+                unsafe { (*entry).flags &= !Guard::FROZE };
+            }
+            end(id, true);
+            control::DONE
+        }
+        control::LEAVE => {
+            leave(kernel::current() as TaskPointer);
+            control::DONE
+        }
+        control::FOUND => {
+            // SAFETY: as above.
+            unsafe { (*entry).flags |= more[0] & (Guard::FROZE | Guard::FOUND_FROZEN) };
+            control::DONE
+        }
+        control::ARMED => {
+            // SAFETY: a map value the verifier has seen checked; one user-space
+            // writer at a time.
+            unsafe {
+                for (index, level) in (*entry).levels.iter_mut().enumerate() {
+                    *level = (more[0] >> (8 * index)) as u32 & 0xff;
+                }
+                // Of several targets the first counts.
+                if (*entry).missed_before == Guard::UNKNOWN {
+                    (*entry).missed_before = more[1];
+                }
+            }
             control::DONE
         }
         _ => control::NO_GUARD,
@@ -129,10 +194,58 @@ fn enter(entry: *mut Guard, id: GuardId, before: [u64; Protection::COUNT]) -> u3
     control::DONE
 }
 
-/// Removes the guard's entry; whoever removes it tells.
+/// How many guards are held, candidates left out. At 0 no tripwire has anything
+/// to notice, and none looks.
+static HELD: Word = Word::new();
+
+/// Whether any guard is held.
 #[inline(always)]
-fn end(id: GuardId) {
-    if GUARDS.remove(id).is_ok() {
+pub(crate) fn is_any_held() -> bool {
+    HELD.get() != 0
+}
+
+/// The guard is held from here on. Comes before its marks.
+#[inline(always)]
+pub(crate) fn hold(entry: *mut Guard) {
+    // SAFETY: a map value the verifier has seen checked. One task begins a guard.
+    unsafe {
+        if (*entry).flags & Guard::HELD == 0 {
+            (*entry).flags |= Guard::HELD;
+            HELD.add(1);
+        }
+    }
+}
+
+/// Ends the guard; whoever does it tells. Nobody may have been there to read what
+/// became of it: that is kept. `remove`: nobody will come to take the entry away.
+/// (One with members left must not be used again at once: they may be counting.)
+#[inline(always)]
+fn end(id: GuardId, remove: bool) {
+    let Some(entry) = guard(id) else { return };
+    // SAFETY: a map value the verifier has seen checked. Whoever else ends it
+    // writes the same.
+    let (value, is_candidate, flags) = unsafe {
+        (*entry).ended_ns = bpf_ktime_get_boot_ns();
+        let value = &*entry;
+        (value, value.is_candidate(), value.flags)
+    };
+    if !is_candidate {
+        // Without room for it, who reads of the end finds no more than that.
+        let _ = ENDED.insert(id, value, u64::from(BPF_ANY));
+    }
+    if remove {
+        if GUARDS.remove(id).is_err() {
+            return;
+        }
+    } else {
+        // SAFETY: as above; the leader ends once.
+        unsafe { (*entry).flags = flags | Guard::OVER };
+    }
+    if flags & Guard::HELD != 0 {
+        HELD.add(u64::MAX);
+    }
+    automatic::has_ended(flags, is_candidate);
+    if !is_candidate {
         telling::tell(id, EventKind::Ended, CgroupKey::new(0, 0));
     }
 }
@@ -148,6 +261,50 @@ pub(crate) struct TaskIter {
 #[repr(C)]
 struct IterMeta {
     seq: *mut seq_file,
+}
+
+/// Makes the iterator's task a member of the guard that [`ENROLLING`] names if it
+/// belongs to that process, or comes from one that has become a member already.
+#[inline(always)]
+pub(crate) fn enrol(ctx: *const TaskIter) {
+    // SAFETY: the context of a task iterator; the verifier knows its layout.
+    let (meta, task) = unsafe { ((*ctx).meta, (*ctx).task) };
+    if task.is_null() {
+        return;
+    }
+    let Some(enrolling) = ENROLLING.get(0) else {
+        return;
+    };
+    if kernel::is_exiting(task) || of(task as TaskPointer) == Some(enrolling.guard) {
+        return;
+    }
+    // SAFETY: `task` is a `task_struct` that the verifier has seen checked.
+    let (pid, leader, parent): (u32, TaskPointer, TaskPointer) = unsafe {
+        (
+            load(task, offset!(task_struct_tgid)),
+            load(task, offset!(task_struct_group_leader)),
+            load(task, offset!(task_struct_real_parent)),
+        )
+    };
+    let is_in = |task| of(task) == Some(enrolling.guard);
+    if u64::from(pid) != enrolling.pid && !is_in(leader) && !is_in(parent) {
+        return;
+    }
+    if is_taken(task as TaskPointer, enrolling.guard) {
+        return;
+    }
+    let said = match join(task as TaskPointer, enrolling.guard) {
+        0 => ENROLLED,
+        _ => NO_ROOM,
+    };
+    // It may have been counted out before it was counted in.
+    if kernel::is_exiting(task) {
+        leave(task as TaskPointer);
+    }
+    // SAFETY: `seq` comes from the context, `said` lives on our stack.
+    unsafe {
+        bpf_seq_write((*meta).seq, (&raw const said).cast_mut().cast(), 1);
+    }
 }
 
 /// Writes a [`Member`] if the iterator's task is one.

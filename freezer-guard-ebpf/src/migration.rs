@@ -5,10 +5,11 @@
 //! there the text that is written has to do, and `cgroup_attach_task` shows what
 //! got past it. That is attached for v2 too.
 
-use freezer_guard_ebpf::{Act, CgroupKey, GuardId, PROTECTED_FILES, Protection};
+use freezer_guard_ebpf::{Act, CgroupKey, GuardId, Protection, moves_one_thread};
 
 use crate::{
     atomic::Word,
+    automatic,
     covering::{self, Covering, below, minds},
     kernel::{self, Pointer, offset, probe},
     maps::{ATTACHING, Attaching},
@@ -31,7 +32,7 @@ struct Way {
 impl Way {
     #[inline(always)]
     fn new(from: Pointer, to: Pointer) -> Option<Self> {
-        let writer = membership::of_current();
+        let writer = membership::writer();
         let (from_key, to_key) = (covering::key(from)?, covering::key(to)?);
         let mut way = Self {
             from: None,
@@ -132,6 +133,9 @@ pub(crate) fn before_attach(to: Pointer, task: Pointer) {
     // SAFETY: a map value that the verifier has seen checked; the caller holds
     // `cgroup_mutex`, so there is one writer at a time.
     unsafe { (*slot).task = 0 };
+    if !membership::is_any_held() {
+        return;
+    }
     let Some(attaching) = attaching(to, task) else {
         return;
     };
@@ -191,6 +195,38 @@ pub(crate) fn after_attach(result: i32) {
     );
 }
 
+/// The return of `css_set_move_task`: a new task has got its place. Where that is
+/// not its parent's it was put there by `CLONE_INTO_CGROUP`, which passes no
+/// `cgroup_attach_task`.
+#[inline(always)]
+pub(crate) fn after_fork(child: Pointer, from: Pointer, to: Pointer) {
+    // Every other task comes from somewhere, and one that ends goes nowhere.
+    if !from.is_null() || to.is_null() {
+        return;
+    }
+    let Some(cgroup) = probe::<Pointer>(to, offset!(css_set_dfl_cgrp)) else {
+        return;
+    };
+    if covering::v2_of(kernel::current()) == Some(cgroup) {
+        return;
+    }
+    automatic::moved(child);
+    if membership::is_any_held()
+        && let Covering::Guard(id) = covering::of_cgroup(cgroup)
+        && minds(id, Protection::Migrate, membership::writer())
+        && let Some(cgroup) = covering::key(cgroup)
+    {
+        let deed = Deed {
+            act: Act::Enter,
+            protection: Protection::Migrate,
+            detail: 0,
+            cgroup,
+            victim: kernel::tgid(child),
+        };
+        telling::disturbed(id, &deed);
+    }
+}
+
 /// The answer to a write to `tasks` or `cgroup.procs` of a v1 cgroup, `written`,
 /// that is in no target: is the task in one?
 #[inline(always)]
@@ -215,9 +251,9 @@ pub(crate) fn check_v1(written: CgroupKey, file: u32, writer: Option<GuardId>) -
     if task.is_null() {
         return 0;
     }
-    let leader = match PROTECTED_FILES.get(file as usize) {
-        Some(file) if file.moves_one_thread => Some(task),
-        _ => probe(task, offset!(task_struct_group_leader)),
+    let leader = match moves_one_thread(file) {
+        true => Some(task),
+        false => probe(task, offset!(task_struct_group_leader)),
     };
     match leader
         .and_then(covering::v1_of)

@@ -12,7 +12,10 @@ use aya_ebpf::helpers::{
     generated::{self, bpf_get_current_task_btf, bpf_task_pt_regs},
 };
 
-use crate::kernel::{self, Pointer, load, offset, probe};
+use crate::{
+    kernel::{self, Pointer, offset, probe},
+    maps::HAS_TASK_PT_REGS,
+};
 
 /// As much of the text as is read, bytes. A pid has at most 7 digits.
 const TEXT: usize = 16;
@@ -44,16 +47,10 @@ const SYS_PWRITEV2: u64 = 328;
 /// What the current task writes.
 #[inline(always)]
 fn text() -> Option<[u8; TEXT]> {
-    // SAFETY: the registers of the current task, from the helper that knows
-    // where they are; the verifier knows their type.
-    let (call, buffer, length): (u64, u64, u64) = unsafe {
-        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as Pointer;
-        (
-            load(registers, offset!(pt_regs_orig_ax)),
-            load(registers, offset!(pt_regs_si)),
-            load(registers, offset!(pt_regs_dx)),
-        )
-    };
+    let registers = registers()?;
+    let call: u64 = probe(registers, offset!(pt_regs_orig_ax))?;
+    let buffer: u64 = probe(registers, offset!(pt_regs_si))?;
+    let length: u64 = probe(registers, offset!(pt_regs_dx))?;
     match call {
         SYS_WRITE | SYS_PWRITE64 => read(buffer, length),
         SYS_WRITEV | SYS_PWRITEV | SYS_PWRITEV2 if length == 1 => {
@@ -64,6 +61,23 @@ fn text() -> Option<[u8; TEXT]> {
         }
         _ => None,
     }
+}
+
+/// The registers with which the current task has entered the kernel.
+#[inline(always)]
+fn registers() -> Option<Pointer> {
+    if kernel::read_offset(&HAS_TASK_PT_REGS) != 0 {
+        // SAFETY: the helper knows where they are. Where there is no such helper
+        // the verifier sees that this is not reached.
+        return Some(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as Pointer);
+    }
+    // `task_pt_regs` before 5.15: at the top of the stack.
+    /// `THREAD_SIZE`, without `CONFIG_KASAN`.
+    const STACK: usize = 16 * 1024;
+    /// `struct pt_regs`, on x86-64 before 6.9.
+    const REGISTERS: usize = 21 * 8;
+    let stack: Pointer = probe(kernel::current(), offset!(task_struct_stack))?;
+    Some(stack.wrapping_byte_add(STACK - REGISTERS))
 }
 
 /// The beginning of the buffer, padded with NUL.

@@ -25,6 +25,8 @@ pub enum Act {
     Trace = 7,
     /// The memory of a task was written.
     WriteMemory = 8,
+    /// The kernel has permitted what [`Act::Trace`] means.
+    Permit = 9,
 }
 
 /// Added to the number of a signal that the kernel sent by itself, for instance
@@ -33,7 +35,7 @@ pub const KERNEL_SIGNAL: u32 = 1 << 8;
 
 impl Act {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Write,
         Self::Freeze,
         Self::Thaw,
@@ -43,6 +45,7 @@ impl Act {
         Self::Signal,
         Self::Trace,
         Self::WriteMemory,
+        Self::Permit,
     ];
 
     /// The protection it runs into.
@@ -55,7 +58,7 @@ impl Act {
             Self::Write | Self::Freeze | Self::Thaw => Protection::Freeze,
             Self::Enter | Self::Leave | Self::Move => Protection::Migrate,
             Self::Signal => Protection::Kill,
-            Self::Trace | Self::WriteMemory => Protection::Ptrace,
+            Self::Trace | Self::WriteMemory | Self::Permit => Protection::Ptrace,
         }
     }
 }
@@ -109,16 +112,29 @@ pub enum EventKind {
     Checkpointing = 3,
     /// The guard ended.
     Ended = 4,
+    /// A checkpointer wrote a freezer, and no automatic guard could be had;
+    /// `detail`: an [`Unguarded`].
+    Unguarded = 5,
+}
+
+/// Why a checkpoint has no automatic guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unguarded {
+    /// Another guard holds the cgroup, one above it or one below it.
+    Busy = 0,
+    /// A map is full.
+    Full = 1,
 }
 
 impl EventKind {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Denial,
         Self::Disturbance,
         Self::Begun,
         Self::Checkpointing,
         Self::Ended,
+        Self::Unguarded,
     ];
 }
 

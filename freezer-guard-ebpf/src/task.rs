@@ -111,7 +111,9 @@ impl Attempt {
     /// Counts what has been done.
     #[inline(always)]
     fn done(&self, protection: Protection) {
-        if let Minding::Guard(id) = self.minding(protection) {
+        if membership::is_any_held()
+            && let Minding::Guard(id) = self.minding(protection)
+        {
             telling::disturbed(id, &self.deed(protection));
         }
     }
@@ -122,10 +124,29 @@ fn is_guarded_signal(signal: i32) -> bool {
     matches!(signal, SIGKILL | SIGSTOP | SIGCONT)
 }
 
+/// Whether the signal ends or stops the task, for it neither handles nor ignores it.
+#[inline(always)]
+fn is_deadly(victim: Pointer, signal: i32) -> bool {
+    /// `_NSIG` of `linux/signal.h`.
+    const SIGNALS: i32 = 64;
+    /// What is ignored by default, besides SIGCONT (`SIG_KERNEL_IGNORE_MASK`):
+    /// SIGCHLD, SIGURG, SIGWINCH.
+    const HARMLESS: [i32; 3] = [17, 23, 28];
+    /// The size of `struct k_sigaction`, which begins with the handler.
+    const ACTION: usize = 32;
+    if !(1..=SIGNALS).contains(&signal) || HARMLESS.contains(&signal) {
+        return false;
+    }
+    let handler = offset!(sighand_struct_action) + (signal as usize - 1) * ACTION;
+    probe::<Pointer>(victim, offset!(task_struct_sighand))
+        .and_then(|sighand| probe::<usize>(sighand, handler))
+        == Some(0)
+}
+
 /// The answer of `task_kill` for a signal from user space.
 #[inline(always)]
 pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
-    if !is_guarded_signal(signal) {
+    if !is_guarded_signal(signal) && !is_deadly(victim, signal) {
         return 0;
     }
     Attempt {
@@ -178,12 +199,13 @@ fn from_kernel(info: usize) -> u32 {
     if by_kernel { KERNEL_SIGNAL } else { 0 }
 }
 
+/// `PTRACE_MODE_ATTACH`; reading `/proc/PID/maps` and the like ask for less.
+const MODE_ATTACH: u32 = 2;
+
 /// The answer of `ptrace_access_check`.
 #[inline(always)]
 pub(crate) fn check_trace(victim: Pointer, mode: u32) -> i32 {
-    /// `PTRACE_MODE_ATTACH`; reading `/proc/PID/maps` and the like ask for less.
-    const ATTACH: u32 = 2;
-    if mode & ATTACH == 0 {
+    if mode & MODE_ATTACH == 0 {
         return 0;
     }
     Attempt {
@@ -192,6 +214,20 @@ pub(crate) fn check_trace(victim: Pointer, mode: u32) -> i32 {
         victim,
     }
     .check(Protection::Ptrace)
+}
+
+/// The return of `security_ptrace_access_check`.
+#[inline(always)]
+pub(crate) fn was_permitted(victim: Pointer, mode: u32, result: i32) {
+    if mode & MODE_ATTACH == 0 || result != 0 {
+        return;
+    }
+    Attempt {
+        act: Act::Permit,
+        detail: 0,
+        victim,
+    }
+    .done(Protection::Ptrace);
 }
 
 /// The return of `ptrace_attach`: one that was asking before the guard began.
@@ -208,15 +244,17 @@ pub(crate) fn attached(victim: Pointer, result: i32) {
     .done(Protection::Ptrace);
 }
 
-/// The return of `__access_remote_vm`: the way of `/proc/PID/mem`, which asks
-/// for permission when it is opened and never again, and of `PTRACE_POKEDATA`.
+/// The return of `mem_write`: a write to `/proc/PID/mem`, which asks for
+/// permission when it is opened and never again.
 #[inline(always)]
-pub(crate) fn accessed(mm: Pointer, flags: u32, result: i32) {
-    /// `FOLL_WRITE`
-    const WRITE: u32 = 1;
-    if flags & WRITE == 0 || result <= 0 {
+pub(crate) fn wrote_memory(file: Pointer, result: i64) {
+    if result <= 0 {
         return;
     }
+    // `mem_open` puts it there.
+    let Some(mm) = probe::<Pointer>(file, offset!(file_private_data)) else {
+        return;
+    };
     let Some(victim) = probe::<Pointer>(mm, offset!(mm_struct_owner)) else {
         return;
     };

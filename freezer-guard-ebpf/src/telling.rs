@@ -150,10 +150,16 @@ fn remember(who: &HashMap<IntruderKey, Intruder>, event: &Event, first: &Intrude
 /// Tells that something has become of the guard.
 #[inline(always)]
 pub(crate) fn tell(id: GuardId, kind: EventKind, cgroup: CgroupKey) {
+    tell_why(id, kind, cgroup, 0);
+}
+
+/// The same with a reason.
+#[inline(always)]
+pub(crate) fn tell_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: u32) {
     let deed = Deed {
         act: Act::Write,
         protection: Protection::Freeze,
-        detail: 0,
+        detail,
         cgroup,
         victim: 0,
     };

@@ -1,17 +1,23 @@
 //! The state machine of a guard: begin, freeze, CHECKPOINTING, end. The only
 //! place that changes a guard's state.
 
+pub mod automatic;
 mod checks;
 mod deed;
 mod error;
+mod freezing;
+mod happening;
+mod level;
 mod marks;
+mod others;
+mod pidfd;
+mod prepare;
 mod status;
+mod summary;
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 
-use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, Guard as Entry, GuardId, MAX_GUARDS, Protection, control,
-};
+use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Protection, control};
 use nix::{
     sys::signal::{Signal, kill},
     time::{ClockId, clock_gettime},
@@ -19,18 +25,25 @@ use nix::{
 };
 
 pub use checks::verify;
-pub use deed::{Deed, Outcome, path, wall_clock};
-pub use error::Error;
+pub use deed::{Deed, Outcome, path, unguarded, wall_clock};
+pub use error::{Error, chain};
+pub use happening::{Chronicle, Happening};
+pub use level::{Wanted, Weak};
+pub use others::{end_by_force, end_by_holder, follow};
+pub use pidfd::PidFd;
+pub use prepare::Preparation;
 pub use status::{Status, list, of_cgroup};
+pub use summary::{describe_level, refusals, violations};
 
 use crate::{
     cgroup::{self, Cgroup, Report},
-    kernel::{Locked, Maps, Reader},
+    kernel::{self, Levels, Locked, Maps, daemon_runs},
     sys,
 };
-use checks::{is_frozen, refuse_frozen_around};
-use marks::{covering, insert, place, reconcile, refuse_guarded, refuse_overlap, tidy};
-use status::{holder_pids, status};
+use marks::{
+    insert, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded, refuse_overlap, tidy,
+};
+use status::{holder_pids, missed, status};
 
 /// A container as it is seen in the hierarchies it is in: v1 first.
 pub type Target = Vec<Cgroup>;
@@ -46,6 +59,8 @@ pub struct Guard {
     found_frozen: Vec<CgroupKey>,
     /// Whether the freezers have been looked at once.
     looked_at: bool,
+    levels: Levels,
+    weak_because: Vec<kernel::Error>,
     maps: Maps,
     entered: bool,
     ended: bool,
@@ -56,29 +71,34 @@ pub struct Guard {
 pub struct Before([u64; Protection::COUNT]);
 
 impl Guard {
-    /// Marks the targets and makes this process the holder. It must have one
-    /// thread only, and no child that should be outside. `allowed`: the
-    /// protections that are lifted.
+    /// Marks the targets and makes the calling thread the holder: other threads
+    /// of the process, and children that there are, stay outside.
     ///
     /// # Errors
-    /// When another guard is in the way or the kernel cannot enforce this one.
-    pub fn begin(targets: Vec<Target>, allowed: &[Protection]) -> Result<Self, Error> {
+    /// When another guard is in the way or the kernel cannot do what is wanted.
+    pub fn begin(targets: Vec<Target>, wanted: &Wanted) -> Result<Self, Error> {
         if !sys::is_initial_pid_namespace() {
             return Err(Error::PidNamespace);
         }
-        let lock = Locked::wait()?;
-        let mut maps = match lock.open()? {
-            Some(mut maps) => {
-                reconcile(&mut maps)?;
-                maps
-            }
-            None => {
-                refuse_overlap(&targets)?;
-                lock.load()?
-            }
-        };
         refuse_overlap(&targets)?;
-        refuse_guarded(&maps, &targets)?;
+        let lock = Locked::wait()?;
+        let mut opened = lock.open()?;
+        if let Some(maps) = &mut opened {
+            reconcile(maps)?;
+            // A `run` that was killed has left it, who may have wanted another level.
+            if !daemon_runs()
+                && is_idle(maps)?
+                && lock.level() != Some(Locked::strongest(wanted.at_most)?.0)
+            {
+                lock.unload()?;
+                opened = None;
+            }
+        }
+        let (mut maps, mut reasons) = match opened {
+            Some(maps) => (maps, Vec::new()),
+            None => lock.load(wanted.at_most)?,
+        };
+        refuse_guarded(&maps, &targets, None)?;
         // A guard may have ended since: its marks would be in our way.
         reconcile(&mut maps)?;
         let mut hierarchies = marks::hierarchies(&maps)?;
@@ -88,10 +108,20 @@ impl Guard {
                 cgroup::Version::V2 => hierarchies.v2 = true,
             }
         }
-        if let Err(error) = lock.attach(hierarchies) {
-            tidy(&lock, &maps)?;
-            return Err(error.into());
-        }
+        let mut attach = || {
+            reasons.extend(lock.attach(hierarchies)?);
+            let levels = wanted.check(&lock, hierarchies, &mut reasons)?;
+            Ok((levels, maps.missed()?))
+        };
+        let (levels, missed_before) = match attach() {
+            Ok(usable) => usable,
+            Err(error) => {
+                tidy(&lock, &maps)?;
+                // No daemon hears of a guard that has not begun.
+                lock.detach_unneeded(marks::hierarchies(&maps)?, lock.watches())?;
+                return Err(error);
+            }
+        };
         let begun_ns = now();
         // Two guards never begin in the same ns under one lock.
         let id = begun_ns;
@@ -101,9 +131,15 @@ impl Guard {
             id,
             Entry {
                 begun_ns,
-                allowed: allowed
+                allowed: wanted.allowed_bits(),
+                levels: level::numbers(levels),
+                missed_before,
+                target: targets
                     .iter()
-                    .fold(0, |bits, protection| bits | 1 << *protection as u64),
+                    .flatten()
+                    .next()
+                    .map(Cgroup::key)
+                    .unwrap_or_default(),
                 ..Entry::default()
             },
         )?;
@@ -113,51 +149,63 @@ impl Guard {
             froze: Vec::new(),
             found_frozen: Vec::new(),
             looked_at: false,
+            levels,
+            weak_because: reasons,
             maps,
             entered: false,
             ended: false,
         };
-        // Enrolled before it is marked: from here on the guard ends with us at
-        // the latest, and a crash before leaves an entry that denies nothing.
-        match guard.maps.control(control::ENROL, id, &[]) {
-            Ok(control::DONE) => {}
-            Err(error) => {
-                guard.release(&lock)?;
-                return Err(error.into());
-            }
-            Ok(control::OTHER_GUARD) => {
-                guard.release(&lock)?;
-                return Err(Error::Nested);
-            }
-            _ => {
-                guard.release(&lock)?;
-                return Err(Error::Full("MEMBERS"));
-            }
-        }
-        if let Err(error) = guard.mark() {
+        // Enrolled before it is marked: from here on the guard ends with its holder
+        // at the latest, and a crash before leaves an entry that denies nothing.
+        if let Err(error) = guard.enrol().and_then(|()| guard.mark()) {
             guard.release(&lock)?;
             return Err(error);
         }
         Ok(guard)
     }
 
+    /// Makes the calling thread a member.
+    fn enrol(&self) -> Result<(), Error> {
+        match self.maps.control(control::ENROL, self.id, &[])? {
+            control::DONE => Ok(()),
+            control::OTHER_GUARD => Err(Error::Nested),
+            _ => Err(Error::Full("MEMBERS")),
+        }
+    }
+
+    /// Hands the guard over to a process as it is now, with its threads, its
+    /// descendants, and who comes from them: it ends with the last of them. The
+    /// calling thread is no member any more.
+    ///
+    /// # Errors
+    /// When the process has gone, or belongs to the holder of another guard: then
+    /// this one has ended.
+    pub fn hand_over(mut self, process: &PidFd) -> Result<Status, Error> {
+        let pid = process.pid()?;
+        self.maps.enrol(self.id, u64::from(pid))?;
+        // Its number may have been another's by then.
+        process.pid()?;
+        let members = self.maps.members(self.id)?;
+        if !members.iter().any(|member| member.pid == pid) {
+            return Err(Error::Nested);
+        }
+        self.maps.control(control::LEAVE, self.id, &[])?;
+        let status = self.status();
+        self.ended = true;
+        status
+    }
+
     fn mark(&mut self) -> Result<(), Error> {
         for cgroup in self.targets.iter().flatten() {
-            insert(&mut self.maps.targets, "TARGETS", cgroup.key(), self.id)?;
-            let above = cgroup.ancestors()?;
-            let above = above.iter().map(Cgroup::key);
-            for cgroup in above.chain([cgroup.root_key()]) {
-                let mut key = AncestorKey { cgroup, index: 0 };
-                while let Ok(id) = self.maps.ancestors.get(&key, 0)
-                    && self.maps.guard(id)?.is_some()
-                {
-                    key.index += 1;
-                }
-                if key.index >= u64::from(MAX_GUARDS) {
-                    return Err(Error::Full("ANCESTORS"));
-                }
-                place(&mut self.maps.ancestors, "ANCESTORS", key, self.id)?;
-            }
+            mark_target(&mut self.maps, cgroup, self.id)?;
+            mark_ancestors(&mut self.maps, cgroup, self.id)?;
+        }
+        // The kernel side marks what a checkpointer writes, and waits for no lock of
+        // ours: it may have taken a place in a list, or be in the way by now.
+        self.cgroups().for_each(Cgroup::settle);
+        refuse_guarded(&self.maps, &self.targets, Some(self.id))?;
+        for cgroup in self.targets.iter().flatten() {
+            mark_ancestors(&mut self.maps, cgroup, self.id)?;
         }
         for cgroup in self.targets.iter().flatten() {
             let key = cgroup.key();
@@ -197,65 +245,6 @@ impl Guard {
     /// When somebody has ended the guard.
     pub fn is_disturbed(&self, before: Before) -> Result<bool, Error> {
         Ok(self.entry()?.disturbances != before.0)
-    }
-
-    /// Makes sure that every target is frozen or will be: freezes it if asked
-    /// to, and when called again, freezes again what somebody has thawed.
-    ///
-    /// # Errors
-    /// When a target is thawed and not to be frozen, or would not be thawed by
-    /// the checkpointer's thaw.
-    pub fn freeze(&mut self, if_thawed: bool) -> Result<(), Error> {
-        let again = std::mem::replace(&mut self.looked_at, true);
-        for target in &self.targets {
-            for cgroup in target {
-                refuse_frozen_around(cgroup)?;
-            }
-            if again {
-                for cgroup in target {
-                    let ours = self.froze.iter().chain(&self.found_frozen);
-                    if ours.copied().any(|key| key == cgroup.key()) {
-                        refreeze(cgroup)?;
-                    }
-                }
-                continue;
-            }
-            let Some(first) = target.first() else {
-                continue;
-            };
-            let mut frozen = false;
-            for cgroup in target {
-                if cgroup.is_self_frozen()? {
-                    self.found_frozen.push(cgroup.key());
-                    frozen = true;
-                }
-            }
-            if !frozen && if_thawed {
-                first.freeze()?;
-                self.froze.push(first.key());
-            } else if !frozen || (!if_thawed && !is_frozen(target)?) {
-                let state = first.freezer_state()?;
-                return Err(Error::NotFrozen {
-                    path: first.path().to_owned(),
-                    state,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// The cgroups that are not frozen yet.
-    ///
-    /// # Errors
-    /// When a state cannot be read.
-    pub fn not_frozen(&self) -> Result<Vec<&Cgroup>, Error> {
-        let mut pending = Vec::new();
-        for target in &self.targets {
-            if !is_frozen(target)? {
-                pending.extend(target.first());
-            }
-        }
-        Ok(pending)
     }
 
     /// Verifies that every task of the checkpoint is in the targets or below:
@@ -321,6 +310,27 @@ impl Guard {
         Ok(entry.map_or(0, |entry| entry.violations().iter().sum()))
     }
 
+    /// See [`Status::missed`].
+    ///
+    /// # Errors
+    /// When the kernel does not tell. A guard that is gone has none.
+    pub fn missed(&self) -> Result<u64, Error> {
+        match self.maps.guard(self.id)? {
+            Some(entry) => missed(&self.maps, &entry),
+            None => Ok(0),
+        }
+    }
+
+    /// How far each protection goes.
+    pub fn levels(&self) -> Levels {
+        self.levels
+    }
+
+    /// Why some protections do not go further, as far as this process has seen it.
+    pub fn weak_because(&self) -> &[kernel::Error] {
+        &self.weak_because
+    }
+
     /// Its id.
     pub fn id(&self) -> GuardId {
         self.id
@@ -376,7 +386,7 @@ impl Guard {
         };
         // What has been done is counted a moment later, and has to count.
         self.cgroups().for_each(Cgroup::settle);
-        let end = marks::release(&mut maps, self.id)?;
+        let end = marks::release(&mut maps, self.id, restored.is_ok())?;
         tidy(&lock, &maps)?;
         match (end, restored) {
             (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
@@ -384,34 +394,10 @@ impl Guard {
         }
     }
 
-    /// What we froze is thawed; what was found FROZEN is left FROZEN, also by a
-    /// checkpointer that crashed.
-    fn restore(&self) -> Result<(), Error> {
-        // Ours no more: the kernel refuses it if somebody else guards it now.
-        let mine = self.maps.guard(self.id)?.is_some();
-        let mut result = Ok(());
-        for cgroup in self.cgroups() {
-            let restored = if self.froze.contains(&cgroup.key()) {
-                cgroup.thaw()
-            } else if mine && self.entered && self.found_frozen.contains(&cgroup.key()) {
-                refreeze(cgroup)
-            } else {
-                Ok(())
-            };
-            match restored {
-                // The checkpointer may have removed it together with its tasks.
-                Err(cgroup::Error::Io { source, .. }) if is_gone(&source) => {}
-                // One that cannot be restored is no reason to leave the others.
-                restored => result = result.and(restored),
-            }
-        }
-        Ok(result?)
-    }
-
     /// Ends one that has not frozen anything yet.
     fn release(&mut self, lock: &Locked) -> Result<(), Error> {
         self.ended = true;
-        marks::release(&mut self.maps, self.id)?;
+        marks::release(&mut self.maps, self.id, true)?;
         tidy(lock, &self.maps)
     }
 }
@@ -423,45 +409,6 @@ impl Drop for Guard {
             // fails too, the guard still ends with this process.
             let _ = self.end_now();
         }
-    }
-}
-
-fn refreeze(cgroup: &Cgroup) -> Result<(), cgroup::Error> {
-    if cgroup.is_self_frozen()? {
-        return Ok(());
-    }
-    cgroup.freeze()
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
-}
-
-/// Follows the events of all guards, those to come included; also returns the
-/// guards in force when that began.
-///
-/// # Errors
-/// When the kernel cannot be asked, or too many follow the events already.
-pub fn follow() -> Result<(Reader, Vec<Status>), Error> {
-    let lock = Locked::wait()?;
-    let guards = status::list_locked(&lock)?;
-    Ok((Reader::open(&lock)?, guards))
-}
-
-/// Ends the guard of a cgroup, whoever holds it. Its state is left as it is.
-///
-/// # Errors
-/// When there is none.
-pub fn end_by_force(cgroup: &Cgroup) -> Result<Status, Error> {
-    let lock = Locked::wait()?;
-    let not_guarded = || Error::NotGuarded(cgroup.path().to_owned());
-    let mut maps = lock.open()?.ok_or_else(not_guarded)?;
-    let id = covering(&maps, cgroup)?.ok_or_else(not_guarded)?;
-    let end = marks::release(&mut maps, id)?;
-    tidy(&lock, &maps)?;
-    match end {
-        Some(status) => Ok(status),
-        None => Err(not_guarded()),
     }
 }
 

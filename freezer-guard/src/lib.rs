@@ -2,11 +2,13 @@
 //! checkpointer freezes, thaws or otherwise disturbs it.
 //!
 //! [`guard`] is the state machine, [`cgroup`] knows the cgroup file systems,
-//! [`kernel`] knows BPF. See `ARCHITECTURE.md`.
+//! [`kernel`] knows BPF, [`criu`] knows CRIU. See `ARCHITECTURE.md`.
 
 pub mod cgroup;
+pub mod criu;
+pub mod doctor;
 pub mod guard;
 pub mod kernel;
 mod sys;
 
-pub use sys::{unblock_in_child, watch_signals};
+pub use sys::{own_fd, unblock_in_child, watch_signals};

@@ -1,6 +1,7 @@
 //! The command line of freezer-guard.
 
 mod cli;
+mod daemon;
 
 use std::process::ExitCode;
 

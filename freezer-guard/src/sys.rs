@@ -3,16 +3,19 @@
 #![expect(unsafe_code, reason = "raw system calls; each block argues for itself")]
 
 use std::{
+    ffi::{CStr, CString},
     fs::File,
-    io,
+    io, mem,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _},
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::{fs::MetadataExt as _, process::CommandExt as _},
     },
+    path::Path,
     process::Command,
 };
 
 use aya::maps::{MapData, RingBuf};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
 use nix::sys::{signal::SigSet, signalfd::SignalFd};
 use tokio::io::unix::AsyncFd;
 
@@ -53,6 +56,24 @@ pub(crate) fn is_initial_pid_namespace() -> bool {
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
 }
 
+/// A descriptor that this process was started with, or got with a message.
+pub fn own_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller was told so by who passed it, and knows no other owner.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A descriptor for the process with this pid (`pidfd_open(2)`).
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only; a descriptor that it returns is nobody else's.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
 /// Waits until every program that runs now has ended (`membarrier(2)`,
 /// `MEMBARRIER_CMD_GLOBAL`: an RCU grace period, some 10 ms).
 pub(crate) fn wait_for_programs() {
@@ -60,6 +81,129 @@ pub(crate) fn wait_for_programs() {
     // SAFETY: takes numbers only. It cannot fail but on kernels for real-time
     // CPUs (`nohz_full`), where there is no such wait.
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
+/// Loads a program of the type `BPF_PROG_TYPE_TRACING` that may change what the
+/// kernel function with the BTF id `target` returns (`BPF_MODIFY_RETURN`).
+///
+/// # Errors
+/// What bpf(2) says, with the log of the verifier.
+pub(crate) fn load_modify_return(
+    name: &str,
+    instructions: &[bpf_insn],
+    license: &CStr,
+    target: u32,
+) -> Result<OwnedFd, (io::Error, String)> {
+    /// As much of the log as is kept, bytes; the kernel takes up to 1 GiB.
+    const LOG: usize = 16 << 20;
+    // SAFETY: for the kernel, and for this union of integers, all zeros is a value.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the arm of the union that `BPF_PROG_LOAD` reads.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+    load.expected_attach_type = bpf_attach_type::BPF_MODIFY_RETURN as u32;
+    load.attach_btf_id = target;
+    load.insns = instructions.as_ptr() as u64;
+    load.insn_cnt = instructions.len() as u32;
+    load.license = license.as_ptr() as u64;
+    // The last byte stays NUL.
+    let room = load.prog_name.len() - 1;
+    for (to, from) in load.prog_name[..room].iter_mut().zip(name.bytes()) {
+        *to = from as _;
+    }
+    // SAFETY: `instructions` and `license` outlive the call.
+    let error = match unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) } {
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(program) => return Ok(unsafe { OwnedFd::from_raw_fd(program) }),
+        // The second time it may be another one: before 6.4 a log that does not
+        // fit is an error itself.
+        Err(error) => error,
+    };
+    let mut log = vec![0_u8; LOG];
+    // SAFETY: as above.
+    let load = unsafe { &mut attributes.__bindgen_anon_3 };
+    load.log_level = 1;
+    load.log_buf = log.as_mut_ptr() as u64;
+    load.log_size = log.len() as u32;
+    // SAFETY: as above; the kernel writes `log_size` bytes of `log` at most.
+    match unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) } {
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(program) => Ok(unsafe { OwnedFd::from_raw_fd(program) }),
+        Err(_) => {
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+            Err((error, log.to_string_lossy().into_owned()))
+        }
+    }
+}
+
+/// Pins a program or a link in bpffs.
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: as in `load_modify_return`.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the arm of the union that `BPF_OBJ_PIN` reads.
+    let pin = unsafe { &mut attributes.__bindgen_anon_4 };
+    pin.pathname = path.as_ptr() as u64;
+    pin.bpf_fd = object.as_raw_fd() as u32;
+    // SAFETY: `path` and `object` outlive the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Opens a program that is pinned. (aya's `from_pin` asks for the BTF that it was
+/// loaded with too, by its id, which takes `CAP_SYS_ADMIN`.)
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: as in `load_modify_return`.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the arm of the union that `BPF_OBJ_GET` reads.
+    let object = unsafe { &mut attributes.__bindgen_anon_4 };
+    object.pathname = path.as_ptr() as u64;
+    // SAFETY: `path` outlives the call.
+    let program = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}
+
+/// Attaches a program of the type `BPF_PROG_TYPE_TRACING` or `_LSM` to what it
+/// was loaded for, and returns the link (`bpf_raw_tracepoint_open`).
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn attach(program: &OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: as in `load_modify_return`. No name: it was loaded with one.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: there are no pointers in it.
+    let link = unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
+/// bpf(2): 0, or a new descriptor.
+///
+/// # Safety
+/// Every pointer in `attributes` is valid for what `command` does with it.
+unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<RawFd> {
+    // SAFETY: the caller's; the size is that of the whole union, and what the
+    // kernel does not know of it is zero.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            &raw mut *attributes,
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result as RawFd)
 }
 
 /// Opens a kernfs node by its id, on the file system that `mount` lies on.

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 pub const CONFIG_PATH: &str = "/guest/config.json";
 /// The folder with `freezer-guard` and the test helpers, first in `PATH`.
 pub const BIN_DIR: &str = "/guest/bin";
+/// The Debian package of freezer-guard, in a guest with systemd.
+pub const PACKAGE_PATH: &str = "/guest/freezer-guard.deb";
 /// The kernel modules to load, in the order of their names.
 pub const MODULES_DIR: &str = "/guest/modules";
 /// The serial port that says `up` once init runs and `exit N` at the end.
@@ -22,6 +24,10 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// The root file system.
     pub image: Image,
+    /// Which of the integration tests there are.
+    pub suite: Suite,
+    /// Boot parameters that are part of what is tested.
+    pub boot: Vec<String>,
     /// The command and its arguments; empty for a shell on a terminal.
     pub command: Vec<String>,
     /// Files besides [`BIN_DIR`] that were copied in, by their paths in the guest.
@@ -29,14 +35,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// `6.1 v2 initramfs`: says in every test's output where it ran.
+    /// `6.1 v2 initramfs lsm=lockdown,yama`: says in every test's output where it
+    /// ran.
     pub fn label(&self) -> String {
-        format!(
-            "{} {} {}",
-            self.kernel,
-            self.cgroup.name(),
-            self.image.name()
-        )
+        let mut words = vec![&*self.kernel, self.cgroup.name(), self.image.name()];
+        words.extend(self.boot.iter().map(String::as_str));
+        words.join(" ")
     }
 }
 
@@ -75,6 +79,20 @@ named!(
         V2 = "v2",
         /// The v1 hierarchies, and v2 at `/sys/fs/cgroup/unified`.
         Hybrid = "hybrid",
+    }
+);
+
+named!(
+    /// How much is tested.
+    Suite {
+        /// How far protections go, and what `doctor` says.
+        Levels = "levels",
+        /// The host's service, in a guest with systemd.
+        Service = "service",
+        /// What tells quickly whether a kernel will do.
+        Core = "core",
+        /// Everything.
+        Full = "full",
     }
 );
 

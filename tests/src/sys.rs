@@ -240,11 +240,11 @@ pub(crate) fn clone_into(cgroup: &File) -> Result<()> {
 /// Writes a buffer that another thread changes meanwhile.
 pub(crate) fn write_flipping(
     file: &File,
-    buffer: &'static [std::sync::atomic::AtomicU64; 2],
+    buffer: &[std::sync::atomic::AtomicU8; 16],
 ) -> Result<()> {
-    // SAFETY: the buffer is there for ever; the kernel reads it as any other
+    // SAFETY: the buffer is there during the call; the kernel reads it as any other
     // memory that changes.
-    check(unsafe { libc::write(file.as_raw_fd(), buffer.as_ptr().cast(), 16) } as i64)?;
+    check(unsafe { libc::write(file.as_raw_fd(), buffer.as_ptr().cast(), buffer.len()) } as i64)?;
     Ok(())
 }
 
@@ -253,6 +253,15 @@ pub(crate) fn write_raw(fd: impl AsRawFd, bytes: &[u8]) -> Result<()> {
     // SAFETY: the range is mapped; the kernel alone reads it.
     check(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) } as i64)?;
     Ok(())
+}
+
+/// A descriptor for a process (`pidfd_open(2)`).
+pub(crate) fn pidfd_open(pid: u32) -> Result<File> {
+    // SAFETY: takes numbers only, and returns a descriptor that nobody else owns.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(File::from_raw_fd(i32::try_from(fd).map_err(Error::other)?))
+    }
 }
 
 /// Takes a capability out of the bounding set: programs run from here on

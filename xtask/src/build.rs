@@ -1,4 +1,5 @@
 //! Builds the programs that go into a guest: static, so that any root will do.
+//! `freezer-guard` among them is what `dist` packs: what is tested is what ships.
 
 use std::{
     fs,
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use crate::run;
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The top of the workspace.
 pub(crate) fn workspace() -> &'static Path {
@@ -25,9 +26,14 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
+/// Cargo's folder for the static programs.
+pub(crate) fn target_dir() -> PathBuf {
+    workspace().join("target/guest")
+}
+
 /// `freezer-guard` and the guest's own programs.
 pub(crate) fn guest_programs() -> Result<Vec<PathBuf>> {
-    let target = workspace().join("target/guest");
+    let target = target_dir();
     run(cargo()
         .args([
             "build",

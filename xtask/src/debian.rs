@@ -6,6 +6,7 @@
 //! the machine's.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -43,11 +44,11 @@ impl Apt {
         let (main, security) = mirrors()?;
         let source =
             |site: &str, suite: &str| format!("deb [signed-by={KEYRING}] {site} {suite} main\n");
-        let sources = [
-            source(&main, release),
-            source(&main, &format!("{release}-updates")),
-            source(&security, &format!("{release}-security")),
-        ];
+        let mut sources = vec![source(&main, release)];
+        if !release.ends_with("-backports") {
+            sources.push(source(&main, &format!("{release}-updates")));
+            sources.push(source(&security, &format!("{release}-security")));
+        }
         fs::write(self.dir.join("sources.list"), sources.concat())?;
         fs::write(
             self.dir.join("apt.conf"),
@@ -98,8 +99,16 @@ impl Apt {
             })
     }
 
+    /// Whether there is a package with this name.
+    pub(crate) fn has(&self, package: &str) -> bool {
+        self.command("apt-cache")
+            .args(["show", package])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    }
+
     /// Downloads these packages, without what they depend on, and unpacks them.
-    pub(crate) fn unpack(&self, packages: &[&str], into: &Path) -> Result<()> {
+    pub(crate) fn unpack<S: AsRef<OsStr>>(&self, packages: &[S], into: &Path) -> Result<()> {
         let downloads = tempfile::tempdir_in(&self.dir)?;
         run(self
             .command("apt-get")

@@ -10,7 +10,7 @@ use anyhow::Result;
 use crate::{
     build,
     config::{Cgroup, Image},
-    setup,
+    kernel, setup,
     vm::Vm,
 };
 
@@ -22,8 +22,8 @@ pub(crate) struct Args {
     /// Show what happens without freezer-guard: CRIU hangs
     #[arg(long)]
     without_guard: bool,
-    /// Kernel to boot: 6.1 or 6.12
-    #[arg(long, default_value = "6.12")]
+    /// Kernel to boot
+    #[arg(long, default_value = "6.12", value_parser = kernel::names())]
     kernel: String,
     /// cgroup layout: v1, v2 or hybrid
     #[arg(long, default_value = "v2")]

@@ -13,31 +13,66 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use cpio::newc::{Builder, ModeFileType, trailer};
 use lddtree::DependencyAnalyzer;
-use nix::unistd::geteuid;
 
-use crate::{cache, debian::Apt, run};
+use crate::{cache, config::Cgroup, debian::Apt, run, tools};
 
-/// Bookworm's systemd still has all three cgroup layouts.
-const RELEASE: &str = "bookworm";
+/// The release of Debian that a guest's programs come from.
+pub(crate) struct Userland {
+    release: &'static str,
+    /// What it has besides [`PACKAGES`].
+    more_packages: &'static [&'static str],
+    /// What its systemd can mount.
+    pub(crate) layouts: &'static [Cgroup],
+}
+
+/// CRIU 3.17.1, and a systemd that still has all three cgroup layouts. Its crun is
+/// built without libcriu, which it has not.
+pub(crate) const BOOKWORM: Userland = Userland {
+    release: "bookworm",
+    more_packages: &[],
+    layouts: &[Cgroup::Hybrid, Cgroup::V2],
+};
+/// CRIU 4.1.1: the older one does not start on 6.18.
+pub(crate) const TRIXIE: Userland = Userland {
+    release: "trixie",
+    more_packages: &["libcriu2"],
+    layouts: &[Cgroup::V2],
+};
+/// CRIU 4.2 or later: the next release, which still moves.
+pub(crate) const FORKY: Userland = Userland {
+    release: "forky",
+    more_packages: &["libcriu2"],
+    layouts: &[Cgroup::V2],
+};
+pub(crate) const USERLANDS: [&Userland; 3] = [&BOOKWORM, &TRIXIE, &FORKY];
 
 /// What the guest's root is made of; their dependencies come with them.
-const PACKAGES: [&str; 17] = [
+const PACKAGES: [&str; 26] = [
     "base-files",
     "base-passwd",
     "bash",
     "busybox-static",
     "coreutils",
     "criu",
+    "crun",
     "dbus",
+    "diffutils",
+    "dpkg",
     "findutils",
     "grep",
+    "gzip",
+    "init-system-helpers",
     "iproute2",
     "libc-bin",
+    "perl-base",
+    "podman",
     "procps",
+    "runc",
     "sed",
     "strace",
     "systemd",
     "systemd-sysv",
+    "tar",
     "util-linux",
 ];
 
@@ -50,43 +85,50 @@ const PROGRAMS: [&str; 4] = [
 ];
 
 /// Raise it when the way an image is made changes.
-const RECIPE: u32 = 3;
+const RECIPE: u32 = 4;
 
-/// The folder the packages are unpacked into.
-pub(crate) fn packages() -> PathBuf {
-    versioned("packages", "")
-}
+impl Userland {
+    /// The release's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.release
+    }
 
-/// The archive with the root of `--image initramfs`.
-pub(crate) fn initramfs() -> PathBuf {
-    versioned("initramfs", ".cpio")
-}
+    /// The folder the packages are unpacked into.
+    pub(crate) fn packages(&self) -> PathBuf {
+        self.versioned("packages", "")
+    }
 
-/// The disk with the root of `--image systemd`.
-pub(crate) fn disk() -> PathBuf {
-    versioned("systemd", ".ext4")
-}
+    /// The archive with the root of `--image initramfs`.
+    pub(crate) fn initramfs(&self) -> PathBuf {
+        self.versioned("initramfs", ".cpio")
+    }
 
-/// A path in the cache that changes with what the images are made of.
-fn versioned(name: &str, extension: &str) -> PathBuf {
-    let mut hasher = DefaultHasher::new();
-    (RELEASE, PACKAGES, PROGRAMS, RECIPE).hash(&mut hasher);
-    let version = hasher.finish() & 0xffff_ffff;
-    cache::dir()
-        .join("images")
-        .join(format!("{name}-{version:08x}{extension}"))
-}
+    /// The disk with the root of `--image systemd`.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.versioned("systemd", ".ext4")
+    }
 
-pub(crate) fn fetch_packages() -> Result<()> {
-    let apt = Apt::open(RELEASE)?;
-    cache::put(&packages(), |root| {
-        for name in ["bin", "sbin", "lib", "lib64"] {
-            fs::create_dir_all(root.join("usr").join(name))?;
-            symlink(format!("usr/{name}"), root.join(name))?;
-        }
-        apt.unpack_closure(&PACKAGES, root)?;
-        configure(root)
-    })
+    /// A path in the cache that changes with what the images are made of.
+    fn versioned(&self, name: &str, extension: &str) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        (PACKAGES, self.more_packages, PROGRAMS, RECIPE).hash(&mut hasher);
+        let version = hasher.finish() & 0xffff_ffff;
+        cache::dir()
+            .join("images")
+            .join(format!("{}-{name}-{version:08x}{extension}", self.release))
+    }
+
+    pub(crate) fn fetch_packages(&self) -> Result<()> {
+        let apt = Apt::open(self.release)?;
+        cache::put(&self.packages(), |root| {
+            for name in ["bin", "sbin", "lib", "lib64"] {
+                fs::create_dir_all(root.join("usr").join(name))?;
+                symlink(format!("usr/{name}"), root.join(name))?;
+            }
+            apt.unpack_closure(&[&PACKAGES, self.more_packages].concat(), root)?;
+            configure(root)
+        })
+    }
 }
 
 /// What the packages' maintainer scripts would have done, as far as it matters.
@@ -181,72 +223,66 @@ impl Archive {
     }
 }
 
-/// busybox under all its names, and the other programs with their libraries.
-pub(crate) fn make_initramfs(path: &Path) -> Result<()> {
-    let root = packages();
-    let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
-    for program in PROGRAMS {
-        let source = root.join(program);
-        let tree = DependencyAnalyzer::new(root.clone())
-            .add_library_path(root.join("usr/lib/x86_64-linux-gnu"))
-            .analyze(&source)
-            .with_context(|| format!("find the libraries of {}", source.display()))?;
-        files.insert(program.to_owned(), source);
-        for library in tree.libraries.values() {
-            let source = library.realpath.clone().with_context(|| {
-                format!("{program} needs {}, which no package has", library.name)
-            })?;
-            let folder = match library.name.starts_with("ld-linux") {
-                true => "usr/lib64",
-                false => "usr/lib/x86_64-linux-gnu",
-            };
-            files.insert(format!("{folder}/{}", library.name), source);
-        }
-    }
-    let busybox = Command::new(root.join("usr/bin/busybox"))
-        .arg("--list")
-        .output()?;
-    cache::put(path, |path| {
-        let mut archive = Archive::create(path)?;
-        for folder in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr"] {
-            archive.folder(folder)?;
-        }
-        for name in ["bin", "sbin", "lib", "lib64"] {
-            archive.folder(&format!("usr/{name}"))?;
-            archive.symlink(name, &format!("usr/{name}"))?;
-        }
-        archive.folder("usr/lib/x86_64-linux-gnu")?;
-        for (name, source) in &files {
-            archive.file(name, source)?;
-        }
-        for applet in String::from_utf8(busybox.stdout)?.lines() {
-            let name = format!("usr/bin/{applet}");
-            if !files.contains_key(&name) {
-                archive.symlink(&name, "busybox")?;
+impl Userland {
+    /// busybox under all its names, and the other programs with their libraries.
+    pub(crate) fn make_initramfs(&self) -> Result<()> {
+        let root = self.packages();
+        let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
+        for program in PROGRAMS {
+            let source = root.join(program);
+            let tree = DependencyAnalyzer::new(root.clone())
+                .add_library_path(root.join("usr/lib/x86_64-linux-gnu"))
+                .analyze(&source)
+                .with_context(|| format!("find the libraries of {}", source.display()))?;
+            files.insert(program.to_owned(), source);
+            for library in tree.libraries.values() {
+                let source = library.realpath.clone().with_context(|| {
+                    format!("{program} needs {}, which no package has", library.name)
+                })?;
+                let folder = match library.name.starts_with("ld-linux") {
+                    true => "usr/lib64",
+                    false => "usr/lib/x86_64-linux-gnu",
+                };
+                files.insert(format!("{folder}/{}", library.name), source);
             }
         }
-        archive.finish()
-    })
-}
+        let busybox = Command::new(root.join("usr/bin/busybox"))
+            .arg("--list")
+            .output()?;
+        cache::put(&self.initramfs(), |path| {
+            let mut archive = Archive::create(path)?;
+            for folder in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr"] {
+                archive.folder(folder)?;
+            }
+            for name in ["bin", "sbin", "lib", "lib64"] {
+                archive.folder(&format!("usr/{name}"))?;
+                archive.symlink(name, &format!("usr/{name}"))?;
+            }
+            archive.folder("usr/lib/x86_64-linux-gnu")?;
+            for (name, source) in &files {
+                archive.file(name, source)?;
+            }
+            for applet in String::from_utf8(busybox.stdout)?.lines() {
+                let name = format!("usr/bin/{applet}");
+                if !files.contains_key(&name) {
+                    archive.symlink(&name, "busybox")?;
+                }
+            }
+            archive.finish()
+        })
+    }
 
-/// Debian with systemd, without running a single maintainer script.
-pub(crate) fn make_disk(path: &Path) -> Result<()> {
-    let root = packages();
-    cache::put(path, |path| {
-        // In a user namespace of its own an ordinary user's files become root's.
-        let mut command = if geteuid().is_root() {
-            Command::new("/sbin/mke2fs")
-        } else {
-            let mut unshare = Command::new("unshare");
-            unshare.args(["--map-root-user", "/sbin/mke2fs"]);
-            unshare
-        };
-        run(command
-            .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
-            .arg(&root)
-            .arg(path)
-            .arg("1G"))?;
-        ensure!(path.is_file(), "mke2fs made no {}", path.display());
-        Ok(())
-    })
+    /// Debian with systemd, without running a single maintainer script.
+    pub(crate) fn make_disk(&self) -> Result<()> {
+        let root = self.packages();
+        cache::put(&self.disk(), |path| {
+            run(tools::mke2fs()
+                .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
+                .arg(&root)
+                .arg(path)
+                .arg("2G"))?;
+            ensure!(path.is_file(), "mke2fs made no {}", path.display());
+            Ok(())
+        })
+    }
 }

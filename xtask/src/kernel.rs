@@ -7,31 +7,60 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::builder::PossibleValuesParser;
 use object::{Object as _, ObjectSection as _};
 
-use crate::{cache, debian::Apt};
+use crate::{
+    cache,
+    config::Cgroup,
+    debian::Apt,
+    image::{BOOKWORM, FORKY, TRIXIE, Userland},
+};
 
 /// A kernel of Debian's.
 pub(crate) struct Kernel {
     /// What `--kernel` calls it.
     pub(crate) name: &'static str,
     release: &'static str,
+    /// The name of its package, as a regular expression: the newest is taken.
     package: &'static str,
+    /// Whose programs go with it in a guest: CRIU has to start on it.
+    pub(crate) userland: &'static Userland,
+    /// The layout that CI runs all tests in; `None`: it runs a part of them.
+    pub(crate) all_tests: Option<Cgroup>,
 }
 
-/// A new kernel is a new line here.
-pub(crate) const KERNELS: [Kernel; 2] = [
-    Kernel {
-        name: "6.1",
-        release: "bookworm",
-        package: r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$",
-    },
-    Kernel {
-        name: "6.12",
-        release: "trixie",
-        package: r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$",
-    },
+/// A new kernel is a new line here. (`docs/kernels.md` is made anew with it, and
+/// `TESTED` of the product has to name it: a test compares them.)
+#[rustfmt::skip]
+pub(crate) const KERNELS: [Kernel; 5] = [
+    kernel("5.10", "bullseye", r"^linux-image-5\.10\.0-[0-9]+-cloud-amd64$", &BOOKWORM, None),
+    kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$", &BOOKWORM, Some(Cgroup::V1)),
+    kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$", &BOOKWORM, Some(Cgroup::V2)),
+    kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13-cloud-amd64$", &TRIXIE, None),
+    kernel("7.2", "trixie-backports", r"^linux-image-7\.2\.[0-9]+\+deb13-cloud-amd64$", &FORKY, None),
 ];
+
+const fn kernel(
+    name: &'static str,
+    release: &'static str,
+    package: &'static str,
+    userland: &'static Userland,
+    all_tests: Option<Cgroup>,
+) -> Kernel {
+    Kernel {
+        name,
+        release,
+        package,
+        userland,
+        all_tests,
+    }
+}
+
+/// What `--kernel` takes.
+pub(crate) fn names() -> PossibleValuesParser {
+    PossibleValuesParser::new(KERNELS.iter().map(|kernel| kernel.name))
+}
 
 /// What CRIU and the root disk need. Those that are built in are not missed.
 const MODULES: [&str; 17] = [
@@ -64,6 +93,27 @@ impl Kernel {
             .with_context(|| format!("no kernel is called {name}: there are {}", names()))
     }
 
+    /// Major and minor version.
+    pub(crate) fn version(&self) -> (u32, u32) {
+        let number = |text: &str| text.parse().unwrap_or(0);
+        let (major, minor) = self.name.split_once('.').unwrap_or((self.name, ""));
+        (number(major), number(minor))
+    }
+
+    /// What it takes to have `bpf` among the active security modules: Debian has
+    /// it there since 6.1.
+    pub(crate) fn boot(&self) -> &'static [&'static str] {
+        match self.version() < (6, 1) {
+            true => &["lsm=lockdown,yama,bpf"],
+            false => &[],
+        }
+    }
+
+    /// Whether `preempt=full` has an effect (`CONFIG_PREEMPT_DYNAMIC`).
+    pub(crate) fn preempts_on_demand(&self) -> bool {
+        self.version() >= (6, 1)
+    }
+
     pub(crate) fn dir(&self) -> PathBuf {
         cache::dir().join("kernels").join(self.name)
     }
@@ -91,17 +141,27 @@ impl Kernel {
     pub(crate) fn fetch(&self) -> Result<()> {
         let apt = Apt::open(self.release)?;
         let package = apt.newest(self.package)?;
+        // Since 7.0 the image is empty, and leads to these two.
+        let parts = ["linux-binary", "linux-modules"]
+            .map(|part| package.replacen("linux-image", part, 1))
+            .into_iter()
+            .filter(|part| apt.has(part));
+        let packages: Vec<_> = std::iter::once(package.clone()).chain(parts).collect();
         cache::put(&self.dir(), |dir| {
             let unpacked = dir.with_extension("deb");
-            apt.unpack(&[&package], &unpacked)?;
+            apt.unpack(&packages, &unpacked)?;
             fs::create_dir_all(dir.join("modules"))?;
-            let image = only_entry(&unpacked.join("boot"), "vmlinuz-")?;
-            fs::copy(&image, dir.join("vmlinuz"))?;
             let lib = ["usr/lib/modules", "lib/modules"]
                 .map(|folder| unpacked.join(folder))
                 .into_iter()
                 .find(|folder| folder.is_dir())
                 .with_context(|| format!("{package} holds no modules"))?;
+            // Beside its modules since 7.0.
+            let image = match only_entry(&lib, "")?.join("vmlinuz") {
+                image if image.is_file() => image,
+                _ => only_entry(&unpacked.join("boot"), "vmlinuz-")?,
+            };
+            fs::copy(&image, dir.join("vmlinuz"))?;
             let mut ordered = Vec::new();
             for name in MODULES {
                 order(&lib, name, &mut ordered)?;

@@ -1,4 +1,4 @@
-//! Everything around the code: set-up, guests, tests, the demo.
+//! Everything around the code: set-up, guests, tests, the demo, packages.
 //!
 //! The only place that knows Debian and QEMU.
 
@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
+mod bpf_stats;
 mod build;
 mod cache;
 #[expect(
@@ -18,13 +19,17 @@ mod cache;
 mod config;
 mod debian;
 mod demo;
+mod dist;
 mod ebpf;
 mod image;
 mod kernel;
+mod kernels_md;
+mod report;
 mod setup;
 mod test;
 #[path = "../../freezer-guard/build/toolchain.rs"]
 mod toolchain;
+mod tools;
 mod vm;
 
 #[derive(Parser)]
@@ -47,8 +52,12 @@ enum Task {
     Vm(vm::Args),
     /// Run the unit tests here and the integration tests in guests
     Test(test::Args),
+    /// Show what the BPF programs cost on each kernel
+    BpfStats(bpf_stats::Args),
     /// Show a guarded dump and restore
     Demo(demo::Args),
+    /// Make the Debian package and the tarball
+    Dist(dist::Args),
 }
 
 fn main() -> ExitCode {
@@ -67,7 +76,9 @@ fn try_main() -> Result<ExitCode> {
         Task::Ebpf => ebpf::check().map(|()| ExitCode::SUCCESS),
         Task::Vm(args) => vm::main(args),
         Task::Test(args) => test::main(&args),
+        Task::BpfStats(args) => bpf_stats::main(&args),
         Task::Demo(args) => demo::main(&args),
+        Task::Dist(args) => dist::main(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -3,25 +3,28 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::unistd::geteuid;
 
 use crate::{
     cache,
     debian::{Apt, host_release},
-    image,
+    image::USERLANDS,
     kernel::KERNELS,
     run,
     toolchain::{self, Toolchain},
+    tools,
 };
 
 /// The release of bpf-linker that goes with LLVM 22, the compiler's own.
 const BPF_LINKER: &str = "0.13.0";
+
+/// The release of cargo-deb that makes our package.
+const CARGO_DEB: &str = "3.8.0";
 
 type Fetch = Box<dyn Fn(&Step) -> Result<()>>;
 
@@ -52,8 +55,9 @@ fn exists(step: &Step) -> bool {
     step.path.exists()
 }
 
-fn steps() -> Vec<Step> {
-    let mut steps = vec![
+/// What the programs are made with.
+fn steps_to_build() -> Vec<Step> {
+    vec![
         Step::new(
             "BPF compiler (Debian's, unpacked only; ~150 MB)",
             toolchain::prebuilt_rustc(),
@@ -66,7 +70,26 @@ fn steps() -> Vec<Step> {
             |_| Toolchain::find().is_some(),
             |_| build_linker(),
         ),
-    ];
+    ]
+}
+
+/// What the package is made with.
+fn steps_to_package() -> Vec<Step> {
+    vec![Step::new(
+        "cargo-deb (compiled here, about a minute)",
+        cargo_deb(),
+        exists,
+        |_| build_cargo_deb(),
+    )]
+}
+
+fn steps_for_guests() -> Vec<Step> {
+    let mut steps = vec![Step::new(
+        "QEMU (Debian's, unpacked only; ~40 MB)",
+        tools::dir(),
+        exists,
+        |_| tools::fetch(),
+    )];
     for kernel in &KERNELS {
         steps.push(Step::new(
             format!("kernel {} (~40 MB)", kernel.name),
@@ -75,34 +98,49 @@ fn steps() -> Vec<Step> {
             |_| kernel.fetch(),
         ));
     }
-    steps.push(Step::new(
-        "packages of the guest: CRIU, systemd, strace … (~40 MB)",
-        image::packages(),
-        exists,
-        |_| image::fetch_packages(),
-    ));
-    steps.push(Step::new(
-        "image initramfs",
-        image::initramfs(),
-        exists,
-        |step| image::make_initramfs(&step.path),
-    ));
-    steps.push(Step::new("image systemd", image::disk(), exists, |step| {
-        image::make_disk(&step.path)
-    }));
-    // Last: without root it stops here, with all the rest in place.
-    steps.push(Step::new(
-        "QEMU",
-        PathBuf::new(),
-        |_| qemu_is_there(),
-        |_| install_qemu(),
-    ));
+    for userland in USERLANDS {
+        let name = userland.name();
+        steps.push(Step::new(
+            format!("packages of the guest from {name}: CRIU, systemd, podman … (~100 MB)"),
+            userland.packages(),
+            exists,
+            |_| userland.fetch_packages(),
+        ));
+        steps.push(Step::new(
+            format!("image initramfs, {name}"),
+            userland.initramfs(),
+            exists,
+            |_| userland.make_initramfs(),
+        ));
+        steps.push(Step::new(
+            format!("image systemd, {name}"),
+            userland.disk(),
+            exists,
+            |_| userland.make_disk(),
+        ));
+    }
     steps
 }
 
-/// Fetches what is missing; with `verbose` says also what is there.
-pub(crate) fn setup(verbose: bool) -> Result<()> {
-    let steps = steps();
+/// Fetches what is missing to build and to run guests. With `all`, also what
+/// makes the package, and says what is there.
+pub(crate) fn setup(all: bool) -> Result<()> {
+    let mut steps = steps_to_build();
+    steps.extend(steps_for_guests());
+    if all {
+        steps.extend(steps_to_package());
+    }
+    take(&steps, all)
+}
+
+/// Fetches what is missing to build and to package, and nothing for guests.
+pub(crate) fn setup_to_package() -> Result<()> {
+    let mut steps = steps_to_build();
+    steps.extend(steps_to_package());
+    take(&steps, false)
+}
+
+fn take(steps: &[Step], verbose: bool) -> Result<()> {
     if !verbose && steps.iter().all(|step| (step.there)(step)) {
         return Ok(());
     }
@@ -133,34 +171,6 @@ pub(crate) fn setup(verbose: bool) -> Result<()> {
     }
     eprintln!("everything is there, in {}", cache::dir().display());
     Ok(())
-}
-
-fn qemu_is_there() -> bool {
-    Command::new("qemu-system-x86_64")
-        .arg("--version")
-        .output()
-        .is_ok_and(|output| output.status.success())
-}
-
-fn install_qemu() -> Result<()> {
-    const INSTALL: [&str; 5] = [
-        "install",
-        "-y",
-        "--no-install-recommends",
-        "qemu-system-x86",
-        "e2fsprogs",
-    ];
-    ensure!(
-        geteuid().is_root(),
-        "QEMU is the one thing that has to be installed. Run this, then try again:\n\n    \
-         sudo apt-get update && sudo apt-get {}\n",
-        INSTALL.join(" ")
-    );
-    run(Command::new("apt-get").args(["-qq", "update"]))?;
-    run(Command::new("apt-get")
-        .arg("-qq")
-        .args(INSTALL)
-        .env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 /// Debian's `rustc-web` packages would replace a user's own `rustc`: unpack them.
@@ -219,16 +229,30 @@ fn build_linker() -> Result<()> {
         .ancestors()
         .nth(2)
         .context("the linker lies in root/bin")?;
-    run(Command::new("cargo")
-        .args([
-            "install",
-            "--quiet",
-            "bpf-linker",
-            "--version",
-            BPF_LINKER,
-            "--locked",
-        ])
-        .args(["--no-default-features", "--features", "llvm-22", "--root"])
-        .arg(root)
+    run(cargo_install("bpf-linker", BPF_LINKER, root)
+        .args(["--no-default-features", "--features", "llvm-22"])
         .env("LLVM_PREFIX", &prefix))
+}
+
+/// The `cargo-deb` that is built here. Another release lies elsewhere.
+pub(crate) fn cargo_deb() -> PathBuf {
+    cache::dir().join(format!("cargo-deb-{CARGO_DEB}/bin/cargo-deb"))
+}
+
+fn build_cargo_deb() -> Result<()> {
+    let program = cargo_deb();
+    let root = program
+        .ancestors()
+        .nth(2)
+        .context("the program lies in root/bin")?;
+    run(&mut cargo_install("cargo-deb", CARGO_DEB, root))
+}
+
+fn cargo_install(name: &str, version: &str, root: &Path) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["install", "--quiet", name, "--version", version, "--locked"])
+        .arg("--root")
+        .arg(root);
+    cargo
 }

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: unit tests here, integration tests in guests, one sum.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -14,8 +15,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    build,
-    config::{Cgroup, Image},
+    bpf_stats, build, config,
+    config::{Cgroup, Image, Suite},
+    dist,
+    kernel::{KERNELS, Kernel},
+    kernels_md,
+    report::Report,
     setup,
     vm::Vm,
 };
@@ -24,7 +29,8 @@ use crate::{
 pub(crate) struct Args {
     /// Run only the tests whose names contain this
     name: Option<String>,
-    /// Only these kernels
+    /// Run all tests on this kernel, or on `all`: without it, all tests on two
+    /// kernels and a part of them on the others
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
     /// Only these cgroup layouts: v1, v2 or hybrid
@@ -33,58 +39,130 @@ pub(crate) struct Args {
     /// Only these images: initramfs or systemd
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
+    /// Only this part in each guest: levels, service, core or full
+    #[arg(long, value_name = "SUITE")]
+    suite: Option<Suite>,
+    /// Write what a guard does on which kernel into docs/kernels.md, from one guest
+    /// for each boot; with `--kernel all`, and `doctor::tells` for a NAME
+    #[arg(long)]
+    docs: bool,
     /// Guests to run at the same time
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
 }
 
 /// A list of security modules without `bpf`.
-const NO_BPF: &str = "lockdown,yama";
+pub(crate) const NO_BPF: &str = "lsm=lockdown,yama";
+const PREEMPT_FULL: &str = "preempt=full";
+const LOCKED_DOWN: &str = "lockdown=confidentiality";
 
 /// A guest of the matrix.
-#[derive(Clone, Copy)]
 struct Guest {
-    kernel: &'static str,
+    kernel: &'static Kernel,
     cgroup: Cgroup,
     image: Image,
-    lsm: Option<&'static str>,
+    boot: &'static [&'static str],
+    /// What CI runs in it, if anything.
+    in_ci: Option<Suite>,
+    /// What is run in it when its kernel is asked for.
+    in_all: Suite,
 }
 
-const fn guest(kernel: &'static str, cgroup: Cgroup, image: Image) -> Guest {
-    Guest {
+/// The guests that a release must pass in on this kernel.
+fn guests(kernel: &'static Kernel) -> Vec<Guest> {
+    let guest = |cgroup, image, boot, in_ci, in_all| Guest {
         kernel,
         cgroup,
         image,
-        lsm: None,
+        boot,
+        in_ci,
+        in_all,
+    };
+    let in_memory =
+        |cgroup, boot, in_ci, in_all| guest(cgroup, Image::Initramfs, boot, in_ci, in_all);
+    let mut guests = Vec::new();
+    for cgroup in [Cgroup::V1, Cgroup::V2] {
+        let in_ci = match kernel.all_tests == Some(cgroup) {
+            true => Suite::Full,
+            false => Suite::Core,
+        };
+        guests.push(in_memory(cgroup, &[], Some(in_ci), Suite::Full));
     }
+    let is_newest = KERNELS.last().is_some_and(|last| last.name == kernel.name);
+    for cgroup in kernel.userland.layouts.iter().copied() {
+        let in_ci = match (kernel.all_tests, cgroup) {
+            (Some(Cgroup::V1), Cgroup::Hybrid) => Some(Suite::Core),
+            (Some(Cgroup::V2), Cgroup::V2) => Some(Suite::Service),
+            // The newest, whose systemd has varlinkctl.
+            (None, Cgroup::V2) if is_newest => Some(Suite::Service),
+            _ => None,
+        };
+        guests.push(guest(cgroup, Image::Systemd, &[], in_ci, Suite::Full));
+    }
+    guests.push(in_memory(Cgroup::Hybrid, &[], None, Suite::Full));
+    guests.push(in_memory(Cgroup::V1, &[NO_BPF], None, Suite::Full));
+    guests.push(in_memory(
+        Cgroup::V2,
+        &[NO_BPF],
+        Some(Suite::Levels),
+        Suite::Full,
+    ));
+    if kernel.preempts_on_demand() {
+        for cgroup in [Cgroup::V1, Cgroup::V2, Cgroup::Hybrid] {
+            guests.push(in_memory(cgroup, &[PREEMPT_FULL], None, Suite::Full));
+        }
+        let leaks = &[NO_BPF, PREEMPT_FULL];
+        let in_ci = kernel.all_tests.map(|_| Suite::Levels);
+        guests.push(in_memory(Cgroup::V1, leaks, None, Suite::Levels));
+        guests.push(in_memory(Cgroup::V2, leaks, in_ci, Suite::Levels));
+    }
+    if kernel.all_tests == Some(Cgroup::V2) {
+        guests.push(in_memory(
+            Cgroup::V2,
+            &[LOCKED_DOWN],
+            Some(Suite::Levels),
+            Suite::Levels,
+        ));
+    }
+    guests
 }
 
-/// Every guest that a change must pass in.
-const MATRIX: [Guest; 7] = [
-    guest("6.1", Cgroup::V1, Image::Initramfs),
-    guest("6.1", Cgroup::V2, Image::Initramfs),
-    guest("6.12", Cgroup::V1, Image::Initramfs),
-    guest("6.12", Cgroup::V2, Image::Initramfs),
-    guest("6.1", Cgroup::Hybrid, Image::Systemd),
-    guest("6.12", Cgroup::V2, Image::Systemd),
-    Guest {
-        lsm: Some(NO_BPF),
-        ..guest("6.12", Cgroup::V2, Image::Initramfs)
-    },
-];
-
-#[derive(Default, Clone, Copy)]
+#[derive(Default)]
 struct Sum {
     passed: usize,
     failed: usize,
+    /// What libtest says of those that failed, to be said again at the end: a log of
+    /// many guests is long, and is often kept by its end alone.
+    failures: Vec<String>,
+    in_failures: bool,
 }
 
 impl Sum {
-    /// Adds what one `test result:` line of libtest says; `false` for any other line.
+    /// Adds a failure that is no test's.
+    fn add_failure(&mut self, complaint: String) {
+        self.failed += 1;
+        self.failures.push(complaint);
+    }
+
+    /// Adds what another counted, of which `label` tells where.
+    fn add(&mut self, other: Self, label: &str) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        let failures = other.failures.into_iter();
+        self.failures
+            .extend(failures.map(|line| format!("{label}: {line}")));
+    }
+
+    /// Adds what a line of libtest says; `true` for a `test result:` line.
     fn add_line(&mut self, line: &str) -> bool {
         let Some((_, result)) = line.split_once("test result: ") else {
+            self.in_failures |= line.trim_end() == "failures:";
+            if self.in_failures && !line.trim().is_empty() {
+                self.failures.push(line.to_owned());
+            }
             return false;
         };
+        self.in_failures = false;
         let count = |word: &str| {
             let mut words = result
                 .split([' ', ';', '.'])
@@ -101,31 +179,50 @@ impl Sum {
         self.failed += count("failed");
         true
     }
-
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-    }
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     setup::setup(false)?;
-    let guests: Vec<_> = MATRIX
-        .into_iter()
-        .filter(|guest| args.wants(guest))
-        .collect();
+    let guests = args.guests()?;
+    ensure!(
+        !args.docs || (args.kernel == ["all"] && args.cgroup.is_empty() && args.image.is_empty()),
+        "--docs goes with --kernel all alone: the table is about all guests"
+    );
     ensure!(
         !guests.is_empty(),
         "no guest of the matrix has this kernel, layout and image"
     );
-    let mut sum = unit_tests(args.name.as_deref())?;
-    sum.add(in_guests(args, &guests)?);
+    let mut sum = Sum::default();
+    sum.add(unit_tests(args.name.as_deref())?, "host");
+    let mut outcomes = in_guests(args, &guests)?;
+    for outcome in &mut outcomes {
+        sum.add(std::mem::take(&mut outcome.sum), &outcome.label);
+    }
+    if args.docs {
+        kernels_md::write(&outcomes)?;
+    }
+    let mut complaints = kernels_md::compare(&outcomes)?;
+    for (outcome, (guest, _)) in outcomes.iter().zip(&guests) {
+        if let Some(report) = &outcome.report {
+            complaints.extend(bpf_stats::compare(
+                guest.kernel,
+                guest.boot,
+                &report.programs,
+            )?);
+        }
+    }
+    for complaint in complaints {
+        sum.add_failure(complaint);
+    }
     if let Some(name) = args
         .name
         .as_deref()
         .filter(|_| sum.passed + sum.failed == 0)
     {
         anyhow::bail!("no test has a name that contains {name}");
+    }
+    for line in &sum.failures {
+        println!("FAILED: {line}");
     }
     println!("{} passed, {} failed", sum.passed, sum.failed);
     Ok(if sum.failed == 0 {
@@ -136,13 +233,41 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    fn wants(&self, guest: &Guest) -> bool {
-        fn named<T>(list: &[T], is: impl Fn(&T) -> bool) -> bool {
-            list.is_empty() || list.iter().any(is)
-        }
-        named(&self.kernel, |kernel| kernel == guest.kernel)
-            && named(&self.cgroup, |cgroup| *cgroup == guest.cgroup)
-            && named(&self.image, |image| *image == guest.image)
+    /// The guests that are asked for, and what to run in each.
+    fn guests(&self) -> Result<Vec<(Guest, Suite)>> {
+        let all = self.kernel.iter().any(|name| name == "all");
+        let kernels: Vec<_> = match self.kernel.is_empty() || all {
+            true => KERNELS.iter().collect(),
+            false => self
+                .kernel
+                .iter()
+                .map(|name| Kernel::named(name))
+                .collect::<Result<_>>()?,
+        };
+        let mut wanted: Vec<_> = kernels
+            .into_iter()
+            .flat_map(guests)
+            .filter(|guest| self.cgroup.is_empty() || self.cgroup.contains(&guest.cgroup))
+            .filter(|guest| self.image.is_empty() || self.image.contains(&guest.image))
+            // Each boot once: every other test run compares the rest.
+            .filter(|guest| {
+                !self.docs || (guest.cgroup, guest.image) == (Cgroup::V2, Image::Initramfs)
+            })
+            .filter_map(|guest| {
+                let suite = match self.kernel.is_empty() {
+                    true => guest.in_ci?,
+                    false => guest.in_all,
+                };
+                Some((guest, self.suite.unwrap_or(suite)))
+            })
+            .collect();
+        // What takes longest comes first: then the last ones end together.
+        wanted.sort_by_key(|(_, suite)| match suite {
+            Suite::Full => 0,
+            Suite::Core | Suite::Service => 1,
+            Suite::Levels => 2,
+        });
+        Ok(wanted)
     }
 }
 
@@ -162,31 +287,65 @@ fn unit_tests(name: Option<&str>) -> Result<Sum> {
         println!("host: {line}");
     }
     if !child.wait()?.success() && sum.failed == 0 {
-        println!("host: cargo test failed");
-        sum.failed += 1;
+        sum.add_failure("cargo test failed".to_owned());
     }
     Ok(sum)
 }
 
-fn in_guests(args: &Args, guests: &[Guest]) -> Result<Sum> {
+/// What came of the tests in one guest.
+pub(crate) struct Outcome {
+    pub(crate) kernel: &'static str,
+    /// Its boot parameters.
+    pub(crate) boot: String,
+    label: String,
+    sum: Sum,
+    /// What `doctor` said in it.
+    pub(crate) report: Option<Report>,
+}
+
+impl Outcome {
+    /// Its place in tables: kernels from the oldest on, the plain boot first.
+    pub(crate) fn order(&self) -> (usize, String) {
+        let place = KERNELS.iter().position(|kernel| kernel.name == self.kernel);
+        (place.unwrap_or(usize::MAX), self.boot.clone())
+    }
+}
+
+/// In the order of the guests.
+fn in_guests(args: &Args, guests: &[(Guest, Suite)]) -> Result<Vec<Outcome>> {
     let programs = build::guest_programs()?;
-    let (next, sum) = (AtomicUsize::new(0), Mutex::new(Sum::default()));
+    let systemd = |(guest, _): &(Guest, Suite)| guest.image == Image::Systemd;
+    let package = match guests.iter().any(systemd) {
+        true => Some(dist::package_for_guests()?),
+        false => None,
+    };
+    let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let work = || {
-        while let Some(guest) = guests.get(next.fetch_add(1, Ordering::Relaxed)) {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some((guest, suite)) = guests.get(number) else {
+                break;
+            };
             let mut kept = String::new();
-            let part = guest.test(args.name.as_deref(), &programs, |line| {
-                if args.jobs > 1 {
-                    kept += line;
-                    kept.push('\n');
-                } else {
-                    println!("{line}");
-                }
-            });
+            let outcome = guest.test(
+                *suite,
+                args.name.as_deref(),
+                &programs,
+                package.as_deref(),
+                |line| {
+                    if args.jobs > 1 {
+                        kept += line;
+                        kept.push('\n');
+                    } else {
+                        println!("{line}");
+                    }
+                },
+            );
             print!("{kept}");
-            match sum.lock() {
-                Ok(mut sum) => sum.add(part),
-                Err(poisoned) => poisoned.into_inner().add(part),
-            }
+            outcomes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(number, outcome);
         }
     };
     thread::scope(|scope| {
@@ -196,39 +355,65 @@ fn in_guests(args: &Args, guests: &[Guest]) -> Result<Sum> {
             .try_for_each(|thread| thread.join().map_err(|_| ()))
     })
     .map_err(|()| anyhow::anyhow!("a thread that runs a guest has panicked"))?;
-    sum.into_inner()
-        .map_err(|_| anyhow::anyhow!("a thread that runs a guest has panicked"))
+    let outcomes = outcomes
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    Ok(outcomes.into_values().collect())
 }
 
 impl Guest {
     /// Runs the integration tests; a guest without a result counts as one failure.
-    fn test(&self, name: Option<&str>, programs: &[PathBuf], mut show: impl FnMut(&str)) -> Sum {
+    fn test(
+        &self,
+        suite: Suite,
+        name: Option<&str>,
+        programs: &[PathBuf],
+        package: Option<&Path>,
+        mut show: impl FnMut(&str),
+    ) -> Outcome {
         let mut command = vec!["integration".to_owned()];
         command.extend(name.map(str::to_owned));
-        let mut vm = Vm::new(self.kernel, self.cgroup, self.image, command);
-        vm.cmdline
-            .extend(self.lsm.map(|list| format!("lsm={list}")));
-        let mut label = vm.config.label();
-        if let Some(list) = self.lsm {
-            label += &format!(" lsm={list}");
+        let mut vm = Vm::new(self.kernel.name, self.cgroup, self.image, command);
+        vm.config.suite = suite;
+        vm.config.boot = self.boot.iter().map(|&word| word.to_owned()).collect();
+        if self.image == Image::Systemd {
+            let package = package.map(|path| (path.to_owned(), config::PACKAGE_PATH.to_owned()));
+            vm.copies.extend(package);
         }
+        let label = vm.config.label();
         let mut sum = Sum::default();
         let mut has_result = false;
+        let mut last = String::new();
+        let mut report = None;
         let ended = vm.boot(programs, |line| {
             has_result |= sum.add_line(line);
-            show(&format!("{label}: {line}"));
+            if line.starts_with("test ") {
+                line.clone_into(&mut last);
+            }
+            match Report::in_line(line) {
+                Some(said) => report = report.take().or(Some(said)),
+                None => show(&format!("{label}: {line}")),
+            }
         });
         let complaint = match ended {
-            Err(error) => Some(format!("{error:#}")),
-            Ok(code) if !has_result => Some(format!("ended with {code} and without a result")),
+            Err(error) => Some(format!("{error:#}; the last test was: {last}")),
+            Ok(code) if !has_result => Some(format!(
+                "ended with {code} and without a result; the last test was: {last}"
+            )),
             Ok(code) if code != 0 && sum.failed == 0 => Some(format!("ended with {code}")),
             Ok(_) => None,
         };
         if let Some(complaint) = complaint {
-            sum.failed += 1;
             show(&format!("{label}: FAILED: {complaint}"));
+            sum.add_failure(complaint);
         }
-        sum
+        Outcome {
+            kernel: self.kernel.name,
+            boot: self.boot.join(" "),
+            label,
+            sum,
+            report,
+        }
     }
 }
 
@@ -243,5 +428,23 @@ mod tests {
         assert!(sum.add_line("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured"));
         assert!(sum.add_line("test result: FAILED. 12 passed; 2 failed; 0 ignored"));
         assert_eq!((sum.passed, sum.failed), (15, 2));
+    }
+
+    #[test]
+    fn keeps_what_is_said_of_failures() {
+        let mut guest = Sum::default();
+        let failures = ["failures:", "", "---- thawed ----", "left: 1"];
+        for line in ["test thawed ... FAILED"].iter().chain(&failures) {
+            guest.add_line(line);
+        }
+        assert!(guest.add_line("test result: FAILED. 0 passed; 1 failed"));
+        guest.add_line("[    4.2] reboot: Power down");
+        let mut sum = Sum::default();
+        sum.add(guest, "6.1");
+        assert_eq!(sum.failed, 1);
+        assert_eq!(
+            sum.failures,
+            ["6.1: failures:", "6.1: ---- thawed ----", "6.1: left: 1"]
+        );
     }
 }

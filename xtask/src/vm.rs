@@ -16,11 +16,14 @@ use tempfile::TempDir;
 
 use crate::{
     build, cache,
-    config::{self, Cgroup, Config, Image},
-    image::{self, Archive},
-    kernel::Kernel,
-    setup,
+    config::{self, Cgroup, Config, Image, Suite},
+    image::Archive,
+    kernel::{self, Kernel},
+    setup, tools,
 };
+
+/// Half of it is what its `/tmp` may hold.
+const MEMORY_MIB: &str = "4096";
 
 /// A guest whose serial ports say nothing for this long is taken for dead.
 const SILENCE: Duration = Duration::from_secs(180);
@@ -30,8 +33,8 @@ const KVM_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Kernel to boot: 6.1 or 6.12
-    #[arg(long, default_value = "6.12")]
+    /// Kernel to boot
+    #[arg(long, default_value = "6.12", value_parser = kernel::names())]
     kernel: String,
     /// Root file system: initramfs or systemd
     #[arg(long, default_value = "initramfs")]
@@ -56,7 +59,6 @@ pub(crate) struct Args {
 /// A guest to boot.
 pub(crate) struct Vm {
     pub(crate) config: Config,
-    pub(crate) cmdline: Vec<String>,
     pub(crate) copies: Vec<(PathBuf, String)>,
 }
 
@@ -66,12 +68,13 @@ impl Vm {
             kernel: kernel.to_owned(),
             cgroup,
             image,
+            suite: Suite::Full,
+            boot: Vec::new(),
             command,
             copies: Vec::new(),
         };
         Self {
             config,
-            cmdline: Vec::new(),
             copies: Vec::new(),
         }
     }
@@ -79,9 +82,9 @@ impl Vm {
 
 pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let mut vm = Vm::new(&args.kernel, args.cgroup, args.image, args.command);
-    vm.cmdline
-        .extend(args.lsm.map(|list| format!("lsm={list}")));
-    vm.cmdline.extend(args.cmdline);
+    let boot = &mut vm.config.boot;
+    boot.extend(args.lsm.map(|list| format!("lsm={list}")));
+    boot.extend(args.cmdline);
     for copy in &args.copy {
         let (source, destination) = copy
             .split_once(':')
@@ -240,34 +243,35 @@ impl Vm {
                 ]),
             }
         }
-        cmdline.extend(self.cmdline.iter().map(String::as_str));
+        cmdline.extend(kernel.boot());
+        // Of two the last one counts.
+        cmdline.extend(self.config.boot.iter().map(String::as_str));
         let port = |name: &str| {
             let mut value = OsString::from("file:");
             value.push(dir.join(name));
             value
         };
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-M", "q35", "-accel", accel, "-cpu", "max", "-smp", "2", "-m", "2048",
-        ])
-        .args(["-nodefaults", "-display", "none", "-no-reboot"])
-        .arg("-kernel")
-        .arg(kernel.image())
-        .arg("-initrd")
-        .arg(initrd)
-        .args(["-append", &cmdline.join(" ")])
-        .arg("-serial")
-        .arg(port("console"))
-        .args([
-            "-chardev",
-            "stdio,id=command,signal=off",
-            "-serial",
-            "chardev:command",
-        ])
-        .arg("-serial")
-        .arg(port("control"));
+        let mut qemu = tools::qemu();
+        qemu.args(["-M", "q35", "-accel", accel, "-cpu", "max", "-smp", "2"])
+            .args(["-m", MEMORY_MIB])
+            .args(["-nodefaults", "-display", "none", "-no-reboot"])
+            .arg("-kernel")
+            .arg(kernel.image())
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", &cmdline.join(" ")])
+            .arg("-serial")
+            .arg(port("console"))
+            .args([
+                "-chardev",
+                "stdio,id=command,signal=off",
+                "-serial",
+                "chardev:command",
+            ])
+            .arg("-serial")
+            .arg(port("control"));
         if self.config.image == Image::Systemd {
-            let disk = image::disk();
+            let disk = kernel.userland.disk();
             qemu.arg("-drive").arg(format!(
                 "file={},format=raw,if=virtio,snapshot=on",
                 disk.display()
@@ -296,7 +300,8 @@ impl Vm {
             archive.file(&inside, program)?;
         }
         archive.symlink("guest/bin/guest-init", "/init")?;
-        for module in Kernel::named(&self.config.kernel)?.modules()? {
+        let kernel = Kernel::named(&self.config.kernel)?;
+        for module in kernel.modules()? {
             let name = module
                 .file_name()
                 .context("a module has a name")?
@@ -313,7 +318,7 @@ impl Vm {
         let inside = config::CONFIG_PATH.trim_start_matches('/');
         archive.bytes(inside, 0o644, &serde_json::to_vec(&config)?)?;
         match self.config.image {
-            Image::Initramfs => archive.append(&image::initramfs())?,
+            Image::Initramfs => archive.append(&kernel.userland.initramfs())?,
             Image::Systemd => archive.finish()?,
         }
         Ok(path)
@@ -364,7 +369,7 @@ fn console(dir: &Path) -> String {
     }
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().collect();
-    let end = &lines[lines.len().saturating_sub(60)..];
+    let end = &lines[lines.len().saturating_sub(120)..];
     format!("the end of its console:\n{}", end.join("\n"))
 }
 

@@ -50,8 +50,19 @@ fn mount(v1: bool) -> Result<Option<Mount>, Error> {
 }
 
 /// Where the v1 freezer is mounted.
-pub(super) fn freezer_mount() -> Result<Option<PathBuf>, Error> {
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn freezer_mount() -> Result<Option<PathBuf>, Error> {
     Ok(mount(true)?.map(|mount| mount.point))
+}
+
+/// Where v2 is mounted.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn unified_mount() -> Result<Option<PathBuf>, Error> {
+    Ok(mount(false)?.map(|mount| mount.point))
 }
 
 /// The id of the v1 freezer's hierarchy.
@@ -62,6 +73,41 @@ pub(super) fn freezer_hierarchy_id() -> Result<u32, Error> {
         .into_iter()
         .find(|cgroup| cgroup.controllers.iter().any(|name| name == "freezer"))
         .map_or(0, |cgroup| cgroup.hierarchy))
+}
+
+/// Opens cgroups, a list for each container: one that has the same path in both
+/// hierarchies is one.
+///
+/// # Errors
+/// When one of them cannot be opened.
+pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Vec<Cgroup>>, Error> {
+    let mounts = [freezer_mount()?, unified_mount()?];
+    // v2 may be mounted below v1's folder: the longest one it is.
+    let within = |path: &Path| {
+        let below = mounts.iter().flatten();
+        below
+            .filter_map(|mount| path.strip_prefix(mount).ok())
+            .min_by_key(|path| path.components().count())
+            .map(Path::to_owned)
+    };
+    let mut containers: Vec<Vec<Cgroup>> = Vec::new();
+    for path in paths {
+        let cgroup = Cgroup::open(path)?;
+        let same = containers.iter_mut().find(|container| {
+            container.iter().all(|other| {
+                other.version() != cgroup.version() && within(other.path()) == within(cgroup.path())
+            })
+        });
+        match same {
+            Some(container) => container.push(cgroup),
+            None => containers.push(vec![cgroup]),
+        }
+    }
+    for container in &mut containers {
+        // v1 first.
+        container.sort_by_key(|cgroup| cgroup.key().hierarchy_id == 0);
+    }
+    Ok(containers)
 }
 
 /// The cgroups with a freezer that a process is in: v1 first, then v2. Empty

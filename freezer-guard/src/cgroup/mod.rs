@@ -10,7 +10,7 @@ mod tree;
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -23,9 +23,9 @@ use nix::{
     },
 };
 
-pub use find::{by_key, of_pid, of_unit};
+pub use find::{by_key, freezer_mount, of_pid, of_unit, open_all, unified_mount};
 pub use state::FreezerState;
-pub use tree::{Report, Task, Traced, examine};
+pub use tree::{Report, Task, Traced, examine, process, root, roots};
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,20 @@ pub enum Error {
         "process {0} is in the root cgroup only, which has no freezer: put it into a cgroup first"
     )]
     PidInRoot(i32),
+    /// A cgroup without a process.
+    #[error("{} holds no process", .0.display())]
+    Empty(PathBuf),
+    /// Processes that have no common root in the cgroup.
+    #[error(
+        "{} holds {} process trees, and CRIU dumps one: name its root with --pid, of {}",
+        path.display(), roots.len(), roots.join(", ")
+    )]
+    ManyTrees {
+        /// The cgroup.
+        path: PathBuf,
+        /// The roots.
+        roots: Vec<String>,
+    },
     /// There is no such process.
     #[error("no process has the pid {0}")]
     NoProcess(i32),
@@ -91,6 +105,16 @@ pub enum Version {
     V2,
 }
 
+impl Version {
+    /// The name of the freezer's file.
+    pub(super) const fn freezer(self) -> &'static str {
+        match self {
+            Self::V1 => "freezer.state",
+            Self::V2 => "cgroup.freeze",
+        }
+    }
+}
+
 /// An open cgroup that has a freezer.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -112,7 +136,14 @@ impl Cgroup {
             path: path.to_owned(),
             source,
         };
-        let directory = File::open(path).map_err(failed)?;
+        let directory = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(path)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotADirectory => Error::NotACgroup(path.to_owned()),
+                _ => failed(source),
+            })?;
         let path = path.canonicalize().map_err(failed)?;
         let mut cgroup = Self::of_directory(directory, path)?;
         if cgroup.version == Version::V2 && cgroup.read("cgroup.type")?.trim() == "threaded" {
@@ -161,7 +192,7 @@ impl Cgroup {
             Version::V1 if !has("freezer.state") => {
                 return Err(Error::NoFreezer {
                     path,
-                    hint: find::freezer_mount()?,
+                    hint: freezer_mount()?,
                 });
             }
             Version::V1 => find::freezer_hierarchy_id()?,
@@ -256,6 +287,11 @@ impl Cgroup {
             }
         }
         Ok(found)
+    }
+
+    /// The file of its freezer.
+    pub fn freezer_file(&self) -> PathBuf {
+        self.path.join(self.version.freezer())
     }
 
     /// The thread ids in it.

@@ -69,10 +69,11 @@ impl Cgroup {
     /// # Errors
     /// EBUSY from somebody's guard, EACCES without permission.
     pub fn freeze(&self) -> Result<(), Error> {
-        match self.version {
-            Version::V1 => self.write("freezer.state", "FROZEN"),
-            Version::V2 => self.write("cgroup.freeze", "1"),
-        }
+        let value = match self.version {
+            Version::V1 => "FROZEN",
+            Version::V2 => "1",
+        };
+        self.write(self.version.freezer(), value)
     }
 
     /// Thaws it.
@@ -80,10 +81,11 @@ impl Cgroup {
     /// # Errors
     /// As for [`Cgroup::freeze`].
     pub fn thaw(&self) -> Result<(), Error> {
-        match self.version {
-            Version::V1 => self.write("freezer.state", "THAWED"),
-            Version::V2 => self.write("cgroup.freeze", "0"),
-        }
+        let value = match self.version {
+            Version::V1 => "THAWED",
+            Version::V2 => "0",
+        };
+        self.write(self.version.freezer(), value)
     }
 
     /// Returns when every freeze, thaw and move that the kernel was at has come to

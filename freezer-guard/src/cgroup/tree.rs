@@ -50,13 +50,52 @@ pub struct Report {
     pub traced: Vec<Traced>,
 }
 
-/// Looks at the tasks in these cgroups and below. With `root`, the process tree
-/// below it, threads included, has to be there. Each task is read once. Zombies
-/// are left out: they do nothing any more.
+/// The roots of the process trees in these cgroups and below, the oldest first: those
+/// processes whose parents are elsewhere.
 ///
 /// # Errors
-/// When there is no such process, or `/proc` or a cgroup cannot be read.
-pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> {
+/// When `/proc` or a cgroup cannot be read.
+pub fn roots(cgroups: &[&Cgroup]) -> Result<Vec<Task>, Error> {
+    let mut parents = BTreeMap::new();
+    for tid in inside(cgroups)?.into_values().flatten() {
+        if let Some(status) = found(Process::new(tid).and_then(|task| task.status()))? {
+            parents.insert(status.tgid, status.ppid);
+        }
+    }
+    let mut roots = Vec::new();
+    for (pid, parent) in &parents {
+        if !parents.contains_key(parent) {
+            roots.extend(place(*pid, *pid, None)?);
+        }
+    }
+    Ok(roots)
+}
+
+/// The root of the one process tree in these cgroups and below.
+///
+/// # Errors
+/// When there is none or several, or `/proc` or a cgroup cannot be read.
+pub fn root(cgroups: &[&Cgroup]) -> Result<Task, Error> {
+    let mut roots = roots(cgroups)?;
+    let path = || {
+        let first = cgroups.first().map(|cgroup| cgroup.path().to_owned());
+        first.unwrap_or_default()
+    };
+    match roots.len() {
+        0 => Err(Error::Empty(path())),
+        1 => Ok(roots.remove(0)),
+        _ => Err(Error::ManyTrees {
+            path: path(),
+            roots: roots
+                .into_iter()
+                .map(|task| format!("pid {} ({})", task.pid, task.comm))
+                .collect(),
+        }),
+    }
+}
+
+/// The threads in these cgroups and below, for each hierarchy.
+fn inside(cgroups: &[&Cgroup]) -> Result<BTreeMap<u32, BTreeSet<i32>>, Error> {
     let mut inside: BTreeMap<u32, BTreeSet<i32>> = BTreeMap::new();
     for cgroup in cgroups {
         let tasks = inside.entry(cgroup.key().hierarchy_id).or_default();
@@ -70,6 +109,28 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
             }
         }
     }
+    Ok(inside)
+}
+
+/// A process as it is now; `None` when it has ended, be it that nobody has noticed.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn process(pid: i32) -> Result<Option<Task>, Error> {
+    match threads(pid)?.is_empty() {
+        true => Ok(None),
+        false => place(pid, pid, None),
+    }
+}
+
+/// Looks at the tasks in these cgroups and below. With `root`, the process tree
+/// below it, threads included, has to be there. Each task is read once. Zombies
+/// are left out: they do nothing any more.
+///
+/// # Errors
+/// When there is no such process, or `/proc` or a cgroup cannot be read.
+pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> {
+    let inside = inside(cgroups)?;
     let hierarchy_of = |tid: i32| {
         let mut hierarchies = inside.iter().filter(|(_, tasks)| tasks.contains(&tid));
         hierarchies.next().map(|(hierarchy, _)| *hierarchy)

@@ -2,14 +2,20 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
-use freezer_guard::guard;
+use anyhow::{Context as _, Result};
+use freezer_guard::{
+    cgroup::Cgroup,
+    guard::{self, Status},
+};
 use nix::{
     syslog::{Facility, LogFlags, Severity, openlog, syslog},
     unistd::getuid,
 };
 
-use super::{exit, say, status, target};
+use super::{
+    client::{self, Daemon as _, answer},
+    exit, say, target,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -29,22 +35,45 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         return Ok(exit::USAGE.into());
     }
     for cgroup in target::resolve(&args.path)? {
-        if guard::of_cgroup(&cgroup)?.is_none() && !args.path.is_dir() {
+        let ended = client::block_on(end(&cgroup))?;
+        let Some(ended) = ended else {
+            if args.path.is_dir() {
+                return Err(guard::Error::NotGuarded(cgroup.path().to_owned()).into());
+            }
             // A unit has one cgroup in each hierarchy; one guard covers both.
             continue;
-        }
-        let ended = guard::end_by_force(&cgroup)?;
+        };
         let line = format!(
             "guard of {} ended by force, by uid {}; held for {:.1} s, {}",
             cgroup.path().display(),
             getuid(),
             ended.held_seconds,
-            status::refusals(&ended)
+            guard::refusals(&ended)
         );
         say(format_args!("{line}"));
         log(&line);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `None`: it is not guarded.
+async fn end(cgroup: &Cgroup) -> Result<Option<Status>> {
+    let path = cgroup.path().to_str().context("this path is no text")?;
+    client::ask(
+        async |daemon| match answer(daemon.end(path, true)).await {
+            Ok(ended) => Ok(Some(ended.guard)),
+            Err(error) => match error.downcast_ref() {
+                Some(client::Error::NotGuarded { .. }) => Ok(None),
+                _ => Err(error),
+            },
+        },
+        || match guard::end_by_force(cgroup) {
+            Ok(ended) => Ok(Some(ended)),
+            Err(guard::Error::NotGuarded(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        },
+    )
+    .await
 }
 
 /// To the system's log; without one it stays on standard error.

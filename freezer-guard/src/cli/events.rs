@@ -1,14 +1,18 @@
 //! `freezer-guard events`: what happens to guarded cgroups, as it happens.
 
-use std::{collections::BTreeMap, io::Write as _, process::ExitCode};
+use std::{io::Write as _, pin::pin, process::ExitCode};
 
-use anyhow::Result;
-use freezer_guard::guard::{self, Deed, Outcome, Status};
-use freezer_guard_ebpf::{Event, EventKind, GuardId};
+use anyhow::{Result, anyhow};
+use freezer_guard::guard::{self, Chronicle, Happening, Status};
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use tokio_stream::StreamExt as _;
+use zlink::tokio::unix;
 
-use super::{run::signals::Signals, say};
+use super::{
+    client::{self, Daemon as _, answer},
+    guarded::signals::Signals,
+    say,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -21,50 +25,68 @@ pub(super) struct Args {
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(events(args))
+    client::block_on(async {
+        match client::connect().await? {
+            Some(daemon) => from_daemon(args, daemon).await,
+            None => from_kernel(args).await,
+        }
+    })
 }
 
-async fn events(args: &Args) -> Result<ExitCode> {
-    let mut printer = Printer {
-        json: args.json,
-        cgroups: BTreeMap::new(),
-    };
+async fn from_daemon(args: &Args, mut daemon: unix::Connection) -> Result<ExitCode> {
     if !args.follow {
-        let guards = guard::list()?;
-        if guards.is_empty() {
-            say(format_args!("no cgroup is guarded; --follow waits for one"));
-        }
-        printer.print(&printer.so_far(&guards));
+        let guards = answer(daemon.list()).await?.guards;
+        so_far(args, &guards)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut signals = Signals::catch()?;
-    let (mut reader, guards) = guard::follow()?;
-    for guard in &guards {
-        let paths = guard.cgroups.iter().map(|path| path.display().to_string());
-        printer.cgroups.insert(guard.id, paths.collect());
-    }
-    let mut listens = printer.print(&printer.so_far(&guards));
-    while listens {
+    let mut stream = pin!(daemon.monitor().await?);
+    loop {
         tokio::select! {
-            signal = signals.next() => {
-                let signal = signal?.signal;
-                if matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT) {
+            signal = signals.next() => if ends(signal?.signal) { break },
+            next = stream.next() => {
+                let Some(reply) = next else {
+                    return Err(anyhow!("the daemon has ended: what happens now is not seen here"));
+                };
+                if !print(args, &reply??.happenings)? {
                     break;
                 }
             }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the guards in force have seen.
+fn so_far(args: &Args, guards: &[Status]) -> Result<()> {
+    if guards.is_empty() {
+        say(format_args!("no cgroup is guarded; --follow waits for one"));
+    }
+    print(args, &Chronicle::default().so_far(guards)).map(drop)
+}
+
+async fn from_kernel(args: &Args) -> Result<ExitCode> {
+    if !args.follow {
+        so_far(args, &guard::list()?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut chronicle = Chronicle::default();
+    let mut signals = Signals::catch()?;
+    let (mut reader, guards) = guard::follow()?;
+    let mut listens = print(args, &chronicle.so_far(&guards))?;
+    while listens {
+        tokio::select! {
+            signal = signals.next() => if ends(signal?.signal) { break },
             () = reader.ready() => {
-                let mut lines = Vec::new();
+                let mut happenings = Vec::new();
                 while let Some(event) = reader.next_event() {
-                    lines.push(printer.line(&event));
+                    happenings.push(chronicle.tell(&event));
                 }
                 let lost = reader.lost();
                 if lost > 0 {
-                    lines.push(Line::lost(lost));
+                    happenings.push(Happening::lost(lost));
                 }
-                listens = printer.print(&lines);
+                listens = print(args, &happenings)?;
             }
         }
     }
@@ -72,119 +94,23 @@ async fn events(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One event, for people and for programs.
-struct Line {
-    text: String,
-    json: Value,
+fn ends(signal: Signal) -> bool {
+    matches!(
+        signal,
+        Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT
+    )
 }
 
-impl Line {
-    fn new(time: &str, event: &str, guard: GuardId, about: &str) -> Self {
-        Self {
-            text: format!("{time} {event}: {about}"),
-            json: json!({ "time": time, "event": event, "guard": guard }),
+/// `false` when nobody listens any more.
+fn print(args: &Args, happenings: &[Happening]) -> Result<bool> {
+    let mut text = String::new();
+    for happening in happenings {
+        match args.json {
+            true => text += &serde_json::to_string(happening)?,
+            false => text += &happening.to_string(),
         }
+        text.push('\n');
     }
-
-    fn of_deed(deed: &Deed, guard: GuardId, outcome: Outcome) -> Self {
-        let event = match outcome {
-            Outcome::Refused => "denial",
-            Outcome::Done if deed.checkpointing => "violation",
-            // Before CHECKPOINTING: mended, or the guard does not get there.
-            Outcome::Done => "disturbance",
-        };
-        let mut line = Self::new(&deed.last, event, guard, &deed.to_string());
-        line.json["by"] = json!(deed);
-        line
-    }
-
-    fn lost(count: u64) -> Self {
-        Self {
-            text: format!(
-                "{count} events lost: they came too fast (the counts in `status` are complete)"
-            ),
-            json: json!({ "event": "lost", "count": count }),
-        }
-    }
-
-    fn with_cgroups(mut self, cgroups: &[String]) -> Self {
-        self.json["cgroups"] = json!(cgroups);
-        self
-    }
-}
-
-/// Prints, and remembers which cgroups a guard has.
-struct Printer {
-    json: bool,
-    cgroups: BTreeMap<GuardId, Vec<String>>,
-}
-
-impl Printer {
-    /// What the guards in force have seen before we came. What was done several
-    /// times is told once, with its number and its last time.
-    fn so_far(&self, guards: &[Status]) -> Vec<Line> {
-        let mut lines = Vec::new();
-        for guard in guards {
-            let paths: Vec<_> = guard
-                .cgroups
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
-            let about = paths.join(", ");
-            lines.push(Line::new(&guard.begun, "begun", guard.id, &about).with_cgroups(&paths));
-            if let Some(time) = &guard.checkpointing {
-                lines.push(Line::new(time, "checkpointing", guard.id, &about).with_cgroups(&paths));
-            }
-            let refused = guard.intruders.iter().map(|deed| (deed, Outcome::Refused));
-            let done = guard.violators.iter().map(|deed| (deed, Outcome::Done));
-            for (deed, outcome) in refused.chain(done) {
-                lines.push(Line::of_deed(deed, guard.id, outcome).with_cgroups(&paths));
-            }
-        }
-        lines.sort_by(|one, other| one.text.cmp(&other.text));
-        lines
-    }
-
-    fn line(&mut self, event: &Event) -> Line {
-        let id = event.guard;
-        let time = guard::wall_clock(event.time_ns);
-        let outcome = match EventKind::ALL.get(event.kind as usize) {
-            Some(EventKind::Denial) => Outcome::Refused,
-            Some(EventKind::Disturbance) => Outcome::Done,
-            Some(EventKind::Begun) => {
-                // One comes for each target.
-                let path = guard::path(event.cgroup);
-                let known = self.cgroups.entry(id).or_default();
-                known.push(path.clone());
-                return Line::new(&time, "begun", id, &path).with_cgroups(&[path]);
-            }
-            Some(EventKind::Checkpointing) => {
-                let cgroups = self.cgroups.get(&id).cloned().unwrap_or_default();
-                let about = cgroups.join(", ");
-                return Line::new(&time, "checkpointing", id, &about).with_cgroups(&cgroups);
-            }
-            Some(EventKind::Ended) => {
-                let cgroups = self.cgroups.remove(&id).unwrap_or_default();
-                let about = cgroups.join(", ");
-                return Line::new(&time, "ended", id, &about).with_cgroups(&cgroups);
-            }
-            None => return Line::new(&time, "unknown", id, "an event of another version"),
-        };
-        let cgroups = self.cgroups.get(&id).cloned().unwrap_or_default();
-        Line::of_deed(&Deed::of_event(event, outcome), id, outcome).with_cgroups(&cgroups)
-    }
-
-    /// `false` when nobody listens any more.
-    fn print(&self, lines: &[Line]) -> bool {
-        let mut text = String::new();
-        for line in lines {
-            match self.json {
-                true => text += &line.json.to_string(),
-                false => text += &line.text,
-            }
-            text.push('\n');
-        }
-        let mut stdout = std::io::stdout();
-        stdout.write_all(text.as_bytes()).is_ok() && stdout.flush().is_ok()
-    }
+    let mut stdout = std::io::stdout();
+    Ok(stdout.write_all(text.as_bytes()).is_ok() && stdout.flush().is_ok())
 }

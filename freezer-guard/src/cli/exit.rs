@@ -2,7 +2,10 @@
 
 use std::{io, process::ExitCode};
 
-use freezer_guard::{cgroup, guard, kernel};
+use freezer_guard::{cgroup, criu, guard, kernel};
+
+use super::client;
+use crate::daemon::config;
 
 /// An exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +17,8 @@ impl From<Code> for ExitCode {
     }
 }
 
+/// All went well.
+pub(super) const SUCCESS: Code = Code(0);
 /// Wrong usage.
 pub(super) const USAGE: Code = Code(64);
 /// The kernel cannot do it.
@@ -35,11 +40,11 @@ pub(super) const NOT_FOUND: Code = Code(127);
 pub(super) const HELP: &str = "\
 Exit codes: those of COMMAND (128+N when signal N ended it), or
   64  wrong usage
-  69  the kernel cannot enforce a guard
+  69  the kernel cannot do it, or not as far as --require wants
   70  internal error
   73  the guard was violated or ended by somebody: do not trust the checkpoint
-  75  busy: another guard is in the way, the cgroup is not FROZEN, or tasks of the
-      checkpoint are elsewhere or being traced
+  75  busy: another guard is in the way, or guards are held at another level; the
+      cgroup is not FROZEN, or tasks of the checkpoint are elsewhere or being traced
   77  no permission
   126, 127  COMMAND cannot be executed, or was not found";
 
@@ -48,8 +53,14 @@ pub(super) fn of_error(error: &anyhow::Error) -> Code {
     error
         .chain()
         .find_map(|cause| {
-            if let Some(error) = cause.downcast_ref::<super::run::Error>() {
+            if let Some(error) = cause.downcast_ref::<super::guarded::Error>() {
                 Some(error.code())
+            } else if cause.is::<config::Error>() {
+                Some(USAGE)
+            } else if let Some(error) = cause.downcast_ref::<criu::Error>() {
+                of_criu(error)
+            } else if let Some(error) = cause.downcast_ref::<client::Error>() {
+                Some(of_daemon(error))
             } else if let Some(error) = cause.downcast_ref::<guard::Error>() {
                 of_guard(error)
             } else if let Some(error) = cause.downcast_ref::<cgroup::Error>() {
@@ -61,6 +72,22 @@ pub(super) fn of_error(error: &anyhow::Error) -> Code {
         .unwrap_or(INTERNAL)
 }
 
+fn of_daemon(error: &client::Error) -> Code {
+    use client::Error::{
+        BadRequest, Busy, Disturbed, Failed, NotFrozen, NotGuarded, PermissionDenied, Stray,
+        Unsupported,
+    };
+    match error {
+        Busy { .. } | NotFrozen { .. } | Stray { .. } | NotGuarded { .. } | Disturbed { .. } => {
+            BUSY
+        }
+        Unsupported { .. } => UNAVAILABLE,
+        PermissionDenied { .. } => NO_PERMISSION,
+        BadRequest { .. } => USAGE,
+        Failed { .. } => INTERNAL,
+    }
+}
+
 fn of_guard(error: &guard::Error) -> Option<Code> {
     Some(match error {
         guard::Error::Cgroup(error) => return of_cgroup(error),
@@ -69,6 +96,7 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
         guard::Error::Guarded { .. }
         | guard::Error::Nested
         | guard::Error::NotFrozen { .. }
+        | guard::Error::DidNotFreeze { .. }
         | guard::Error::FrozenAncestor { .. }
         | guard::Error::FrozenDescendant { .. }
         | guard::Error::NotGuarded(_)
@@ -76,8 +104,9 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
         | guard::Error::Traced(_)
         | guard::Error::Disturbed { .. }
         | guard::Error::Full(_) => BUSY,
+        guard::Error::NoHolder(_) => USAGE,
         guard::Error::WasGone(_) => VIOLATED,
-        guard::Error::PidNamespace => UNAVAILABLE,
+        guard::Error::PidNamespace | guard::Error::TooWeak { .. } => UNAVAILABLE,
         _ => INTERNAL,
     })
 }
@@ -95,13 +124,34 @@ fn of_cgroup(error: &cgroup::Error) -> Option<Code> {
     }
 }
 
+fn of_criu(error: &criu::Error) -> Option<Code> {
+    match error {
+        criu::Error::NotFound(_) => Some(NOT_FOUND),
+        criu::Error::Run { .. } => Some(CANNOT_EXECUTE),
+        criu::Error::NoCriu { .. } | criu::Error::Check { .. } => Some(UNAVAILABLE),
+        criu::Error::Io { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidInput => Some(USAGE),
+            io::ErrorKind::PermissionDenied => Some(NO_PERMISSION),
+            _ => None,
+        },
+        _ => Some(USAGE),
+    }
+}
+
 fn of_kernel(error: &kernel::Error) -> Code {
     match error {
         kernel::Error::Permission => NO_PERMISSION,
+        kernel::Error::Load { source, .. } if source.raw_os_error() == Some(libc::EPERM) => {
+            NO_PERMISSION
+        }
         kernel::Error::Missing { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
             NO_PERMISSION
         }
-        kernel::Error::OtherVersion => BUSY,
+        kernel::Error::DaemonRuns
+        | kernel::Error::OtherVersion
+        | kernel::Error::OtherLevel { .. } => BUSY,
         _ => UNAVAILABLE,
     }
 }

@@ -1,22 +1,42 @@
 //! One file per subcommand. They decide nothing: they call the library and print.
 
+mod checkpoint;
+mod client;
+mod config;
+mod daemon;
+mod doctor;
+mod driver;
 mod end;
 mod events;
 mod exit;
+#[cfg(feature = "generate")]
+mod generate;
+mod guarded;
+mod restore;
 mod run;
 mod status;
 mod target;
+mod undisturbed;
 mod verify;
 
 use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use freezer_guard::{guard, kernel};
+
+/// The version, and which BPF object is built in.
+pub(crate) const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (BPF object ",
+    env!("FREEZER_GUARD_OBJECT_ID"),
+    ")"
+);
 
 /// While a container is being checkpointed, nobody but the checkpointer
 /// freezes, thaws or otherwise disturbs its cgroup.
 #[derive(Parser)]
-#[command(version, about, after_help = exit::HELP)]
+#[command(version = VERSION, about, after_help = exit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -26,17 +46,34 @@ struct Cli {
 enum Command {
     /// Run a checkpointer while its container's cgroup is guarded
     Run(run::Args),
+    /// Checkpoint a process tree with CRIU, guarded from its freeze to its end
+    Checkpoint(checkpoint::Args),
+    /// Restore such a checkpoint, guarded likewise
+    Restore(restore::Args),
+    /// Whether a guard has not been violated so far: for CRIU, as an action script
+    #[command(hide = true)]
+    Undisturbed(undisturbed::Args),
     /// Check that a process tree is all in one cgroup, as `run` does
     Verify(verify::Args),
     /// Show every guard, or the state of one cgroup
     Status(status::Args),
     /// Show what happens to guarded cgroups: refusals, violations, begins, ends
     Events(events::Args),
+    /// Check whether this host can guard checkpoints, and what to do if not
+    Doctor(doctor::Args),
     /// End a guard by force: an administrator's way out
     End(end::Args),
+    /// Run the host's service: guard every checkpoint, answer on a socket
+    Daemon(daemon::Args),
+    /// Check the configuration of the service
+    Config(config::Args),
 }
 
 pub(crate) fn main() -> ExitCode {
+    #[cfg(feature = "generate")]
+    if let Some(code) = generate::asked() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -49,22 +86,56 @@ pub(crate) fn main() -> ExitCode {
             };
         }
     };
+    let verbose = match &cli.command {
+        Command::Run(args) => args.is_verbose(),
+        Command::Checkpoint(args) => args.is_verbose(),
+        Command::Restore(args) => args.is_verbose(),
+        _ => false,
+    };
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {
             say(format_args!("{error:#}"));
+            if verbose {
+                error.chain().for_each(say_verifier_logs);
+            }
             exit::of_error(&error).into()
         }
+    }
+}
+
+/// What the verifier says, line by line.
+fn say_verifier_logs(error: &(dyn std::error::Error + 'static)) {
+    let errors = match error.downcast_ref::<guard::Error>() {
+        Some(error) => error.kernel_errors(),
+        None => error.downcast_ref::<kernel::Error>().into_iter().collect(),
+    };
+    errors.into_iter().for_each(say_verifier_log);
+}
+
+fn say_verifier_log(error: &kernel::Error) {
+    let Some(log) = error.verifier_log() else {
+        return;
+    };
+    say(format_args!("the verifier's log:"));
+    for line in log.lines() {
+        say(format_args!("  {line}"));
     }
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::main(&args),
+        Command::Checkpoint(args) => checkpoint::main(&args),
+        Command::Restore(args) => restore::main(&args),
+        Command::Undisturbed(args) => undisturbed::main(&args),
         Command::Verify(args) => verify::main(&args),
         Command::Events(args) => events::main(&args),
         Command::Status(args) => status::main(&args),
+        Command::Doctor(args) => doctor::main(&args),
         Command::End(args) => end::main(&args),
+        Command::Daemon(args) => daemon::main(&args),
+        Command::Config(args) => config::main(&args),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn all(names: &[PathBuf], pid: Option<i32>) -> Result<Vec<Target>, Er
 }
 
 /// The cgroups of a process.
-fn of_pid(pid: i32) -> Result<Target, Error> {
+pub(super) fn of_pid(pid: i32) -> Result<Target, Error> {
     let target = cgroup::of_pid(pid)?;
     if target.is_empty() {
         return Err(cgroup::Error::PidInRoot(pid).into());

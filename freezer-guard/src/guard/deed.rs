@@ -6,9 +6,11 @@ use std::{
 };
 
 use freezer_guard_ebpf::{
-    Act, CgroupKey, Event, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES,
+    Act, CgroupKey, Event, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES, Unguarded,
 };
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use zlink::introspect::CustomType;
 
 use super::now;
 use crate::cgroup;
@@ -23,7 +25,7 @@ pub enum Outcome {
 }
 
 /// What one process did, once or several times.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
 pub struct Deed {
     /// The process.
     pub pid: u32,
@@ -32,7 +34,7 @@ pub struct Deed {
     /// Its real user the first time.
     pub uid: u32,
     /// The name of the protection it is about.
-    pub protection: &'static str,
+    pub protection: String,
     /// What, in words: `SIGKILL to pid 12`, or when done: `thawed /sys/fs/cgroup/foo`.
     pub what: String,
     /// How often.
@@ -44,7 +46,6 @@ pub struct Deed {
     /// Whether the guard was CHECKPOINTING, and not only being begun.
     pub checkpointing: bool,
     /// The first time, `CLOCK_BOOTTIME`, ns.
-    #[serde(skip)]
     pub first_ns: u64,
 }
 
@@ -60,7 +61,7 @@ impl Deed {
             pid: key.pid,
             comm: comm(&intruder.comm),
             uid: intruder.uid,
-            protection: what.protection(),
+            protection: what.protection().to_owned(),
             what: what.text(outcome),
             count: intruder.count,
             first: wall_clock(intruder.first_ns),
@@ -154,6 +155,7 @@ impl What {
             }
             Act::Trace if done => format!("traced {task}"),
             Act::Trace => format!("tracing {task}, or access to its memory"),
+            Act::Permit => format!("was let trace {task}, or at its memory"),
             Act::WriteMemory => format!("wrote to the memory of {task}"),
         }
     }
@@ -173,6 +175,23 @@ pub fn path(key: CgroupKey) -> String {
         None if key.kernfs_id == 0 => "a cgroup".to_owned(),
         None => format!("(removed cgroup {}:{})", key.hierarchy_id, key.kernfs_id),
     }
+}
+
+/// What an event [`EventKind::Unguarded`](freezer_guard_ebpf::EventKind) tells, in
+/// words.
+pub fn unguarded(event: &Event) -> String {
+    let why = match event.detail {
+        why if why == Unguarded::Busy as u32 => {
+            "another guard holds it, a cgroup above it or one below it"
+        }
+        _ => "there are too many guards, or checkpointers, at once",
+    };
+    format!(
+        "{} (pid {}) checkpoints {} without a guard of its own: {why}",
+        comm(&event.comm),
+        event.pid,
+        path(event.cgroup)
+    )
 }
 
 /// A NUL-padded name of a task.

@@ -1,7 +1,8 @@
 //! Why a guard cannot be had.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
+use super::Weak;
 use crate::{
     cgroup::{self, FreezerState, Task, Traced},
     kernel,
@@ -17,6 +18,21 @@ pub enum Error {
     /// The kernel cannot be used.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
+    /// The kernel does not allow as much as is required.
+    #[error(
+        "the level {required} is required, and this host does not go so far ({}): {}; \
+         see `freezer-guard doctor`, or ask for less with --require or --allow",
+        some(weak, Weak::to_string),
+        some(reasons, |reason| chain(reason))
+    )]
+    TooWeak {
+        /// The level.
+        required: &'static str,
+        /// What does not reach it.
+        weak: Vec<Weak>,
+        /// Why.
+        reasons: Vec<kernel::Error>,
+    },
     /// Another guard holds the cgroup, one above or one below it.
     #[error(
         "{} is busy: a guard holds {}{}; see `freezer-guard status`",
@@ -38,6 +54,9 @@ pub enum Error {
         "this process belongs to the holder of another guard: guard several cgroups with one `run --cgroup A --cgroup B`"
     )]
     Nested,
+    /// The process that was to hold it is gone.
+    #[error("the holder's process ({0}) is not there")]
+    NoHolder(String),
     /// The cgroup is not frozen and we were not asked to freeze it.
     #[error("{} is {state}, not FROZEN: freeze it first, or let --freeze do it", path.display())]
     NotFrozen {
@@ -45,6 +64,16 @@ pub enum Error {
         path: PathBuf,
         /// Its state.
         state: FreezerState,
+    },
+    /// It was to be frozen, and some tasks cannot be.
+    #[error("{} did not freeze within {}: {}; it was left as it was found", path.display(), humantime::format_duration(*after), tasks.join(", "))]
+    DidNotFreeze {
+        /// The cgroup.
+        path: PathBuf,
+        /// How long it was waited for.
+        after: Duration,
+        /// Those tasks.
+        tasks: Vec<String>,
     },
     /// An ancestor is frozen: CRIU would hang.
     #[error("{} is frozen, which holds {} frozen whatever the checkpointer does: thaw it first", ancestor.display(), path.display())]
@@ -63,7 +92,7 @@ pub enum Error {
         descendant: PathBuf,
     },
     /// Freezing it would freeze the caller.
-    #[error("--freeze would freeze freezer-guard itself, which is in {}: run it from another cgroup", .0.display())]
+    #[error("this would freeze freezer-guard itself, which is in {}: run it from another cgroup", .0.display())]
     OwnCgroup(PathBuf),
     /// Tasks of the checkpoint are elsewhere.
     #[error(
@@ -103,6 +132,32 @@ pub enum Error {
     /// Nobody guards it.
     #[error("{} is not guarded", .0.display())]
     NotGuarded(PathBuf),
+}
+
+impl Error {
+    /// What the kernel has said about BPF.
+    pub fn kernel_errors(&self) -> Vec<&kernel::Error> {
+        match self {
+            Self::Kernel(error) => vec![error],
+            Self::TooWeak { reasons, .. } => reasons.iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some say themselves what caused them.
+        if !text.ends_with(&more) {
+            text += &format!(": {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// The first few of them.

@@ -3,26 +3,33 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use aya::maps::{HashMap, MapData};
-use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Protection};
+use freezer_guard_ebpf::{
+    CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Level, Protection,
+};
 
 use super::{
     Deed, Error, Outcome,
     deed::{path, wall_clock},
-    marks::{covering, entries, reconcile, tidy},
+    marks::{covering, entries, in_force, reconcile, tidy},
     now,
 };
+use serde::{Deserialize, Serialize};
+use zlink::introspect::CustomType;
+
 use crate::{
     cgroup::Cgroup,
     kernel::{Locked, Maps},
 };
 
 /// What a guard did.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
 pub struct Status {
     /// Its id.
     pub id: GuardId,
-    /// CHECKPOINTING, or PREPARING while it is being begun.
-    pub state: &'static str,
+    /// CHECKPOINTING, PREPARING while it is being begun, or ENDED.
+    pub state: String,
+    /// Whether nobody asked for it: a checkpointer was found writing the freezer.
+    pub automatic: bool,
     /// The guarded cgroups; one that is gone is shown by its identity.
     pub cgroups: Vec<PathBuf>,
     /// The processes that may write.
@@ -33,14 +40,23 @@ pub struct Status {
     pub checkpointing: Option<String>,
     /// How long it has been held, seconds.
     pub held_seconds: f64,
+    /// The weakest level of the protections that are in force.
+    pub level: String,
+    /// How far each [`Protection`] goes.
+    pub levels: BTreeMap<String, String>,
     /// The protections that were lifted.
-    pub allowed: Vec<&'static str>,
+    pub allowed: Vec<String>,
     /// What was refused, by [`Protection`].
-    pub denials: BTreeMap<&'static str, u64>,
+    pub denials: BTreeMap<String, u64>,
     /// What got through while it was CHECKPOINTING, by [`Protection`].
-    pub violations: BTreeMap<&'static str, u64>,
+    pub violations: BTreeMap<String, u64>,
     /// What got through before that and was mended, by [`Protection`].
-    pub repaired: BTreeMap<&'static str, u64>,
+    pub repaired: BTreeMap<String, u64>,
+    /// Calls that the tripwires for `ptrace` have missed, because the kernel has
+    /// preempted them: each may have been a violation.
+    pub missed: u64,
+    /// Whether its cgroups were frozen for it, and nobody has thawed them at its end.
+    pub froze: bool,
     /// Who was refused, the most eager first. May be incomplete: `denials` is not.
     pub intruders: Vec<Deed>,
     /// Who got through, in the order of the first times. May be incomplete:
@@ -49,9 +65,9 @@ pub struct Status {
 }
 
 impl Status {
-    /// How many violations there were.
+    /// How many violations there were, or may have been.
     pub fn violation_count(&self) -> u64 {
-        self.violations.values().sum()
+        self.violations.values().sum::<u64>() + self.missed
     }
 
     /// What is known of the violations.
@@ -66,10 +82,10 @@ impl Status {
     }
 }
 
-fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<&'static str, u64> {
+fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<String, u64> {
     Protection::ALL
         .into_iter()
-        .map(|protection| (protection.name(), counts[protection as usize]))
+        .map(|protection| (protection.name().to_owned(), counts[protection as usize]))
         .collect()
 }
 
@@ -88,7 +104,7 @@ pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
     reconcile(&mut maps)?;
     tidy(lock, &maps)?;
     let mut guards = Vec::new();
-    for (id, entry) in entries(&maps.guards)? {
+    for (id, entry) in in_force(&maps)? {
         guards.push(status(&maps, id, &entry)?);
     }
     guards.sort_by_key(|status| status.id);
@@ -118,18 +134,24 @@ pub(super) fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, 
     intruders.sort_by_key(|deed| std::cmp::Reverse(deed.count));
     let mut violators = deeds(&maps.violators, id, Outcome::Done)?;
     violators.sort_by_key(|deed| deed.first_ns);
-    let held = Duration::from_nanos(now().saturating_sub(entry.begun_ns));
+    let until = match entry.ended_ns {
+        0 => now(),
+        time => time,
+    };
+    let held = Duration::from_nanos(until.saturating_sub(entry.begun_ns));
     let (violations, repaired) = match entry.checkpointing_ns {
         0 => ([0; Protection::COUNT], entry.disturbances),
         _ => (entry.violations(), entry.repaired),
     };
     Ok(Status {
         id,
-        state: if entry.checkpointing_ns == 0 {
-            "PREPARING"
-        } else {
-            "CHECKPOINTING"
-        },
+        state: match (entry.ended_ns, entry.checkpointing_ns) {
+            (0, 0) => "PREPARING",
+            (0, _) => "CHECKPOINTING",
+            _ => "ENDED",
+        }
+        .to_owned(),
+        automatic: entry.leader != 0,
         cgroups: paths(maps, id)?,
         holder_pids: holder_pids(maps, id)?,
         begun: wall_clock(entry.begun_ns),
@@ -138,17 +160,48 @@ pub(super) fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, 
             time => Some(wall_clock(time)),
         },
         held_seconds: held.as_secs_f64(),
+        level: level(entry).to_owned(),
+        levels: Protection::ALL
+            .into_iter()
+            .map(|protection| {
+                let level = name(entry.levels[protection as usize]);
+                (protection.name().to_owned(), level.to_owned())
+            })
+            .collect(),
+        missed: missed(maps, entry)?,
         allowed: Protection::ALL
             .into_iter()
             .filter(|protection| !Entry::protects(entry.allowed, *protection))
-            .map(Protection::name)
+            .map(|protection| protection.name().to_owned())
             .collect(),
         denials: by_protection(&entry.denials),
         violations: by_protection(&violations),
         repaired: by_protection(&repaired),
+        froze: entry.flags & Entry::FROZE != 0,
         intruders,
         violators,
     })
+}
+
+fn name(level: u32) -> &'static str {
+    Level::name_of(Level::ALL.into_iter().find(|known| *known as u32 == level))
+}
+
+fn level(entry: &Entry) -> &'static str {
+    let weakest = Protection::ALL
+        .into_iter()
+        .filter(|protection| Entry::protects(entry.allowed, *protection))
+        .map(|protection| entry.levels[protection as usize])
+        .min();
+    weakest.map_or("nothing is protected", name)
+}
+
+/// See [`Status::missed`].
+pub(super) fn missed(maps: &Maps, entry: &Entry) -> Result<u64, Error> {
+    if entry.checkpointing_ns == 0 || !Entry::protects(entry.allowed, Protection::Ptrace) {
+        return Ok(0);
+    }
+    Ok(maps.missed()?.saturating_sub(entry.missed_before))
 }
 
 fn deeds(

@@ -28,40 +28,68 @@ pub(super) struct Facts {
     pub(super) offsets: KernelOffsets,
     /// `freezer_cgrp_id`, or [`NO_FREEZER`].
     pub(super) freezer: u32,
+    /// Whether there is the helper `bpf_task_pt_regs`, 0 or 1.
+    pub(super) has_task_pt_regs: u32,
 }
 
 pub(super) fn facts(bytes: &[u8]) -> Result<Facts, Error> {
     let btf = parse(bytes)?;
     Ok(Facts {
         offsets: offsets(&btf)?,
-        freezer: freezer(&btf)?,
+        freezer: constant(&btf, "cgroup_subsys_id", "freezer_cgrp_id")?.unwrap_or(NO_FREEZER),
+        has_task_pt_regs: constant(&btf, "bpf_func_id", "BPF_FUNC_task_pt_regs")?
+            .is_some()
+            .into(),
     })
 }
 
-/// The number of the v1 freezer among the controllers.
-fn freezer(btf: &Btf) -> Result<u32, Error> {
-    for candidate in btf.resolve_types_by_name("cgroup_subsys_id")? {
-        if let Type::Enum(controllers) = candidate {
-            for controller in &controllers.members {
-                if btf.resolve_name(controller)? == "freezer_cgrp_id" {
-                    return Ok(controller.val());
+/// Every field that the programs read and this kernel has not.
+pub(super) fn missing_fields(bytes: &[u8]) -> Result<Vec<(&'static str, &'static str)>, Error> {
+    let btf = parse(bytes)?;
+    let mut missing = Vec::new();
+    for (container, member) in KernelOffsets::FIELDS {
+        match offset(&btf, container, member) {
+            Ok(_) => {}
+            Err(Error::Field(..)) => missing.push((*container, *member)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(missing)
+}
+
+/// The value of a constant of an enum.
+fn constant(btf: &Btf, name: &str, member: &str) -> Result<Option<u32>, Error> {
+    // A name that nothing has is an error to the crate.
+    let Ok(candidates) = btf.resolve_types_by_name(name) else {
+        return Ok(None);
+    };
+    for candidate in candidates {
+        if let Type::Enum(constants) = candidate {
+            for constant in &constants.members {
+                if btf.resolve_name(constant)? == member {
+                    return Ok(Some(constant.val()));
                 }
             }
         }
     }
-    Ok(NO_FREEZER)
+    Ok(None)
 }
 
 fn offsets(btf: &Btf) -> Result<KernelOffsets, Error> {
-    KernelOffsets::resolve(|container, member| {
-        // Several structs may share a name: ours is the one with the member.
-        for candidate in btf.resolve_types_by_name(container)? {
-            if let Some(bits) = find(btf, candidate, member)? {
-                return Ok(bits / 8);
-            }
+    KernelOffsets::resolve(|container, member| offset(btf, container, member))
+}
+
+/// The offset of a member, bytes.
+fn offset(btf: &Btf, container: &'static str, member: &'static str) -> Result<u32, Error> {
+    // A name that nothing has is an error to the crate.
+    let candidates = btf.resolve_types_by_name(container).unwrap_or_default();
+    // Several structs may share a name: ours is the one with the member.
+    for candidate in candidates {
+        if let Some(bits) = find(btf, candidate, member)? {
+            return Ok(bits / 8);
         }
-        Err(Error::Field(container, member))
-    })
+    }
+    Err(Error::Field(container, member))
 }
 
 /// Of some 100,000 types we look at a few. Mapped, the others cost nothing; sysfs

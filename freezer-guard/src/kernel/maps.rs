@@ -4,14 +4,15 @@ use std::{fs, io, path::Path};
 
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, MapError},
+    maps::{Array, HashMap, Map, MapData, MapError},
     programs::{RawTracePoint, TestRun as _},
 };
 use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, Guard, GuardId, Intruder, IntruderKey, Member, names,
+    AncestorKey, CgroupKey, Enrolling, Guard, GuardId, Intruder, IntruderKey, Member, NO_ROOM,
+    names,
 };
 
-use super::Error;
+use super::{Error, programs};
 
 /// The pinned maps of a loaded BPF side.
 ///
@@ -28,6 +29,8 @@ pub struct Maps {
     pub intruders: HashMap<MapData, IntruderKey, Intruder>,
     /// Who got through.
     pub violators: HashMap<MapData, IntruderKey, Intruder>,
+    /// The guards that have ended and of which nobody has read what became of them.
+    pub ended: HashMap<MapData, GuardId, Guard>,
     control: RawTracePoint,
 }
 
@@ -39,6 +42,7 @@ impl Maps {
             ancestors: hash_map(dir, names::ANCESTORS)?,
             intruders: hash_map(dir, names::INTRUDERS)?,
             violators: hash_map(dir, names::VIOLATORS)?,
+            ended: hash_map(dir, names::ENDED)?,
             control: RawTracePoint::from_pin(control)
                 .map_err(Error::failed(format!("open {}", control.display())))?,
         })
@@ -87,17 +91,63 @@ impl Maps {
             .collect())
     }
 
+    /// Makes the process and all that come from it members of the guard: those
+    /// that are there and are no members yet. Who starts meanwhile is found by the
+    /// next look, or is a member by its parent.
+    ///
+    /// # Errors
+    /// When the iterator cannot be read.
+    pub fn enrol(&mut self, guard: GuardId, pid: u64) -> Result<(), Error> {
+        let path = Path::new(super::PIN_DIR).join(names::ENROL_ITER);
+        set_only(names::ENROLLING, Enrolling { guard, pid })?;
+        loop {
+            let said =
+                fs::read(&path).map_err(Error::failed(format!("read {}", path.display())))?;
+            if said.contains(&NO_ROOM) {
+                return Err(Error::failed("enrol the holder")("the map MEMBERS is full"));
+            }
+            if said.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What every automatic guard begins with; with no `members` there are none.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_automatic(&mut self, template: Guard) -> Result<(), Error> {
+        set_only(names::AUTOMATIC, template)
+    }
+
+    /// The calls that the tripwires for ptrace have missed since they were loaded.
+    ///
+    /// # Errors
+    /// When the kernel does not tell: then there may have been any number.
+    pub fn missed(&self) -> Result<u64, Error> {
+        programs::missed(Path::new(super::PIN_DIR))
+    }
+
     /// Whether the guard is in force.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn guard(&self, id: GuardId) -> Result<Option<Guard>, Error> {
         match self.guards.get(&id, 0) {
-            Ok(guard) => Ok(Some(guard)),
+            Ok(guard) => Ok(Some(guard).filter(|guard| guard.flags & Guard::OVER == 0)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(Error::failed("read the map GUARDS")(error)),
         }
     }
+}
+
+/// Writes the only entry of a map.
+fn set_only<V: Pod>(name: &str, value: V) -> Result<(), Error> {
+    let mut map: Array<MapData, V> = open(Path::new(super::PIN_DIR), name, Map::Array)?
+        .try_into()
+        .map_err(Error::failed(format!("open the map {name}")))?;
+    map.set(0, value, 0)
+        .map_err(Error::failed(format!("change the map {name}")))
 }
 
 fn hash_map<K: Pod, V: Pod>(dir: &Path, name: &str) -> Result<HashMap<MapData, K, V>, Error> {

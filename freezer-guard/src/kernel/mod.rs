@@ -1,18 +1,22 @@
 //! BPF: what is loaded, attached and pinned. Knows nothing of freezers.
 
 mod btf;
+pub(crate) mod conditions;
+mod daemon;
 mod maps;
+mod modify_return;
 mod pins;
 mod programs;
 mod readers;
 
 use std::{io, path::PathBuf};
 
-use aya::programs::ProgramError;
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
+pub use daemon::{DaemonLock, daemon_runs};
 pub use maps::Maps;
 pub use pins::{Locked, PIN_DIR};
-pub use programs::Hierarchies;
+pub use programs::{Hierarchies, Levels, ProgramReport};
 pub use readers::Reader;
 
 /// What can go wrong between us and the kernel.
@@ -22,14 +26,53 @@ pub enum Error {
     /// The caller may not use BPF.
     #[error("freezer-guard needs CAP_BPF and CAP_PERFMON: run it as root")]
     Permission,
+    /// Another daemon is there.
+    #[error("a daemon runs already: see `systemctl status freezer-guard`")]
+    DaemonRuns,
     /// The kernel does not run BPF LSM programs.
     #[error(
-        "the kernel does not run BPF LSM programs (active: {active}): \
+        "the active security modules ({active}) do not include bpf: \
          boot with the parameter lsm={active},bpf"
     )]
     LsmInactive {
         /// What `/sys/kernel/security/lsm` lists.
         active: String,
+    },
+    /// Programs may not read the kernel's memory.
+    #[error(
+        "the kernel is locked down (confidentiality), which forbids BPF to read kernel memory: \
+         boot without lockdown=confidentiality"
+    )]
+    LockedDown,
+    /// The kernel has no function that a program is to be attached to.
+    #[error("the kernel has no function {function} for the BPF program {program}")]
+    NoHook {
+        /// The program.
+        program: &'static str,
+        /// The function.
+        function: String,
+    },
+    /// A program that is of use is not attached.
+    #[error("the BPF program {0} is not attached")]
+    NotAttached(&'static str),
+    /// The kernel does not take a program.
+    #[error("{}", describe_load(program, source))]
+    Load {
+        /// The program.
+        program: &'static str,
+        /// What bpf(2) says.
+        source: io::Error,
+        /// The log of the verifier: may have thousands of lines.
+        log: String,
+    },
+    /// Guards of another level are in force, or the daemon has loaded another one.
+    #[error(
+        "guards are held at the level {held}: wait until they end, see `freezer-guard status`; \
+         the service keeps it too: see `systemctl status freezer-guard`"
+    )]
+    OtherLevel {
+        /// Their level.
+        held: &'static str,
     },
     /// A file that the kernel should have is missing.
     #[error("{}: {error}; {needed_for}", path.display())]
@@ -64,6 +107,19 @@ pub enum Error {
     OtherVersion,
 }
 
+/// Whether the caller may use BPF at all.
+///
+/// # Errors
+/// When not.
+pub fn may_use_bpf() -> Result<(), Error> {
+    conditions::capabilities()
+}
+
+/// Every field that the programs read and the running kernel has not.
+pub(crate) fn missing_fields() -> Result<Vec<(&'static str, &'static str)>, Error> {
+    btf::missing_fields(&btf::read()?)
+}
+
 impl Error {
     fn failed<E>(operation: impl Into<String>) -> impl FnOnce(E) -> Self
     where
@@ -76,18 +132,57 @@ impl Error {
         }
     }
 
-    /// Without the verifier's log, which can have thousands of lines.
-    fn load(program: &str) -> impl FnOnce(ProgramError) -> Self {
-        let operation = format!("load the BPF program {program}");
-        |error| match error {
-            ProgramError::LoadError { io_error, .. } => Self::Failed {
-                operation,
-                source: io_error.into(),
+    fn load(program: &'static str) -> impl FnOnce(ProgramError) -> Self {
+        move |error| match error {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } => Self::Load {
+                program,
+                source: io_error,
+                log: verifier_log.to_string(),
             },
             error => Self::Failed {
-                operation,
+                operation: format!("load the BPF program {program}"),
                 source: error.into(),
             },
         }
     }
+
+    /// When maps cannot be made.
+    fn object(error: EbpfError) -> Self {
+        match error {
+            EbpfError::MapError(MapError::CreateError { io_error, .. }) => Self::Load {
+                program: "(its maps)",
+                source: io_error,
+                log: String::new(),
+            },
+            error => Self::failed("load the BPF object")(error),
+        }
+    }
+
+    /// What the verifier says of the program it refuses.
+    pub fn verifier_log(&self) -> Option<&str> {
+        match self {
+            Self::Load { log, .. } if !log.is_empty() => Some(log),
+            _ => None,
+        }
+    }
+}
+
+fn describe_load(program: &str, error: &io::Error) -> String {
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "bpf(2) is forbidden to this process, though it has the capabilities: look for a \
+             seccomp filter (a container's), another security module, or a limit on locked \
+             memory (ulimit -l)"
+        }
+        Some(libc::ENOMEM) => "not enough kernel memory",
+        // E2BIG: the verifier has given up. The others: it refuses.
+        Some(libc::EINVAL | libc::EACCES | libc::E2BIG) => {
+            "this kernel's verifier refuses it: see its log with --verbose, and please report it"
+        }
+        _ => "see --verbose",
+    };
+    format!("the kernel does not load the BPF program {program}: {why}")
 }

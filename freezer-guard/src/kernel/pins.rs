@@ -12,32 +12,25 @@ use aya::{
     Btf, Ebpf, EbpfLoader, Endianness,
     programs::{Iter, RawTracePoint, links::FdLink},
 };
-use freezer_guard_ebpf::names;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
-use procfs::process::Process;
+use freezer_guard_ebpf::{Level, names};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    Error, Maps, btf,
-    programs::{Hierarchies, PROGRAMS},
+    Error, Levels, Maps, btf,
+    conditions::{self, Memlock},
+    modify_return::ModifyReturn,
+    programs::{self, Hierarchies, PROGRAMS, Program, ProgramReport},
     readers,
 };
 
 /// The folder of our pins.
 pub const PIN_DIR: &str = "/sys/fs/bpf/freezer-guard";
-const BPFFS: &str = "/sys/fs/bpf";
-const LSM_LIST: &str = "/sys/kernel/security/lsm";
 
 /// The BPF object, for the verifier.
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/freezer-guard.bpf.o"));
 
-/// Pinned last and unpinned first: with it the pins are complete, and its name
-/// tells from which object they were loaded.
-const CONTROL: &str = concat!("control-", env!("FREEZER_GUARD_OBJECT_ID"));
+const OBJECT_ID: &str = env!("FREEZER_GUARD_OBJECT_ID");
 
 /// The right to change what is pinned. User-space writers are one at a time.
 #[derive(Debug)]
@@ -52,8 +45,8 @@ impl Locked {
     /// # Errors
     /// Without the capabilities for BPF, or if bpffs cannot be used.
     pub fn wait() -> Result<Self, Error> {
-        check_capabilities()?;
-        mount_bpffs()?;
+        conditions::capabilities()?;
+        conditions::mount_bpffs()?;
         let dir = PathBuf::from(PIN_DIR);
         let failed = |error| Error::Missing {
             path: PIN_DIR.into(),
@@ -83,8 +76,8 @@ impl Locked {
     /// # Errors
     /// When another version holds guards, or pins cannot be used.
     pub fn open(&self) -> Result<Option<Maps>, Error> {
-        if self.dir.join(CONTROL).exists() {
-            return Maps::open(&self.dir, &self.dir.join(CONTROL)).map(Some);
+        if let Some(level) = self.level() {
+            return Maps::open(&self.dir, &self.control(level)).map(Some);
         }
         if self.other_version_holds_guards() {
             return Err(Error::OtherVersion);
@@ -98,21 +91,111 @@ impl Locked {
         fs::read(self.dir.join(names::MEMBERS_ITER)).is_ok_and(|members| !members.is_empty())
     }
 
-    /// Loads and pins everything, and attaches what every guard needs. Nothing
-    /// stays if it fails.
-    ///
-    /// # Errors
-    /// When the kernel cannot enforce a guard.
-    pub fn load(&self) -> Result<Maps, Error> {
-        check_lsm()?;
-        let loaded = self.load_and_pin();
-        if loaded.is_err() {
-            self.unload()?;
-        }
-        loaded
+    /// Pinned last and unpinned first: with it the pins are complete. Its name
+    /// tells for which level and from which object they were loaded.
+    fn control(&self, level: Level) -> PathBuf {
+        self.dir
+            .join(format!("control-{}-{OBJECT_ID}", level.name()))
     }
 
-    fn load_and_pin(&self) -> Result<Maps, Error> {
+    /// The level that the pinned programs were loaded for.
+    pub fn level(&self) -> Option<Level> {
+        Level::ALL
+            .into_iter()
+            .find(|level| self.control(*level).exists())
+    }
+
+    /// How far each protection of guards in these hierarchies goes with what is
+    /// attached. All `None` when nothing is loaded.
+    pub fn levels(&self, hierarchies: Hierarchies) -> Levels {
+        match self.level() {
+            Some(level) => programs::levels(level, hierarchies, &self.dir),
+            None => Levels::default(),
+        }
+    }
+
+    /// The strongest level that the security modules allow, but none above
+    /// `at_most`; and why it is no stronger one.
+    ///
+    /// # Errors
+    /// When the modules cannot be told.
+    pub fn strongest(at_most: Level) -> Result<(Level, Option<Error>), Error> {
+        if at_most < Level::Enforce {
+            return Ok((at_most, None));
+        }
+        Ok(match conditions::lsm_inactive()? {
+            Some(reason) => (Level::BestEffort, Some(reason)),
+            None => (Level::Enforce, None),
+        })
+    }
+
+    /// What is of use to guards in these hierarchies, and not attached.
+    pub fn not_attached(&self, hierarchies: Hierarchies) -> Vec<Error> {
+        self.level().map_or_else(Vec::new, |level| {
+            programs::at(level)
+                .filter(|program| program.is_needed(hierarchies))
+                .filter(|program| !program.link_pin(&self.dir).exists())
+                .map(|program| Error::NotAttached(program.name))
+                .collect()
+        })
+    }
+
+    /// What has become of each program that is of use at the level that the
+    /// pinned ones were loaded for.
+    pub fn programs(&self) -> Vec<ProgramReport> {
+        self.level().map_or_else(Vec::new, |level| {
+            programs::at(level)
+                .map(|program| program.report(level, &self.dir))
+                .collect()
+        })
+    }
+
+    /// How often the kernel has left programs out since they were loaded.
+    pub fn recursion_misses(&self) -> u64 {
+        PROGRAMS
+            .iter()
+            .map(|program| program.left_out(&self.dir))
+            .sum()
+    }
+
+    /// Whether programs are attached that no watch needs, on a kernel that attaches
+    /// each once: with no guard left they have to be loaded anew.
+    pub fn is_used_up(&self) -> bool {
+        conditions::kernel_is_before(5, 13)
+            && PROGRAMS
+                .iter()
+                .filter(|program| !program.watches())
+                .any(|program| program.link_pin(&self.dir).exists())
+    }
+
+    /// Loads and pins everything for the strongest level that the kernel allows,
+    /// but none above `at_most`. Nothing stays if it fails. Also returns why it
+    /// is no stronger one, or why some programs are not there.
+    ///
+    /// # Errors
+    /// When not even disturbances can be noticed.
+    pub fn load(&self, at_most: Level) -> Result<(Maps, Vec<Error>), Error> {
+        conditions::lockdown()?;
+        let _memory = Memlock::lift();
+        let (mut level, reason) = Self::strongest(at_most)?;
+        let mut reasons: Vec<_> = reason.into_iter().collect();
+        loop {
+            match self.load_and_pin(level, &mut reasons) {
+                Ok(Some(maps)) => return Ok((maps, reasons)),
+                Ok(None) => {
+                    self.unload()?;
+                    level = Level::Detect;
+                }
+                Err(error) => {
+                    self.unload()?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// `None`: the kernel permits nothing that refuses at this level.
+    fn load_and_pin(&self, level: Level, reasons: &mut Vec<Error>) -> Result<Option<Maps>, Error> {
         let bytes = btf::read()?;
         let facts = btf::facts(&bytes)?;
         let btf = Btf::parse(&bytes, Endianness::default())
@@ -122,31 +205,49 @@ impl Locked {
             .btf(Some(&btf))
             .override_global(names::OFFSETS, &facts.offsets, true)
             .override_global(names::FREEZER, &facts.freezer, true)
+            .override_global(names::HAS_TASK_PT_REGS, &facts.has_task_pt_regs, true)
             .load(OBJECT)
-            .map_err(Error::failed("load the BPF object"))?;
+            .map_err(Error::object)?;
         for name in [
             names::GUARDS,
             names::TARGETS,
             names::ANCESTORS,
             names::INTRUDERS,
             names::VIOLATORS,
+            names::ENDED,
+            names::AUTOMATIC,
+            names::ENROLLING,
         ] {
             let map = ebpf.map(name).ok_or_else(|| missing(name))?;
             let path = self.dir.join(name);
             map.pin(&path)
                 .map_err(Error::failed(format!("pin {}", path.display())))?;
         }
-        for program in &PROGRAMS {
-            program.load(&mut ebpf, &btf, &self.dir)?;
+        let modify_return = match level {
+            Level::BestEffort => Some(ModifyReturn::new(OBJECT, &ebpf)?),
+            Level::Enforce | Level::Detect => None,
+        };
+        let mut permitted = level != Level::BestEffort;
+        for program in programs::at(level) {
+            match program.load(&mut ebpf, modify_return.as_ref(), &btf, &self.dir) {
+                Ok(()) => permitted |= program.modifies_return(level),
+                Err(error) if program.is_vital() => return Err(error),
+                Err(error) => reasons.push(error),
+            }
         }
-        self.attach_iter(&mut ebpf, &btf)?;
+        if !permitted {
+            return Ok(None);
+        }
+        for name in [names::MEMBERS_ITER, names::ENROL_ITER] {
+            self.attach_iter(name, &mut ebpf, &btf)?;
+        }
         let control: &mut RawTracePoint = program(&mut ebpf, names::CONTROL)?;
         control.load().map_err(Error::load(names::CONTROL))?;
-        let path = self.dir.join(CONTROL);
+        let path = self.control(level);
         control
             .pin(&path)
             .map_err(Error::failed(format!("pin {}", path.display())))?;
-        Maps::open(&self.dir, &path)
+        Maps::open(&self.dir, &path).map(Some)
     }
 
     /// The readers' maps may be there already: they outlive the programs for as
@@ -164,6 +265,7 @@ impl Locked {
         if self.dir.join(names::READERS).exists() && self.dir.join(names::LOST).exists() {
             return Ok(());
         }
+        let _memory = Memlock::lift();
         self.loader()
             .load(OBJECT)
             .map(drop)
@@ -175,26 +277,74 @@ impl Locked {
         &self.dir
     }
 
-    /// Attaches what guards in these hierarchies need, if it is not attached.
+    /// Attaches what guards in these hierarchies need, if it is loaded and not
+    /// attached. Returns what the kernel does not attach.
     ///
     /// # Errors
-    /// When the kernel does not attach a program.
-    pub fn attach(&self, hierarchies: Hierarchies) -> Result<(), Error> {
-        PROGRAMS
-            .iter()
-            .filter(|program| program.is_needed(hierarchies))
-            .filter(|program| !program.link_pin(&self.dir).exists())
-            .try_for_each(|program| program.attach(&self.dir))
+    /// When it is one that no guard goes without.
+    pub fn attach(&self, hierarchies: Hierarchies) -> Result<Vec<Error>, Error> {
+        self.attach_those(|program| program.is_needed(hierarchies))
     }
 
-    /// Detaches what no guard in these hierarchies needs.
+    /// Attaches what notices checkpointers that nobody has guarded, and what is
+    /// done to those. Returns what the kernel does not attach.
+    ///
+    /// # Errors
+    /// When it is one that no guard goes without.
+    pub fn watch(&self) -> Result<Vec<Error>, Error> {
+        self.attach_those(Program::watches)
+    }
+
+    /// Whether what [`Locked::watch`] attaches is attached.
+    pub fn watches(&self) -> bool {
+        PROGRAMS
+            .iter()
+            .filter(|program| program.is_trigger())
+            .any(|program| program.link_pin(&self.dir).exists())
+    }
+
+    fn attach_those(&self, needed: impl Fn(&Program) -> bool) -> Result<Vec<Error>, Error> {
+        let Some(level) = self.level() else {
+            return Ok(Vec::new());
+        };
+        let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
+        let is_attached = |program: &Program| program.link_pin(&self.dir).exists();
+        let moves = || PROGRAMS.iter().filter(|program| program.refuses_moves());
+        let all_moves = moves().all(is_loaded);
+        let mut failed = Vec::new();
+        for program in programs::at(level)
+            .filter(|program| needed(program))
+            .filter(|program| is_loaded(program) && !is_attached(program))
+            .filter(|program| all_moves || !program.refuses_moves())
+        {
+            match program.attach(&self.dir) {
+                Err(error) if program.is_vital() => return Err(error),
+                result => failed.extend(result.err()),
+            }
+        }
+        if !moves().all(is_attached) {
+            for pin in moves().filter(|program| is_attached(program)) {
+                let pin = pin.link_pin(&self.dir);
+                fs::remove_file(&pin)
+                    .map_err(Error::failed(format!("remove {}", pin.display())))?;
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Detaches what no guard in these hierarchies needs, nor, if somebody does
+    /// `watch`, what notices checkpointers.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn detach_unneeded(&self, hierarchies: Hierarchies) -> Result<(), Error> {
+    pub fn detach_unneeded(&self, hierarchies: Hierarchies, watch: bool) -> Result<(), Error> {
+        if conditions::kernel_is_before(5, 13) {
+            // A program can be attached once there: it goes with the last guard.
+            return Ok(());
+        }
         PROGRAMS
             .iter()
-            .filter(|program| !program.is_needed(hierarchies))
+            .filter(|program| !(program.is_needed(hierarchies) || watch && program.watches()))
             .map(|program| program.link_pin(&self.dir))
             .filter(|pin| pin.exists())
             .try_for_each(fs::remove_file)
@@ -202,8 +352,7 @@ impl Locked {
     }
 
     /// A pinned iterator runs whenever its file is read.
-    fn attach_iter(&self, ebpf: &mut Ebpf, btf: &Btf) -> Result<(), Error> {
-        let name = names::MEMBERS_ITER;
+    fn attach_iter(&self, name: &'static str, ebpf: &mut Ebpf, btf: &Btf) -> Result<(), Error> {
         let failed = || format!("attach the BPF iterator {name}");
         let program: &mut Iter = program(ebpf, name)?;
         program.load("task", btf).map_err(Error::load(name))?;
@@ -248,7 +397,7 @@ fn is_control(path: &Path) -> bool {
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b"control-"))
 }
 
-fn missing(name: &str) -> Error {
+pub(super) fn missing(name: &str) -> Error {
     Error::failed(format!("find {name}"))("the BPF object does not hold it")
 }
 
@@ -260,61 +409,4 @@ where
         .ok_or_else(|| missing(name))?
         .try_into()
         .map_err(Error::failed(format!("find the BPF program {name}")))
-}
-
-/// CAP_SYS_ADMIN, or CAP_BPF together with CAP_PERFMON (`capability.h`).
-fn check_capabilities() -> Result<(), Error> {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    const CAP_PERFMON: u64 = 1 << 38;
-    const CAP_BPF: u64 = 1 << 39;
-    let effective = Process::myself()
-        .and_then(|process| process.status())
-        .map_err(Error::failed("read /proc/self/status"))?
-        .capeff;
-    let enough = effective & CAP_SYS_ADMIN != 0
-        || effective & (CAP_BPF | CAP_PERFMON) == CAP_BPF | CAP_PERFMON;
-    if enough {
-        Ok(())
-    } else {
-        Err(Error::Permission)
-    }
-}
-
-fn mount_bpffs() -> Result<(), Error> {
-    let failed = |error| Error::Missing {
-        path: BPFFS.into(),
-        needed_for: "mount it: mount -t bpf bpf /sys/fs/bpf",
-        error,
-    };
-    let kind = statfs(BPFFS)
-        .map_err(|errno| failed(errno.into()))?
-        .filesystem_type();
-    if kind == BPF_FS_MAGIC {
-        return Ok(());
-    }
-    mount(
-        Some("bpf"),
-        BPFFS,
-        Some("bpf"),
-        MsFlags::empty(),
-        Some("mode=700"),
-    )
-    .map_err(|errno| failed(errno.into()))
-}
-
-/// Without `bpf` in this list, loading and attaching succeed and enforce nothing.
-fn check_lsm() -> Result<(), Error> {
-    let list = fs::read_to_string(LSM_LIST).map_err(|error| Error::Missing {
-        path: LSM_LIST.into(),
-        needed_for: "mount it: mount -t securityfs securityfs /sys/kernel/security",
-        error,
-    })?;
-    let list = list.trim();
-    if list.split(',').any(|module| module == "bpf") {
-        Ok(())
-    } else {
-        Err(Error::LsmInactive {
-            active: list.to_owned(),
-        })
-    }
 }

@@ -1,25 +1,33 @@
 //! The programs and the hooks they are attached to: the one table of both.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Btf, Ebpf,
-    programs::{BtfTracePoint, FEntry, FExit, Lsm, ProgramError, links::FdLink},
+    programs::{BtfTracePoint, FEntry, FExit, Lsm, ProgramInfo},
 };
+use aya_obj::btf::BtfKind;
+use freezer_guard_ebpf::{Level, Protection};
 
-use super::{Error, pins::program};
+use super::{Error, conditions, modify_return::ModifyReturn, pins::program};
+use crate::sys;
 
 /// What a program is attached to.
 #[derive(Debug, Clone, Copy)]
 enum Hook {
-    /// The LSM hook with the program's own name.
+    /// The LSM hook with the program's own name; at the level `best-effort` the
+    /// function that calls it.
     Lsm,
     /// The tracepoint with the program's own name.
     Tracepoint,
-    /// The beginning of a kernel function.
-    Entry(&'static str),
-    /// The return of a kernel function.
-    Exit(&'static str),
+    /// The beginning of a kernel function: the first of these that there is.
+    Entry(&'static [&'static str]),
+    /// The return of one.
+    Exit(&'static [&'static str]),
 }
 
 /// Which guards need a program.
@@ -32,6 +40,34 @@ enum NeededBy {
     V2,
 }
 
+/// What a program is there for.
+#[derive(Debug, Clone, Copy)]
+enum Role {
+    /// Counts who belongs to a holder. Nothing goes without it.
+    Membership,
+    /// Notices what the protection is about.
+    Notices(Protection),
+    /// Refuses what these protections are about.
+    Refuses(&'static [Protection]),
+    /// Notices a checkpointer that nobody has guarded.
+    Trigger,
+    /// One of those that refuse moves on v2, and only together: one flags a
+    /// thread, one refuses what is flagged, one takes the flag away.
+    RefusesMoves,
+}
+
+/// At which levels a program is of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Any,
+    /// Where a program on an LSM hook is called and never left out.
+    Enforce,
+    /// Where there is none.
+    Below,
+    /// Where something is refused.
+    AboveDetect,
+}
+
 /// Which kinds of target the guards in force have.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Hierarchies {
@@ -41,80 +77,193 @@ pub struct Hierarchies {
     pub v2: bool,
 }
 
+/// How far each protection goes, by [`Protection`]; `None`: not even noticed.
+pub type Levels = [Option<Level>; Protection::COUNT];
+
 /// A program that is attached while guards need it.
 #[derive(Debug)]
 pub(super) struct Program {
+    pub(super) name: &'static str,
+    hook: Hook,
+    needed_by: NeededBy,
+    role: Role,
+    at: At,
+}
+
+const fn program_on(
     name: &'static str,
     hook: Hook,
     needed_by: NeededBy,
-}
-
-const fn program_on(name: &'static str, hook: Hook, needed_by: NeededBy) -> Program {
+    role: Role,
+    at: At,
+) -> Program {
     Program {
         name,
         hook,
         needed_by,
+        role,
+        at,
     }
 }
 
 /// In the order in which they are attached: membership first, so that whoever
 /// can be a holder is counted from the start; then what counts disturbances,
 /// then what refuses.
-pub(super) const PROGRAMS: [Program; 18] = {
+///
+/// A program on a function may be left out when it interrupts itself on a
+/// preemptible kernel. So each that notices sits where that cannot happen, but
+/// for those that notice ptrace: see [`missed`].
+#[rustfmt::skip]
+pub(super) const PROGRAMS: [Program; 24] = {
+    use At::{AboveDetect, Any, Below, Enforce};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, V1, V2};
+    use Protection::{Freeze, Kill, Migrate, Ptrace};
+    use Role::{Membership, Notices, Refuses, RefusesMoves, Trigger};
+    /// The second one before 5.13, where the compiler has dissolved the first.
+    const PERMISSIONS: &[&str] = &["cgroup_attach_permissions", "cgroup_procs_write_permission"];
     [
-        program_on("sched_process_exit", Tracepoint, All),
-        program_on("task_free", Lsm, All),
-        program_on("task_alloc", Lsm, All),
+        program_on("sched_process_exit", Tracepoint, All, Membership, Any),
+        program_on("task_free", Lsm, All, Membership, Enforce),
+        program_on("timers_exit_entry", Entry(&["posix_cpu_timers_exit"]), All, Membership, Below),
+        program_on("task_alloc", Lsm, All, Membership, Enforce),
+        program_on("attach_pid_entry", Entry(&["attach_pid"]), All, Membership, Below),
         // The return before the entry: what it finds was left by an entry.
-        program_on("attach_task_exit", Exit("cgroup_attach_task"), All),
-        program_on("attach_task_entry", Entry("cgroup_attach_task"), All),
-        program_on("signal_generate", Tracepoint, All),
-        program_on("ptrace_attach_exit", Exit("ptrace_attach"), All),
-        program_on("access_remote_vm_exit", Exit("__access_remote_vm"), All),
-        program_on("apply_state_exit", Exit("freezer_apply_state"), V1),
-        program_on("apply_state_entry", Entry("freezer_apply_state"), V1),
-        program_on("freeze_exit", Exit("cgroup_freeze"), V2),
-        program_on("freeze_entry", Entry("cgroup_freeze"), V2),
-        program_on("task_kill", Lsm, All),
-        program_on("ptrace_access_check", Lsm, All),
-        program_on("inode_permission", Lsm, V2),
-        program_on(
-            "attach_permissions_exit",
-            Exit("cgroup_attach_permissions"),
-            V2,
-        ),
-        program_on(
-            "attach_permissions_entry",
-            Entry("cgroup_attach_permissions"),
-            V2,
-        ),
-        program_on("file_permission", Lsm, All),
+        program_on("attach_task_exit", Exit(&["cgroup_attach_task"]), All, Notices(Migrate), Any),
+        program_on("attach_task_entry", Entry(&["cgroup_attach_task"]), All, Notices(Migrate), Any),
+        program_on("move_task_exit", Exit(&["css_set_move_task"]), V2, Notices(Migrate), Any),
+        program_on("signal_generate", Tracepoint, All, Notices(Kill), Any),
+        program_on("ptrace_attach_exit", Exit(&["ptrace_attach"]), All, Notices(Ptrace), Any),
+        program_on("mem_write_exit", Exit(&["mem_write"]), All, Notices(Ptrace), Any),
+        program_on("ptrace_access_exit", Exit(&["security_ptrace_access_check"]), All, Notices(Ptrace), Below),
+        program_on("apply_state_exit", Exit(&["freezer_apply_state"]), V1, Notices(Freeze), Any),
+        program_on("apply_state_entry", Entry(&["freezer_apply_state"]), V1, Notices(Freeze), Any),
+        program_on("freeze_exit", Exit(&["cgroup_freeze"]), V2, Notices(Freeze), Any),
+        program_on("freeze_entry", Entry(&["cgroup_freeze"]), V2, Notices(Freeze), Any),
+        program_on("bprm_committed_creds", Lsm, All, Trigger, Enforce),
+        program_on("committed_creds_entry", Entry(&["security_bprm_committed_creds"]), All, Trigger, Below),
+        program_on("task_kill", Lsm, All, Refuses(&[Kill]), AboveDetect),
+        program_on("ptrace_access_check", Lsm, All, Refuses(&[Ptrace]), AboveDetect),
+        program_on("inode_permission", Lsm, V2, RefusesMoves, AboveDetect),
+        program_on("attach_permissions_exit", Exit(PERMISSIONS), V2, RefusesMoves, AboveDetect),
+        program_on("attach_permissions_entry", Entry(PERMISSIONS), V2, RefusesMoves, AboveDetect),
+        program_on("file_permission", Lsm, All, Refuses(&[Freeze, Kill, Migrate]), AboveDetect),
     ]
 };
 
+/// Those that are of use at this level.
+pub(super) fn at(level: Level) -> impl Iterator<Item = &'static Program> {
+    PROGRAMS.iter().filter(move |program| match program.at {
+        At::Any => true,
+        At::Enforce => level == Level::Enforce,
+        At::Below => level < Level::Enforce,
+        At::AboveDetect => level > Level::Detect,
+    })
+}
+
+/// How far each protection of guards in these hierarchies goes with what is
+/// attached, in a set that was loaded for `level`.
+pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Levels {
+    let all = |protection, refusing: bool| {
+        at(level)
+            .filter(|program| program.is_needed(hierarchies))
+            .filter(|program| match program.role {
+                Role::Membership | Role::Trigger => false,
+                Role::Notices(what) => !refusing && what == protection,
+                Role::Refuses(what) => refusing && what.contains(&protection),
+                Role::RefusesMoves => refusing && protection == Protection::Migrate,
+            })
+            .all(|program| program.link_pin(dir).exists())
+    };
+    Protection::ALL.map(|protection| match all(protection, false) {
+        false => None,
+        true if all(protection, true) => Some(level),
+        true => Some(Level::Detect),
+    })
+}
+
+/// How many calls the programs that notice ptrace have missed since they were
+/// loaded, because another call was under way on the same CPU. Those that notice
+/// something else sit where the kernel holds a mutex or has interrupts off, and
+/// miss none.
+pub(super) fn missed(dir: &Path) -> Result<u64, Error> {
+    PROGRAMS
+        .iter()
+        .filter(|program| matches!(program.role, Role::Notices(Protection::Ptrace)))
+        .map(|program| program.recursion_misses(dir))
+        .sum()
+}
+
 impl Program {
+    /// What it is attached to, in words.
+    fn hook(&self, level: Level) -> String {
+        match self.hook {
+            Hook::Lsm if level == Level::Enforce => format!("lsm {}", self.name),
+            Hook::Lsm => format!("fmod_ret security_{}", self.name),
+            Hook::Tracepoint => format!("tracepoint {}", self.name),
+            Hook::Entry(functions) => format!("fentry {}", functions.join(" or ")),
+            Hook::Exit(functions) => format!("fexit {}", functions.join(" or ")),
+        }
+    }
+
+    /// Whether it is of use only together with the others of which this is true.
+    pub(super) fn refuses_moves(&self) -> bool {
+        matches!(self.role, Role::RefusesMoves)
+    }
+
+    /// Whether it notices checkpointers.
+    pub(super) fn is_trigger(&self) -> bool {
+        matches!(self.role, Role::Trigger)
+    }
+
+    /// Whether no guard goes without it.
+    pub(super) fn is_vital(&self) -> bool {
+        matches!(self.role, Role::Membership)
+    }
+
+    /// Whether it refuses by what the kernel may not permit it.
+    pub(super) fn modifies_return(&self, level: Level) -> bool {
+        matches!(self.hook, Hook::Lsm) && level < Level::Enforce
+    }
+
     /// Where the pin is that keeps it attached.
     pub(super) fn link_pin(&self, dir: &Path) -> PathBuf {
         dir.join(self.name)
     }
 
     /// Where the pin is that keeps it loaded.
-    fn program_pin(&self, dir: &Path) -> PathBuf {
+    pub(super) fn program_pin(&self, dir: &Path) -> PathBuf {
         dir.join(format!("program-{}", self.name))
     }
 
+    /// Whether guards with targets in these hierarchies need it.
     pub(super) fn is_needed(&self, hierarchies: Hierarchies) -> bool {
-        match self.needed_by {
-            NeededBy::All => true,
-            NeededBy::V1 => hierarchies.v1,
-            NeededBy::V2 => hierarchies.v2,
+        match (self.role, self.needed_by) {
+            (Role::Trigger, _) => false,
+            (_, NeededBy::All) => hierarchies.v1 || hierarchies.v2,
+            (_, NeededBy::V1) => hierarchies.v1,
+            (_, NeededBy::V2) => hierarchies.v2,
         }
     }
 
-    /// Loads it and pins it.
-    pub(super) fn load(&self, ebpf: &mut Ebpf, btf: &Btf, dir: &Path) -> Result<(), Error> {
+    /// Whether it is attached while there is no guard, to notice a checkpointer
+    /// and from its first write on everything that is done to it. None of these
+    /// is on the way of a read, a write or a path.
+    pub(super) fn watches(&self) -> bool {
+        matches!(
+            self.role,
+            Role::Membership | Role::Notices(_) | Role::Trigger
+        )
+    }
+
+    /// Loads it for this level and pins it.
+    pub(super) fn load(
+        &self,
+        ebpf: &mut Ebpf,
+        modify_return: Option<&ModifyReturn>,
+        btf: &Btf,
+        dir: &Path,
+    ) -> Result<(), Error> {
         let pin = self.program_pin(dir);
         macro_rules! load {
             ($kind:ty, $hook:expr) => {{
@@ -123,40 +272,115 @@ impl Program {
                 program.pin(&pin)
             }};
         }
-        match self.hook {
-            Hook::Lsm => load!(Lsm, self.name),
-            Hook::Tracepoint => load!(BtfTracePoint, self.name),
-            Hook::Entry(function) => load!(FEntry, function),
-            Hook::Exit(function) => load!(FExit, function),
+        match (self.hook, modify_return) {
+            (Hook::Lsm, Some(object)) => return object.load(self.name, btf, &pin),
+            (Hook::Lsm, None) => load!(Lsm, self.name),
+            (Hook::Tracepoint, _) => load!(BtfTracePoint, self.name),
+            (Hook::Entry(functions), _) => load!(FEntry, self.first(functions, btf)?),
+            (Hook::Exit(functions), _) => load!(FExit, self.first(functions, btf)?),
         }
         .map_err(Error::failed(format!("pin {}", pin.display())))
     }
 
+    /// The first of the functions that this kernel has.
+    fn first(&self, functions: &[&'static str], btf: &Btf) -> Result<&'static str, Error> {
+        functions
+            .iter()
+            .copied()
+            .find(|function| btf.id_by_type_name_kind(function, BtfKind::Func).is_ok())
+            .ok_or_else(|| Error::NoHook {
+                program: self.name,
+                function: functions.join(" or "),
+            })
+    }
+
     /// Attaches it, from its pin, and pins the link.
     pub(super) fn attach(&self, dir: &Path) -> Result<(), Error> {
-        let (pin, path) = (self.program_pin(dir), self.link_pin(dir));
-        macro_rules! attach {
-            ($kind:ty) => {{
-                let attached = || -> Result<FdLink, ProgramError> {
-                    let mut program = <$kind>::from_pin(&pin)?;
-                    let id = program.attach()?;
-                    Ok(program.take_link(id)?.into())
-                };
-                attached()
-            }};
+        let path = self.link_pin(dir);
+        let link = sys::open_pin(&self.program_pin(dir))
+            .and_then(|program| sys::attach(&program))
+            .map_err(Error::failed(format!(
+                "attach the BPF program {}",
+                self.name
+            )))?;
+        sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
+    }
+
+    /// `recursion_misses` (Linux 5.12: before that no program is left out). 0 when
+    /// it is not loaded.
+    fn recursion_misses(&self, dir: &Path) -> Result<u64, Error> {
+        let pin = self.program_pin(dir);
+        if !pin.exists() || conditions::kernel_is_before(5, 12) {
+            return Ok(0);
         }
-        match self.hook {
-            Hook::Lsm => attach!(Lsm),
-            Hook::Tracepoint => attach!(BtfTracePoint),
-            Hook::Entry(_) => attach!(FEntry),
-            Hook::Exit(_) => attach!(FExit),
+        let failed = || format!("read how often the BPF program {} was left out", self.name);
+        let program = sys::open_pin(&pin).map_err(Error::failed(failed()))?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))
+            .map_err(Error::failed(failed()))?;
+        misses(&info).ok_or_else(|| Error::failed(failed())("the kernel does not tell"))
+    }
+
+    /// See [`ProgramReport::recursion_misses`]; 0 where the kernel does not tell.
+    pub(super) fn left_out(&self, dir: &Path) -> u64 {
+        self.recursion_misses(dir).unwrap_or_default()
+    }
+
+    /// What the kernel says of it.
+    pub(super) fn report(&self, level: Level, dir: &Path) -> ProgramReport {
+        let info = ProgramInfo::from_pin(self.program_pin(dir)).ok();
+        let info = info.as_ref();
+        ProgramReport {
+            name: self.name,
+            hook: self.hook(level),
+            loaded: info.is_some(),
+            attached: self.link_pin(dir).exists(),
+            instructions_verified: info.and_then(ProgramInfo::verified_instruction_count),
+            bytes_translated: info.and_then(ProgramInfo::size_translated),
+            bytes_jited: info.map(ProgramInfo::size_jitted),
+            recursion_misses: self.left_out(dir),
         }
-        .map_err(Error::failed(format!(
-            "attach the BPF program {}",
-            self.name
-        )))?
-        .pin(&path)
-        .map(drop)
-        .map_err(Error::failed(format!("pin {}", path.display())))
+    }
+}
+
+/// The number in what the kernel says of a program's descriptor
+/// (`bpf_prog_show_fdinfo`).
+fn misses(info: &str) -> Option<u64> {
+    let number = info
+        .lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:"))?;
+    number.trim().parse().ok()
+}
+
+/// What has become of a program on this kernel.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ProgramReport {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is for the kernel, and where.
+    pub hook: String,
+    /// Whether the kernel has taken it.
+    pub loaded: bool,
+    /// Whether it is attached: some are needed on v1 or on v2 only.
+    pub attached: bool,
+    /// How many instructions the verifier has walked (Linux 5.16).
+    pub instructions_verified: Option<u32>,
+    /// Its size after the verifier, bytes.
+    pub bytes_translated: Option<u32>,
+    /// The size of its machine code, bytes.
+    pub bytes_jited: Option<u32>,
+    /// The calls that it was left out of.
+    pub recursion_misses: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::misses;
+
+    #[test]
+    fn reads_what_the_kernel_says() {
+        let info =
+            "pos:\t0\nprog_type:\t26\nrun_cnt:\t0\nrecursion_misses:\t713\nverified_insns:\t5\n";
+        assert_eq!(misses(info), Some(713));
+        assert_eq!(misses("prog_type:\t26\n"), None);
     }
 }

@@ -3,12 +3,7 @@
 //! A reader's number is that of a file in `/run/freezer-guard` that it holds
 //! locked. The kernel unlocks it when the reader is gone, however it went.
 
-use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, path::Path};
 
 use aya::maps::{Array, HashOfMaps, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
@@ -16,29 +11,28 @@ use freezer_guard_ebpf::{Event, MAX_READERS, RING_BYTES, names};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::io::unix::AsyncFd;
 
-use super::{Error, Locked, maps::open};
+use super::{
+    Error, Locked,
+    conditions::Memlock,
+    daemon::{RUN_DIR, open_lock},
+    maps::open,
+};
 use crate::sys;
 
-const RUN_DIR: &str = "/run/freezer-guard";
-
-fn file(number: u32) -> PathBuf {
-    Path::new(RUN_DIR).join(format!("reader-{number}"))
+fn name(number: u32) -> String {
+    format!("reader-{number}")
 }
 
 /// The lock of a reader's number, if nobody has it.
 fn lock(number: u32) -> io::Result<Option<Flock<File>>> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(file(number))?;
+    let file = open_lock(&name(number))?;
     Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
 }
 
 /// Whether somebody follows the events.
 pub(super) fn are_there() -> bool {
     (0..MAX_READERS)
-        .filter(|number| file(*number).exists())
+        .filter(|number| Path::new(RUN_DIR).join(name(*number)).exists())
         .any(|number| matches!(lock(number), Ok(None)))
 }
 
@@ -64,12 +58,6 @@ impl Reader {
     /// # Errors
     /// When too many do already, or without a tokio runtime.
     pub fn open(locked: &Locked) -> Result<Self, Error> {
-        // Root's alone: who can open the files can hold their locks.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(RUN_DIR)
-            .map_err(failed)?;
         let mut found = None;
         for number in 0..MAX_READERS {
             if let Some(lock) = lock(number).map_err(failed)? {
@@ -88,6 +76,7 @@ impl Reader {
             .try_into()
             .map_err(failed)?;
         let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, RING_BYTES, 0);
+        let _memory = Memlock::lift();
         let ring = MapData::create(ring, "events", None).map_err(failed)?;
         let ring: RingBuf<MapData> = Map::RingBuf(ring).try_into().map_err(failed)?;
         lost.set(number, 0, 0).map_err(failed)?;

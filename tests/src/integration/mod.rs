@@ -1,21 +1,27 @@
 //! The trials, one module for each part of the promise; one list for the
 //! layout that this guest has.
 
+mod automatic;
 mod cgroups;
+mod doctor;
 mod dump;
 mod events;
+mod failures;
 mod holders;
+mod levels;
 mod lifecycle;
 mod misuse;
-mod nobpf;
 mod outsiders;
+mod package;
 mod parallel;
 mod paths;
 mod places;
 mod process;
 mod refuse;
+mod service;
 mod status;
 mod storms;
+mod varlink;
 mod verify;
 mod violations;
 
@@ -29,7 +35,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::config::{CONFIG_PATH, Config, Image};
+use crate::config::{CONFIG_PATH, Config, Image, Suite};
 use cgroups::{Cgroup, Hierarchy};
 use process::Held;
 
@@ -55,8 +61,6 @@ fn list() -> Result<(String, Vec<Trial>)> {
     let bytes = fs::read(CONFIG_PATH).with_context(|| format!("read {CONFIG_PATH}"))?;
     let config: Config = serde_json::from_slice(&bytes)?;
     let label = config.label();
-    let lsm = fs::read_to_string("/sys/kernel/security/lsm").context("read the LSM list")?;
-    let has_bpf = lsm.trim().split(',').any(|name| name == "bpf");
     let mut trials = Vec::new();
     for hierarchy in [Hierarchy::V1, Hierarchy::V2] {
         if !hierarchy.is_here() {
@@ -66,34 +70,70 @@ fn list() -> Result<(String, Vec<Trial>)> {
             config: &config,
             hierarchy,
             beside_another: false,
+            with_service: false,
             module: "",
             trials: &mut trials,
         };
-        if has_bpf {
-            list.beside_another = true;
-            list.module("dump", dump::list);
-            list.module("refuse", refuse::list);
-            list.module("places", places::list);
-            list.module("misuse", misuse::list);
-            list.module("holders", holders::list);
-            list.module("paths", paths::list);
-            list.module("status", status::list);
-            list.module("verify", verify::list);
-            list.module("violations", violations::list);
-            // They take minutes, and no unit of systemd's plays a part in them.
-            if config.image == Image::Initramfs {
-                list.module("outsiders", outsiders::list);
-                list.module("storms", storms::list);
-            }
-            list.beside_another = false;
-            list.module("parallel", parallel::list);
-            list.module("lifecycle", lifecycle::list);
-            list.module("events", events::list);
-        } else {
-            list.module("nobpf", nobpf::list);
+        if is_locked_down()? {
+            list.module("doctor", failures::list_locked_down);
+            continue;
         }
+        if config.image == Image::Systemd && config.suite != Suite::Levels {
+            list.with_service = true;
+            list.module("package", package::list);
+            list.module("service", service::list);
+            list.module("automatic", automatic::list);
+            list.module("varlink", varlink::list);
+            list.module("package", package::list_end);
+            list.with_service = false;
+        }
+        if config.suite == Suite::Service {
+            continue;
+        }
+        list.module("levels", levels::list);
+        list.module("doctor", doctor::list);
+        if config.suite == Suite::Levels {
+            continue;
+        }
+        list.beside_another = true;
+        list.module("dump", dump::list);
+        list.module("refuse", refuse::list);
+        list.module("places", places::list);
+        list.module("holders", holders::list);
+        list.module("violations", violations::list);
+        if config.suite == Suite::Core {
+            continue;
+        }
+        list.beside_another = false;
+        list.module("failures", failures::list);
+        list.beside_another = true;
+        list.module("misuse", misuse::list);
+        list.module("paths", paths::list);
+        list.module("status", status::list);
+        list.module("verify", verify::list);
+        // They take minutes, and no unit of systemd's plays a part in them.
+        if config.image == Image::Initramfs {
+            list.module("outsiders", outsiders::list);
+            list.module("storms", storms::list);
+        }
+        list.beside_another = false;
+        list.module("parallel", parallel::list);
+        list.module("lifecycle", lifecycle::list);
+        list.module("events", events::list);
     }
     Ok((label, trials))
+}
+
+/// Whether `bpf` is among the active security modules.
+fn has_bpf() -> Result<bool> {
+    let active = fs::read_to_string("/sys/kernel/security/lsm").context("read the LSM list")?;
+    Ok(active.trim().split(',').any(|name| name == "bpf"))
+}
+
+/// Whether programs may not read the kernel's memory.
+fn is_locked_down() -> Result<bool> {
+    let modes = fs::read_to_string("/sys/kernel/security/lockdown").context("read lockdown")?;
+    Ok(modes.contains("[confidentiality]"))
 }
 
 /// What the modules put their trials into.
@@ -103,6 +143,8 @@ struct List<'a> {
     /// Whether an unrelated guard is held meanwhile. It keeps the BPF programs
     /// loaded, which takes seconds in an emulated guest, and must not matter.
     beside_another: bool,
+    /// Whether the host's service is there.
+    with_service: bool,
     module: &'static str,
     trials: &'a mut Vec<Trial>,
 }
@@ -115,9 +157,14 @@ impl List<'_> {
 
     fn add(&mut self, name: &str, test: impl Fn(Hierarchy) -> Result<()> + Send + 'static) {
         let (hierarchy, beside_another) = (self.hierarchy, self.beside_another);
+        let with_service = self.with_service;
         let name = format!("{}::{}::{name}", hierarchy.name(), self.module);
         let run = move || {
             hold_another(beside_another.then_some(hierarchy))
+                .and_then(|()| match with_service {
+                    true => package::ensure_installed(),
+                    false => Ok(()),
+                })
                 .and_then(|()| test(hierarchy))
                 .map_err(|error| Failed::from(format!("{error:?}")))
         };

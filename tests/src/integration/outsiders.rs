@@ -39,7 +39,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("guarded_after_the_thaw", |h| guarded(h, Window::AfterThaw));
     list.add("unguarded_parent_frozen_before", frozen_before);
     for (act, window, harm) in HARMS {
-        if list.hierarchy == Hierarchy::V1 && act == Act::CgroupKill {
+        if act == Act::CgroupKill && !list.hierarchy.has_kill() {
             continue;
         }
         let when = match window {
@@ -259,7 +259,7 @@ fn guarded(hierarchy: Hierarchy, window: Window) -> Result<()> {
     scene.wait_for(window, &mut criu)?;
     let mut refused = 0;
     for act in Act::ALL {
-        if hierarchy == Hierarchy::V1 && act == Act::CgroupKill {
+        if act == Act::CgroupKill && !hierarchy.has_kill() {
             continue;
         }
         let errno = scene.act(act)?;

@@ -14,7 +14,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("freeze_and_thaw", freeze_and_thaw);
     list.add("moves_into_the_target", moves);
     list.add("reads_and_other_files", untouched);
-    if list.hierarchy == Hierarchy::V2 {
+    if list.hierarchy.has_kill() {
         list.add("kill", kill);
     }
 }

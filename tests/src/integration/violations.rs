@@ -27,19 +27,20 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("write_under_way_is_mended_before_checkpointing", mended);
     list.add("kernel_kills", kernel_kills);
     list.add("signals", signals);
-    list.add("signal_that_nobody_handles", fatal_signal);
     list.add("ptrace", ptrace);
     list.add("memory_through_an_older_descriptor", older_memory);
     list.add("tasks_of_the_target_among_themselves", among_themselves);
     list.add("policy_warn", warn);
     list.add("policy_kill", kill_policy);
     list.add("allow", allow);
-    if list.hierarchy == Hierarchy::V2 {
+    if list.hierarchy.has_kill() {
         list.add("cgroup_kill_under_way", cgroup_kill);
     }
     // On v1 a move whose text cannot be read is refused beside any guard.
     list.beside_another = false;
     list.add("move_under_way", move_under_way);
+    // A part of it is held at another level.
+    list.add("signal_that_nobody_handles", fatal_signal);
     list.add("moves_out_by_every_write", unreadable);
 }
 
@@ -133,8 +134,9 @@ fn mended(hierarchy: Hierarchy) -> Result<()> {
     let mut held = Held::start(Held::command(&[&target]).args(["--freeze-timeout", "1m"]))?;
     eventually("it is being frozen", || Ok(target.state()? == "FREEZING"))?;
     writer.tell("go")?;
-    writer.wait(LONG)?.expect(0)?;
+    // It is frozen, and has to read this in the moment that it is thawed.
     slow.tell("go")?;
+    writer.wait(LONG)?.expect(0)?;
     held.wait_held()?;
     ensure!(target.state()? == "FROZEN", "was not frozen again");
     let guard = &guards()?[0];
@@ -267,13 +269,24 @@ fn signals(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
-/// It ends a frozen task at once on v2. On v1 it may also wait, and is saved with
-/// the rest: a task there may have a signal pending (`wants_signal`).
+/// One that nobody handles ends a frozen task at once on v2, so it is refused like
+/// SIGKILL; where nothing is refused it is noticed. On v1 it may also wait, and is
+/// saved with the rest: a task there may have a signal pending (`wants_signal`).
 fn fatal_signal(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
     let child = child_of(&workload, &target)?;
     let held = Held::new(&[&target])?;
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGTSTP] {
+        let refused = kill(Pid::from_raw(child), signal);
+        ensure!(
+            refused == Err(nix::errno::Errno::EBUSY),
+            "{signal}: {refused:?}"
+        );
+    }
+    held.release()?.expect(0)?.says("refused 3 attempts")?;
+    let mut held = Held::start(Held::command(&[&target]).args(["--level", "detect"]))?;
+    held.wait_held()?;
     kill(Pid::from_raw(child), Signal::SIGTERM)?;
     let counted = violations("kill")?;
     ensure!(

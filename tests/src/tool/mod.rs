@@ -4,10 +4,12 @@ mod memory;
 mod process;
 mod stalled;
 mod storm;
+mod varlink;
 mod workload;
 mod write;
 
 use std::{
+    fs::File,
     io::{BufRead as _, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -70,6 +72,20 @@ enum Task {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Run a command where the directory PATH is empty
+    Hidden {
+        path: PathBuf,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Run a command where names in the kernel's BTF are others
+    Renamed {
+        /// OLD=NEW, of the same length
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
     /// Run a command as root without CAP_SYS_ADMIN, CAP_BPF and CAP_PERFMON
     Powerless {
         #[arg(last = true, required = true)]
@@ -111,6 +127,24 @@ enum Task {
         outside: PathBuf,
         victim: i32,
     },
+    /// Write two values to a file in turn for some seconds, in 16 processes
+    Toggle {
+        path: PathBuf,
+        one: String,
+        other: String,
+    },
+    /// Send SIGCONT to a process for some seconds, in 16 processes
+    Continue { pid: i32 },
+    /// Read the memory of a process for some seconds, in 16 processes
+    Peek { pid: i32 },
+    /// Start a task in a cgroup by CLONE_INTO_CGROUP; it ends at once
+    CloneInto { cgroup: PathBuf },
+    /// Write to /proc/self/mem for some seconds, in 16 processes
+    PokeOwn,
+    /// Call a Varlink method
+    Varlink(varlink::Call),
+    /// Connect many times, and send what is no message
+    Garbage { socket: PathBuf, connections: u32 },
     /// Move the processes of TARGET out by writes that change on their way
     Flip { target: PathBuf, outside: PathBuf },
 }
@@ -162,6 +196,8 @@ fn run(task: Task) -> Result<()> {
             value,
         } => process::cgroupns(&cgroup, &file, &value),
         Task::Unmounted { path, command } => process::unmounted(&path, &command),
+        Task::Hidden { path, command } => process::hidden(&path, &command),
+        Task::Renamed { names, command } => process::renamed(&names, &command),
         Task::Powerless { command } => process::powerless(&command),
         Task::Stall { cgroup } => workload::stall(&cgroup),
         Task::Storm => storm::storm(),
@@ -181,6 +217,16 @@ fn run(task: Task) -> Result<()> {
             outside,
             victim,
         } => storm::migrate(&target, &outside, victim),
+        Task::Toggle { path, one, other } => storm::toggle(&path, &one, &other),
+        Task::Continue { pid } => storm::carry_on(pid),
+        Task::Peek { pid } => storm::peek(pid),
+        Task::CloneInto { cgroup } => Ok(crate::sys::clone_into(&File::open(cgroup)?)?),
+        Task::PokeOwn => storm::poke_own(),
+        Task::Varlink(call) => varlink::call(&call),
+        Task::Garbage {
+            socket,
+            connections,
+        } => varlink::garbage(&socket, connections),
         Task::Flip { target, outside } => storm::flip(&target, &outside),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::process::CommandExt as _, path::Path, process::Command};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
@@ -63,6 +63,53 @@ pub(super) fn cgroupns(cgroup: &Path, file: &Path, value: &str) -> Result<()> {
 pub(super) fn unmounted(path: &Path, command: &[String]) -> Result<()> {
     private_mounts(CloneFlags::empty())?;
     umount2(path, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", path.display()))?;
+    exec(command)
+}
+
+/// Runs the command in a mount namespace where the directory is empty.
+pub(super) fn hidden(path: &Path, command: &[String]) -> Result<()> {
+    private_mounts(CloneFlags::empty())?;
+    let (kind, flags) = (Some("tmpfs"), MsFlags::empty());
+    mount(kind, path, kind, flags, None::<&str>)
+        .with_context(|| format!("mount over {}", path.display()))?;
+    exec(command)
+}
+
+/// Runs the command in a mount namespace where the kernel's BTF says `new`
+/// wherever it really says `old`, for each pair.
+pub(super) fn renamed(names: &[String], command: &[String]) -> Result<()> {
+    const BTF: &str = "/sys/kernel/btf/vmlinux";
+    let mut bytes = fs::read(BTF)?;
+    let pairs: Vec<_> = names
+        .iter()
+        .map(|pair| pair.split_once('=').context("OLD=NEW"))
+        .collect::<Result<_>>()?;
+    // Each name stands there once, between two zeros. All at once, so that two
+    // can change places.
+    let mut places = Vec::new();
+    for (old, new) in pairs {
+        ensure!(old.len() == new.len(), "{old} and {new} differ in length");
+        let name = [b"\0", old.as_bytes(), b"\0"].concat();
+        let place = bytes.windows(name.len()).position(|window| window == name);
+        places.push((
+            place.with_context(|| format!("no {old} in {BTF}"))? + 1,
+            new,
+        ));
+    }
+    for (place, new) in places {
+        bytes[place..place + new.len()].copy_from_slice(new.as_bytes());
+    }
+    private_mounts(CloneFlags::empty())?;
+    let file = std::env::temp_dir().join(format!("btf.{}", std::process::id()));
+    fs::write(&file, bytes)?;
+    mount(
+        Some(&file),
+        BTF,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .context("bind mount")?;
     exec(command)
 }
 

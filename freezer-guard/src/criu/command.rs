@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// The root of the tree that `command` dumps, if it is `criu dump` or `criu
 /// pre-dump`, be it behind `strace`, `timeout` or the like.
-pub(super) fn dumped_tree(command: &[String]) -> Option<i32> {
+pub fn dumped_tree(command: &[String]) -> Option<i32> {
     let is_criu = |word: &String| {
         Path::new(word)
             .file_name()

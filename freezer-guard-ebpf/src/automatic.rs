@@ -1,0 +1,258 @@
+//! Guards that nobody asked for: who executes a checkpointer is a candidate, and
+//! the freezer that a candidate writes is guarded from that very write on.
+//!
+//! A candidate has an entry among the guards, as its holder to be, and no target
+//! yet: so its descendants are counted like those of any holder.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
+};
+use freezer_guard_ebpf::{
+    AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_DEPTH, MAX_GUARDS,
+    TaskPointer, Unguarded,
+};
+
+use crate::{
+    atomic::Word,
+    covering::{self, Covering, below},
+    freezer::FREEZING_SELF,
+    kernel::{self, Pointer, load, offset, probe},
+    maps::{ANCESTORS, AUTOMATIC, GUARDS, MEMBERS, TARGETS, guard},
+    membership, telling,
+};
+
+/// The name of the checkpointer's file, as it is compared.
+const CRIU: u32 = u32::from_ne_bytes(*b"criu");
+
+/// `S_IFMT`, `S_IFREG`, and `S_IWGRP | S_IWOTH` of `linux/stat.h`.
+const FILE_TYPE: u16 = 0o170_000;
+const REGULAR: u16 = 0o100_000;
+const WRITABLE_BY_OTHERS: u16 = 0o022;
+
+/// `MNT_NOSUID` of `linux/mount.h`.
+const MNT_NOSUID: u32 = 1;
+
+/// `struct linux_binprm *`: the current task executes this file from here on.
+#[inline(always)]
+pub(crate) fn executed(bprm: Pointer) {
+    let Some(template) = AUTOMATIC.get(0) else {
+        return;
+    };
+    if template.members == 0 {
+        return;
+    }
+    // SAFETY: `bprm` is the hook's argument; everything is loaded from it.
+    let is_checkpointer = unsafe {
+        let file: Pointer = load(bprm, offset!(linux_binprm_file));
+        let dentry: Pointer = load(file, offset!(file_f_path) + offset!(path_dentry));
+        let inode: Pointer = load(file, offset!(file_f_inode));
+        let d_name = offset!(dentry_d_name);
+        let length: u32 = load(dentry, d_name + offset!(qstr_len));
+        let mode: u16 = load(inode, offset!(inode_i_mode));
+        let mount: Pointer = load(file, offset!(file_f_path) + offset!(path_mnt));
+        let super_block: Pointer = load(inode, offset!(inode_i_sb));
+        let user_ns: Pointer = load(super_block, offset!(super_block_s_user_ns));
+        length as usize == size_of_val(&CRIU)
+            && load::<u32>(inode, offset!(inode_i_uid)) == 0
+            && mode & FILE_TYPE == REGULAR
+            && mode & WRITABLE_BY_OTHERS == 0
+            // Who can mount a file system says who owns its files.
+            && load::<u32>(mount, offset!(vfsmount_mnt_flags)) & MNT_NOSUID == 0
+            && load::<u32>(user_ns, offset!(user_namespace_level)) == 0
+            && probe(load(dentry, d_name + offset!(qstr_name)), 0) == Some(CRIU)
+    };
+    // Who belongs to a holder is guarded already.
+    if !is_checkpointer || membership::of_current().is_some() {
+        return;
+    }
+    let leader = kernel::current() as TaskPointer;
+    // SAFETY: no preconditions.
+    let id = unsafe { bpf_ktime_get_boot_ns() };
+    let is_root = bpf_get_current_uid_gid() as u32 == 0;
+    let flags = if is_root { 0 } else { Guard::OF_USER };
+    let candidate = Guard {
+        leader,
+        flags,
+        ..*template
+    };
+    let candidates = candidates(flags);
+    if candidates.get() >= u64::from(MAX_CANDIDATES)
+        || GUARDS
+            .insert(id, candidate, u64::from(BPF_NOEXIST))
+            .is_err()
+    {
+        return unguarded(id, CgroupKey::default(), Unguarded::Full);
+    }
+    if MEMBERS.insert(leader, id, u64::from(BPF_ANY)).is_err() {
+        let _ = GUARDS.remove(id);
+        return unguarded(id, CgroupKey::default(), Unguarded::Full);
+    }
+    candidates.add(1);
+}
+
+/// How many there are, of root and of others: these shall not take root's places.
+static OF_ROOT: Word = Word::new();
+static OF_USERS: Word = Word::new();
+
+#[inline(always)]
+fn candidates(flags: u64) -> &'static Word {
+    if flags & Guard::OF_USER == 0 {
+        &OF_ROOT
+    } else {
+        &OF_USERS
+    }
+}
+
+/// An entry has gone: if it was a candidate's, there is one less.
+#[inline(always)]
+pub(crate) fn has_ended(flags: u64, is_candidate: bool) {
+    if is_candidate {
+        candidates(flags).add(u64::MAX);
+    }
+}
+
+/// Whether an automatic guard has come to its end with this task, which was a
+/// member, though others may be left.
+#[inline(always)]
+pub(crate) fn is_over(entry: &Guard, task: TaskPointer) -> bool {
+    entry.leader == task && (entry.is_candidate() || entry.flags & Guard::ENDS_WITH_LEADER != 0)
+}
+
+/// The task was moved to another cgroup. Who comes from a checkpointer and is put
+/// there, other than itself, is a process that it restores.
+///
+/// Not inlined: what it needs of the stack shall not count where more is needed.
+#[inline(never)]
+pub(crate) fn moved(task: Pointer) {
+    let task = task as TaskPointer;
+    if let Some(id) = membership::of(task)
+        && let Some(entry) = guard(id)
+    {
+        // SAFETY: a map value the verifier has seen checked.
+        let leader = unsafe { (*entry).leader };
+        if leader != 0 && leader != task {
+            membership::leave(task);
+        }
+    }
+}
+
+/// `freezer_apply_state(freezer, freeze, state)` is about to do it.
+#[inline(always)]
+pub(crate) fn writes_v1(freezer: Pointer, state: u32) {
+    let cgroup = offset!(freezer_css) + offset!(cgroup_subsys_state_cgroup);
+    if state & FREEZING_SELF != 0
+        && let Some(cgroup) = probe(freezer, cgroup)
+    {
+        claim(cgroup);
+    }
+}
+
+/// The freezer of the cgroup is about to be written, under a mutex of the
+/// kernel's. If a checkpointer does that, it guards the cgroup from here on.
+#[inline(always)]
+pub(crate) fn claim(cgroup: Pointer) {
+    let Some(id) = membership::of_current() else {
+        return;
+    };
+    let Some(entry) = guard(id) else { return };
+    // SAFETY: a map value the verifier has seen checked.
+    if unsafe { (*entry).leader } == 0 {
+        return;
+    }
+    let Some(key) = covering::key(cgroup) else {
+        return;
+    };
+    match covering::of_cgroup(cgroup) {
+        Covering::Nobody => {}
+        Covering::Guard(own) if own == id => return,
+        Covering::Guard(_) | Covering::TooDeep => return unguarded(id, key, Unguarded::Busy),
+    }
+    if below(key, |other| other != id && guard(other).is_some()).is_some() {
+        return unguarded(id, key, Unguarded::Busy);
+    }
+    if TARGETS.get_ptr(key).is_some() {
+        // A dead guard's.
+        let _ = TARGETS.remove(key);
+    }
+    // What is done to it from here on counts; a moment later, as a violation.
+    membership::hold(entry);
+    if TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
+        return unguarded(id, key, Unguarded::Full);
+    }
+    // SAFETY: as above. The writes of one hierarchy come one after the other, and
+    // `control` does not write these fields of an automatic guard.
+    unsafe {
+        if (*entry).checkpointing_ns == 0 {
+            let now = bpf_ktime_get_boot_ns();
+            (&raw mut (*entry).checkpointing_ns).write_volatile(now);
+            (*entry).begun_ns = now;
+            (*entry).target = key;
+            has_ended((*entry).flags, true);
+        }
+    }
+    mark_ancestors(cgroup, id);
+    if is_inside(cgroup) {
+        // SAFETY: as above.
+        unsafe { (*entry).flags |= Guard::ENDS_WITH_LEADER };
+    }
+    telling::tell(id, EventKind::Begun, key);
+}
+
+/// Whether the current task is in the cgroup, or below it, that was claimed just now.
+#[inline(always)]
+fn is_inside(cgroup: Pointer) -> bool {
+    let current = kernel::current();
+    let own = match probe::<Pointer>(cgroup, offset!(cgroup_root))
+        .and_then(|root| probe::<u32>(root, offset!(cgroup_root_hierarchy_id)))
+    {
+        Some(0) => covering::v2_of(current),
+        _ => covering::v1_of(current),
+    };
+    let own = own.map(covering::of_cgroup);
+    matches!(own, Some(Covering::Guard(id)) if Some(id) == membership::of_current())
+}
+
+/// Puts the guard into the list of each ancestor.
+#[inline(never)]
+fn mark_ancestors(cgroup: Pointer, id: GuardId) {
+    let mut cgroup = cgroup;
+    for _ in 0..MAX_DEPTH {
+        let Some(parent) = covering::parent(cgroup) else {
+            return;
+        };
+        if let Some(key) = covering::key(parent) {
+            mark_ancestor(key, id);
+        }
+        cgroup = parent;
+    }
+}
+
+#[inline(always)]
+fn mark_ancestor(cgroup: CgroupKey, id: GuardId) {
+    for index in 0..u64::from(MAX_GUARDS) {
+        let key = AncestorKey { cgroup, index };
+        // What does not fit, and what user space overwrites, is marked by `arm`.
+        let mark = match ANCESTORS.get_ptr(key) {
+            Some(other) => {
+                // SAFETY: a map value the verifier has seen checked.
+                let other = unsafe { *other };
+                if other == id {
+                    return;
+                }
+                guard(other).is_none()
+            }
+            None => true,
+        };
+        // (Two `match` arms that go on make a loop that 6.1 refuses.)
+        if mark {
+            let _ = ANCESTORS.insert(key, id, u64::from(BPF_ANY));
+            return;
+        }
+    }
+}
+
+#[inline(always)]
+fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
+    telling::tell_why(id, EventKind::Unguarded, cgroup, why as u32);
+}

@@ -1,0 +1,297 @@
+//! `freezer-guard checkpoint`: drives CRIU under a guard.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use freezer_guard::{
+    cgroup::{self, Cgroup, Task},
+    criu::{Criu, Evidence, Images, Log, Progress, Verdict},
+    doctor,
+    guard::Target,
+};
+
+use super::{
+    VERSION, driver,
+    exit::{self, Code},
+    guarded::{self, OnViolation, Options, Work},
+    say, target, undisturbed,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    what: What,
+    /// Where the images go. They are made beside it, in DIR.unfinished, and get this
+    /// name when they are complete and undisturbed: what is there must be nothing, or
+    /// an empty folder. Else they are left as DIR.failed or DIR.violated
+    #[arg(long, short = 'D', value_name = "DIR")]
+    images_dir: PathBuf,
+    /// Let the tree run on afterwards
+    #[arg(long, short = 'R')]
+    leave_running: bool,
+    /// Dump memory only and let the tree run on: a later checkpoint with --parent then
+    /// has less to write while it holds the tree
+    #[arg(long, conflicts_with = "leave_running")]
+    pre_dump: bool,
+    /// Write only the memory that has changed since this checkpoint, and refer to it for
+    /// the rest
+    #[arg(long, value_name = "DIR")]
+    parent: Option<PathBuf>,
+    /// The CRIU to use, if not the one in PATH
+    #[arg(long, value_name = "FILE")]
+    criu: Option<PathBuf>,
+    /// Print what is known of the image as one JSON object: the same as in
+    /// DIR/freezer-guard.json
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    options: Options,
+    /// More options of `criu dump` or `criu pre-dump`, such as --tcp-established
+    #[arg(last = true, value_name = "CRIU OPTIONS")]
+    more: Vec<String>,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// The root of the tree to checkpoint; guarded are the cgroups it is in
+    #[arg(long, short = 't', value_name = "PID")]
+    pid: Option<i32>,
+    /// The cgroup whose tree to checkpoint: its directory
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// The systemd unit whose tree to checkpoint
+    #[arg(long, value_name = "NAME")]
+    unit: Option<String>,
+}
+
+impl Args {
+    pub(super) fn is_verbose(&self) -> bool {
+        self.options.is_verbose()
+    }
+}
+
+impl What {
+    /// What to guard, and the root of what to dump.
+    fn find(&self) -> Result<(Target, Task)> {
+        let target = match (self.pid, &self.cgroup, &self.unit) {
+            (Some(pid), ..) => {
+                let root = cgroup::process(pid)?.ok_or(cgroup::Error::NoProcess(pid))?;
+                return Ok((target::of_pid(pid)?, root));
+            }
+            (_, Some(path), _) => vec![Cgroup::open(path)?],
+            (_, _, unit) => cgroup::of_unit(unit.as_deref().unwrap_or_default())?,
+        };
+        let root = cgroup::root(&target.iter().collect::<Vec<_>>())?;
+        Ok((target, root))
+    }
+}
+
+/// CRIU's log in the folder of images.
+const LOG: &str = "dump.log";
+
+pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    let options = &args.options;
+    let (target, root) = args.what.find()?;
+    let criu = driver::find(args.criu.as_deref(), options)?;
+    let images = Images::create(&args.images_dir)?;
+    let parent = match &args.parent {
+        Some(parent) => Some(seen_from(images.folder(), parent)?),
+        None => None,
+    };
+    let cgroups: Vec<_> = target
+        .iter()
+        .map(|cgroup| cgroup.path().to_owned())
+        .collect();
+    let command = args.command(&criu, root.pid, &cgroups, &images, parent.as_deref())?;
+    let mut watch = Watch::new(Log::new(images.folder(), LOG), options);
+    let done = guarded::run(Work {
+        options,
+        targets: vec![target],
+        named: args.what.pid.is_none(),
+        root: Some(root.pid),
+        freeze: true,
+        thaw: false,
+        command: &command,
+        watch: Some(&mut || watch.look()),
+    })?;
+
+    let excused = options.on_violation == OnViolation::Warn && done.guard.is_some();
+    let code = done.code();
+    let verdict = match (done.held() || excused, code) {
+        (false, _) => Verdict::Violated,
+        (true, Code(0)) => Verdict::Good,
+        (true, _) => Verdict::Failed,
+    };
+    let evidence = Evidence {
+        verdict,
+        freezer_guard: VERSION.to_owned(),
+        kernel: doctor::release(),
+        criu: criu.version_text().to_owned(),
+        command,
+        exit_code: code.0,
+        pid: root.pid,
+        left_running: cgroup::process(root.pid)?.is_some(),
+        comm: root.comm,
+        cgroups,
+        pre_dump: args.pre_dump,
+        parent,
+        image_bytes: images.bytes(""),
+        guard: done.guard,
+    };
+    evidence.write(images.folder())?;
+    let memory = mebibytes(watch.log.progress().bytes());
+    let failure = watch.log.failure();
+    let place = images.settle(verdict)?;
+    tell(args, &evidence, &place, &memory, &failure)?;
+    Ok(match verdict {
+        Verdict::Violated => exit::VIOLATED.into(),
+        _ => code.into(),
+    })
+}
+
+fn tell(
+    args: &Args,
+    evidence: &Evidence,
+    place: &Path,
+    memory: &str,
+    failure: &[String],
+) -> Result<()> {
+    let place = place.display();
+    match evidence.verdict {
+        Verdict::Good => args.options.step(format_args!(
+            "the checkpoint in {place} is good: {memory} of memory, {} in all",
+            mebibytes(evidence.image_bytes)
+        )),
+        Verdict::Violated => say(format_args!(
+            "do not trust this checkpoint: what there is of it was left in {place}"
+        )),
+        Verdict::Failed => driver::say_failure(&format!("{place}/{LOG}"), failure),
+    }
+    if evidence.verdict != Verdict::Good {
+        say(format_args!(
+            "pid {} ({}) {}",
+            evidence.pid,
+            evidence.comm,
+            match evidence.left_running {
+                true => "was left running",
+                false => "has ended",
+            }
+        ));
+    }
+    if args.json {
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(evidence)?)?;
+    }
+    Ok(())
+}
+
+impl Args {
+    /// CRIU's command line.
+    fn command(
+        &self,
+        criu: &Criu,
+        root: i32,
+        cgroups: &[PathBuf],
+        images: &Images,
+        parent: Option<&Path>,
+    ) -> Result<Vec<String>> {
+        let text = |path: &Path| {
+            let text = path.to_str().map(str::to_owned);
+            text.with_context(|| format!("{} is no text", path.display()))
+        };
+        let freezer = cgroups.first().context("a target has a cgroup")?;
+        let dump = match self.pre_dump {
+            true => "pre-dump",
+            false => "dump",
+        };
+        let mut command = vec![text(criu.path())?, dump.to_owned()];
+        let mut add = |option: &str, value: String| {
+            command.push(option.to_owned());
+            command.push(value);
+        };
+        add("-t", root.to_string());
+        add("-D", text(images.folder())?);
+        add("-o", LOG.to_owned());
+        add("--freeze-cgroup", text(freezer)?);
+        if let Some(parent) = parent {
+            add("--prev-images-dir", text(parent)?);
+        }
+        if self.options.on_violation != OnViolation::Warn {
+            add("--action-script", undisturbed::script(freezer)?);
+        }
+        let flags = [
+            ("-v4", true),
+            ("--leave-running", self.leave_running),
+            // What changes from here on is for the next one to write.
+            ("--track-mem", self.pre_dump || parent.is_some()),
+        ];
+        let flags = flags.into_iter().filter(|(_, wanted)| *wanted);
+        command.extend(flags.map(|(flag, _)| flag.to_owned()));
+        command.extend(self.more.iter().cloned());
+        Ok(command)
+    }
+}
+
+/// The path of a checkpoint as CRIU wants it: from the folder of images that builds on
+/// it, which will be called otherwise and stay in its place.
+fn seen_from(folder: &Path, parent: &Path) -> Result<PathBuf> {
+    let real = |path: &Path| {
+        path.canonicalize()
+            .with_context(|| format!("--parent {}", path.display()))
+    };
+    let (parent, folder) = (real(parent)?, real(folder)?);
+    pathdiff::diff_paths(parent, folder).context("both are absolute")
+}
+
+/// Tells how far CRIU is, in growing distances.
+struct Watch<'a> {
+    log: Log,
+    options: &'a Options,
+    begun: Instant,
+    next: Duration,
+    last: (Duration, Progress),
+}
+
+impl<'a> Watch<'a> {
+    const SHORTEST: Duration = Duration::from_secs(2);
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    fn new(log: Log, options: &'a Options) -> Self {
+        Self {
+            log,
+            options,
+            begun: Instant::now(),
+            next: Self::SHORTEST,
+            last: (Duration::ZERO, Progress::default()),
+        }
+    }
+
+    fn look(&mut self) {
+        let elapsed = self.begun.elapsed();
+        if elapsed < self.next {
+            return;
+        }
+        self.next = elapsed + (elapsed / 4).clamp(Self::SHORTEST, Self::LONGEST);
+        let now = self.log.progress();
+        let (before, then) = std::mem::replace(&mut self.last, (elapsed, now));
+        let rate = (now.bytes() - then.bytes()) as f64 / (elapsed - before).as_secs_f64();
+        self.options.step(format_args!(
+            "{} for {:.0} s: {} processes begun, {} pages ({}) written, {}/s",
+            now.stage.name(),
+            elapsed.as_secs_f64(),
+            now.processes,
+            now.pages,
+            mebibytes(now.bytes()),
+            mebibytes(rate as u64),
+        ));
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

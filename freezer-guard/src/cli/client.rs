@@ -1,0 +1,103 @@
+//! The daemon, as a client sees it: for those who may not use BPF themselves, and
+//! for all others the one place that knows what has been.
+
+#![expect(
+    clippy::too_many_arguments,
+    reason = "each is a parameter of the interface"
+)]
+
+use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
+
+use anyhow::{Context as _, Result};
+use freezer_guard::kernel::may_use_bpf;
+use tokio_stream::Stream;
+use zlink::{proxy, tokio::unix};
+
+pub(super) use crate::daemon::reply::Error;
+use crate::daemon::{
+    reply::{Guards, Happenings, OneGuard, State},
+    varlink::SOCKET,
+};
+
+/// How long the daemon may take to answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+#[proxy("io.freezerguard")]
+pub(super) trait Daemon {
+    async fn list(&mut self) -> zlink::Result<Result<Guards, Error>>;
+    async fn list_ended(&mut self) -> zlink::Result<Result<Guards, Error>>;
+    async fn status(&mut self, cgroup: &str) -> zlink::Result<Result<State, Error>>;
+    async fn end(&mut self, cgroup: &str, force: bool) -> zlink::Result<Result<OneGuard, Error>>;
+    async fn begin(
+        &mut self,
+        cgroups: Option<Vec<String>>,
+        freeze: bool,
+        #[zlink(rename = "freezeTimeoutSeconds")] freeze_timeout_seconds: f64,
+        pid: Option<i64>,
+        allow: Vec<String>,
+        require: String,
+        #[zlink(fds)] proofs: Vec<OwnedFd>,
+    ) -> zlink::Result<Result<OneGuard, Error>>;
+    #[zlink(more)]
+    async fn monitor(
+        &mut self,
+    ) -> zlink::Result<impl Stream<Item = zlink::Result<Result<Happenings, Error>>>>;
+}
+
+/// The daemon, if it is there.
+pub(super) async fn connect() -> Result<Option<unix::Connection>> {
+    match unix::connect(SOCKET).await {
+        Ok(connection) => Ok(Some(connection)),
+        Err(zlink::Error::Io(error))
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("connect to {SOCKET}")),
+    }
+}
+
+/// Waits for the daemon's answer.
+pub(super) async fn answer<T>(
+    call: impl Future<Output = zlink::Result<Result<T, Error>>>,
+) -> Result<T> {
+    answer_within(PATIENCE, call).await
+}
+
+/// Waits for it so long.
+pub(super) async fn answer_within<T>(
+    patience: Duration,
+    call: impl Future<Output = zlink::Result<Result<T, Error>>>,
+) -> Result<T> {
+    let reply = tokio::time::timeout(patience, call)
+        .await
+        .context("the service does not answer: see `systemctl status freezer-guard`")?
+        .context("the service has not answered: see `systemctl status freezer-guard`")?;
+    Ok(reply?)
+}
+
+/// What the daemon answers, or else what the kernel does: there may be no daemon,
+/// or none that answers, and whoever may use BPF himself needs none.
+pub(super) async fn ask<T>(
+    daemon: impl AsyncFnOnce(&mut unix::Connection) -> Result<T>,
+    kernel: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let Some(mut connection) = connect().await? else {
+        return kernel();
+    };
+    match daemon(&mut connection).await {
+        Err(error) if !error.is::<Error>() && may_use_bpf().is_ok() => kernel(),
+        answer => answer,
+    }
+}
+
+/// Runs what may ask the daemon.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}

@@ -1,0 +1,222 @@
+//! The guard that is held: our own, or one that the service has begun for it,
+//! where it may not use BPF itself. What it is asked has the same answers.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use anyhow::{Context as _, Result};
+use freezer_guard::{
+    cgroup::Cgroup,
+    guard::{Guard, Status, Target},
+};
+use freezer_guard_ebpf::GuardId;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, getpid},
+};
+use tokio::time::sleep;
+use zlink::tokio::unix;
+
+use super::{Error, Work};
+use crate::cli::client::{self, Daemon as _, PATIENCE, answer, answer_within};
+
+pub(super) enum Hold {
+    Here {
+        guard: Box<Guard>,
+        missed: u64,
+    },
+    Service {
+        daemon: Box<unix::Connection>,
+        guard: Box<Status>,
+        cgroup: String,
+        targets: Vec<Target>,
+    },
+}
+
+impl Hold {
+    pub(super) fn here(guard: Guard) -> Self {
+        Self::Here {
+            guard: Box::new(guard),
+            missed: 0,
+        }
+    }
+
+    /// Asks the service to begin it for us, and to bring it to CHECKPOINTING.
+    pub(super) async fn by_service(
+        mut daemon: unix::Connection,
+        work: &mut Work<'_>,
+    ) -> Result<Self> {
+        let options = work.options;
+        if options.level < freezer_guard_ebpf::Level::Enforce {
+            return Err(Error::ServiceLevel(options.level.name()).into());
+        }
+        let cgroups = work.targets.iter().flatten().map(|cgroup| {
+            let path = cgroup.path().to_str().context("this path is no text")?;
+            Ok(path.to_owned())
+        });
+        let cgroups: Vec<String> = cgroups.collect::<Result<_>>()?;
+        // That we may write them says that we may guard them; where we may not,
+        // the service has to trust us for something else.
+        let proofs: Vec<OwnedFd> = work
+            .targets
+            .iter()
+            .flatten()
+            .filter_map(|cgroup| {
+                let freezer = std::fs::File::options()
+                    .write(true)
+                    .open(cgroup.freezer_file());
+                freezer.ok().map(OwnedFd::from)
+            })
+            .collect();
+        let begun = daemon.begin(
+            // Without, it takes those of the process, as we do.
+            work.named.then(|| cgroups.clone()),
+            work.freeze,
+            options.freeze_timeout.as_secs_f64(),
+            work.root.map(i64::from),
+            options.allow.clone(),
+            options.required()?.name().to_owned(),
+            proofs,
+        );
+        let patience = options.freeze_timeout + PATIENCE;
+        let guard = answer_within(patience, begun).await?.guard;
+        Ok(Self::Service {
+            daemon: Box::new(daemon),
+            guard: Box::new(guard),
+            cgroup: cgroups.into_iter().next().unwrap_or_default(),
+            targets: std::mem::take(&mut work.targets),
+        })
+    }
+
+    pub(super) fn id(&self) -> GuardId {
+        match self {
+            Self::Here { guard, .. } => guard.id(),
+            Self::Service { guard, .. } => guard.id,
+        }
+    }
+
+    /// The guarded cgroups.
+    pub(super) fn cgroups(&self) -> Vec<&Cgroup> {
+        match self {
+            Self::Here { guard, .. } => guard.cgroups().collect(),
+            Self::Service { targets, .. } => targets.iter().flatten().collect(),
+        }
+    }
+
+    /// What it did so far.
+    pub(super) async fn status(&mut self) -> Result<Status> {
+        match self {
+            Self::Here { guard, .. } => Ok(guard.status()?),
+            Self::Service {
+                daemon,
+                guard,
+                cgroup,
+                ..
+            } => {
+                if let Some(now) = look(daemon, guard, cgroup).await? {
+                    **guard = now;
+                }
+                Ok(Status::clone(guard))
+            }
+        }
+    }
+
+    /// Looks again at what costs more than a look into a map.
+    pub(super) async fn check(&mut self) -> Result<()> {
+        match self {
+            Self::Here { guard, missed } => *missed = guard.missed()?,
+            Self::Service { .. } => {
+                self.status().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many violations there were, or may have been, as far as has been looked.
+    pub(super) fn violations(&self) -> Result<u64> {
+        match self {
+            Self::Here { guard, missed } => Ok(guard.violations()? + missed),
+            Self::Service { guard, .. } => Ok(guard.violation_count()),
+        }
+    }
+
+    /// Kills every process of the holder but this one.
+    pub(super) async fn kill_holder(&mut self) -> Result<()> {
+        match self {
+            Self::Here { guard, .. } => Ok(guard.kill_holder()?),
+            Self::Service { .. } => {
+                for pid in self.other_pids().await? {
+                    // It may have ended meanwhile.
+                    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The processes of the holder besides this one.
+    pub(super) async fn other_pids(&mut self) -> Result<Vec<u32>> {
+        match self {
+            Self::Here { guard, .. } => Ok(guard.other_pids()?),
+            Self::Service { .. } => {
+                let mut pids = self.status().await?.holder_pids;
+                pids.retain(|pid| *pid != getpid().as_raw().cast_unsigned());
+                Ok(pids)
+            }
+        }
+    }
+
+    /// Ends it. `None`: somebody has done so before.
+    pub(super) async fn end(self) -> Result<Option<Status>> {
+        match self {
+            Self::Here { guard, .. } => Ok(guard.end()?),
+            Self::Service {
+                mut daemon,
+                guard,
+                cgroup,
+                ..
+            } => {
+                if look(&mut daemon, &guard, &cgroup).await?.is_none() {
+                    return Ok(None);
+                }
+                match answer(daemon.end(&cgroup, false)).await {
+                    Ok(ended) => Ok(Some(ended.guard)),
+                    Err(error) => match error.downcast_ref() {
+                        Some(client::Error::NotGuarded { .. }) => Ok(None),
+                        _ => Err(error),
+                    },
+                }
+            }
+        }
+    }
+}
+
+/// What the service says of the guard now; `None`: it is in force no more. The
+/// service may just be starting anew, which the guard does not notice.
+async fn look(
+    daemon: &mut unix::Connection,
+    guard: &Status,
+    cgroup: &str,
+) -> Result<Option<Status>> {
+    /// systemd starts it at once; loading everything may take some seconds.
+    const ATTEMPTS: u32 = 60;
+    let mut attempt = 0;
+    loop {
+        match answer(daemon.status(cgroup)).await {
+            Ok(now) => return Ok(now.guard.filter(|now| now.id == guard.id)),
+            Err(error) => match error.downcast_ref() {
+                // It knows us by the guard.
+                Some(client::Error::NotGuarded { .. } | client::Error::PermissionDenied { .. }) => {
+                    return Ok(None);
+                }
+                Some(_) => return Err(error),
+                None if attempt == ATTEMPTS => return Err(error),
+                None => {}
+            },
+        }
+        attempt += 1;
+        sleep(Duration::from_millis(500)).await;
+        if let Ok(Some(again)) = client::connect().await {
+            *daemon = again;
+        }
+    }
+}

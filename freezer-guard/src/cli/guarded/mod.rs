@@ -1,0 +1,327 @@
+//! A command that runs while something is guarded: what `run`, `checkpoint` and
+//! `restore` have in common.
+
+use std::{path::PathBuf, process::ExitStatus};
+
+use anyhow::Result;
+use freezer_guard::{
+    cgroup,
+    guard::{self, Guard, Preparation, Status, Target, Wanted, describe_level, refusals},
+    kernel::{self, Reader},
+};
+use freezer_guard_ebpf::Protection;
+use nix::{
+    errno::Errno,
+    sys::signal::Signal,
+    unistd::{AccessFlags, access},
+};
+use tokio::process::{Child, Command};
+
+use super::{
+    client,
+    exit::{self, Code},
+    say, verify,
+};
+
+mod hold;
+mod options;
+pub(super) mod signals;
+mod supervise;
+
+use hold::Hold;
+pub(super) use options::{OnViolation, Options};
+use signals::Signals;
+
+/// What can go wrong around COMMAND.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{command}")]
+    Command {
+        command: String,
+        source: std::io::Error,
+    },
+    #[error("--require {required} goes further than --level {level}: leave one of them out")]
+    Contradiction {
+        required: &'static str,
+        level: &'static str,
+    },
+    #[error("the service has no guards of at most the level {0}: run it as root")]
+    ServiceLevel(&'static str),
+    #[error("interrupted by {0} before COMMAND was started")]
+    Interrupted(Signal),
+}
+
+impl Error {
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Contradiction { .. } | Self::ServiceLevel(_) => exit::USAGE,
+            Self::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                exit::NOT_FOUND
+            }
+            Self::Command { .. } => exit::CANNOT_EXECUTE,
+            Self::Interrupted(signal) => Code(128 + *signal as u8),
+        }
+    }
+}
+
+/// What is to be done, and under which guard.
+pub(super) struct Work<'a> {
+    pub(super) options: &'a Options,
+    /// What is guarded.
+    pub(super) targets: Vec<Target>,
+    /// Whether it was named; otherwise it is what the process is in.
+    pub(super) named: bool,
+    /// The root of the tree that has to be in it.
+    pub(super) root: Option<i32>,
+    /// Freeze it first, and thaw it at the end.
+    pub(super) freeze: bool,
+    /// Thaw it when it is CHECKPOINTING: COMMAND puts tasks into it.
+    pub(super) thaw: bool,
+    pub(super) command: &'a [String],
+    /// Called every second while COMMAND runs.
+    pub(super) watch: Option<&'a mut dyn FnMut()>,
+}
+
+/// What came of it.
+pub(super) struct Done {
+    pub(super) status: ExitStatus,
+    /// What was guarded, in words.
+    pub(super) names: String,
+    /// What the guard did; `None`: somebody has ended it before.
+    pub(super) guard: Option<Status>,
+}
+
+impl Done {
+    /// Its exit code, or 128 and the signal.
+    pub(super) fn code(&self) -> Code {
+        use std::os::unix::process::ExitStatusExt as _;
+        let code = self.status.code();
+        let code = code.or_else(|| Some(128 + self.status.signal()?));
+        Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+    }
+
+    /// Whether the guard held to the end, and says what got through if not.
+    pub(super) fn held(&self) -> bool {
+        let names = &self.names;
+        let Some(guard) = &self.guard else {
+            say(format_args!(
+                "the guard of {names} was ended by somebody before it was done"
+            ));
+            return false;
+        };
+        if guard.violation_count() == 0 {
+            return true;
+        }
+        say(format_args!(
+            "VIOLATED: {names} was disturbed while it was CHECKPOINTING:"
+        ));
+        for line in guard::violations(guard) {
+            say(format_args!("  {line}"));
+        }
+        false
+    }
+}
+
+/// Runs COMMAND under a guard.
+///
+/// # Errors
+/// When there can be no such guard, or COMMAND cannot be started.
+pub(super) fn run(work: Work<'_>) -> Result<Done> {
+    find_command(&work.command[0])?;
+    if work.freeze {
+        refuse_own(&work.targets)?;
+    }
+    // One thread: it becomes the first member of the holder.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(begin(work))
+}
+
+async fn begin(mut work: Work<'_>) -> Result<Done> {
+    let mut signals = Signals::catch()?;
+    let (hold, reader) = match kernel::may_use_bpf() {
+        Ok(()) => begin_here(&mut work, &mut signals)?,
+        Err(denied) => match client::connect().await? {
+            Some(daemon) => {
+                let hold = Hold::by_service(daemon, &mut work).await?;
+                (hold, None)
+            }
+            None => return Err(denied.into()),
+        },
+    };
+    hold_on(work, hold, reader, signals).await
+}
+
+/// A guard of our own, CHECKPOINTING, and the reader of what it refuses.
+fn begin_here(work: &mut Work<'_>, signals: &mut Signals) -> Result<(Hold, Option<Reader>)> {
+    let options = work.options;
+    let wanted = Wanted {
+        allowed: Protection::ALL
+            .into_iter()
+            .filter(|protection| options.allow.iter().any(|name| name == protection.name()))
+            .collect(),
+        require: Some(options.required()?),
+        at_most: options.level,
+    };
+    let mut guard = Guard::begin(std::mem::take(&mut work.targets), &wanted)?;
+    say_guarding(options, &guard.status()?);
+    for reason in guard.weak_because() {
+        options.step(format_args!("it is no stronger: {}", guard::chain(reason)));
+        if options.verbose {
+            super::say_verifier_log(reason);
+        }
+    }
+    let reader = match options.verbose || options.on_violation == OnViolation::Kill {
+        true => Some(guard::follow()?.0),
+        false => None,
+    };
+    prepare(work, &mut guard, signals)?;
+    Ok((Hold::here(guard), reader))
+}
+
+fn say_guarding(options: &Options, guard: &Status) {
+    options.step(format_args!(
+        "guarding {} ({})",
+        names(guard),
+        describe_level(guard)
+    ));
+}
+
+/// Runs COMMAND while the guard is held, and ends it.
+async fn hold_on(
+    mut work: Work<'_>,
+    mut hold: Hold,
+    reader: Option<Reader>,
+    mut signals: Signals,
+) -> Result<Done> {
+    let (options, command) = (work.options, work.command);
+    let begun = hold.status().await?;
+    let names = names(&begun);
+    if matches!(hold, Hold::Service { .. }) {
+        say_guarding(options, &begun);
+    }
+    if let Some(signal) = signals.pending()? {
+        return Err(Error::Interrupted(signal).into());
+    }
+    options.step(format_args!(
+        "{names}: CHECKPOINTING; running {}",
+        command.join(" ")
+    ));
+    if work.thaw {
+        for cgroup in hold.cgroups() {
+            cgroup.thaw()?;
+        }
+    }
+
+    let mut child = spawn(command)?;
+    let supervised = supervise::supervise(&mut work, &mut hold, reader, &mut child, &mut signals);
+    let status = match supervised.await {
+        Ok(status) => status,
+        Err(error) => {
+            // Without us nobody minds COMMAND, and without COMMAND no guard is needed.
+            let _ = hold.kill_holder().await;
+            let _ = child.kill().await;
+            return Err(error);
+        }
+    };
+    options.step(format_args!("{} ended with {status}", command[0]));
+    // What was restored is to go on.
+    if !work.thaw {
+        let stragglers = hold.other_pids().await?;
+        if !stragglers.is_empty() {
+            options.step(format_args!(
+                "still running without the guard: pid {stragglers:?}"
+            ));
+        }
+    }
+    let guard = hold.end().await?;
+    if let Some(guard) = &guard {
+        options.step(format_args!(
+            "held {names} for {:.1} s, {}",
+            guard.held_seconds,
+            refusals(guard)
+        ));
+    }
+    Ok(Done {
+        status,
+        names,
+        guard,
+    })
+}
+
+/// From the mark to CHECKPOINTING.
+fn prepare(work: &Work<'_>, guard: &mut Guard, signals: &mut Signals) -> Result<()> {
+    let how = Preparation {
+        freeze: work.freeze,
+        timeout: work.options.freeze_timeout,
+        root: work.root,
+    };
+    let report = guard.prepare(&how, |deeds| -> Result<()> {
+        for deed in deeds {
+            work.options
+                .step(format_args!("{deed}, before CHECKPOINTING: trying again"));
+        }
+        match signals.pending()? {
+            Some(signal) => Err(Error::Interrupted(signal).into()),
+            None => Ok(()),
+        }
+    })?;
+    if let Some(root) = how.root {
+        verify::warn_of_foreign(root, &report.foreign);
+    }
+    Ok(())
+}
+
+fn names(guard: &Status) -> String {
+    let paths = guard.cgroups.iter().map(|path| path.display().to_string());
+    paths.collect::<Vec<_>>().join(", ")
+}
+
+/// Says that COMMAND is not there before anything is frozen.
+fn find_command(command: &str) -> Result<(), Error> {
+    let failed = |errno: Errno| Error::Command {
+        command: command.to_owned(),
+        source: errno.into(),
+    };
+    let candidates: Vec<PathBuf> = if command.contains('/') {
+        vec![command.into()]
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .map(|folder| folder.join(command))
+            .collect()
+    };
+    let mut error = Errno::ENOENT;
+    for candidate in candidates.iter().filter(|candidate| candidate.exists()) {
+        match access(candidate, AccessFlags::X_OK) {
+            Ok(()) if candidate.is_file() => return Ok(()),
+            _ => error = Errno::EACCES,
+        }
+    }
+    Err(failed(error))
+}
+
+/// `--freeze` must not freeze us.
+fn refuse_own(targets: &[Target]) -> Result<(), guard::Error> {
+    let own = cgroup::of_pid(i32::try_from(std::process::id()).unwrap_or_default())?;
+    for own in &own {
+        let above = own.ancestors()?;
+        for target in targets.iter().flatten() {
+            if target.key() == own.key() || above.iter().any(|above| above.key() == target.key()) {
+                return Err(guard::Error::OwnCgroup(target.path().to_owned()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn spawn(command: &[String]) -> Result<Child> {
+    let mut child = Command::new(&command[0]);
+    child.args(&command[1..]);
+    signals::release_in(&mut child);
+    Ok(child.spawn().map_err(|source| Error::Command {
+        command: command[0].clone(),
+        source,
+    })?)
+}

@@ -1,0 +1,136 @@
+//! While COMMAND runs: signals are passed on, refusals printed, the time is minded.
+
+use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Duration};
+
+use anyhow::{Context as _, Result};
+use freezer_guard::{
+    guard::{Deed, Outcome, violations},
+    kernel::Reader,
+};
+use freezer_guard_ebpf::{EventKind, GuardId};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    process::Child,
+    time::{Instant, interval, sleep_until},
+};
+
+use super::{Hold, Options, Signals, Work, options::OnViolation};
+use crate::cli::say;
+
+/// How long a process may take to end after a polite signal.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often the counters are looked at while COMMAND runs.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// Waits for COMMAND; passes signals on, prints refusals, minds the time.
+pub(super) async fn supervise(
+    work: &mut Work<'_>,
+    hold: &mut Hold,
+    mut reader: Option<Reader>,
+    child: &mut Child,
+    signals: &mut Signals,
+) -> Result<ExitStatus> {
+    let options = work.options;
+    let pid = Pid::from_raw(child.id().context("COMMAND has a pid")?.cast_signed());
+    let far = Duration::from_secs(365 * 24 * 3600);
+    let mut deadline = Instant::now() + options.timeout.unwrap_or(far);
+    let mut polite = true;
+    let mut interrupts = 0;
+    let kill_on_violation = options.on_violation == OnViolation::Kill;
+    let mut check = interval(CHECK);
+    let mut violated = false;
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                let status = status?;
+                if let Some(mut reader) = reader {
+                    print(options, hold.id(), &mut reader);
+                    // What is left goes with the guard.
+                    let _ = reader.close();
+                }
+                // A COMMAND that ends well when told to stop has not done its work.
+                return Ok(if polite { status } else { timed_out(status) });
+            }
+            () = sleep_until(deadline) => {
+                if polite {
+                    options.step(format_args!("time is up: ending {}", work.command[0]));
+                    // It may have ended just now.
+                    let _ = kill(pid, Signal::SIGTERM);
+                    polite = false;
+                    deadline = Instant::now() + GRACE;
+                } else {
+                    hold.kill_holder().await?;
+                    // Without the guard nobody knows the holder's processes.
+                    let _ = child.start_kill();
+                    deadline = Instant::now() + GRACE;
+                }
+            }
+            signal = signals.next() => {
+                let caught = signal?;
+                interrupts += u32::from(caught.signal == Signal::SIGINT);
+                if interrupts > 1 {
+                    options.step(format_args!("killing {}", work.command[0]));
+                    hold.kill_holder().await?;
+                    // Without the guard nobody knows the holder's processes.
+                    let _ = child.start_kill();
+                } else if !caught.from_terminal {
+                    // The terminal has sent its own to COMMAND as well.
+                    let _ = kill(pid, caught.signal);
+                }
+            }
+            () = ready(&mut reader) => {
+                if let Some(reader) = &mut reader {
+                    print(options, hold.id(), reader);
+                }
+            }
+            // Events may be lost: the counters are not.
+            _ = check.tick() => {
+                hold.check().await?;
+                if let Some(watch) = &mut work.watch {
+                    watch();
+                }
+            }
+        }
+        if !violated && hold.violations()? > 0 {
+            violated = true;
+            let status = hold.status().await?;
+            say(format_args!("VIOLATED: {}", violations(&status).join("; ")));
+            if kill_on_violation {
+                options.step(format_args!("killing {}", work.command[0]));
+                hold.kill_holder().await?;
+                // The guard may have been ended meanwhile.
+                let _ = child.start_kill();
+            }
+        }
+    }
+}
+
+/// Returns when there may be something to read.
+async fn ready(reader: &mut Option<Reader>) {
+    match reader {
+        Some(reader) => reader.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Prints what was refused by this guard.
+fn print(options: &Options, guard: GuardId, reader: &mut Reader) {
+    while let Some(event) = reader.next_event() {
+        let is_denial = event.kind == EventKind::Denial as u32;
+        if options.verbose && is_denial && event.guard == guard {
+            let deed = Deed::of_event(&event, Outcome::Refused);
+            say(format_args!("refused {deed}"));
+        }
+    }
+}
+
+fn timed_out(status: ExitStatus) -> ExitStatus {
+    if status.success() {
+        ExitStatus::from_raw(Signal::SIGTERM as i32)
+    } else {
+        status
+    }
+}

@@ -1,0 +1,129 @@
+//! `freezer-guard restore`: drives CRIU while nobody freezes what it restores into.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use freezer_guard::{
+    cgroup,
+    criu::{self, Evidence, Log},
+};
+use serde_json::json;
+
+use super::{
+    driver, exit,
+    guarded::{self, OnViolation, Options, Work},
+    say,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Where the images are
+    #[arg(long, short = 'D', value_name = "DIR")]
+    images_dir: PathBuf,
+    /// Guard this cgroup: the directory of the one that the tree is put into. Without
+    /// it, the one that it was in, as DIR/freezer-guard.json says
+    #[arg(long = "cgroup", value_name = "PATH")]
+    cgroups: Vec<PathBuf>,
+    /// The CRIU to use, if not the one in PATH
+    #[arg(long, value_name = "FILE")]
+    criu: Option<PathBuf>,
+    /// Print what came of it as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    options: Options,
+    /// More options of `criu restore`, such as --tcp-established
+    #[arg(last = true, value_name = "CRIU OPTIONS")]
+    more: Vec<String>,
+}
+
+impl Args {
+    pub(super) fn is_verbose(&self) -> bool {
+        self.options.is_verbose()
+    }
+
+    /// Where the tree goes.
+    fn places(&self) -> Result<Vec<PathBuf>> {
+        let evidence = Evidence::of_images(&self.images_dir)?;
+        match evidence {
+            _ if !self.cgroups.is_empty() => Ok(self.cgroups.clone()),
+            Some(evidence) => Ok(evidence.cgroups),
+            None => Err(criu::Error::NoCgroup(self.images_dir.clone()).into()),
+        }
+    }
+}
+
+/// CRIU's log in the folder of images.
+const LOG: &str = "restore.log";
+
+pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    let options = &args.options;
+    let places = args.places()?;
+    let program = driver::find(args.criu.as_deref(), options)?;
+    let mut made = false;
+    for place in &places {
+        if !place.exists() {
+            fs::create_dir_all(place).with_context(|| format!("make {}", place.display()))?;
+            made = true;
+        }
+    }
+    let targets = cgroup::open_all(&places)?;
+    let text = |path: &Path| {
+        let text = path.to_str().map(str::to_owned);
+        text.with_context(|| format!("{} is no text", path.display()))
+    };
+    let mut command = vec![text(program.path())?, "restore".to_owned(), "-D".to_owned()];
+    command.push(text(&args.images_dir)?);
+    command.extend(["-o", LOG, "-v4", "-d"].map(str::to_owned));
+    let manages = |option: &String| option.starts_with("--manage-cgroups");
+    if made && !args.more.iter().any(manages) {
+        // CRIU would take one that we have made for one that has its settings.
+        command.push("--manage-cgroups=full".to_owned());
+    }
+    command.extend(args.more.iter().cloned());
+    let done = guarded::run(Work {
+        options,
+        targets,
+        named: true,
+        root: None,
+        freeze: true,
+        thaw: true,
+        command: &command,
+        watch: None,
+    })?;
+
+    let held = done.held();
+    let code = done.code();
+    let cgroups: Vec<_> = cgroup::open_all(&places)?.into_iter().flatten().collect();
+    let roots = cgroup::roots(&cgroups.iter().collect::<Vec<_>>())?;
+    if code != exit::SUCCESS {
+        let log = Log::new(&args.images_dir, LOG);
+        driver::say_failure(&log.path().display().to_string(), &log.failure());
+    } else if !held {
+        say(format_args!(
+            "CRIU has restored it even so: look whether it works as it should"
+        ));
+    }
+    for root in &roots {
+        options.step(format_args!("pid {} ({}) runs", root.pid, root.comm));
+    }
+    if args.json {
+        let object = json!({
+            "restored": code == exit::SUCCESS,
+            "exit_code": code.0,
+            "roots": roots,
+            "guard": done.guard,
+        });
+        writeln!(std::io::stdout(), "{object}")?;
+    }
+    Ok(match (held, options.on_violation) {
+        (false, OnViolation::Warn) if done.guard.is_some() => code.into(),
+        (false, _) => exit::VIOLATED.into(),
+        (true, _) => code.into(),
+    })
+}

@@ -1,0 +1,115 @@
+//! What is known of an image: a small file in its folder.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, images::failed};
+use crate::guard::Status;
+
+/// How good an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// CRIU has succeeded, and nobody has disturbed it.
+    Good,
+    /// Somebody has disturbed it, or has ended the guard: not to be trusted, whatever
+    /// CRIU says.
+    Violated,
+    /// CRIU has failed.
+    Failed,
+}
+
+impl Verdict {
+    /// `good`
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Violated => "violated",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// How an image came about: what was held, for how long, who tried to disturb it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Evidence {
+    /// How good it is.
+    pub verdict: Verdict,
+    /// The version of freezer-guard.
+    pub freezer_guard: String,
+    /// `uname -r`
+    pub kernel: String,
+    /// What CRIU says of its version.
+    pub criu: String,
+    /// CRIU's command line.
+    pub command: Vec<String>,
+    /// Its exit code, or 128 and the signal that ended it.
+    pub exit_code: u8,
+    /// The root of the tree.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// The cgroups that were guarded, by their paths on that host.
+    pub cgroups: Vec<PathBuf>,
+    /// Whether it holds memory only, for a dump to build on.
+    pub pre_dump: bool,
+    /// Whether the root was there afterwards.
+    pub left_running: bool,
+    /// The image it builds on, seen from its folder.
+    pub parent: Option<PathBuf>,
+    /// The size of the images, bytes.
+    pub image_bytes: u64,
+    /// The guard at its end; none when somebody has ended it before.
+    pub guard: Option<Status>,
+}
+
+impl Evidence {
+    /// The file's name.
+    pub const FILE: &str = "freezer-guard.json";
+
+    /// Puts it beside the images.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join(Self::FILE);
+        let mut text = serde_json::to_string_pretty(self)
+            .map_err(|error| failed("write", &path, error.into()))?;
+        text.push('\n');
+        fs::write(&path, text).map_err(|source| failed("write", &path, source))
+    }
+
+    /// What is known of the images in a folder that can be restored; `None`: nothing,
+    /// for another program has made them.
+    ///
+    /// # Errors
+    /// When there are no images, they are not good, or a pre-dump.
+    pub fn of_images(folder: &Path) -> Result<Option<Self>, Error> {
+        if !folder.join("inventory.img").exists() {
+            return Err(Error::NoImages(folder.to_owned()));
+        }
+        let path = folder.join(Self::FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("read", &path, source)),
+        };
+        let evidence: Self = serde_json::from_slice(&bytes)
+            .map_err(|error| failed("understand", &path, error.into()))?;
+        let why = match evidence.verdict {
+            Verdict::Violated => "it was disturbed while it was made",
+            Verdict::Failed => "CRIU has failed to make it",
+            Verdict::Good if evidence.pre_dump => "it is a pre-dump, which holds memory only",
+            Verdict::Good => return Ok(Some(evidence)),
+        };
+        Err(Error::NotGood {
+            path: folder.to_owned(),
+            why: format!("{why} ({})", path.display()),
+        })
+    }
+}

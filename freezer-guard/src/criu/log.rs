@@ -1,0 +1,159 @@
+//! What CRIU's log tells: how far it is, and why it has failed.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+};
+
+use super::images;
+
+/// The size of the pages that CRIU counts, bytes.
+const PAGE: u64 = 4096;
+
+/// CRIU's log of a dump, as it grows, and the images beside it.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    reader: Option<BufReader<File>>,
+    line: Vec<u8>,
+    progress: Progress,
+}
+
+/// How far a dump is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// What CRIU does.
+    pub stage: Stage,
+    /// How many processes it has begun to dump.
+    pub processes: usize,
+    /// How many pages of memory it has written.
+    pub pages: u64,
+}
+
+/// A part of a dump.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// It freezes and seizes the tasks, and looks at what they share.
+    #[default]
+    Seizing,
+    /// It dumps one process after the other.
+    Dumping,
+    /// It writes what is common to all, and lets the tasks go.
+    Finishing,
+}
+
+impl Stage {
+    /// `dumping`
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Seizing => "seizing",
+            Self::Dumping => "dumping",
+            Self::Finishing => "finishing",
+        }
+    }
+}
+
+impl Progress {
+    /// The memory that was written, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.pages * PAGE
+    }
+
+    /// The lines are those of `dump_one_task`, `pre_dump_one_task` and
+    /// `cr_dump_tasks` in CRIU's `cr-dump.c`, 3.17 to 4.2.
+    fn read(&mut self, line: &str) {
+        if line.contains("umping task (pid: ") {
+            self.processes += 1;
+            self.stage = Stage::Dumping;
+        } else if line.contains("Writing image inventory") {
+            self.stage = Stage::Finishing;
+        }
+    }
+}
+
+impl Log {
+    /// The log with this name in a folder of images; it need not be there yet.
+    pub fn new(folder: &Path, name: &str) -> Self {
+        Self {
+            path: folder.join(name),
+            reader: None,
+            line: Vec::new(),
+            progress: Progress::default(),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads what has been added since.
+    pub fn progress(&mut self) -> Progress {
+        if self.reader.is_none() {
+            self.reader = File::open(&self.path).ok().map(BufReader::new);
+        }
+        if let Some(reader) = &mut self.reader {
+            // What cannot be read now may be later; what is half a line is kept for then.
+            while reader
+                .read_until(b'\n', &mut self.line)
+                .is_ok_and(|count| count > 0)
+                && self.line.ends_with(b"\n")
+            {
+                self.progress.read(&String::from_utf8_lossy(&self.line));
+                self.line.clear();
+            }
+        }
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        self.progress.pages = images::bytes(folder, "pages-") / PAGE;
+        self.progress
+    }
+
+    /// The lines that tell why it has failed: the errors, or else the last ones.
+    pub fn failure(&self) -> Vec<String> {
+        const NAMED: usize = 8;
+        let bytes = fs::read(&self.path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let errors: Vec<_> = text
+            .lines()
+            .filter(|line| line.contains("Error ("))
+            .collect();
+        let lines = match errors.is_empty() {
+            // The first one is what the others come from.
+            false => errors[..errors.len().min(NAMED)].to_vec(),
+            true => {
+                let all: Vec<_> = text.lines().collect();
+                all[all.len().saturating_sub(NAMED)..].to_vec()
+            }
+        };
+        lines.into_iter().map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write as _};
+
+    use super::{Log, Stage};
+
+    #[test]
+    fn tells_how_far_it_is_from_lines_that_come_in_pieces() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut log = Log::new(dir.path(), "dump.log");
+        assert_eq!(log.progress().stage, Stage::Seizing);
+        let mut file = fs::File::create(log.path()).expect("a log");
+        file.write_all(b"(00.01) Seized task 7\n(00.02) Dumping ta")
+            .expect("a part");
+        assert_eq!(log.progress().processes, 0);
+        file.write_all(b"sk (pid: 7 comm: sh)\n").expect("the rest");
+        fs::write(dir.path().join("pages-1.img"), [0; 3 * 4096]).expect("pages");
+        let progress = log.progress();
+        assert_eq!(progress.stage, Stage::Dumping);
+        assert_eq!((progress.processes, progress.pages), (1, 3));
+        assert_eq!(log.progress().processes, 1);
+        assert_eq!(log.failure().len(), 2);
+        file.write_all(b"(00.03) Error (criu/mem.c:1): no\n(00.04) bye\n")
+            .expect("an error");
+        assert_eq!(log.failure(), ["(00.03) Error (criu/mem.c:1): no"]);
+    }
+}

@@ -1,0 +1,185 @@
+//! CRIU, as far as it takes to run it: where it is, what it can, what it says, and
+//! what becomes of its images.
+
+mod bugs;
+mod command;
+mod evidence;
+mod images;
+mod log;
+
+use std::{
+    fmt,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+pub use bugs::Bug;
+pub use command::dumped_tree;
+pub use evidence::{Evidence, Verdict};
+pub use images::Images;
+pub use log::{Log, Progress, Stage};
+
+/// What stops us from using CRIU or a folder of images.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no CRIU.
+    #[error("{} was not found: install it", .0.display())]
+    NotFound(PathBuf),
+    /// It cannot be run.
+    #[error("run {}", path.display())]
+    Run {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It does not say which version it is.
+    #[error("{} is no CRIU: to `--version` it says {said:?}", path.display())]
+    NoCriu {
+        /// Where it is.
+        path: PathBuf,
+        /// What it says.
+        said: String,
+    },
+    /// This kernel lacks what it needs.
+    #[error("`{} check` says: {said}", path.display())]
+    Check {
+        /// Where it is.
+        path: PathBuf,
+        /// What it says.
+        said: String,
+    },
+    /// A folder of images, or a file in it, cannot be used.
+    #[error("{what} {}", path.display())]
+    Io {
+        /// What was to be done.
+        what: &'static str,
+        /// The folder or file.
+        path: PathBuf,
+        /// Why it cannot.
+        source: io::Error,
+    },
+    /// There are images in this place already.
+    #[error("{} is there already, and no image is ever replaced: remove it, or choose another --images-dir", .0.display())]
+    Exists(PathBuf),
+    /// A folder without images.
+    #[error("{} holds no images of CRIU's (there is no inventory.img)", .0.display())]
+    NoImages(PathBuf),
+    /// Nothing tells what to guard while it is restored.
+    #[error("{} does not say where its tree belongs (no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
+    NoCgroup(PathBuf),
+    /// An image that is not good.
+    #[error("the image {} is not good: {why}; to use it all the same, use `criu` itself", path.display())]
+    NotGood {
+        /// Its folder.
+        path: PathBuf,
+        /// What is known of it.
+        why: String,
+    },
+}
+
+/// A CRIU that can be run.
+#[derive(Debug)]
+pub struct Criu {
+    path: PathBuf,
+    text: String,
+    version: (u32, u32),
+}
+
+impl Criu {
+    /// Finds it, in `PATH` unless it is named.
+    ///
+    /// # Errors
+    /// When it is not there or does not tell its version.
+    pub fn find(path: Option<&Path>) -> Result<Self, Error> {
+        let path = path.unwrap_or(Path::new("criu"));
+        let (_, said) = output_of(path, &["--version"])?;
+        // 4.2 adds a line about its revision.
+        let text = said.lines().next().unwrap_or_default().to_owned();
+        match version(&text) {
+            Some(version) => Ok(Self {
+                path: path.to_owned(),
+                text,
+                version,
+            }),
+            None => Err(Error::NoCriu {
+                path: path.to_owned(),
+                said: text,
+            }),
+        }
+    }
+
+    /// How to call it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says of its version: `Version: 4.1.1`.
+    pub fn version_text(&self) -> &str {
+        &self.text
+    }
+
+    /// `4.1`.
+    pub fn version(&self) -> impl fmt::Display {
+        format!("{}.{}", self.version.0, self.version.1)
+    }
+
+    /// Runs `criu check`: does this kernel have what it cannot do without?
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self) -> Result<(), Error> {
+        let (good, said) = output_of(&self.path, &["check"])?;
+        match good {
+            true => Ok(()),
+            false => Err(Error::Check {
+                path: self.path.clone(),
+                said: said.lines().last().unwrap_or("nothing").to_owned(),
+            }),
+        }
+    }
+}
+
+/// Whether a program ends well, and what it writes.
+pub(crate) fn output_of(program: &Path, arguments: &[&str]) -> Result<(bool, String), Error> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) => {
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text).trim().to_owned();
+            Ok((output.status.success(), text))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(Error::NotFound(program.to_owned()))
+        }
+        Err(source) => Err(Error::Run {
+            path: program.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// `Version: 3.17.1` is (3, 17).
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text
+        .split(|letter: char| !letter.is_ascii_digit())
+        .filter_map(|digits| digits.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn reads_versions() {
+        assert_eq!(version("Version: 3.17.1"), Some((3, 17)));
+        assert_eq!(version("Version: 4.1.1 (gitid 0)"), Some((4, 1)));
+        assert_eq!(version("criu: not found"), None);
+    }
+}

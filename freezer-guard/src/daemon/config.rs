@@ -1,0 +1,221 @@
+//! `/etc/freezer-guard/config.toml`.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use freezer_guard::guard::Wanted;
+use freezer_guard_ebpf::{Level, Protection};
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// Where it is looked for.
+pub(crate) const PATH: &str = "/etc/freezer-guard/config.toml";
+
+/// What an administrator can choose. Everything has a default.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// The weakest level that will do for a guard that the daemon begins.
+    #[serde(deserialize_with = "level")]
+    pub(crate) require: Level,
+    /// Besides root, the members of this group may use the interface. It need not
+    /// exist.
+    pub(crate) group: String,
+    pub(crate) automatic: Automatic,
+    pub(crate) metrics: Metrics,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Automatic {
+    /// Guard what a checkpointer writes that nobody has put under a guard.
+    pub(crate) enabled: bool,
+    /// The protections that are lifted then.
+    #[serde(deserialize_with = "protections")]
+    pub(crate) allow: Vec<Protection>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Metrics {
+    /// A file for the textfile collector of node_exporter; empty for none.
+    pub(crate) textfile: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            require: Level::BestEffort,
+            group: "freezer-guard".to_owned(),
+            automatic: Automatic::default(),
+            metrics: Metrics::default(),
+        }
+    }
+}
+
+impl Default for Automatic {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            allow: Vec::new(),
+        }
+    }
+}
+
+/// Why it cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("read {}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        path: PathBuf,
+        line: usize,
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads it. Without the file everything is as by default.
+    pub(crate) fn load(path: &Path) -> Result<Self, Error> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if error.kind() == ErrorKind::NotFound && path == Path::new(PATH) => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(Error::Read {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let before = text.get(..start).unwrap_or_default();
+            Error::Parse {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                message: error.message().to_owned(),
+            }
+        })
+    }
+
+    /// What automatic guards are to be like; `None`: there are to be none.
+    pub(crate) fn automatic(&self) -> Option<Wanted> {
+        self.automatic.enabled.then(|| Wanted {
+            allowed: self.automatic.allow.clone(),
+            // A checkpointer is never disturbed, however little can be done for it.
+            require: None,
+            at_most: Level::Enforce,
+        })
+    }
+}
+
+/// A level by its name.
+pub(crate) fn level_named(name: &str) -> Option<Level> {
+    Level::ALL.into_iter().find(|level| level.name() == name)
+}
+
+/// A protection by its name.
+pub(crate) fn protection_named(name: &str) -> Option<Protection> {
+    Protection::ALL
+        .into_iter()
+        .find(|protection| protection.name() == name)
+}
+
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    level_named(&name).ok_or_else(|| {
+        D::Error::custom(format!(
+            "there is no level {name:?}: it is one of {}",
+            Level::ALL.map(Level::name).join(", ")
+        ))
+    })
+}
+
+fn protections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Protection>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let named = |name: &String| {
+        protection_named(name).ok_or_else(|| {
+            D::Error::custom(format!(
+                "there is no protection {name:?}: it is one of {}",
+                Protection::ALL.map(Protection::name).join(", ")
+            ))
+        })
+    };
+    names.iter().map(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Config, Level, Protection};
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("config.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_by_default() {
+        assert_eq!(parse(""), Ok(Config::default()));
+        let said = parse("require = \"enforce\"\n[automatic]\nallow = [\"ptrace\"]\n");
+        let mut expected = Config {
+            require: Level::Enforce,
+            ..Config::default()
+        };
+        expected.automatic.allow = vec![Protection::Ptrace];
+        assert_eq!(said, Ok(expected));
+    }
+
+    #[test]
+    fn an_error_names_its_line() {
+        for (text, line, what) in [
+            ("group = \"a\"\nfoo = 1\n", 2, "unknown field `foo`"),
+            (
+                "\n[automatic]\nenable = true\n",
+                3,
+                "unknown field `enable`",
+            ),
+            ("require = \"most\"\n", 1, "there is no level \"most\""),
+            (
+                "[automatic]\nallow = [\"x\"]\n",
+                2,
+                "there is no protection",
+            ),
+            ("group = 1\n", 1, "invalid type"),
+            ("group = \n", 1, ""),
+        ] {
+            let error = parse(text).expect_err(text);
+            let start = format!("config.toml:{line}: ");
+            assert!(error.starts_with(&start) && error.contains(what), "{error}");
+        }
+    }
+
+    /// The file that is installed says what is so without it.
+    #[test]
+    fn the_installed_file_holds_the_defaults() {
+        let text = include_str!("../../../packaging/config.toml");
+        assert_eq!(parse(text), Ok(Config::default()));
+        let uncommented: String = text
+            .lines()
+            .filter_map(|line| match line.strip_prefix('#') {
+                Some(line) if line.starts_with(|first: char| first.is_ascii_lowercase()) => {
+                    Some(line)
+                }
+                Some(_) => None,
+                None => Some(line),
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert!(uncommented.contains("enabled = true"), "{uncommented}");
+        assert_eq!(parse(&uncommented), Ok(Config::default()));
+    }
+}

@@ -1,0 +1,295 @@
+//! What has to be done when something happens: one thing after the other, since
+//! each waits for the lock of the pins.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::Result;
+use freezer_guard::{
+    cgroup::Cgroup,
+    guard::{self, Happening, Status, automatic, describe_level, refusals, violations},
+};
+use freezer_guard_ebpf::GuardId;
+use tokio::{sync::mpsc, time::timeout};
+use tracing::{error, info, warn};
+
+use super::{Daemon, blocking, book};
+
+/// How long what refuses stays attached after the last guard: the next one may
+/// begin at once.
+const LINGER: Duration = Duration::from_secs(2);
+/// How many different deeds of one guard are logged one by one.
+const LOGGED: usize = 32;
+
+pub(super) enum Job {
+    /// A cgroup has become a target of this guard.
+    Begun(GuardId),
+    /// A guard has ended.
+    Ended,
+    /// A denial or a disturbance.
+    Log(Box<Happening>),
+    /// Events were lost: it is not known which.
+    LookAgain,
+    /// The configuration has changed.
+    Watch,
+    WriteMetrics,
+    /// Nothing comes after this.
+    Stop,
+}
+
+/// What is remembered of a guard while it is held.
+#[derive(Default)]
+struct Known {
+    has_begun: bool,
+    /// As they were called when it began: they may be gone at its end.
+    cgroups: Vec<PathBuf>,
+    logged: BTreeSet<(u32, String)>,
+}
+
+struct Keeper {
+    daemon: Rc<Daemon>,
+    known: BTreeMap<GuardId, Known>,
+    /// Whether more may be attached than is needed.
+    unsettled: bool,
+}
+
+/// Does one job after the other.
+pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let mut keeper = Keeper {
+        daemon,
+        known: BTreeMap::new(),
+        unsettled: false,
+    };
+    loop {
+        let done = match timeout(LINGER, jobs.recv()).await {
+            Ok(Some(Job::Stop)) => {
+                if let Err(error) = keeper.ended().await {
+                    error!("{error:#}");
+                }
+                return;
+            }
+            Ok(Some(job)) => keeper.work(job).await,
+            Ok(None) => return,
+            Err(_) => keeper.settle().await,
+        };
+        if let Err(error) = done {
+            error!("{error:#}");
+        }
+    }
+}
+
+impl Keeper {
+    async fn work(&mut self, job: Job) -> Result<()> {
+        match job {
+            Job::Begun(id) => self.begun(id).await,
+            Job::Ended => self.ended().await,
+            Job::Log(happening) => {
+                self.log(&happening);
+                Ok(())
+            }
+            Job::LookAgain => {
+                for guard in blocking(guard::list).await? {
+                    self.begun(guard.id).await?;
+                }
+                self.ended().await
+            }
+            Job::Watch => self.daemon.watch().await,
+            Job::WriteMetrics => self.write_metrics().await,
+            Job::Stop => Ok(()),
+        }
+    }
+
+    async fn begun(&mut self, id: GuardId) -> Result<()> {
+        self.unsettled = true;
+        // For every one of its targets, as there may be more than before.
+        let armed = blocking(move || automatic::arm(id)).await;
+        let is_new = self.known.get(&id).is_none_or(|known| !known.has_begun);
+        let status = match armed {
+            Ok(Some(armed)) => {
+                if is_new {
+                    for reason in &armed.weak_because {
+                        warn!(guard = id, "it is no stronger: {}", guard::chain(reason));
+                    }
+                }
+                Some(armed.status)
+            }
+            Ok(None) => {
+                let guards = blocking(guard::list).await?;
+                guards.into_iter().find(|guard| guard.id == id)
+            }
+            Err(error) => {
+                self.daemon.book.borrow_mut().was_unguarded();
+                error!(
+                    guard = id,
+                    kind = "unguarded",
+                    "unguarded: what is done to it is noticed, and nothing refused: {error:#}"
+                );
+                None
+            }
+        };
+        // It may have ended by now.
+        let Some(status) = status else { return Ok(()) };
+        let known = self.known.entry(id).or_default();
+        known.cgroups.clone_from(&status.cgroups);
+        known.has_begun = true;
+        if is_new {
+            self.daemon.book.borrow_mut().has_begun();
+            info!(
+                guard = id,
+                cgroup = cgroups(&status),
+                holder_pid = status.holder_pids.first().copied().unwrap_or_default(),
+                kind = "begun",
+                "guarding {}{} ({})",
+                cgroups(&status),
+                by(&status),
+                describe_level(&status)
+            );
+        }
+        Ok(())
+    }
+
+    async fn ended(&mut self) -> Result<()> {
+        self.unsettled = true;
+        let ended = blocking(automatic::take_ended).await?;
+        let any = !ended.is_empty();
+        for mut status in ended {
+            let known = self.known.remove(&status.id);
+            if known.as_ref().is_none_or(|known| !known.has_begun) {
+                self.daemon.book.borrow_mut().has_begun();
+            }
+            if let Some(known) = known
+                && !known.cgroups.is_empty()
+            {
+                status.cgroups = known.cgroups;
+            }
+            tell_end(&status);
+            if status.froze {
+                thaw(&status);
+            }
+            self.daemon.book.borrow_mut().has_ended(status);
+        }
+        if any && let Err(error) = self.daemon.book.borrow().keep_last() {
+            warn!("cannot write {}: {error}", book::LAST);
+        }
+        Ok(())
+    }
+
+    /// The first time of each; at the end there are the counts.
+    fn log(&mut self, happening: &Happening) {
+        let (Some(by), known) = (
+            &happening.by,
+            self.known.entry(happening.guard).or_default(),
+        ) else {
+            return;
+        };
+        let deed = (by.pid, by.what.clone());
+        if known.logged.len() >= LOGGED || !known.logged.insert(deed) {
+            return;
+        }
+        let cgroup = happening.cgroups.join(" ");
+        macro_rules! log {
+            ($level:ident, $what:literal) => {
+                $level!(
+                    guard = happening.guard,
+                    cgroup,
+                    intruder_pid = by.pid,
+                    kind = by.protection,
+                    event = happening.event,
+                    $what,
+                    happening.about
+                )
+            };
+        }
+        match happening.event.as_str() {
+            "violation" => log!(error, "VIOLATED: {}"),
+            "disturbance" => log!(warn, "disturbed before CHECKPOINTING: {}"),
+            _ => log!(warn, "refused {}"),
+        }
+    }
+
+    /// With a guard in force nothing that is attached is too much.
+    async fn settle(&mut self) -> Result<()> {
+        if self.unsettled && self.daemon.ready.get() && blocking(guard::list).await?.is_empty() {
+            self.daemon.watch().await?;
+            self.unsettled = false;
+            self.known.clear();
+        }
+        Ok(())
+    }
+
+    async fn write_metrics(&self) -> Result<()> {
+        let path = self.daemon.config.borrow().metrics.textfile.clone();
+        if !path.as_os_str().is_empty() && self.daemon.ready.get() {
+            let text = self.daemon.metrics().await?;
+            if let Err(error) = book::replace(&path, 0o644, text.as_bytes()) {
+                warn!("cannot write {}: {error}", path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cgroups(status: &Status) -> String {
+    let paths = status.cgroups.iter().map(|path| path.display().to_string());
+    paths.collect::<Vec<_>>().join(" ")
+}
+
+/// Who holds it, if nobody has asked for it.
+fn by(status: &Status) -> String {
+    match (status.automatic, status.holder_pids.first()) {
+        (true, Some(pid)) => format!(" for the checkpointer with pid {pid}"),
+        (true, None) => " for a checkpointer".to_owned(),
+        (false, _) => String::new(),
+    }
+}
+
+fn tell_end(status: &Status) {
+    let cgroup = cgroups(status);
+    let told = format!(
+        "held for {:.1} s, {}",
+        status.held_seconds,
+        refusals(status)
+    );
+    if status.violation_count() == 0 {
+        info!(
+            guard = status.id,
+            cgroup,
+            kind = "ended",
+            "{cgroup} is not guarded any more: {told}"
+        );
+        return;
+    }
+    error!(
+        guard = status.id,
+        cgroup,
+        kind = "violated",
+        "VIOLATED: {cgroup} was disturbed while it was CHECKPOINTING: {}; {told}; \
+         do not trust this checkpoint",
+        violations(status).join("; ")
+    );
+}
+
+/// What was frozen for a guard whose holder has died is thawed. The kernel side
+/// refuses it if somebody else guards it by now.
+fn thaw(status: &Status) {
+    for path in &status.cgroups {
+        let thawed = Cgroup::open(path).and_then(|cgroup| match cgroup.is_self_frozen()? {
+            true => cgroup.thaw().map(|()| true),
+            false => Ok(false),
+        });
+        match thawed {
+            Ok(true) => warn!(
+                cgroup = %path.display(),
+                "thawed {}: it was frozen for a guard whose holder is gone",
+                path.display()
+            ),
+            Ok(false) => {}
+            // It may be gone with its tasks.
+            Err(error) => info!("cannot thaw {}: {}", path.display(), guard::chain(&error)),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The host's service: it keeps the programs loaded, guards what checkpointers
+//! write that nobody has put under a guard, and answers on a socket.
+//!
+//! It owns nothing that has to outlive it: guards are in the kernel.
+
+pub(crate) mod access;
+pub(crate) mod book;
+pub(crate) mod config;
+mod keeper;
+mod log;
+pub(crate) mod reply;
+mod socket;
+pub(crate) mod varlink;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use freezer_guard::{
+    guard::{self, Chronicle, Happening, Status, automatic},
+    kernel::{self, DaemonLock, Reader},
+};
+use freezer_guard_ebpf::{Event, EventKind, GuardId, Level};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{broadcast, mpsc},
+    task::{LocalSet, spawn_local},
+    time::{Instant, interval, timeout},
+};
+use tracing::{error, info, warn};
+
+use book::Book;
+use config::Config;
+use keeper::Job;
+
+/// How often what is due is looked for.
+const TICK: Duration = Duration::from_millis(500);
+/// How often the metrics are written to their file.
+const METRICS: Duration = Duration::from_secs(10);
+/// How long what is under way may take when the daemon is told to stop.
+const STOPPING: Duration = Duration::from_secs(10);
+/// How many happenings a slow follower may fall behind.
+const BACKLOG: usize = 4096;
+/// How many events are read before something else gets its turn.
+const BATCH: usize = 8192;
+
+/// What all tasks share.
+struct Daemon {
+    config_path: PathBuf,
+    config: RefCell<Config>,
+    book: RefCell<Book>,
+    happenings: broadcast::Sender<Happening>,
+    jobs: mpsc::UnboundedSender<Job>,
+    /// Whether everything is loaded.
+    ready: Cell<bool>,
+    /// The guards that were begun by users who are not trusted, and these.
+    of_users: RefCell<BTreeMap<GuardId, u32>>,
+    /// The checkpoints that have no guard, as far as they are known to go on.
+    unguarded: RefCell<BTreeSet<GuardId>>,
+}
+
+/// Runs the daemon until it is told to stop.
+pub(crate) fn main(config_path: &Path) -> Result<ExitCode> {
+    log::begin();
+    let config = Config::load(config_path)?;
+    kernel::may_use_bpf()?;
+    let _lock = DaemonLock::take()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    LocalSet::new().block_on(&runtime, run(config_path, config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(config_path: &Path, config: Config) -> Result<()> {
+    let (jobs, orders) = mpsc::unbounded_channel();
+    let daemon = Rc::new(Daemon {
+        config_path: config_path.to_owned(),
+        config: RefCell::new(config),
+        book: RefCell::new(Book::open()),
+        happenings: broadcast::channel(BACKLOG).0,
+        jobs,
+        ready: Cell::new(false),
+        of_users: RefCell::default(),
+        unguarded: RefCell::default(),
+    });
+    let mut stop = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut reload = signal(SignalKind::hangup())?;
+    let listener = socket::listen()?;
+    let mut chronicle = Chronicle::default();
+    let mut reader = daemon.start(&mut chronicle).await?;
+    spawn_local(socket::serve(daemon.clone(), listener));
+    let keeper = spawn_local(keeper::keep(daemon.clone(), orders));
+    notify(&[NotifyState::Ready]);
+
+    let mut tick = interval(TICK);
+    let mut metrics_due = Instant::now();
+    loop {
+        tokio::select! {
+            _ = stop.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = reload.recv() => daemon.reload(),
+            () = ready(&mut reader) => daemon.take_all(&mut chronicle, &mut reader),
+            _ = tick.tick() => {
+                // Those that the last turn has left.
+                daemon.take_all(&mut chronicle, &mut reader);
+                notify(&[NotifyState::Watchdog]);
+                if reader.is_none() {
+                    reader = daemon.start(&mut chronicle).await?;
+                }
+                let lost = reader.as_mut().map_or(0, Reader::lost);
+                if lost > 0 {
+                    daemon.book.borrow_mut().has_lost(lost);
+                    // Somebody may fall behind: he is told so.
+                    let _ = daemon.happenings.send(Happening::lost(lost));
+                    daemon.order(Job::LookAgain);
+                }
+                if Instant::now() >= metrics_due {
+                    metrics_due = Instant::now() + METRICS;
+                    daemon.order(Job::WriteMetrics);
+                }
+            }
+        }
+    }
+    notify(&[NotifyState::Stopping]);
+    info!("stopping; guards in force stay in force");
+    // What has just ended shall be told.
+    daemon.order(Job::Stop);
+    if timeout(STOPPING, keeper).await.is_err() {
+        warn!("something takes too long: not everything may have been told");
+    }
+    drop(reader);
+    blocking(automatic::unwatch).await?;
+    Ok(())
+}
+
+/// Returns when there may be an event.
+async fn ready(reader: &mut Option<Reader>) {
+    match reader {
+        Some(reader) => reader.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells systemd, if it listens.
+fn notify(state: &[NotifyState<'_>]) {
+    // It may have gone; nothing depends on it.
+    let _ = sd_notify::notify(state);
+}
+
+/// Runs what waits for locks and for the kernel where it holds up nobody.
+async fn blocking<T: Send + 'static, E: Into<anyhow::Error> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("a thread of the daemon has ended")?
+        .map_err(Into::into)
+}
+
+impl Daemon {
+    /// Loads everything and takes up the guards in force. `None`: another version
+    /// of this program holds guards; to be tried again.
+    async fn start(&self, chronicle: &mut Chronicle) -> Result<Option<Reader>> {
+        match self.watch().await {
+            Ok(()) => {}
+            Err(error) => match error.downcast_ref::<guard::Error>() {
+                Some(guard::Error::Kernel(kernel::Error::OtherVersion)) => {
+                    notify(&[NotifyState::Status(
+                        "waiting for the guards of another version to end",
+                    )]);
+                    return Ok(None);
+                }
+                _ => return Err(error),
+            },
+        }
+        let (reader, guards) = blocking(guard::follow).await?;
+        chronicle.so_far(&guards);
+        for guard in guards {
+            self.order(Job::Begun(guard.id));
+        }
+        self.order(Job::Ended);
+        self.ready.set(true);
+        Ok(Some(reader))
+    }
+
+    /// Sees to it that everything is loaded, and watched if that is wanted.
+    async fn watch(&self) -> Result<()> {
+        let wanted = self.config.borrow().automatic();
+        let is_automatic = wanted.is_some();
+        let reasons = blocking(move || automatic::watch(wanted.as_ref(), Level::Enforce)).await?;
+        for reason in &reasons {
+            warn!("not everything can be refused: {}", guard::chain(reason));
+        }
+        notify(&[NotifyState::Status(match is_automatic {
+            true => "guarding every checkpoint of this host",
+            false => "ready for guards that somebody begins",
+        })]);
+        Ok(())
+    }
+
+    fn order(&self, job: Job) {
+        // The keeper ends after us.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Takes the events that are there, and in a storm as many as one turn may take.
+    fn take_all(&self, chronicle: &mut Chronicle, reader: &mut Option<Reader>) {
+        let Some(reader) = reader else { return };
+        for _ in 0..BATCH {
+            let Some(event) = reader.next_event() else {
+                return;
+            };
+            self.take(chronicle, &event);
+        }
+    }
+
+    /// What an event wants of us.
+    fn take(&self, chronicle: &mut Chronicle, event: &Event) {
+        let happening = chronicle.tell(event);
+        match EventKind::ALL.get(event.kind as usize) {
+            Some(EventKind::Begun) => self.order(Job::Begun(event.guard)),
+            Some(EventKind::Ended) => self.order(Job::Ended),
+            Some(EventKind::Denial | EventKind::Disturbance) => {
+                self.order(Job::Log(Box::new(happening.clone())));
+            }
+            // Each write to a freezer tells it.
+            Some(EventKind::Unguarded) if self.is_unguarded_already(event.guard) => {}
+            Some(EventKind::Unguarded) => {
+                self.book.borrow_mut().was_unguarded();
+                error!(
+                    cgroup = happening.cgroups.join(" "),
+                    holder_pid = event.pid,
+                    kind = "unguarded",
+                    "unguarded: {}",
+                    happening.about
+                );
+            }
+            Some(EventKind::Checkpointing) | None => {}
+        }
+        // Nobody may listen.
+        let _ = self.happenings.send(happening);
+    }
+
+    fn is_unguarded_already(&self, id: GuardId) -> bool {
+        const REMEMBERED: usize = 1024;
+        let mut unguarded = self.unguarded.borrow_mut();
+        while unguarded.len() > REMEMBERED {
+            unguarded.pop_first();
+        }
+        !unguarded.insert(id)
+    }
+
+    fn reload(&self) {
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            notify(&[NotifyState::Reloading, now]);
+        }
+        match Config::load(&self.config_path) {
+            Ok(config) => {
+                info!("reloaded {}", self.config_path.display());
+                *self.config.borrow_mut() = config;
+                self.order(Job::Watch);
+            }
+            Err(error) => {
+                error!("{}; everything stays as it was", guard::chain(&error));
+            }
+        }
+        notify(&[NotifyState::Ready]);
+    }
+
+    /// The metrics in Prometheus's text format.
+    async fn metrics(&self) -> Result<String> {
+        let (held, misses) = blocking(|| -> Result<(Vec<Status>, u64)> {
+            Ok((guard::list()?, kernel::Locked::wait()?.recursion_misses()))
+        })
+        .await?;
+        Ok(self.book.borrow().metrics(&held, misses))
+    }
+}

@@ -1,0 +1,171 @@
+//! What the interface `io.freezerguard` answers.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use freezer_guard::{
+    cgroup::Cgroup,
+    guard::{self, Happening, Status},
+    kernel,
+};
+use serde::{Deserialize, Serialize};
+use zlink::{
+    ReplyError,
+    introspect::{self, CustomType, Type},
+};
+
+/// Why something was not done. Each says it in words.
+#[derive(Debug, Clone, PartialEq, ReplyError, introspect::ReplyError)]
+#[zlink(interface = "io.freezerguard")]
+pub(crate) enum Error {
+    /// Another guard is in the way.
+    Busy { message: String },
+    /// The cgroup is not FROZEN, or cannot be frozen.
+    NotFrozen { message: String },
+    /// Tasks of the checkpoint are elsewhere, or are being traced.
+    Stray { message: String },
+    /// The kernel cannot do it, or not as far as is required.
+    Unsupported { message: String },
+    /// The caller may not do that.
+    PermissionDenied { message: String },
+    /// There is no such guard.
+    NotGuarded { message: String },
+    /// Somebody disturbed it before it was CHECKPOINTING.
+    Disturbed { message: String },
+    /// Something that was asked for makes no sense.
+    BadRequest { message: String },
+    /// Something else went wrong.
+    Failed { message: String },
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Busy { message }
+            | Self::NotFrozen { message }
+            | Self::Stray { message }
+            | Self::Unsupported { message }
+            | Self::PermissionDenied { message }
+            | Self::NotGuarded { message }
+            | Self::Disturbed { message }
+            | Self::BadRequest { message }
+            | Self::Failed { message } => message,
+        })
+    }
+}
+
+impl Error {
+    pub(super) fn bad(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self::BadRequest { message }
+    }
+
+    pub(super) fn denied(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self::PermissionDenied { message }
+    }
+}
+
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        let message = format!("{error:#}");
+        match error.downcast_ref::<guard::Error>() {
+            Some(
+                guard::Error::Guarded { .. }
+                | guard::Error::Nested
+                | guard::Error::Full(_)
+                | guard::Error::Kernel(
+                    kernel::Error::OtherVersion | kernel::Error::OtherLevel { .. },
+                ),
+            ) => Self::Busy { message },
+            Some(
+                guard::Error::NotFrozen { .. }
+                | guard::Error::DidNotFreeze { .. }
+                | guard::Error::FrozenAncestor { .. }
+                | guard::Error::FrozenDescendant { .. },
+            ) => Self::NotFrozen { message },
+            Some(guard::Error::Stray { .. } | guard::Error::Traced(_)) => Self::Stray { message },
+            Some(
+                guard::Error::TooWeak { .. } | guard::Error::Kernel(_) | guard::Error::PidNamespace,
+            ) => Self::Unsupported { message },
+            Some(guard::Error::NotGuarded(_) | guard::Error::WasGone(_)) => {
+                Self::NotGuarded { message }
+            }
+            Some(guard::Error::Disturbed { .. }) => Self::Disturbed { message },
+            Some(guard::Error::Overlap(..) | guard::Error::NoHolder(_)) => {
+                Self::BadRequest { message }
+            }
+            Some(guard::Error::Cgroup(_)) => Self::BadRequest { message },
+            _ => Self::Failed { message },
+        }
+    }
+}
+
+/// A guard.
+#[derive(Debug, Serialize, Deserialize, Type)]
+pub(crate) struct OneGuard {
+    pub(crate) guard: Status,
+}
+
+/// Guards.
+#[derive(Debug, Serialize, Deserialize, Type)]
+pub(crate) struct Guards {
+    pub(crate) guards: Vec<Status>,
+}
+
+/// What became of a cgroup.
+#[derive(Debug, Serialize, Deserialize, Type)]
+pub(crate) struct State {
+    pub(crate) path: PathBuf,
+    pub(crate) state: String,
+    pub(crate) guard: Option<Status>,
+}
+
+impl State {
+    /// Asks the kernel.
+    pub(crate) fn of(path: &Path) -> Result<Self, guard::Error> {
+        let cgroup = Cgroup::open(path)?;
+        let guard = guard::of_cgroup(&cgroup)?;
+        Ok(Self {
+            path: cgroup.path().to_owned(),
+            state: match &guard {
+                Some(guard) => guard.state.clone(),
+                None => cgroup.freezer_state()?.to_string(),
+            },
+            guard,
+        })
+    }
+}
+
+/// What has happened.
+#[derive(Debug, Serialize, Deserialize, Type)]
+pub(crate) struct Happenings {
+    pub(crate) happenings: Vec<Happening>,
+}
+
+/// What the doctor has found.
+#[derive(Debug, Serialize, Deserialize, CustomType)]
+pub(crate) struct Check {
+    pub(super) name: String,
+    pub(super) verdict: String,
+    pub(super) finding: String,
+    pub(super) remedy: Option<String>,
+}
+
+/// What the doctor says.
+#[derive(Debug, Serialize, Deserialize, Type)]
+pub(crate) struct Examination {
+    pub(super) verdict: String,
+    pub(super) kernel: String,
+    pub(super) checks: Vec<Check>,
+}
+
+/// Text.
+#[derive(Debug, Serialize, Deserialize, Type)]
+pub(crate) struct Text {
+    pub(super) text: String,
+}

@@ -1,0 +1,377 @@
+//! The interface `io.freezerguard`.
+
+use std::{path::PathBuf, pin::Pin, rc::Rc, time::Duration};
+
+use anyhow::Result;
+use freezer_guard::{
+    cgroup::{self, Cgroup},
+    doctor,
+    guard::{self, Chronicle, Deed, Guard, Happening, PidFd, Preparation, Status, Target, Wanted},
+};
+use freezer_guard_ebpf::Level;
+use tokio_stream::{
+    Stream, StreamExt as _, once,
+    wrappers::{BroadcastStream, errors::BroadcastStreamRecvError},
+};
+use zlink::{Connection, Reply, connection::socket::FetchPeerCredentials, service};
+
+use super::{
+    Daemon,
+    access::Peer,
+    blocking,
+    config::{level_named, protection_named},
+    reply::{Check, Error, Examination, Guards, Happenings, OneGuard, State, Text},
+};
+
+/// Where the daemon listens.
+pub(crate) const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
+
+/// How long tasks may take to freeze, if the client does not say.
+const FREEZE: Duration = Duration::from_secs(10);
+/// And at most.
+const LONGEST_FREEZE: Duration = Duration::from_secs(600);
+/// How many guards a user may hold who is not trusted.
+const GUARDS_OF_ONE: usize = 8;
+
+/// One connection.
+pub(super) struct Client {
+    daemon: Rc<Daemon>,
+}
+
+impl Client {
+    pub(super) fn new(daemon: Rc<Daemon>) -> Self {
+        Self { daemon }
+    }
+
+    fn is_trusted(&self, peer: &Peer) -> bool {
+        peer.is_trusted(&self.daemon.config.borrow().group)
+    }
+
+    fn trust(&self, peer: &Peer) -> Result<(), Error> {
+        match self.is_trusted(peer) {
+            true => Ok(()),
+            false => Err(self.not_trusted(peer)),
+        }
+    }
+
+    fn not_trusted(&self, peer: &Peer) -> Error {
+        let group = &self.daemon.config.borrow().group;
+        Error::denied(format!(
+            "uid {} may not do that: it takes root, or a member of the group {group:?}, or to \
+             begin a guard an open descriptor of the cgroup's freezer file for writing",
+            peer.uid
+        ))
+    }
+
+    /// How many guards a user holds who is not trusted.
+    async fn guards_of(&self, uid: u32) -> Result<usize> {
+        let held = blocking(guard::list).await?;
+        let mut of_users = self.daemon.of_users.borrow_mut();
+        of_users.retain(|id, _| held.iter().any(|guard| guard.id == *id));
+        Ok(of_users.values().filter(|owner| **owner == uid).count())
+    }
+}
+
+async fn peer<Sock>(connection: &mut Connection<Sock>) -> Result<Peer, Error>
+where
+    Sock: zlink::connection::Socket,
+    Sock::ReadHalf: FetchPeerCredentials,
+{
+    Peer::of(connection).await.map_err(|error| Error::Failed {
+        message: format!("ask who is calling: {error:#}"),
+    })
+}
+
+/// The containers that these cgroups are, or that the process is in: one that is
+/// named in both hierarchies is one.
+async fn open(paths: Vec<PathBuf>, pid: Option<i32>) -> Result<Vec<Target>, Error> {
+    let targets = blocking(move || -> Result<Vec<Target>, cgroup::Error> {
+        match pid {
+            Some(pid) if paths.is_empty() => Ok(vec![cgroup::of_pid(pid)?]),
+            _ => cgroup::open_all(&paths),
+        }
+    })
+    .await
+    .map_err(|error| Error::bad(format!("{error:#}")))?;
+    if targets.iter().flatten().next().is_none() {
+        return Err(Error::bad(
+            "neither `cgroups` nor `pid` names a cgroup with a freezer",
+        ));
+    }
+    Ok(targets)
+}
+
+fn pid(number: Option<i64>) -> Result<Option<i32>, Error> {
+    number
+        .map(i32::try_from)
+        .transpose()
+        .map_err(|_| Error::bad("`pid` is none"))
+}
+
+type BoxedStream = Pin<Box<dyn Stream<Item = Result<Reply<Happenings>, Error>>>>;
+
+#[service(
+    interface = "io.freezerguard",
+    types = [Status, Deed, Happening, Check],
+    vendor = "freezer-guard",
+    product = "freezer-guard",
+    version = crate::cli::VERSION
+)]
+impl<Sock> Client
+where
+    Sock::ReadHalf: FetchPeerCredentials,
+{
+    /// Guards cgroups until `End`, or until the holder's last process has ended.
+    /// The holder is the calling process, or the one whose pidfd is the
+    /// `holderFd`th of the descriptors that come with the call. Without
+    /// permission, descriptors of the cgroups' freezer files, open for writing,
+    /// have to come with it.
+    async fn begin(
+        &self,
+        cgroups: Option<Vec<PathBuf>>,
+        freeze: Option<bool>,
+        #[zlink(rename = "freezeTimeoutSeconds")] freeze_timeout_seconds: Option<f64>,
+        pid: Option<i64>,
+        allow: Option<Vec<String>>,
+        require: Option<String>,
+        #[zlink(rename = "holderFd")] holder_fd: Option<i64>,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+        #[zlink(fds)] fds: Vec<OwnedFd>,
+    ) -> Result<OneGuard, Error> {
+        let peer = peer(connection).await?;
+        let is_trusted = self.is_trusted(&peer);
+        let root = self::pid(pid)?;
+        let targets = match open(cgroups.unwrap_or_default(), root).await {
+            // What there is and what there is not is no business of his.
+            Err(_) if !is_trusted => return Err(self.not_trusted(&peer)),
+            targets => targets?,
+        };
+        let may_write = |cgroup: &Cgroup| Peer::may_write(cgroup, &fds);
+        if !is_trusted && !targets.iter().flatten().all(may_write) {
+            return Err(self.not_trusted(&peer));
+        }
+        let uid = peer.uid;
+        let holder = match holder_fd {
+            None => peer.into_process(),
+            Some(index) => {
+                let index = usize::try_from(index).ok();
+                let fd = index.and_then(|index| fds.into_iter().nth(index));
+                let holder = PidFd::from_fd(
+                    fd.ok_or_else(|| Error::bad("`holderFd`: no such descriptor came"))?,
+                );
+                if !is_trusted && !peer.owns(&holder) {
+                    return Err(Error::denied(
+                        "the holder has to be a process of the caller's own",
+                    ));
+                }
+                holder
+            }
+        };
+        if !is_trusted && self.guards_of(uid).await? >= GUARDS_OF_ONE {
+            return Err(Error::Busy {
+                message: format!("uid {uid} holds {GUARDS_OF_ONE} guards, and may hold no more"),
+            });
+        }
+        let allowed = allow.unwrap_or_default();
+        let allowed = allowed.iter().map(|name| {
+            protection_named(name)
+                .ok_or_else(|| Error::bad(format!("there is no protection {name:?}")))
+        });
+        let require = match &require {
+            None => self.daemon.config.borrow().require,
+            Some(name) => level_named(name)
+                .ok_or_else(|| Error::bad(format!("there is no level {name:?}")))?,
+        };
+        let wanted = Wanted {
+            allowed: allowed.collect::<Result<_, _>>()?,
+            require: Some(require),
+            at_most: Level::Enforce,
+        };
+        let timeout = freeze_timeout_seconds.map(Duration::try_from_secs_f64);
+        let how = Preparation {
+            freeze: freeze.unwrap_or_default(),
+            timeout: timeout
+                .transpose()
+                .map_err(|_| Error::bad("`freezeTimeoutSeconds` is no time"))?
+                .unwrap_or(FREEZE)
+                .min(LONGEST_FREEZE),
+            root,
+        };
+        let guard = blocking(move || -> Result<Status, guard::Error> {
+            let mut guard = Guard::begin(targets, &wanted)?;
+            // Nobody waits for it if the holder has gone.
+            guard.prepare(&how, |_| holder.pid().map(drop))?;
+            guard.hand_over(&holder)
+        })
+        .await?;
+        if !is_trusted {
+            self.daemon.of_users.borrow_mut().insert(guard.id, uid);
+        }
+        Ok(OneGuard { guard })
+    }
+
+    /// Ends the guard of a cgroup and thaws what was frozen for it: for its
+    /// holder; or for whoever may, if `force` is set.
+    async fn end(
+        &self,
+        cgroup: PathBuf,
+        force: Option<bool>,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> Result<OneGuard, Error> {
+        let peer = peer(connection).await?;
+        let found = blocking(move || -> Result<_, guard::Error> {
+            let cgroup = Cgroup::open(&cgroup)?;
+            match guard::of_cgroup(&cgroup)? {
+                Some(guard) => Ok((cgroup, guard.id, guard.holder_pids)),
+                None => Err(guard::Error::NotGuarded(cgroup.path().to_owned())),
+            }
+        });
+        let (cgroup, id, pids) = match found.await {
+            Err(_) if !self.is_trusted(&peer) => return Err(self.not_trusted(&peer)),
+            found => found?,
+        };
+        let is_holder = peer.is_among(&pids);
+        if !is_holder {
+            self.trust(&peer)?;
+            if !force.unwrap_or_default() {
+                return Err(Error::denied(
+                    "the caller does not belong to its holder: to cut it off, set `force`",
+                ));
+            }
+        }
+        let guard = blocking(move || match is_holder {
+            true => guard::end_by_holder(&cgroup, id),
+            false => guard::end_by_force(&cgroup),
+        })
+        .await?;
+        Ok(OneGuard { guard })
+    }
+
+    /// Every guard in force.
+    async fn list(
+        &self,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> Result<Guards, Error> {
+        self.trust(&peer(connection).await?)?;
+        let guards = blocking(guard::list).await?;
+        Ok(Guards { guards })
+    }
+
+    /// The last guards that have ended, the oldest first.
+    async fn list_ended(
+        &self,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> Result<Guards, Error> {
+        self.trust(&peer(connection).await?)?;
+        let guards = self.daemon.book.borrow().last();
+        Ok(Guards { guards })
+    }
+
+    /// The state of a cgroup, and its guard: for its holder, and for whoever may.
+    async fn status(
+        &self,
+        cgroup: PathBuf,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> Result<State, Error> {
+        let peer = peer(connection).await?;
+        let state = match blocking(move || State::of(&cgroup)).await {
+            Err(_) if !self.is_trusted(&peer) => return Err(self.not_trusted(&peer)),
+            state => state?,
+        };
+        let is_holder = state
+            .guard
+            .as_ref()
+            .is_some_and(|guard| peer.is_among(&guard.holder_pids));
+        if !is_holder {
+            self.trust(&peer)?;
+        }
+        Ok(state)
+    }
+
+    /// Checks that the processes below `pid`, or all threads of those in the
+    /// cgroups, are in the cgroups.
+    async fn verify(
+        &self,
+        cgroups: Vec<PathBuf>,
+        pid: Option<i64>,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> Result<(), Error> {
+        self.trust(&peer(connection).await?)?;
+        let root = self::pid(pid)?;
+        let targets = open(cgroups, None).await?;
+        blocking(move || -> Result<(), guard::Error> {
+            let cgroups: Vec<_> = targets.iter().flatten().collect();
+            guard::verify(&cgroups, root).map(drop)
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// What has happened to the guards in force, and with `more` what happens from
+    /// then on.
+    #[zlink(more)]
+    async fn monitor(
+        &self,
+        more: bool,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> impl Stream<Item = Result<Reply<Happenings>, Error>> + Unpin {
+        let follower = BroadcastStream::new(self.daemon.happenings.subscribe());
+        let so_far = async {
+            self.trust(&peer(connection).await?)?;
+            let guards = blocking(guard::list).await?;
+            Ok::<_, Error>(Chronicle::default().so_far(&guards))
+        };
+        let reply = |happenings, more| {
+            Reply::new(Some(Happenings { happenings })).set_continues(Some(more))
+        };
+        let stream: BoxedStream = match so_far.await {
+            Err(error) => Box::pin(once(Err(error))),
+            Ok(happenings) if !more => Box::pin(once(Ok(reply(happenings, false)))),
+            Ok(happenings) => {
+                let later = follower.map(move |happening| {
+                    let happening = match happening {
+                        Ok(happening) => happening,
+                        Err(BroadcastStreamRecvError::Lagged(count)) => Happening::lost(count),
+                    };
+                    Ok(reply(vec![happening], true))
+                });
+                Box::pin(once(Ok(reply(happenings, true))).chain(later))
+            }
+        };
+        stream
+    }
+
+    /// Checks what this host can do, with a guard of its own for a moment.
+    async fn doctor(
+        &self,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> Result<Examination, Error> {
+        self.trust(&peer(connection).await?)?;
+        let report = blocking(|| Ok::<_, guard::Error>(doctor::examine())).await?;
+        let verdict = |verdict: doctor::Verdict| format!("{verdict:?}").to_lowercase();
+        Ok(Examination {
+            verdict: verdict(report.verdict),
+            kernel: report.kernel,
+            checks: report
+                .checks
+                .into_iter()
+                .map(|check| Check {
+                    name: check.name.to_owned(),
+                    verdict: verdict(check.verdict),
+                    finding: check.finding,
+                    remedy: check.remedy,
+                })
+                .collect(),
+        })
+    }
+
+    /// Metrics in Prometheus's text format.
+    async fn metrics(
+        &self,
+        #[zlink(connection)] connection: &mut Connection<Sock>,
+    ) -> Result<Text, Error> {
+        self.trust(&peer(connection).await?)?;
+        let text = self.daemon.metrics().await?;
+        Ok(Text { text })
+    }
+}

@@ -1,0 +1,202 @@
+//! What the kernel has for us.
+
+use std::fs;
+
+use procfs::{process::Process, sys::kernel::Version};
+
+use super::Check;
+use crate::{
+    guard::{self, chain},
+    kernel::{self, Locked, conditions},
+};
+
+/// The kernels that every release is tested on, oldest first. `docs/kernels.md`
+/// tells what works on them; xtask's own table says where they come from.
+pub const TESTED: [(u8, u8); 5] = [(5, 10), (6, 1), (6, 12), (6, 18), (7, 2)];
+
+/// `uname -r`
+pub fn release() -> String {
+    proc_file("/proc/sys/kernel/osrelease")
+}
+
+fn proc_file(path: &str) -> String {
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+pub(super) fn version() -> Check {
+    const NAME: &str = "kernel";
+    let release = release();
+    let Ok(version) = Version::current() else {
+        return Check::limited(NAME, release, "its version cannot be told");
+    };
+    let here = (version.major, version.minor);
+    let [oldest, .., newest] = TESTED;
+    let name = |(major, minor): (u8, u8)| format!("{major}.{minor}");
+    if here < (5, 8) {
+        return Check::unusable(
+            NAME,
+            format!("{release} has no BPF ring buffer, which came with 5.8"),
+            format!("use Linux {} or later", name(oldest)),
+        );
+    }
+    if here < oldest {
+        return Check::limited(
+            NAME,
+            format!("{release} is older than all that is tested"),
+            format!("use Linux {} or later", name(oldest)),
+        );
+    }
+    let status = if TESTED.contains(&here) {
+        "each release is tested on it".to_owned()
+    } else if here > newest {
+        format!("newer than the newest that is tested, {}", name(newest))
+    } else {
+        "between others that each release is tested on".to_owned()
+    };
+    Check::good(NAME, format!("{release}: {status}"))
+}
+
+pub(super) fn btf() -> Check {
+    const NAME: &str = "BTF";
+    match kernel::missing_fields() {
+        Ok(missing) if missing.is_empty() => {
+            Check::good(NAME, "has every field that the programs read")
+        }
+        Ok(missing) => {
+            let missing: Vec<_> = missing
+                .into_iter()
+                .map(|(container, member)| format!("{container}.{member}"))
+                .collect();
+            Check::unusable(
+                NAME,
+                format!("lacks {}", missing.join(", ")),
+                "freezer-guard does not know this kernel yet: please report it",
+            )
+        }
+        Err(error) => Check::unusable(
+            NAME,
+            chain(&error),
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF",
+        ),
+    }
+}
+
+pub(super) fn security_modules() -> Check {
+    const NAME: &str = "security modules";
+    match (conditions::active_modules(), conditions::lsm_inactive()) {
+        (Ok(active), Ok(None)) => Check::good(NAME, format!("{active}: bpf is among them")),
+        (Ok(active), Ok(Some(_))) => Check::limited(
+            NAME,
+            format!("{active}: bpf is not among them, so that nothing can be enforced for certain"),
+            format!("boot with the parameter lsm={active},bpf"),
+        ),
+        (Err(error), _) | (_, Err(error)) => Check::unusable(
+            NAME,
+            chain(&error),
+            "mount -t securityfs securityfs /sys/kernel/security",
+        ),
+    }
+}
+
+pub(super) fn lockdown() -> Check {
+    const NAME: &str = "lockdown";
+    let modes = conditions::lockdown_modes();
+    match conditions::lockdown() {
+        Ok(()) if modes.is_empty() => Check::good(NAME, "this kernel has none"),
+        Ok(()) => Check::good(NAME, format!("{modes}: BPF may read kernel memory")),
+        Err(error) => Check::unusable(NAME, modes, error.to_string()),
+    }
+}
+
+/// It matters where programs can be left out: below `enforce`, and for the
+/// tripwires of ptrace.
+pub(super) fn preemption() -> Check {
+    const NAME: &str = "preemption";
+    // debugfs need not be mounted.
+    let modes = proc_file("/sys/kernel/debug/sched/preempt");
+    let in_force = modes
+        .split_once('(')
+        .and_then(|(_, rest)| rest.split_once(')'))
+        .map(|(mode, _)| mode.to_owned());
+    let built = proc_file("/proc/sys/kernel/version");
+    let finding = match in_force {
+        Some(mode) => mode,
+        None if built.contains("PREEMPT_DYNAMIC") => {
+            "set at boot (mount debugfs to see how)".to_owned()
+        }
+        None if built.contains("PREEMPT") => "full".to_owned(),
+        None => "none or voluntary".to_owned(),
+    };
+    if built.contains("PREEMPT_RT") {
+        return Check::limited(
+            NAME,
+            "full, real-time: not tested, and some of what is done may go unnoticed",
+            "use a kernel without CONFIG_PREEMPT_RT",
+        );
+    }
+    let enforces = matches!(conditions::lsm_inactive(), Ok(None));
+    let matters = match enforces {
+        true => "what is refused does not depend on it",
+        false => "where it is full or lazy some writes get past the refusal, and are noticed",
+    };
+    Check::good(NAME, format!("{finding}; {matters}"))
+}
+
+pub(super) fn capabilities() -> Check {
+    const NAME: &str = "capabilities";
+    match conditions::capabilities() {
+        Ok(()) => Check::good(NAME, "CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON"),
+        Err(error) => Check::unusable(NAME, chain(&error), "run it as root"),
+    }
+}
+
+pub(super) fn locked_memory() -> Check {
+    const NAME: &str = "locked memory";
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    if !conditions::kernel_is_before(5, 11) {
+        return Check::good(NAME, "BPF does not count there, since 5.11");
+    }
+    let may_lift = Process::myself()
+        .and_then(|process| process.status())
+        .is_ok_and(|status| status.capeff & CAP_SYS_RESOURCE != 0);
+    match may_lift {
+        true => Check::good(NAME, "its limit is lifted while programs are loaded"),
+        false => Check::limited(
+            NAME,
+            "without CAP_SYS_RESOURCE its limit may be too low for BPF",
+            "ulimit -l unlimited",
+        ),
+    }
+}
+
+pub(super) fn bpffs() -> Check {
+    const NAME: &str = "bpffs";
+    match conditions::bpffs_is_mounted() {
+        Ok(true) => Check::good(NAME, "mounted on /sys/fs/bpf"),
+        Ok(false) => Check::good(NAME, "not mounted: freezer-guard will do it"),
+        Err(error) => Check::unusable(
+            NAME,
+            chain(&error),
+            "use a kernel built with CONFIG_BPF_SYSCALL, and mount sysfs",
+        ),
+    }
+}
+
+/// Guards in force, and what a crash has left.
+pub(super) fn pins() -> Check {
+    const NAME: &str = "guards";
+    let loaded = || Ok::<_, kernel::Error>(Locked::wait()?.level().is_some());
+    let found = loaded().map_err(guard::Error::from);
+    match found.and_then(|loaded| Ok((loaded, guard::list()?))) {
+        Ok((false, _)) => Check::good(NAME, "none; nothing is loaded"),
+        Ok((true, guards)) if guards.is_empty() => Check::good(
+            NAME,
+            "none; what a `run` that was killed had left is removed now",
+        ),
+        Ok((true, guards)) => Check::good(NAME, format!("{} in force", guards.len())),
+        Err(error) => Check::limited(NAME, chain(&error), "see `freezer-guard status`"),
+    }
+}

@@ -1,0 +1,204 @@
+//! Guards that nobody asks for: the kernel side notices a checkpointer and begins
+//! them; what user space has to do for that is here.
+
+use freezer_guard_ebpf::{Guard as Entry, GuardId, Level, control};
+
+use super::{
+    Error, Status, Wanted, level, marks,
+    marks::{entries, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded},
+    status::status,
+};
+use crate::{
+    cgroup::{self, Cgroup},
+    kernel::{self, Hierarchies, Locked, Maps},
+};
+
+/// Loads everything, so that a guard that begins finds it there, and if asked
+/// to, watches out for checkpointers: with what these guards are to be like. To be
+/// called again whenever that has changed, or programs may be gone. Returns why it
+/// does not go further.
+///
+/// # Errors
+/// When the kernel cannot do it, or another version holds guards.
+pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::Error>, Error> {
+    let lock = Locked::wait()?;
+    let mut opened = lock.open()?;
+    if let Some(maps) = &mut opened {
+        reconcile(maps)?;
+        let is_another = lock.level() != Some(Locked::strongest(at_most)?.0);
+        if is_idle(maps)? && (is_another || lock.is_used_up()) {
+            lock.unload()?;
+            opened = None;
+        }
+    }
+    let (mut maps, mut reasons) = match opened {
+        Some(maps) => (maps, Vec::new()),
+        None => lock.load(at_most)?,
+    };
+    let template = match automatic {
+        Some(wanted) => {
+            reasons.extend(lock.watch()?);
+            Entry {
+                members: 1,
+                allowed: wanted.allowed_bits(),
+                // Until more is attached.
+                levels: level::numbers(watched_levels(&lock)?),
+                missed_before: Entry::UNKNOWN,
+                ..Entry::default()
+            }
+        }
+        None => Entry::default(),
+    };
+    maps.set_automatic(template)?;
+    settle(&lock, &mut maps, automatic.is_some())?;
+    Ok(reasons)
+}
+
+/// How far each protection goes in all the hierarchies that there are.
+fn watched_levels(lock: &Locked) -> Result<kernel::Levels, Error> {
+    let levels = lock.levels(Hierarchies {
+        v1: cgroup::freezer_mount()?.is_some(),
+        v2: cgroup::unified_mount()?.is_some(),
+    });
+    // What refuses is not attached yet, or goes with the guard that needs it.
+    Ok(levels.map(|level| level.map(|_| Level::Detect)))
+}
+
+/// Ends the watch, and unloads everything if no guard is in force.
+///
+/// # Errors
+/// When the pins cannot be changed.
+pub fn unwatch() -> Result<(), Error> {
+    let lock = Locked::wait()?;
+    let Some(mut maps) = lock.open()? else {
+        return Ok(());
+    };
+    maps.set_automatic(Entry::default())?;
+    reconcile(&mut maps)?;
+    if entries(&maps.guards)?.is_empty() {
+        return Ok(lock.unload()?);
+    }
+    // A daemon that comes back finds the candidates.
+    settle(&lock, &mut maps, true)
+}
+
+/// Removes what has ended, and detaches what no guard needs, nor the watch if
+/// there is to be one.
+fn settle(lock: &Locked, maps: &mut Maps, watch: bool) -> Result<(), Error> {
+    reconcile(maps)?;
+    Ok(lock.detach_unneeded(marks::hierarchies(maps)?, watch)?)
+}
+
+/// What has become of an automatic guard that has begun.
+#[derive(Debug)]
+pub struct Armed {
+    /// What it is now.
+    pub status: Status,
+    /// Why it does not go further.
+    pub weak_because: Vec<kernel::Error>,
+}
+
+/// Attaches what refuses for an automatic guard that has begun, and guards the
+/// container in its other hierarchy. `None`: it is no automatic one, or has ended.
+///
+/// # Errors
+/// When the kernel cannot do it: then the guard notices, and refuses nothing.
+pub fn arm(id: GuardId) -> Result<Option<Armed>, Error> {
+    let lock = Locked::wait()?;
+    let Some(mut maps) = lock.open()? else {
+        return Ok(None);
+    };
+    let Some(entry) = maps.guard(id)? else {
+        return Ok(None);
+    };
+    if entry.leader == 0 || entry.is_candidate() {
+        return Ok(None);
+    }
+    // Somebody who tidied up may have taken it for another one's.
+    if maps.targets.get(&entry.target, 0).is_err() {
+        marks::place_target(&mut maps, entry.target, id)?;
+    }
+    let mut targets = Vec::new();
+    for path in super::status::paths(&maps, id)? {
+        // It may be gone by now.
+        if let Ok(target) = Cgroup::open(&path) {
+            targets.push(target);
+        }
+    }
+    for other in others(&targets) {
+        let other = vec![other];
+        if refuse_guarded(&maps, std::slice::from_ref(&other), Some(id)).is_ok() {
+            for other in other {
+                mark_target(&mut maps, &other, id)?;
+                targets.push(other);
+            }
+        }
+    }
+    for target in &targets {
+        mark_ancestors(&mut maps, target, id)?;
+    }
+    let hierarchies = marks::hierarchies(&maps)?;
+    let weak_because = lock.attach(hierarchies)?;
+    let levels = level::numbers(lock.levels(hierarchies))
+        .iter()
+        .rev()
+        .fold(0, |bytes, level| bytes << 8 | u64::from(*level));
+    maps.control(control::ARMED, id, &[levels, maps.missed()?])?;
+    let Some(entry) = maps.guard(id)? else {
+        return Ok(None);
+    };
+    Ok(Some(Armed {
+        status: status(&maps, id, &entry)?,
+        weak_because,
+    }))
+}
+
+/// The cgroups that the same tasks are in, in the other hierarchy: those that
+/// hold no other task.
+fn others(targets: &[Cgroup]) -> Vec<Cgroup> {
+    let mut found: Vec<Cgroup> = Vec::new();
+    for target in targets {
+        let Ok(threads) = target.threads() else {
+            continue;
+        };
+        let Some(first) = threads.first() else {
+            continue;
+        };
+        for other in cgroup::of_pid(*first).unwrap_or_default() {
+            let is_known = targets
+                .iter()
+                .chain(&found)
+                .any(|known| known.root_key() == other.root_key());
+            let is_same = other
+                .threads()
+                .is_ok_and(|others| others.iter().all(|thread| threads.contains(thread)));
+            if !is_known && is_same {
+                found.push(other);
+            }
+        }
+    }
+    found
+}
+
+/// What has become of the guards that have ended since this was asked.
+///
+/// # Errors
+/// When the maps cannot be read.
+pub fn take_ended() -> Result<Vec<Status>, Error> {
+    let lock = Locked::wait()?;
+    let Some(mut maps) = lock.open()? else {
+        return Ok(Vec::new());
+    };
+    let mut ended = Vec::new();
+    for (id, entry) in entries(&maps.ended)? {
+        let mut status = status(&maps, id, &entry)?;
+        if status.cgroups.is_empty() {
+            status.cgroups = vec![super::path(entry.target).into()];
+        }
+        ended.push(status);
+        marks::remove(&mut maps.ended, "ENDED", &id)?;
+    }
+    reconcile(&mut maps)?;
+    ended.sort_by_key(|status: &Status| status.id);
+    Ok(ended)
+}

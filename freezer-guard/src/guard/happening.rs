@@ -1,0 +1,150 @@
+//! What happens to guarded cgroups, in the order of time: for those who follow it.
+
+use std::{collections::BTreeMap, fmt};
+
+use freezer_guard_ebpf::{Event, EventKind, GuardId};
+use serde::{Deserialize, Serialize};
+use zlink::introspect::CustomType;
+
+use super::{Deed, Outcome, Status, path, unguarded, wall_clock};
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
+pub struct Happening {
+    /// When, RFC 3339 in UTC; empty when nobody knows.
+    pub time: String,
+    /// `begun`, `checkpointing`, `denial`, `disturbance`, `violation`, `ended`,
+    /// `unguarded`, or `lost`.
+    pub event: String,
+    /// The guard; 0 for what is about none.
+    pub guard: GuardId,
+    /// Its cgroups, as far as they are known.
+    pub cgroups: Vec<String>,
+    /// What it is about, in words.
+    pub about: String,
+    /// Who did it, when it is a denial, a disturbance or a violation.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub by: Option<Deed>,
+    /// How many were lost.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<u64>,
+}
+
+impl fmt::Display for Happening {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.event == LOST {
+            return formatter.write_str(&self.about);
+        }
+        write!(formatter, "{} {}: {}", self.time, self.event, self.about)
+    }
+}
+
+const LOST: &str = "lost";
+
+impl Happening {
+    fn new(time: &str, event: &str, guard: GuardId, cgroups: &[String]) -> Self {
+        Self {
+            time: time.to_owned(),
+            event: event.to_owned(),
+            guard,
+            cgroups: cgroups.to_vec(),
+            about: cgroups.join(", "),
+            by: None,
+            count: None,
+        }
+    }
+
+    fn of_deed(deed: Deed, guard: GuardId, outcome: Outcome, cgroups: &[String]) -> Self {
+        let event = match outcome {
+            Outcome::Refused => "denial",
+            Outcome::Done if deed.checkpointing => "violation",
+            // Before CHECKPOINTING: mended, or the guard does not get there.
+            Outcome::Done => "disturbance",
+        };
+        Self {
+            about: deed.to_string(),
+            by: Some(deed.clone()),
+            ..Self::new(&deed.last, event, guard, cgroups)
+        }
+    }
+
+    /// Events that came too fast.
+    pub fn lost(count: u64) -> Self {
+        Self {
+            about: format!(
+                "{count} events lost: they came too fast (the counts in `status` are complete)"
+            ),
+            count: Some(count),
+            ..Self::new("", LOST, 0, &[])
+        }
+    }
+}
+
+/// Tells what happens, and remembers which cgroups a guard has.
+#[derive(Debug, Default)]
+pub struct Chronicle {
+    cgroups: BTreeMap<GuardId, Vec<String>>,
+}
+
+impl Chronicle {
+    /// What the guards in force have seen before we came. What was done several
+    /// times is told once, with its number and its last time.
+    pub fn so_far(&mut self, guards: &[Status]) -> Vec<Happening> {
+        let mut all = Vec::new();
+        for guard in guards {
+            let paths: Vec<_> = guard
+                .cgroups
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            all.push(Happening::new(&guard.begun, "begun", guard.id, &paths));
+            if let Some(time) = &guard.checkpointing {
+                all.push(Happening::new(time, "checkpointing", guard.id, &paths));
+            }
+            let refused = guard.intruders.iter().map(|deed| (deed, Outcome::Refused));
+            let done = guard.violators.iter().map(|deed| (deed, Outcome::Done));
+            for (deed, outcome) in refused.chain(done) {
+                all.push(Happening::of_deed(deed.clone(), guard.id, outcome, &paths));
+            }
+            self.cgroups.insert(guard.id, paths);
+        }
+        all.sort_by_cached_key(Happening::to_string);
+        all
+    }
+
+    /// What an event tells.
+    pub fn tell(&mut self, event: &Event) -> Happening {
+        let id = event.guard;
+        let time = wall_clock(event.time_ns);
+        let known = self.cgroups.get(&id).cloned().unwrap_or_default();
+        match EventKind::ALL.get(event.kind as usize) {
+            Some(EventKind::Denial) => {
+                let deed = Deed::of_event(event, Outcome::Refused);
+                Happening::of_deed(deed, id, Outcome::Refused, &known)
+            }
+            Some(EventKind::Disturbance) => {
+                let deed = Deed::of_event(event, Outcome::Done);
+                Happening::of_deed(deed, id, Outcome::Done, &known)
+            }
+            Some(EventKind::Begun) => {
+                // One comes for each target.
+                let path = path(event.cgroup);
+                self.cgroups.entry(id).or_default().push(path.clone());
+                Happening::new(&time, "begun", id, &[path])
+            }
+            Some(EventKind::Checkpointing) => Happening::new(&time, "checkpointing", id, &known),
+            Some(EventKind::Ended) => {
+                self.cgroups.remove(&id);
+                Happening::new(&time, "ended", id, &known)
+            }
+            Some(EventKind::Unguarded) => Happening {
+                about: unguarded(event),
+                ..Happening::new(&time, "unguarded", id, &[path(event.cgroup)])
+            },
+            None => Happening {
+                about: "an event of another version".to_owned(),
+                ..Happening::new(&time, "unknown", id, &known)
+            },
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What may be done to the guards of others: follow them, end them.
+
+use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
+
+use super::{
+    Error, Status,
+    marks::{self, covering, tidy},
+    status,
+};
+use crate::{
+    cgroup::Cgroup,
+    kernel::{Locked, Maps, Reader},
+};
+
+/// Follows the events of all guards, those to come included; also returns the
+/// guards in force when that began.
+///
+/// # Errors
+/// When the kernel cannot be asked, or too many follow the events already.
+pub fn follow() -> Result<(Reader, Vec<Status>), Error> {
+    let lock = Locked::wait()?;
+    let guards = status::list_locked(&lock)?;
+    Ok((Reader::open(&lock)?, guards))
+}
+
+/// Ends the guard of a cgroup, whoever holds it. Its state is left as it is.
+///
+/// # Errors
+/// When there is none.
+pub fn end_by_force(cgroup: &Cgroup) -> Result<Status, Error> {
+    end(cgroup, None)
+}
+
+/// Ends this guard of a cgroup in its holder's name: its targets are restored to
+/// the state they were found in.
+///
+/// # Errors
+/// When there is none; when a target cannot be restored, and there was no
+/// violation to be told first: the guard has ended even so.
+pub fn end_by_holder(cgroup: &Cgroup, id: GuardId) -> Result<Status, Error> {
+    end(cgroup, Some(id))
+}
+
+/// `of_holder`: the guard that it has to be, and whose targets are restored.
+fn end(cgroup: &Cgroup, of_holder: Option<GuardId>) -> Result<Status, Error> {
+    let lock = Locked::wait()?;
+    let not_guarded = || Error::NotGuarded(cgroup.path().to_owned());
+    let mut maps = lock.open()?.ok_or_else(not_guarded)?;
+    let id = covering(&maps, cgroup)?.ok_or_else(not_guarded)?;
+    let restored = match of_holder {
+        Some(own) if own != id => return Err(not_guarded()),
+        Some(_) => restore_targets(&maps, id),
+        None => Ok(()),
+    };
+    let end = marks::release(&mut maps, id, restored.is_ok())?;
+    tidy(&lock, &maps)?;
+    match (end, restored) {
+        (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
+        (Some(status), _) => Ok(status),
+        (None, _) => Err(not_guarded()),
+    }
+}
+
+/// As [`Guard::end`](super::Guard::end) does it.
+fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
+    let Some(entry) = maps.guard(id)? else {
+        return Ok(());
+    };
+    let mut targets = Vec::new();
+    for path in status::paths(maps, id)? {
+        // The checkpointer may have removed it together with its tasks.
+        if let Ok(target) = Cgroup::open(&path) {
+            targets.push(target);
+        }
+    }
+    // To be allowed to.
+    maps.control(control::ENROL, id, &[])?;
+    let mut result = Ok(());
+    for target in &targets {
+        let restored = match target.is_self_frozen() {
+            Ok(true) if entry.flags & Entry::FROZE != 0 => target.thaw(),
+            Ok(false) if entry.flags & Entry::FOUND_FROZEN != 0 => target.freeze(),
+            other => other.map(drop),
+        };
+        result = result.and(restored);
+    }
+    // What has been done is counted a moment later, and has to count.
+    targets.iter().for_each(Cgroup::settle);
+    maps.control(control::LEAVE, id, &[])?;
+    Ok(result?)
+}

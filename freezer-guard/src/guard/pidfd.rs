@@ -1,0 +1,56 @@
+//! A process that is named by a descriptor, and so is never another one.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Error;
+use crate::sys;
+
+/// A pidfd.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// The process with this pid: it is for the caller to know that it is that one.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn open(pid: u32) -> Result<Self, Error> {
+        sys::pidfd_open(pid)
+            .map(Self)
+            .map_err(|_| Error::NoHolder(pid.to_string()))
+    }
+
+    /// From a descriptor that somebody has sent: see [`PidFd::pid`].
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// The process's pid, as our pid namespace has it.
+    ///
+    /// # Errors
+    /// When the process has ended, or it is no pidfd.
+    pub fn pid(&self) -> Result<u32, Error> {
+        let gone = || Error::NoHolder("the one that was named".to_owned());
+        let raw = self.0.as_raw_fd();
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{raw}")).map_err(|_| gone())?;
+        let pid = info
+            .lines()
+            .find_map(|line| line.strip_prefix("Pid:"))
+            .and_then(|pid| pid.trim().parse().ok())
+            .ok_or_else(gone)?;
+        if self.has_ended().map_err(|_| gone())? {
+            return Err(gone());
+        }
+        Ok(pid)
+    }
+
+    fn has_ended(&self) -> io::Result<bool> {
+        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut polled, PollTimeout::ZERO)? > 0)
+    }
+}

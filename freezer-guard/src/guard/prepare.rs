@@ -1,0 +1,83 @@
+//! From the mark to CHECKPOINTING: freeze, verify, and begin again when somebody
+//! has disturbed that, for instance by a write that was under way.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use super::{Before, Deed, Error, Guard};
+use crate::cgroup::Report;
+
+/// How often the freezer is asked whether it is done.
+const POLL: Duration = Duration::from_millis(5);
+
+/// What has to be done before CHECKPOINTING.
+#[derive(Debug, Clone, Copy)]
+pub struct Preparation {
+    /// Freeze what is thawed.
+    pub freeze: bool,
+    /// How long that may take.
+    pub timeout: Duration,
+    /// The root of the tree that has to be in the targets.
+    pub root: Option<i32>,
+}
+
+impl Guard {
+    /// Brings the guard to CHECKPOINTING. Meanwhile `progress` is called again and
+    /// again, with what made us begin anew, if something did; it may give up.
+    ///
+    /// # Errors
+    /// Those of [`Guard::freeze`], [`Guard::verify`], [`Guard::checkpointing`] and
+    /// `progress`; when the targets do not freeze in time.
+    pub fn prepare<E: From<Error>>(
+        &mut self,
+        how: &Preparation,
+        mut progress: impl FnMut(&[Deed]) -> Result<(), E>,
+    ) -> Result<Report, E> {
+        let deadline = Instant::now() + how.timeout;
+        loop {
+            progress(&[])?;
+            let before = self.before()?;
+            self.freeze(how.freeze)?;
+            self.wait_frozen(how, before, deadline, &mut progress)?;
+            let report = self.verify(how.root)?;
+            let Some(deeds) = self.checkpointing(before)? else {
+                return Ok(report);
+            };
+            if Instant::now() >= deadline {
+                return Err(self.disturbed(&deeds).into());
+            }
+            progress(&deeds)?;
+        }
+    }
+
+    /// Returns early when somebody disturbs it: then it may never be frozen.
+    fn wait_frozen<E: From<Error>>(
+        &self,
+        how: &Preparation,
+        before: Before,
+        deadline: Instant,
+        progress: &mut impl FnMut(&[Deed]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            let pending = self.not_frozen()?;
+            let Some(cgroup) = pending.first() else {
+                return Ok(());
+            };
+            if self.is_disturbed(before)? {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::DidNotFreeze {
+                    path: cgroup.path().to_owned(),
+                    after: how.timeout,
+                    tasks: cgroup.not_frozen().map_err(Error::from)?,
+                }
+                .into());
+            }
+            sleep(POLL);
+            progress(&[])?;
+        }
+    }
+}

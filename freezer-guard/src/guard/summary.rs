@@ -1,0 +1,84 @@
+//! What a guard did, in words.
+
+use super::Status;
+
+/// `enforce`, or `freeze: enforce, ptrace: detect` and so on when they differ.
+pub fn describe_level(guard: &Status) -> String {
+    let in_force = || {
+        let levels = guard.levels.iter();
+        levels.filter(|(name, _)| !guard.allowed.contains(*name))
+    };
+    if in_force().all(|(_, level)| *level == guard.level) {
+        return guard.level.to_owned();
+    }
+    let each: Vec<_> = in_force()
+        .map(|(name, level)| format!("{name}: {level}"))
+        .collect();
+    each.join(", ")
+}
+
+/// How many intruders or violations a summary names.
+const NAMED: usize = 5;
+
+/// `refused 3 attempts: 2 by sh (pid 12, freeze), 1 by tee (pid 13, kill)`.
+pub fn refusals(guard: &Status) -> String {
+    let count: u64 = guard.denials.values().sum();
+    if count == 0 {
+        return "refused nothing".to_owned();
+    }
+    let mut by_process: Vec<(u32, &str, &str, u64)> = Vec::new();
+    for deed in &guard.intruders {
+        let same = |(pid, _, protection, _): &&mut (u32, &str, &str, u64)| {
+            *pid == deed.pid && *protection == deed.protection
+        };
+        match by_process.iter_mut().find(same) {
+            Some((.., count)) => *count += deed.count,
+            None => by_process.push((deed.pid, &deed.comm, &deed.protection, deed.count)),
+        }
+    }
+    by_process.truncate(NAMED);
+    let named: u64 = by_process.iter().map(|(.., count)| count).sum();
+    let mut parts: Vec<_> = by_process
+        .into_iter()
+        .map(|(pid, comm, protection, count)| {
+            format!("{count} by {comm} (pid {pid}, {protection})")
+        })
+        .collect();
+    if count > named {
+        parts.push(format!("{} by others", count - named));
+    }
+    let attempts = if count == 1 { "attempt" } else { "attempts" };
+    format!("refused {count} {attempts}: {}", parts.join(", "))
+}
+
+/// What got through, a line each; none when nothing did.
+pub fn violations(guard: &Status) -> Vec<String> {
+    let count: u64 = guard.violations.values().sum();
+    let mut named = 0;
+    let mut lines = Vec::new();
+    for deed in guard.violation_deeds().take(NAMED) {
+        named += deed.count;
+        lines.push(format!("{} {deed}", deed.first));
+    }
+    if count > named {
+        let kinds: Vec<_> = guard
+            .violations
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        lines.push(format!(
+            "and {} more; in all: {}",
+            count - named,
+            kinds.join(", ")
+        ));
+    }
+    if guard.missed > 0 {
+        lines.push(format!(
+            "{} calls went unseen, for this kernel preempts BPF programs: \
+             somebody may have traced a task or written its memory",
+            guard.missed
+        ));
+    }
+    lines
+}

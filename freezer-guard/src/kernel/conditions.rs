@@ -1,0 +1,128 @@
+//! What has to hold before anything is loaded.
+
+use std::{fs, io};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::{
+        resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
+};
+use procfs::{process::Process, sys::kernel::Version};
+
+use super::Error;
+
+const BPFFS: &str = "/sys/fs/bpf";
+const LSM_LIST: &str = "/sys/kernel/security/lsm";
+const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
+
+/// Whether the running kernel is older than this version.
+pub(crate) fn kernel_is_before(major: u8, minor: u8) -> bool {
+    Version::current().is_ok_and(|version| (version.major, version.minor) < (major, minor))
+}
+
+/// `CAP_SYS_ADMIN`, or `CAP_BPF` together with `CAP_PERFMON` (`capability.h`).
+pub(crate) fn capabilities() -> Result<(), Error> {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_PERFMON: u64 = 1 << 38;
+    const CAP_BPF: u64 = 1 << 39;
+    let effective = Process::myself()
+        .and_then(|process| process.status())
+        .map_err(Error::failed("read /proc/self/status"))?
+        .capeff;
+    let enough = effective & CAP_SYS_ADMIN != 0
+        || effective & (CAP_BPF | CAP_PERFMON) == CAP_BPF | CAP_PERFMON;
+    if enough {
+        Ok(())
+    } else {
+        Err(Error::Permission)
+    }
+}
+
+fn bpffs_failed(error: io::Error) -> Error {
+    Error::Missing {
+        path: BPFFS.into(),
+        needed_for: "mount it: mount -t bpf bpf /sys/fs/bpf",
+        error,
+    }
+}
+
+/// Whether the file system for pins is mounted.
+pub(crate) fn bpffs_is_mounted() -> Result<bool, Error> {
+    let found = statfs(BPFFS).map_err(|errno| bpffs_failed(errno.into()))?;
+    Ok(found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Mounts it if nobody has.
+pub(super) fn mount_bpffs() -> Result<(), Error> {
+    if bpffs_is_mounted()? {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=700"),
+    )
+    .map_err(|errno| bpffs_failed(errno.into()))
+}
+
+/// The active security modules, as the boot parameter `lsm=` has them.
+pub(crate) fn active_modules() -> Result<String, Error> {
+    let list = fs::read_to_string(LSM_LIST).map_err(|error| Error::Missing {
+        path: LSM_LIST.into(),
+        needed_for: "mount it: mount -t securityfs securityfs /sys/kernel/security",
+        error,
+    })?;
+    Ok(list.trim().to_owned())
+}
+
+/// Without `bpf` among the active security modules, loading and attaching
+/// succeed and enforce nothing.
+pub(crate) fn lsm_inactive() -> Result<Option<Error>, Error> {
+    let active = active_modules()?;
+    let has_bpf = active.split(',').any(|module| module == "bpf");
+    Ok((!has_bpf).then_some(Error::LsmInactive { active }))
+}
+
+/// In this mode there is no `bpf_probe_read_kernel` (`bpf_base_func_proto`).
+pub(crate) fn lockdown() -> Result<(), Error> {
+    if lockdown_modes().contains("[confidentiality]") {
+        return Err(Error::LockedDown);
+    }
+    Ok(())
+}
+
+/// All modes, with brackets around the one in force. Empty where the kernel
+/// cannot be locked down.
+pub(crate) fn lockdown_modes() -> String {
+    let modes = fs::read_to_string(LOCKDOWN).unwrap_or_default();
+    modes.trim().to_owned()
+}
+
+/// No limit on locked memory: before 5.11 what BPF needs counts there. The old
+/// limit comes back before COMMAND is started.
+pub(super) struct Memlock(Option<(u64, u64)>);
+
+impl Memlock {
+    pub(super) fn lift() -> Self {
+        if !kernel_is_before(5, 11) {
+            return Self(None);
+        }
+        let old = getrlimit(Resource::RLIMIT_MEMLOCK).ok();
+        // If it cannot be lifted it may still be enough: the load will tell.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        Self(old)
+    }
+}
+
+impl Drop for Memlock {
+    fn drop(&mut self) {
+        if let Some((soft, hard)) = self.0 {
+            // What was allowed before is allowed again.
+            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
+        }
+    }
+}

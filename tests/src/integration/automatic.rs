@@ -1,0 +1,413 @@
+//! Checkpoints that nobody has put under a guard, found by the service.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, Workload, unique},
+    dump,
+    process::{Held, LONG, Process, guard, guards, run},
+    scratch,
+    service::{
+        eventually, expect_idle, is_attached, journal, journal_fields, main_pid, property,
+        systemctl,
+    },
+};
+use crate::config;
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("from_the_first_write_on", first_write);
+    list.add("until_the_last_process_ends", last_process);
+    list.add("not_for_the_file_of_a_user", files);
+    list.add("not_beside_another_guard", busy);
+    list.add("not_if_switched_off", off);
+    list.add("check_costs_nothing", check);
+    list.add("service_killed_at_ten_points", killed);
+    list.add("violation_is_kept", violation);
+    // With both hierarchies CRIU 3.17 takes any freezer for one of v1.
+    if list.hierarchy == Hierarchy::V1 || list.config.cgroup != config::Cgroup::Hybrid {
+        list.add("dump_by_an_engine", engine);
+        list.add("restore", restore);
+    }
+}
+
+/// A shell that is called criu, with a file of its own.
+struct FakeCriu {
+    path: PathBuf,
+}
+
+impl FakeCriu {
+    fn new() -> Result<Self> {
+        let folder = PathBuf::from("/var/tmp").join(unique());
+        fs::create_dir_all(&folder)?;
+        let path = folder.join("criu");
+        fs::copy("/bin/bash", &path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(Self { path })
+    }
+
+    /// Runs what it is told, line by line.
+    fn start(&self) -> Result<Process> {
+        const SHELL: &str = r#"while read -r line; do eval "$line"; echo "rc $?"; done; exit 0"#;
+        Process::spawn(Command::new(&self.path).args(["-c", SHELL]))
+    }
+}
+
+fn sh(process: &mut Process, line: &str) -> Result<()> {
+    process.tell(line)?;
+    let said = process.line()?;
+    ensure!(said == "rc 0", "{line}: {said}");
+    Ok(())
+}
+
+fn write(target: &Cgroup, value: &str) -> String {
+    format!("echo {value} > {}", target.freezer().display())
+}
+
+/// The guard, once everything that refuses is attached.
+fn armed() -> Result<Value> {
+    let mut found = Value::Null;
+    eventually("an automatic guard at enforce", || {
+        found = guards()?.pop().unwrap_or_default();
+        Ok(found["automatic"] == true && found["level"] == "enforce")
+    })?;
+    Ok(found)
+}
+
+fn first_write(hierarchy: Hierarchy) -> Result<()> {
+    let (target, outside) = (Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?);
+    let parent = Cgroup::new(hierarchy)?;
+    let below = parent.child("target")?;
+    let workload = Workload::start(&[&target], 1)?;
+    let mut criu = FakeCriu::new()?.start()?;
+    sh(&mut criu, "true")?;
+    ensure!(guards()?.is_empty(), "guarded before it wrote anything");
+    sh(&mut criu, &write(&target, hierarchy.frozen()))?;
+    let guard = armed()?;
+    ensure!(guard["state"] == "CHECKPOINTING", "{guard}");
+    ensure!(guard["cgroups"][0] == target.text(), "{guard}");
+    ensure!(guard["holder_pids"][0] == criu.pid().as_raw(), "{guard}");
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    outside.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
+    let pid = nix::unistd::Pid::from_raw(workload.pid);
+    ensure!(
+        kill(pid, Signal::SIGKILL) == Err(nix::errno::Errno::EBUSY),
+        "killed"
+    );
+    outside.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    // Its children may as well, and what it writes next is guarded too.
+    sh(
+        &mut criu,
+        &format!("(:; {})", write(&target, hierarchy.thawed())),
+    )?;
+    sh(&mut criu, &write(&below, hierarchy.frozen()))?;
+    eventually("the second cgroup is guarded", || {
+        Ok(guards()?[0]["cgroups"]
+            .as_array()
+            .is_some_and(|cgroups| cgroups.len() == 2))
+    })?;
+    parent.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+    below.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    sh(&mut criu, &write(&below, hierarchy.thawed()))?;
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    expect_idle()?;
+    target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    workload.expect_counting()?;
+    for kind in ["begun", "freeze", "kill", "ended"] {
+        eventually(
+            &format!("the journal has {kind} of {}", target.text()),
+            || {
+                Ok(journal_fields()?.iter().any(|entry| {
+                    entry["KIND"] == kind
+                        && entry["CGROUP"]
+                            .as_str()
+                            .is_some_and(|all| all.contains(&target.text()))
+                }))
+            },
+        )?;
+    }
+    Ok(())
+}
+
+fn last_process(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut criu = FakeCriu::new()?.start()?;
+    let fifo = scratch("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    sh(
+        &mut criu,
+        &format!("(read line < {}; exit) >/dev/null 2>&1 &", fifo.display()),
+    )?;
+    sh(&mut criu, &write(&target, hierarchy.frozen()))?;
+    armed()?;
+    kill(criu.pid(), Signal::SIGKILL)?;
+    eventually("the kill", || criu.has_ended())?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    ensure!(
+        guards()?.len() == 1,
+        "the guard has gone with the first process"
+    );
+    fs::write(&fifo, "\n")?;
+    expect_idle()?;
+    target.thaw()
+}
+
+fn files(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let freeze = |path: &Path| -> Result<()> {
+        for value in [hierarchy.frozen(), hierarchy.thawed()] {
+            run(Command::new(path).args(["-c", &write(&target, value)]))?.expect(0)?;
+        }
+        Ok(())
+    };
+    let owned = FakeCriu::new()?;
+    chown(&owned.path, Some(1000), None)?;
+    freeze(&owned.path)?;
+    let writable = FakeCriu::new()?;
+    fs::set_permissions(&writable.path, fs::Permissions::from_mode(0o775))?;
+    freeze(&writable.path)?;
+    let renamed = FakeCriu::new()?;
+    let other = renamed.path.with_file_name("criu-ns");
+    fs::rename(&renamed.path, &other)?;
+    freeze(&other)?;
+    ensure!(guards()?.is_empty(), "{:?}", guards()?);
+    // And the same is seen when it is root's alone: those two guards, and none before.
+    freeze(&FakeCriu::new()?.path)?;
+    expect_idle()?;
+    let mut count = 0;
+    eventually("its guards are remembered", || {
+        let last: Value = serde_json::from_str(&guard(["status", "--last", "--json"])?.stdout)?;
+        let all = last["guards"].as_array().context("a list")?.iter();
+        count = all
+            .filter(|guard| guard["cgroups"][0] == target.text())
+            .count();
+        Ok(count >= 2)
+    })?;
+    ensure!(count == 2, "{count} guards");
+    Ok(())
+}
+
+/// CRIU is not disturbed, and it is told that it has no guard.
+fn busy(hierarchy: Hierarchy) -> Result<()> {
+    let parent = Cgroup::new(hierarchy)?;
+    let child = parent.child("child")?;
+    // Where the guard below minds a freeze from above, CRIU would be refused as
+    // anybody: so that protection is lifted here.
+    let mut command = Held::command(&[&child]);
+    let mut held = Held::start(command.args(["--allow", "freeze"]))?;
+    held.wait_held()?;
+    let mut criu = FakeCriu::new()?.start()?;
+    sh(&mut criu, &write(&parent, hierarchy.frozen()))?;
+    let holder = criu.pid().to_string();
+    eventually("it is logged", || {
+        Ok(journal_fields()?.iter().any(|entry| {
+            entry["KIND"] == "unguarded"
+                && entry["PRIORITY"] == "3"
+                && entry["CGROUP"] == parent.text()
+                && entry["HOLDER_PID"].as_str() == Some(&holder)
+        }))
+    })?;
+    sh(&mut criu, &write(&parent, hierarchy.thawed()))?;
+    ensure!(guards()?.len() == 1, "{:?}", guards()?);
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    held.release()?.expect(0)?;
+    expect_idle()
+}
+
+fn off(hierarchy: Hierarchy) -> Result<()> {
+    const CONFIG: &str = "/etc/freezer-guard/config.toml";
+    let target = Cgroup::new(hierarchy)?;
+    let before = fs::read_to_string(CONFIG)?;
+    fs::write(CONFIG, "[automatic]\nenabled = false\n")?;
+    systemctl(&["reload", "freezer-guard"])?.expect(0)?;
+    eventually("it does not watch", || {
+        Ok(!is_attached("bprm_committed_creds"))
+    })?;
+    let mut criu = FakeCriu::new()?.start()?;
+    sh(&mut criu, &write(&target, hierarchy.frozen()))?;
+    ensure!(guards()?.is_empty());
+    target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    fs::write(CONFIG, before)?;
+    systemctl(&["reload", "freezer-guard"])?.expect(0)?;
+    eventually("it watches again", || {
+        Ok(is_attached("bprm_committed_creds"))
+    })
+}
+
+fn check(_: Hierarchy) -> Result<()> {
+    expect_idle()?;
+    let before = journal()?;
+    // What it says of this kernel does not matter.
+    run(Command::new("criu").args(["check"]))?;
+    ensure!(guards()?.is_empty() && !is_attached("file_permission"));
+    let after = journal()?;
+    ensure!(before == after, "it logs {after}");
+    Ok(())
+}
+
+fn killed(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let mut criu = FakeCriu::new()?.start()?;
+    for point in 0..10 {
+        match point {
+            // Before it has written anything, and right after.
+            1 => sh(&mut criu, &write(&target, hierarchy.frozen()))?,
+            5 => sh(&mut criu, &write(&target, hierarchy.thawed()))?,
+            _ => sh(&mut criu, "(:; :)")?,
+        }
+        if point > 2 {
+            target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+        }
+        kill(main_pid()?, Signal::SIGKILL)?;
+        if point > 2 {
+            target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+            sh(&mut criu, "(:; :)")?;
+        }
+        eventually("it is back", || {
+            Ok(property("freezer-guard", "ActiveState")? == "active")
+        })?;
+        if point > 0 {
+            let guard = armed()?;
+            ensure!(guard["violations"]["freeze"] == 0, "{guard}");
+        }
+    }
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    expect_idle()?;
+    workload.expect_counting()?;
+    let last: Value = serde_json::from_str(&guard(["status", "--last", "--json"])?.stdout)?;
+    let last = last["guards"]
+        .as_array()
+        .and_then(|all| all.last())
+        .context("the last")?;
+    ensure!(last["cgroups"][0] == target.text(), "{last}");
+    ensure!(last["denials"]["freeze"] == 14, "{last}");
+    Ok(())
+}
+
+/// A write that was under way when the checkpointer froze.
+fn violation(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut command = Command::new("guest-tool");
+    command
+        .arg("stalled")
+        .arg(target.freezer())
+        .arg(hierarchy.thawed());
+    let mut writer = Process::spawn(&mut command)?;
+    writer.expect_line("ready")?;
+    let mut criu = FakeCriu::new()?.start()?;
+    sh(&mut criu, &write(&target, hierarchy.frozen()))?;
+    armed()?;
+    writer.tell("go")?;
+    let pid = writer.pid();
+    writer.wait(LONG)?.expect(0)?;
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    expect_idle()?;
+    let words = format!("pid {pid}, uid 0) thawed {}", target.text());
+    eventually("it is logged as an error", || {
+        Ok(journal_fields()?.iter().any(|entry| {
+            entry["KIND"] == "violated"
+                && entry["PRIORITY"] == "3"
+                && entry["MESSAGE"]
+                    .as_str()
+                    .is_some_and(|message| message.contains(&words))
+        }))
+    })?;
+    // Over a restart of the service.
+    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
+    let last = guard(["status", "--last"])?.expect(0)?;
+    ensure!(
+        last.stdout.contains("VIOLATED") && last.stdout.contains(&words),
+        "{}",
+        last.stdout
+    );
+    Ok(())
+}
+
+/// A real dump, by a process that is no descendant of ours.
+fn engine(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 3)?;
+    workload.expect_counting()?;
+    let images = scratch("images");
+    fs::create_dir(&images)?;
+    let unit = format!("{}.service", unique());
+    let mut command = Command::new("systemd-run");
+    command.args(["--quiet", "--wait", "--unit", &unit]);
+    // Held up after its own thaw, where a freeze would hang it for ever.
+    command.args([
+        "strace",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=write:delay_exit=8000000",
+        "-P",
+    ]);
+    command.arg(target.freezer());
+    dump::criu_dump(&mut command, workload.pid, &target, &images);
+    // By itself it gives up after 10 s.
+    command.args(["--leave-running", "--timeout", "100"]);
+    let mut engine = Process::spawn(&mut command)?;
+    let guard = armed()?;
+    ensure!(guard["cgroups"][0] == target.text(), "{guard}");
+    for value in [hierarchy.frozen(), hierarchy.thawed()] {
+        target.expect_refused(hierarchy.file(), value)?;
+    }
+    engine.close_input();
+    engine
+        .wait(LONG)?
+        .expect(0)
+        .with_context(|| dump::log(&images, "dump.log"))?;
+    expect_idle()?;
+    workload.expect_counting()?;
+    let last: Value =
+        serde_json::from_str(&super::process::guard(["status", "--last", "--json"])?.stdout)?;
+    let last = last["guards"]
+        .as_array()
+        .and_then(|all| all.last())
+        .context("the last")?;
+    ensure!(
+        last["cgroups"][0] == target.text() && last["denials"]["freeze"] == 2,
+        "{last}"
+    );
+    ensure!(last["violations"]["freeze"] == 0, "{last}");
+    target.kill_all()
+}
+
+/// What it restores is no part of the checkpointer.
+fn restore(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 2)?;
+    workload.expect_counting()?;
+    let since = workload.counters()?;
+    let images = scratch("images");
+    fs::create_dir(&images)?;
+    let mut command = Command::new("env");
+    dump::criu_dump(&mut command, workload.pid, &target, &images);
+    run(&mut command)?
+        .expect(0)
+        .with_context(|| dump::log(&images, "dump.log"))?;
+    expect_idle()?;
+    dump::restore(&workload, &images, &since)?;
+    // CRIU is gone, and what it restored lives.
+    expect_idle()?;
+    target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
+    target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    workload.expect_counting()?;
+    target.kill_all()
+}

@@ -1,0 +1,155 @@
+//! What `doctor` says, and that it leaves nothing.
+
+use std::{fs, os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, eventually},
+    has_bpf, levels,
+    lifecycle::expect_clean,
+    process::{Held, guard, run},
+};
+use crate::config::Suite;
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("tells_the_truth", truth);
+    if list.config.suite != Suite::Full {
+        return;
+    }
+    list.add("beside_a_guard", beside);
+    list.add("after_a_crash", after_crash);
+    list.add("other_user", other_user);
+}
+
+/// What it finds, which is as good as its exit code says.
+pub(super) fn doctor() -> Result<Value> {
+    let finished = guard(["doctor", "--json"])?;
+    let report: Value = serde_json::from_str(&finished.stdout)
+        .with_context(|| format!("not JSON: {:?}", finished.stdout))?;
+    let code = ["good", "limited", "unusable"]
+        .iter()
+        .position(|verdict| report["verdict"] == **verdict);
+    // For whoever collects what works where.
+    println!("doctor: {report}");
+    ensure!(
+        code == usize::try_from(finished.code).ok(),
+        "ended with {}: {report}",
+        finished.code
+    );
+    Ok(report)
+}
+
+fn check<'a>(report: &'a Value, name: &str) -> Result<&'a Value> {
+    let checks = report["checks"].as_array().context("a list")?;
+    let check = checks.iter().find(|check| check["name"] == name);
+    check.with_context(|| format!("nothing about {name}: {report}"))
+}
+
+fn truth(hierarchy: Hierarchy) -> Result<()> {
+    let report = doctor()?;
+    let finding = &check(&report, "kernel")?["finding"];
+    ensure!(
+        finding
+            .as_str()
+            .is_some_and(|text| text.contains("is tested on it")),
+        "`TESTED` does not name this kernel: {finding}"
+    );
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    ensure!(report["kernel"] == release.trim(), "{report}");
+    for name in [
+        "kernel",
+        "BTF",
+        "security modules",
+        "lockdown",
+        "preemption",
+        "capabilities",
+        "locked memory",
+        "bpffs",
+        "guards",
+        "cgroups",
+        "CRIU",
+        "engines",
+        match hierarchy {
+            Hierarchy::V1 => "guard on v1",
+            Hierarchy::V2 => "guard on v2",
+        },
+    ] {
+        let expected = match name {
+            "security modules" | "guard on v1" | "guard on v2" if !has_bpf()? => "limited",
+            _ => "good",
+        };
+        let check = check(&report, name)?;
+        ensure!(check["verdict"] == expected, "{check}");
+    }
+    let level = levels::strongest()?;
+    for protection in ["freeze", "kill", "migrate", "ptrace"] {
+        ensure!(report["levels"][protection] == level, "{report}");
+    }
+    let programs = report["programs"].as_array().context("a list")?;
+    ensure!(programs.len() >= 18, "{report}");
+    ensure!(
+        programs.iter().all(|program| program["loaded"] == true),
+        "{report}"
+    );
+    let text = guard(["doctor", "--verbose"])?.stdout;
+    ensure!(text.contains("This host can guard checkpoints"), "{text}");
+    ensure!(text.contains("file_permission"), "{text}");
+    let left = fs::read_dir(hierarchy.root())?
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().contains("doctor"));
+    ensure!(!left, "a cgroup is left");
+    expect_clean()
+}
+
+fn beside(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    let report = doctor()?;
+    ensure!(
+        check(&report, "guards")?["finding"] == "1 in force",
+        "{report}"
+    );
+    ensure!(
+        report["levels"]["freeze"] == levels::strongest()?,
+        "{report}"
+    );
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?;
+    expect_clean()
+}
+
+fn after_crash(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    held.process().signal(Signal::SIGKILL)?;
+    eventually("the kill", || held.process().has_ended())?;
+    held.process().close_input();
+    eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
+    let report = doctor()?;
+    let finding = &check(&report, "guards")?["finding"];
+    ensure!(
+        finding
+            .as_str()
+            .is_some_and(|text| text.contains("is removed")),
+        "{finding}"
+    );
+    expect_clean()
+}
+
+fn other_user(_: Hierarchy) -> Result<()> {
+    let finished = run(Command::new("freezer-guard")
+        .arg("doctor")
+        .uid(65534)
+        .gid(65534))?;
+    let finished = finished.expect(2)?;
+    ensure!(
+        finished.stdout.contains("run it as root"),
+        "{}",
+        finished.stdout
+    );
+    expect_clean()
+}

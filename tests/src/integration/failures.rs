@@ -1,0 +1,159 @@
+//! Hosts on which not all can be done: one sentence says why, and what to do.
+//! The kernel is a real one; what it says of itself is not always true.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy},
+    doctor::doctor,
+    levels::expect_too_weak,
+    lifecycle::expect_clean,
+    process::{Finished, Held, run},
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("no_btf", no_btf);
+    list.add("missing_field", missing_field);
+    list.add("missing_hook_that_notices", missing_tripwire);
+    // Moves on v1 are refused as writes to files.
+    if list.hierarchy == Hierarchy::V2 {
+        list.add("missing_hook_that_refuses", missing_refusal);
+    }
+    list.add("verifier_refuses", verifier);
+    list.add("bpf_is_forbidden", forbidden);
+}
+
+/// `run` by way of `guest-tool WAY…`.
+fn guarded(way: &[&str], target: &Cgroup, flags: &[&str]) -> Result<Finished> {
+    let mut command = Command::new(way[0]);
+    command.args(&way[1..]);
+    command
+        .args(["freezer-guard", "run", "--freeze", "--cgroup"])
+        .arg(&target.path);
+    run(command.args(flags).args(["--", "echo", "ran"]))
+}
+
+fn expect_not_run(finished: Finished, code: i32, target: &Cgroup) -> Result<Finished> {
+    let finished = finished.expect(code)?;
+    ensure!(!finished.stdout.contains("ran"), "COMMAND was run");
+    ensure!(
+        finished.stderr.lines().count() == 1,
+        "not one sentence: {}",
+        finished.stderr
+    );
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_clean()?;
+    Ok(finished)
+}
+
+fn no_btf(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let way = ["guest-tool", "hidden", "/sys/kernel/btf", "--"];
+    expect_not_run(guarded(&way, &target, &[])?, 69, &target)?
+        .says("/sys/kernel/btf/vmlinux")?
+        .says("CONFIG_DEBUG_INFO_BTF")?;
+    let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
+    let found = run(Command::new(way[0]).args(doctor))?.expect(2)?.stdout;
+    ensure!(found.contains("CONFIG_DEBUG_INFO_BTF"), "{found}");
+    expect_clean()
+}
+
+/// `guest-tool renamed NAMES…`
+fn renamed<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    [&["guest-tool", "renamed"], names, &["--"]].concat()
+}
+
+fn missing_field(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let way = renamed(&["s_magic=x_magic"]);
+    expect_not_run(guarded(&way, &target, &[])?, 69, &target)?.says("super_block.s_magic")?;
+    let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
+    let found = run(Command::new(way[0]).args(doctor))?.expect(2)?.stdout;
+    ensure!(found.contains("lacks super_block.s_magic"), "{found}");
+    expect_clean()
+}
+
+/// What nothing would notice is missing, and only that.
+fn missing_tripwire(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let way = renamed(&["ptrace_attach=xtrace_attach"]);
+    expect_too_weak(guarded(&way, &target, &[])?, &target)?
+        .says("(ptrace: missing)")?
+        .says("no function ptrace_attach")?;
+    guarded(&way, &target, &["--allow", "ptrace"])?.expect(0)?;
+    let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
+    let found = run(Command::new(way[0]).args(doctor))?.expect(1)?.stdout;
+    ensure!(found.contains("ptrace: missing"), "{found}");
+    ensure!(found.contains("no function ptrace_attach"), "{found}");
+    expect_clean()
+}
+
+/// What cannot be refused is noticed still.
+fn missing_refusal(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let all = ["cgroup_attach_permissions=xgroup_attach_permissions"];
+    let old = ["cgroup_procs_write_permission=xgroup_procs_write_permission"];
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let way = renamed(if release.starts_with("5.10.") {
+        &old
+    } else {
+        &all
+    });
+    expect_too_weak(guarded(&way, &target, &[])?, &target)?
+        .says("(migrate: detect)")?
+        .says("cgroup_attach_permissions")?;
+    guarded(&way, &target, &["--require", "detect"])?
+        .expect(0)?
+        .says("migrate: detect")?;
+    guarded(&way, &target, &["--allow", "migrate"])?.expect(0)?;
+    expect_clean()
+}
+
+/// An offset that is wrong: the verifier sees that a load is not what it says.
+fn verifier(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let way = renamed(&["s_magic=s_count", "s_count=s_magic"]);
+    let finished = expect_too_weak(guarded(&way, &target, &[])?, &target)?
+        .says("file_permission")?
+        .says("verifier refuses it")?;
+    ensure!(
+        !finished.stderr.contains("R1"),
+        "a log: {}",
+        finished.stderr
+    );
+    guarded(&way, &target, &["--verbose"])?
+        .expect(69)?
+        .says("the verifier's log:")?
+        .says("R1")?;
+    expect_clean()
+}
+
+/// A seccomp filter would do the same.
+fn forbidden(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let way = ["strace", "-o", "/dev/null", "-e", "inject=bpf:error=EPERM"];
+    expect_not_run(guarded(&way, &target, &[])?, 77, &target)?.says("seccomp")?;
+    let mut held = Held::new(&[&target])?;
+    ensure!(held.sh("true")? == 0);
+    held.release()?.expect(0)?;
+    expect_clean()
+}
+
+/// In a boot of its own.
+pub(super) fn list_locked_down(list: &mut List<'_>) {
+    list.add("tells_of_lockdown", locked_down);
+}
+
+fn locked_down(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    expect_not_run(guarded(&["env"], &target, &[])?, 69, &target)?.says("locked down")?;
+    let report = doctor()?;
+    ensure!(report["verdict"] == "unusable", "{report}");
+    ensure!(report["levels"].is_null(), "{report}");
+    let text = report.to_string();
+    ensure!(text.contains("without lockdown=confidentiality"), "{text}");
+    expect_clean()
+}
