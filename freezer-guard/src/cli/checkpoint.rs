@@ -101,7 +101,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let criu = driver::find(args.criu.as_deref(), options)?;
     let images = Images::create(&args.images_dir)?;
     let parent = match &args.parent {
-        Some(parent) => Some(seen_from(images.folder(), parent)?),
+        Some(parent) => Some(images.refer_to(parent)?),
         None => None,
     };
     let cgroups: Vec<_> = target
@@ -222,7 +222,7 @@ impl Args {
             add("--prev-images-dir", text(parent)?);
         }
         if self.options.on_violation != OnViolation::Warn {
-            add("--action-script", undisturbed::script(freezer)?);
+            add("--action-script", text(&undisturbed::script()?)?);
         }
         let flags = [
             ("-v4", true),
@@ -237,22 +237,12 @@ impl Args {
     }
 }
 
-/// The path of a checkpoint as CRIU wants it: from the folder of images that builds on
-/// it, which will be called otherwise and stay in its place.
-fn seen_from(folder: &Path, parent: &Path) -> Result<PathBuf> {
-    let real = |path: &Path| {
-        path.canonicalize()
-            .with_context(|| format!("--parent {}", path.display()))
-    };
-    let (parent, folder) = (real(parent)?, real(folder)?);
-    pathdiff::diff_paths(parent, folder).context("both are absolute")
-}
-
 /// Tells how far CRIU is, in growing distances.
 struct Watch<'a> {
     log: Log,
     options: &'a Options,
-    begun: Instant,
+    /// When it was looked at first: CRIU runs from then on.
+    begun: Option<Instant>,
     next: Duration,
     last: (Duration, Progress),
 }
@@ -265,14 +255,14 @@ impl<'a> Watch<'a> {
         Self {
             log,
             options,
-            begun: Instant::now(),
+            begun: None,
             next: Self::SHORTEST,
             last: (Duration::ZERO, Progress::default()),
         }
     }
 
     fn look(&mut self) {
-        let elapsed = self.begun.elapsed();
+        let elapsed = self.begun.get_or_insert_with(Instant::now).elapsed();
         if elapsed < self.next {
             return;
         }

@@ -23,6 +23,12 @@ pub(super) fn find(path: Option<&Path>, options: &Options) -> Result<Criu, criu:
 
 /// What CRIU has to say of its failure.
 pub(super) fn say_failure(log: &str, lines: &[String]) {
+    if lines.is_empty() {
+        say(format_args!(
+            "CRIU has failed before it wrote anything to {log}"
+        ));
+        return;
+    }
     say(format_args!("CRIU has failed; {log} says:"));
     for line in lines {
         say(format_args!("  {line}"));

@@ -50,9 +50,6 @@ enum Command {
     Checkpoint(checkpoint::Args),
     /// Restore such a checkpoint, guarded likewise
     Restore(restore::Args),
-    /// Whether a guard has not been violated so far: for CRIU, as an action script
-    #[command(hide = true)]
-    Undisturbed(undisturbed::Args),
     /// Check that a process tree is all in one cgroup, as `run` does
     Verify(verify::Args),
     /// Show every guard, or the state of one cgroup
@@ -72,6 +69,9 @@ enum Command {
 pub(crate) fn main() -> ExitCode {
     #[cfg(feature = "generate")]
     if let Some(code) = generate::asked() {
+        return code;
+    }
+    if let Some(code) = undisturbed::asked() {
         return code;
     }
     let cli = match Cli::try_parse() {
@@ -128,7 +128,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::main(&args),
         Command::Checkpoint(args) => checkpoint::main(&args),
         Command::Restore(args) => restore::main(&args),
-        Command::Undisturbed(args) => undisturbed::main(&args),
         Command::Verify(args) => verify::main(&args),
         Command::Events(args) => events::main(&args),
         Command::Status(args) => status::main(&args),

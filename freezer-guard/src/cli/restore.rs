@@ -49,7 +49,7 @@ impl Args {
 
     /// Where the tree goes.
     fn places(&self) -> Result<Vec<PathBuf>> {
-        let evidence = Evidence::of_images(&self.images_dir)?;
+        let evidence = Evidence::of_whole_images(&self.images_dir)?;
         match evidence {
             _ if !self.cgroups.is_empty() => Ok(self.cgroups.clone()),
             Some(evidence) => Ok(evidence.cgroups),
@@ -99,9 +99,15 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
 
     let held = done.held();
     let code = done.code();
-    let cgroups: Vec<_> = cgroup::open_all(&places)?.into_iter().flatten().collect();
-    let roots = cgroup::roots(&cgroups.iter().collect::<Vec<_>>())?;
-    if code != exit::SUCCESS {
+    let restored = code == exit::SUCCESS;
+    let roots = match restored {
+        true => {
+            let cgroups: Vec<_> = cgroup::open_all(&places)?.into_iter().flatten().collect();
+            cgroup::roots(&cgroups.iter().collect::<Vec<_>>())?
+        }
+        false => Vec::new(),
+    };
+    if !restored {
         let log = Log::new(&args.images_dir, LOG);
         driver::say_failure(&log.path().display().to_string(), &log.failure());
     } else if !held {
@@ -114,7 +120,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     }
     if args.json {
         let object = json!({
-            "restored": code == exit::SUCCESS,
+            "restored": restored,
             "exit_code": code.0,
             "roots": roots,
             "guard": done.guard,

@@ -63,7 +63,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list() -> Result<Vec<Status>> {
+pub(super) async fn list() -> Result<Vec<Status>> {
     client::ask(
         async |daemon| Ok(answer(daemon.list()).await?.guards),
         || Ok(guard::list()?),
@@ -85,7 +85,7 @@ async fn last() -> Result<Vec<Status>> {
     .await
 }
 
-pub(super) async fn state(path: &Path) -> Result<State> {
+async fn state(path: &Path) -> Result<State> {
     let text = path.to_str().context("this path is no text")?;
     client::ask(
         async |daemon| answer(daemon.status(text)).await,

@@ -1,51 +1,51 @@
-//! `freezer-guard undisturbed`: what CRIU asks, as its action script, when the images
-//! are written and the tasks still wait. A failure makes it let them run on: whose
-//! checkpoint is not good must not be lost.
+//! This program as CRIU's action script, which CRIU asks when the images are written
+//! and the tasks still wait. A failure makes CRIU let them run on: whose checkpoint is
+//! not good must not be lost.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{env, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use freezer_guard::guard::violations;
 
 use super::{client, exit, say, status};
 
-#[derive(clap::Args)]
-pub(super) struct Args {
-    /// The guarded cgroup
-    path: PathBuf,
+/// criu(8), `--action-script`: the stage that it has come to.
+const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
+
+/// What to give to CRIU: it is executed as it stands, without arguments.
+pub(super) fn script() -> Result<PathBuf> {
+    env::current_exe().context("find this program")
 }
 
-/// The script for CRIU, which gives it to a shell.
-pub(super) fn script(cgroup: &Path) -> Result<String> {
-    let quoted = |path: &Path| {
-        let text = path.to_str();
-        let text = text.with_context(|| format!("{} is no text", path.display()))?;
-        anyhow::Ok(format!("'{}'", text.replace('\'', r"'\''")))
+/// The answer, if it is CRIU that asks.
+pub(super) fn asked() -> Option<ExitCode> {
+    let stage = env::var(STAGE).ok()?;
+    if env::args_os().len() > 1 {
+        return None;
+    }
+    Some(match stage.as_str() {
+        "post-dump" => answer().unwrap_or_else(|error| {
+            say(format_args!("{error:#}"));
+            exit::of_error(&error).into()
+        }),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// Whether the guard whose checkpointer we belong to is there, and has held so far.
+fn answer() -> Result<ExitCode> {
+    let own = std::process::id();
+    let guards = client::block_on(status::list())?;
+    let guard = guards
+        .into_iter()
+        .find(|guard| guard.holder_pids.contains(&own));
+    let Some(guard) = guard else {
+        say(format_args!("the guard of this checkpoint has been ended"));
+        return Ok(exit::VIOLATED.into());
     };
-    let program = env::current_exe().context("find this program")?;
-    Ok(format!(
-        "exec {} undisturbed {}",
-        quoted(&program)?,
-        quoted(cgroup)?
-    ))
-}
-
-pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    // criu(8), --action-script: it is called at other stages too.
-    if env::var("CRTOOLS_SCRIPT_ACTION").as_deref() != Ok("post-dump") {
+    if guard.violation_count() == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    let state = client::block_on(status::state(&args.path))?;
-    Ok(match state.guard {
-        Some(guard) if guard.violation_count() == 0 => ExitCode::SUCCESS,
-        Some(guard) => {
-            say(format_args!("VIOLATED: {}", violations(&guard).join("; ")));
-            exit::VIOLATED.into()
-        }
-        None => exit::VIOLATED.into(),
-    })
+    say(format_args!("VIOLATED: {}", violations(&guard).join("; ")));
+    Ok(exit::VIOLATED.into())
 }

@@ -84,11 +84,11 @@ impl Evidence {
         fs::write(&path, text).map_err(|source| failed("write", &path, source))
     }
 
-    /// What is known of the images in a folder that can be restored; `None`: nothing,
-    /// for another program has made them.
+    /// What is known of the images in a folder, which are good as far as is known;
+    /// `None`: nothing, for another program has made them.
     ///
     /// # Errors
-    /// When there are no images, they are not good, or a pre-dump.
+    /// When there are no images, or they are not good.
     pub fn of_images(folder: &Path) -> Result<Option<Self>, Error> {
         if !folder.join("inventory.img").exists() {
             return Err(Error::NoImages(folder.to_owned()));
@@ -101,15 +101,32 @@ impl Evidence {
         };
         let evidence: Self = serde_json::from_slice(&bytes)
             .map_err(|error| failed("understand", &path, error.into()))?;
-        let why = match evidence.verdict {
-            Verdict::Violated => "it was disturbed while it was made",
-            Verdict::Failed => "CRIU has failed to make it",
-            Verdict::Good if evidence.pre_dump => "it is a pre-dump, which holds memory only",
-            Verdict::Good => return Ok(Some(evidence)),
-        };
-        Err(Error::NotGood {
-            path: folder.to_owned(),
-            why: format!("{why} ({})", path.display()),
-        })
+        match evidence.verdict {
+            Verdict::Good => Ok(Some(evidence)),
+            Verdict::Violated => Err(not_good(folder, "it was disturbed while it was made")),
+            Verdict::Failed => Err(not_good(folder, "CRIU has failed to make it")),
+        }
+    }
+
+    /// The same of images to restore.
+    ///
+    /// # Errors
+    /// Also when they are those of a pre-dump.
+    pub fn of_whole_images(folder: &Path) -> Result<Option<Self>, Error> {
+        let evidence = Self::of_images(folder)?;
+        match evidence.as_ref().is_some_and(|evidence| evidence.pre_dump) {
+            true => Err(not_good(
+                folder,
+                "it is a pre-dump, which holds memory only",
+            )),
+            false => Ok(evidence),
+        }
+    }
+}
+
+fn not_good(folder: &Path, why: &'static str) -> Error {
+    Error::NotGood {
+        path: folder.to_owned(),
+        why,
     }
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, Verdict};
+use super::{Error, Evidence, Verdict};
 
 /// A folder that images are being written into, beside the place they are for. Nobody
 /// finds anything in that place but good images, and what is there is never replaced.
@@ -47,6 +47,21 @@ impl Images {
     /// Where they are being written.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The path of an image that this one builds on, as CRIU wants it: seen from the
+    /// folder, which will be called otherwise and stay where it is.
+    ///
+    /// # Errors
+    /// When there are no images in it, or they are not good.
+    pub fn refer_to(&self, parent: &Path) -> Result<PathBuf, Error> {
+        Evidence::of_images(parent)?;
+        let real = |path: &Path| {
+            path.canonicalize()
+                .map_err(|source| failed("find", path, source))
+        };
+        let (parent, folder) = (real(parent)?, real(&self.folder)?);
+        pathdiff::diff_paths(&parent, folder).ok_or(Error::NoImages(parent))
     }
 
     /// How large its files with this beginning of their names are together, bytes.

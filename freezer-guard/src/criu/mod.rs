@@ -71,12 +71,12 @@ pub enum Error {
     #[error("{} does not say where its tree belongs (no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),
     /// An image that is not good.
-    #[error("the image {} is not good: {why}; to use it all the same, use `criu` itself", path.display())]
+    #[error("the image {} is not good: {why}, as its {} says; to use it all the same, use `criu` itself", path.display(), Evidence::FILE)]
     NotGood {
         /// Its folder.
         path: PathBuf,
         /// What is known of it.
-        why: String,
+        why: &'static str,
     },
 }
 

@@ -3,6 +3,7 @@
 
 mod automatic;
 mod cgroups;
+mod checkpoint;
 mod doctor;
 mod dump;
 mod events;
@@ -111,6 +112,7 @@ fn list() -> Result<(String, Vec<Trial>)> {
         list.module("paths", paths::list);
         list.module("status", status::list);
         list.module("verify", verify::list);
+        list.module("checkpoint", checkpoint::list);
         // They take minutes, and no unit of systemd's plays a part in them.
         if config.image == Image::Initramfs {
             list.module("outsiders", outsiders::list);
