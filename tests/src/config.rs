@@ -89,6 +89,8 @@ named!(
         Levels = "levels",
         /// The host's service, in a guest with systemd.
         Service = "service",
+        /// Real checkpointers and container engines, in a guest with systemd.
+        Engines = "engines",
         /// What tells quickly whether a kernel will do.
         Core = "core",
         /// Everything.

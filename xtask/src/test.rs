@@ -17,9 +17,8 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     bpf_stats, build, config,
     config::{Cgroup, Image, Suite},
-    dist,
+    dist, docs,
     kernel::{KERNELS, Kernel},
-    kernels_md,
     report::Report,
     setup,
     vm::Vm,
@@ -39,11 +38,11 @@ pub(crate) struct Args {
     /// Only these images: initramfs or systemd
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
-    /// Only this part in each guest: levels, service, core or full
+    /// Only this part in each guest: levels, service, engines, core or full
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
-    /// Write what a guard does on which kernel into docs/kernels.md, from one guest
-    /// for each boot; with `--kernel all`, and `doctor::tells` for a NAME
+    /// Write the tables of docs/ that are made from results; with `--kernel all`, and
+    /// `doctor::tells` or `engines::` for a NAME
     #[arg(long)]
     docs: bool,
     /// Guests to run at the same time
@@ -186,7 +185,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let guests = args.guests()?;
     ensure!(
         !args.docs || (args.kernel == ["all"] && args.cgroup.is_empty() && args.image.is_empty()),
-        "--docs goes with --kernel all alone: the table is about all guests"
+        "--docs goes with --kernel all alone: the tables are about all guests"
     );
     ensure!(
         !guests.is_empty(),
@@ -199,9 +198,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         sum.add(std::mem::take(&mut outcome.sum), &outcome.label);
     }
     if args.docs {
-        kernels_md::write(&outcomes)?;
+        docs::write(&outcomes)?;
     }
-    let mut complaints = kernels_md::compare(&outcomes)?;
+    let mut complaints = docs::compare(&outcomes)?;
     for (outcome, (guest, _)) in outcomes.iter().zip(&guests) {
         if let Some(report) = &outcome.report {
             complaints.extend(bpf_stats::compare(
@@ -264,7 +263,7 @@ impl Args {
         // What takes longest comes first: then the last ones end together.
         wanted.sort_by_key(|(_, suite)| match suite {
             Suite::Full => 0,
-            Suite::Core | Suite::Service => 1,
+            Suite::Core | Suite::Service | Suite::Engines => 1,
             Suite::Levels => 2,
         });
         Ok(wanted)
@@ -301,6 +300,8 @@ pub(crate) struct Outcome {
     sum: Sum,
     /// What `doctor` said in it.
     pub(crate) report: Option<Report>,
+    /// What its tests said for tables.
+    pub(crate) rows: Vec<docs::Row>,
 }
 
 impl Outcome {
@@ -385,11 +386,13 @@ impl Guest {
         let mut has_result = false;
         let mut last = String::new();
         let mut report = None;
+        let mut rows = Vec::new();
         let ended = vm.boot(programs, |line| {
             has_result |= sum.add_line(line);
             if line.starts_with("test ") {
                 line.clone_into(&mut last);
             }
+            rows.extend(docs::Row::in_line(line));
             match Report::in_line(line) {
                 Some(said) => report = report.take().or(Some(said)),
                 None => show(&format!("{label}: {line}")),
@@ -413,6 +416,7 @@ impl Guest {
             label,
             sum,
             report,
+            rows,
         }
     }
 }

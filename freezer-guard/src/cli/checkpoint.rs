@@ -16,8 +16,7 @@ use freezer_guard::{
 };
 
 use super::{
-    VERSION, driver,
-    exit::{self, Code},
+    VERSION, driver, exit,
     guarded::{self, OnViolation, Options, Work},
     say, target, undisturbed,
 };
@@ -117,6 +116,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         root: Some(root.pid),
         freeze: true,
         thaw: false,
+        restores: false,
         command: &command,
         watch: Some(&mut || watch.look()),
     })?;
@@ -125,7 +125,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let code = done.code();
     let verdict = match (done.held() || excused, code) {
         (false, _) => Verdict::Violated,
-        (true, Code(0)) => Verdict::Good,
+        (true, exit::SUCCESS) if images.are_complete() => Verdict::Good,
         (true, _) => Verdict::Failed,
     };
     let evidence = Evidence {
@@ -151,6 +151,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     tell(args, &evidence, &place, &memory, &failure)?;
     Ok(match verdict {
         Verdict::Violated => exit::VIOLATED.into(),
+        Verdict::Failed if code == exit::SUCCESS => exit::INTERNAL.into(),
         _ => code.into(),
     })
 }

@@ -93,6 +93,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         root: None,
         freeze: true,
         thaw: true,
+        restores: true,
         command: &command,
         watch: None,
     })?;

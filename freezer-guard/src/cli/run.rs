@@ -24,6 +24,11 @@ pub(super) struct Args {
     /// Freeze the cgroup first if it is thawed, and thaw it at the end
     #[arg(long)]
     freeze: bool,
+    /// Thaw the cgroup as soon as it is CHECKPOINTING: for a checkpointer that does not
+    /// use the freezer, and so would wait for the frozen tasks for ever. Such are `criu`
+    /// without --freeze-cgroup, and crun's pre-dump
+    #[arg(long)]
+    thaw: bool,
     #[command(flatten)]
     options: Options,
     /// The checkpointer and its arguments
@@ -44,7 +49,8 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         named: !args.cgroups.is_empty(),
         root: args.pid.or_else(|| criu::dumped_tree(&args.command)),
         freeze: args.freeze,
-        thaw: false,
+        thaw: args.thaw,
+        restores: false,
         command: &args.command,
         watch: None,
     })?;

@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, images::failed};
+use super::{
+    Error,
+    images::{INVENTORY, failed},
+};
 use crate::guard::Status;
 
 /// How good an image is.
@@ -90,7 +93,7 @@ impl Evidence {
     /// # Errors
     /// When there are no images, or they are not good.
     pub fn of_images(folder: &Path) -> Result<Option<Self>, Error> {
-        if !folder.join("inventory.img").exists() {
+        if !folder.join(INVENTORY).exists() {
             return Err(Error::NoImages(folder.to_owned()));
         }
         let path = folder.join(Self::FILE);

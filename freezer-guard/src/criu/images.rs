@@ -10,6 +10,9 @@ use std::{
 
 use super::{Error, Evidence, Verdict};
 
+/// What CRIU writes last.
+pub(super) const INVENTORY: &str = "inventory.img";
+
 /// A folder that images are being written into, beside the place they are for. Nobody
 /// finds anything in that place but good images, and what is there is never replaced.
 #[derive(Debug)]
@@ -62,6 +65,11 @@ impl Images {
         };
         let (parent, folder) = (real(parent)?, real(&self.folder)?);
         pathdiff::diff_paths(&parent, folder).ok_or(Error::NoImages(parent))
+    }
+
+    /// Whether CRIU has written them to the end.
+    pub fn are_complete(&self) -> bool {
+        self.folder.join(INVENTORY).exists()
     }
 
     /// How large its files with this beginning of their names are together, bytes.

@@ -167,6 +167,7 @@ pub(crate) fn output_of(program: &Path, arguments: &[&str]) -> Result<(bool, Str
 /// `Version: 3.17.1` is (3, 17).
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text
+        .strip_prefix("Version:")?
         .split(|letter: char| !letter.is_ascii_digit())
         .filter_map(|digits| digits.parse().ok());
     Some((numbers.next()?, numbers.next()?))
@@ -180,6 +181,6 @@ mod tests {
     fn reads_versions() {
         assert_eq!(version("Version: 3.17.1"), Some((3, 17)));
         assert_eq!(version("Version: 4.1.1 (gitid 0)"), Some((4, 1)));
-        assert_eq!(version("criu: not found"), None);
+        assert_eq!(version("true (GNU coreutils) 9.7"), None);
     }
 }

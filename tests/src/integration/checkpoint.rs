@@ -7,6 +7,8 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -68,8 +70,14 @@ const GO: &str = "go";
 
 impl Scene {
     fn new(hierarchy: Hierarchy) -> Result<Self> {
+        Self::beside(hierarchy, None)
+    }
+
+    /// Its workload is in another cgroup too, of the other hierarchy.
+    fn beside(hierarchy: Hierarchy, other: Option<&Cgroup>) -> Result<Self> {
         let cgroup = Cgroup::new(hierarchy)?;
-        let workload = Workload::start(&[&cgroup], 3)?;
+        let cgroups: Vec<_> = [&cgroup].into_iter().chain(other).collect();
+        let workload = Workload::start(&cgroups, 3)?;
         workload.expect_counting()?;
         let folder = scratch("checkpoint");
         fs::create_dir(&folder)?;
@@ -130,11 +138,14 @@ impl Scene {
     }
 
     fn wait_held(&self, process: &mut Process) -> Result<()> {
-        let held = self.place(HELD);
-        eventually("CRIU is held up", || {
+        let start = Instant::now();
+        while !self.place(HELD).exists() {
             ensure!(!process.has_ended()?, "it has ended before");
-            Ok(held.exists())
-        })
+            // The kernel may have all programs to verify first.
+            ensure!(start.elapsed() < LONG, "CRIU is not held up");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     fn go_on(&self) -> Result<()> {
@@ -227,7 +238,12 @@ fn of_cgroup(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn of_pid(hierarchy: Hierarchy) -> Result<()> {
-    let scene = Scene::new(hierarchy)?;
+    // All cgroups of the process are guarded: they must not be ours.
+    let other = match hierarchy == Hierarchy::V1 && Hierarchy::V2.is_here() {
+        true => Some(Cgroup::new(Hierarchy::V2)?),
+        false => None,
+    };
+    let scene = Scene::beside(hierarchy, other.as_ref())?;
     let since = scene.workload.counters()?;
     let image = scene.place("image");
     // As `mktemp -d` leaves it.

@@ -3,6 +3,10 @@
 use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{
     List,
@@ -25,6 +29,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("frozen_left_running", |h| {
         dump(h, Start::Frozen, After::Running)
     });
+    list.add("without_the_freezer", without_freezer);
     list.add("intruder_freezes_in_the_window", window);
 }
 
@@ -120,6 +125,57 @@ fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
     restore(&workload, &images, &since)
 }
 
+/// CRIU is not told of the cgroup, and seizes tasks that run.
+fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
+    let cgroup = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&cgroup], 3)?;
+    workload.expect_counting()?;
+    let since = workload.counters()?;
+    let images = scratch("images");
+    fs::create_dir(&images)?;
+    let mut command = Command::new("freezer-guard");
+    command.args([
+        "run",
+        "--freeze",
+        "--thaw",
+        "--cgroup",
+        &cgroup.text(),
+        "--",
+    ]);
+    command.args(["criu", "dump", "-o", "dump.log", "-v4", "-D"]);
+    command.arg(&images).arg("-t").arg(workload.pid.to_string());
+    run(&mut command)?
+        .expect(0)
+        .with_context(|| log(&images, "dump.log"))?
+        .says("refused nothing")?;
+    ensure!(cgroup.state()? == "THAWED", "left {}", cgroup.state()?);
+    restore(&workload, &images, &since)
+}
+
+/// Stops CRIU where it is, until it gets SIGCONT: what is done meanwhile may take its
+/// time.
+pub(super) fn stop_criu() -> Result<Pid> {
+    let criu = *named(&["criu"])?.first().context("CRIU runs")?;
+    kill(criu, Signal::SIGSTOP)?;
+    Ok(criu)
+}
+
+/// The processes with one of these names.
+pub(super) fn named(names: &[&str]) -> Result<Vec<Pid>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if let Some(pid) = pid.filter(|_| names.contains(&comm.trim())) {
+            pids.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(pids)
+}
+
 /// CRIU is held up after its own thaw, where a freeze would hang it for ever.
 fn window(hierarchy: Hierarchy) -> Result<()> {
     let parent = Cgroup::new(hierarchy)?;
@@ -153,6 +209,7 @@ fn window(hierarchy: Hierarchy) -> Result<()> {
         ensure!(!process.has_ended()?, "ended before it thawed the cgroup");
         Ok(cgroup.state()? == "THAWED")
     })?;
+    let criu = stop_criu()?;
     for _ in 0..5 {
         for target in [&cgroup, &parent] {
             target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
@@ -160,6 +217,7 @@ fn window(hierarchy: Hierarchy) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(50));
     }
+    kill(criu, Signal::SIGCONT)?;
     let finished: Finished = process.wait(LONG)?;
     finished
         .expect(0)

@@ -134,6 +134,8 @@ fn timeout(hierarchy: Hierarchy) -> Result<()> {
         signals.contains(&finished.code),
         "unlike a signal: {finished:?}"
     );
+    let finished = finished.says("needs --thaw")?;
+    ensure!(!finished.stderr.contains("VIOLATED"), "{finished:?}");
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()
 }

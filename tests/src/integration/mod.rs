@@ -6,6 +6,7 @@ mod cgroups;
 mod checkpoint;
 mod doctor;
 mod dump;
+mod engines;
 mod events;
 mod failures;
 mod holders;
@@ -89,6 +90,13 @@ fn list() -> Result<(String, Vec<Trial>)> {
             list.with_service = false;
         }
         if config.suite == Suite::Service {
+            continue;
+        }
+        if config.suite == Suite::Engines {
+            list.beside_another = true;
+            list.module("checkpoint", checkpoint::list);
+            list.beside_another = false;
+            list.module("engines", engines::list);
             continue;
         }
         list.module("levels", levels::list);

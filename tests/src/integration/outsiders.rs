@@ -22,7 +22,7 @@ use nix::{
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, eventually},
-    dump::{criu_dump, log, restore},
+    dump::{criu_dump, log, named, restore, stop_criu},
     process::{LONG, Process, tool},
     scratch,
 };
@@ -224,8 +224,8 @@ impl Scene {
         fs::read_to_string(self.images.join("dump.log")).unwrap_or_default()
     }
 
-    /// That CRIU is in the window now.
-    fn wait_for(&self, window: Window, criu: &mut Process) -> Result<()> {
+    /// Stops CRIU in the window.
+    fn hold(&self, window: Window, criu: &mut Process) -> Result<Pid> {
         eventually("CRIU comes to the window", || {
             ensure!(!criu.has_ended()?, "CRIU has ended before");
             Ok(match window {
@@ -233,7 +233,8 @@ impl Scene {
                 Window::BeforeSeize => !self.log().is_empty() && self.target.state()? == "FROZEN",
                 Window::AfterThaw => self.has_seized() && self.target.state()? == "THAWED",
             })
-        })
+        })?;
+        stop_criu()
     }
 
     fn has_seized(&self) -> bool {
@@ -256,7 +257,7 @@ fn guarded(hierarchy: Hierarchy, window: Window) -> Result<()> {
     ]);
     scene.criu(&mut command, window);
     let mut criu = Process::spawn(&mut command)?;
-    scene.wait_for(window, &mut criu)?;
+    let held = scene.hold(window, &mut criu)?;
     let mut refused = 0;
     for act in Act::ALL {
         if act == Act::CgroupKill && !hierarchy.has_kill() {
@@ -278,8 +279,9 @@ fn guarded(hierarchy: Hierarchy, window: Window) -> Result<()> {
     }
     ensure!(
         scene.has_seized() == (window == Window::AfterThaw),
-        "the acts were too slow for the window"
+        "CRIU was not held up in the window"
     );
+    kill(held, Signal::SIGCONT)?;
     criu.wait(LONG)?
         .expect(0)
         .with_context(|| log(&scene.images, "dump.log"))?
@@ -300,9 +302,15 @@ fn unguarded(hierarchy: Hierarchy, act: Act, window: Window, harm: Harm) -> Resu
     let mut command = Command::new("env");
     scene.criu(&mut command, window);
     let mut criu = Process::spawn(&mut command)?;
-    scene.wait_for(window, &mut criu)?;
+    let held = scene.hold(window, &mut criu)?;
     let errno = scene.act(act)?;
     ensure!(errno == 0, "the act gave {}", Errno::from_raw(errno));
+    if harm == Harm::Runs {
+        let before = scene.workload.counters()?;
+        eventually("it runs", || Ok(scene.workload.counters()? != before))?;
+        ensure!(!scene.has_seized(), "CRIU has seized it meanwhile");
+    }
+    kill(held, Signal::SIGCONT)?;
     match harm {
         Harm::Hangs => {
             expect_hang(&scene, &mut criu)?;
@@ -310,12 +318,7 @@ fn unguarded(hierarchy: Hierarchy, act: Act, window: Window, harm: Harm) -> Resu
             scene.parent.thaw()?;
             return scene.target.thaw();
         }
-        Harm::Runs => {
-            let before = scene.workload.counters()?;
-            eventually("it runs", || Ok(scene.workload.counters()? != before))?;
-            ensure!(!scene.has_seized(), "CRIU has seized it meanwhile");
-            kill_criu(criu)?;
-        }
+        Harm::Runs => kill_criu(criu)?,
         Harm::Fails => {
             let code = criu.wait(LONG)?.code;
             ensure!(code != 0, "the dump is called good");
@@ -386,19 +389,9 @@ fn expect_hang(scene: &Scene, criu: &mut Process) -> Result<()> {
 
 /// strace and what it runs.
 fn kill_criu(criu: Process) -> Result<()> {
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if ["criu", "strace"].contains(&comm.trim()) {
-            // It may have ended just now.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    for pid in named(&["criu", "strace"])? {
+        // It may have ended just now.
+        let _ = kill(pid, Signal::SIGKILL);
     }
     if criu.wait(LONG)?.code == 0 {
         bail!("CRIU came to a good end")
@@ -413,7 +406,7 @@ fn criu_is_killed(hierarchy: Hierarchy) -> Result<()> {
     command.args(["run", "--freeze", "--cgroup", &scene.target.text(), "--"]);
     scene.criu(&mut command, Window::AfterThaw);
     let mut criu = Process::spawn(&mut command)?;
-    scene.wait_for(Window::AfterThaw, &mut criu)?;
+    scene.hold(Window::AfterThaw, &mut criu)?;
     kill_criu(criu)?;
     ensure!(
         scene.target.state()? == "THAWED",

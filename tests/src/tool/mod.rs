@@ -40,6 +40,14 @@ enum Task {
         #[arg(long, default_value_t = 3)]
         processes: usize,
     },
+    /// Count here, with children that count; in the foreground
+    Count {
+        /// Where process N writes its counter, in a file named N
+        dir: PathBuf,
+        /// How many children there are
+        #[arg(long, default_value_t = 0)]
+        processes: usize,
+    },
     /// Write VALUE; ends with the errno
     Write {
         #[arg(value_enum)]
@@ -181,6 +189,7 @@ fn run(task: Task) -> Result<()> {
             cgroup,
             processes,
         } => workload::start(&dir, &cgroup, processes),
+        Task::Count { dir, processes } => workload::count_all(&dir, processes, std::io::sink()),
         Task::Write {
             method,
             path,

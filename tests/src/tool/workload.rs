@@ -31,15 +31,20 @@ pub(super) fn start(dir: &Path, cgroups: &[PathBuf], children: usize) -> Result<
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     start_root(children + 1, cgroups, |writer| {
         fs::write(dir.join("pid"), std::process::id().to_string())?;
-        let mut number = 0;
-        for child in 1..=children {
-            if let ForkResult::Child = sys::fork()? {
-                number = child;
-                break;
-            }
-        }
-        count(&dir.join(number.to_string()), writer)
+        count_all(dir, children, writer)
     })
+}
+
+/// This process and its children count for ever.
+pub(super) fn count_all(dir: &Path, children: usize, started: impl Write) -> Result<()> {
+    let mut number = 0;
+    for child in 1..=children {
+        if let ForkResult::Child = sys::fork()? {
+            number = child;
+            break;
+        }
+    }
+    count(&dir.join(number.to_string()), started)
 }
 
 /// Starts the root of a tree in these cgroups; prints its pid once as many

@@ -75,8 +75,10 @@ pub(super) struct Work<'a> {
     pub(super) root: Option<i32>,
     /// Freeze it first, and thaw it at the end.
     pub(super) freeze: bool,
-    /// Thaw it when it is CHECKPOINTING: COMMAND puts tasks into it.
+    /// Thaw it when it is CHECKPOINTING: COMMAND does not.
     pub(super) thaw: bool,
+    /// What COMMAND leaves running is what it was to do.
+    pub(super) restores: bool,
     pub(super) command: &'a [String],
     /// Called every second while COMMAND runs.
     pub(super) watch: Option<&'a mut dyn FnMut()>,
@@ -226,8 +228,7 @@ async fn hold_on(
         }
     };
     options.step(format_args!("{} ended with {status}", command[0]));
-    // What was restored is to go on.
-    if !work.thaw {
+    if !work.restores {
         let stragglers = hold.other_pids().await?;
         if !stragglers.is_empty() {
             options.step(format_args!(

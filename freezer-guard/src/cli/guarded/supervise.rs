@@ -57,6 +57,16 @@ pub(super) async fn supervise(
             () = sleep_until(deadline) => {
                 if polite {
                     options.step(format_args!("time is up: ending {}", work.command[0]));
+                    for cgroup in hold.cgroups() {
+                        // It may have gone: then there is nothing to tell.
+                        if !work.thaw && cgroup.is_self_frozen().unwrap_or(false) {
+                            options.step(format_args!(
+                                "{} is frozen: a checkpointer that does not thaw it \
+                                 by itself waits for ever, and needs --thaw",
+                                cgroup.path().display()
+                            ));
+                        }
+                    }
                     // It may have ended just now.
                     let _ = kill(pid, Signal::SIGTERM);
                     polite = false;

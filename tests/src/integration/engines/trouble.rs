@@ -1,0 +1,271 @@
+//! Somebody, the engine itself perhaps, gets at a container in the middle of its
+//! checkpoint.
+
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    super::{
+        cgroups::{Hierarchy, eventually},
+        process::{Finished, LONG, Process, guards},
+    },
+    Way,
+    container::{Container, Engine, Kind, finish},
+    life::{is_violated, last_guard, resume},
+    say_row,
+};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Pause,
+    Resume,
+    Exec,
+    Update,
+    Kill,
+    Stop,
+    Checkpoint,
+    FreezeScope,
+    ThawScope,
+    FreezeSlice,
+}
+
+impl Trouble {
+    const ALL: [Self; 10] = [
+        Self::Pause,
+        Self::Resume,
+        Self::Exec,
+        Self::Update,
+        Self::Kill,
+        Self::Stop,
+        Self::Checkpoint,
+        Self::FreezeScope,
+        Self::ThawScope,
+        Self::FreezeSlice,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Exec => "exec",
+            Self::Update => "update",
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::Checkpoint => "second checkpoint",
+            Self::FreezeScope => "systemctl freeze SCOPE",
+            Self::ThawScope => "systemctl thaw SCOPE",
+            Self::FreezeSlice => "systemctl freeze SLICE",
+        }
+    }
+
+    fn command(self, container: &Container) -> Result<Command> {
+        let engine = container.engine;
+        let podman = engine.is_podman();
+        let systemctl = |verb: &str, unit: &str| {
+            let mut command = Command::new("systemctl");
+            command.args([verb, unit]);
+            command
+        };
+        let (scope, slice) = container.units()?;
+        Ok(match self {
+            Self::Pause => container.verb(&["pause"]),
+            Self::Resume => container.verb(&[resume(engine)]),
+            Self::Exec => {
+                let mut command = container.verb(&["exec"]);
+                command.args(["/guest-tool", "--help"]);
+                command
+            }
+            Self::Update if podman => container.verb(&["update", "--memory", "300m"]),
+            Self::Update => container.verb(&["update", "--memory", "300000000"]),
+            Self::Kill if podman => container.verb(&["kill"]),
+            Self::Kill => {
+                let mut command = container.verb(&["kill"]);
+                command.arg("KILL");
+                command
+            }
+            Self::Stop if podman => container.verb(&["stop", "-t", "1"]),
+            Self::Stop => {
+                let mut command = container.verb(&["kill"]);
+                command.arg("TERM");
+                command
+            }
+            Self::Checkpoint => container.checkpoint(Way::Bare, "second", Kind::default())?,
+            Self::FreezeScope => systemctl("freeze", &scope),
+            Self::ThawScope => systemctl("thaw", &scope),
+            Self::FreezeSlice => systemctl("freeze", slice),
+        })
+    }
+}
+
+pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()> {
+    if !engine.can_checkpoint()? {
+        return Ok(());
+    }
+    let title = engine.title()?;
+    for way in [Way::Automatic, Way::Run] {
+        way.prepare()?;
+        for trouble in Trouble::ALL {
+            let what = || format!("{}, {}", way.name(), trouble.name());
+            let outcome = one(engine, hierarchy, way, trouble).with_context(what)?;
+            let cells = [
+                guest,
+                &title,
+                way.name(),
+                trouble.name(),
+                outcome.attempt,
+                outcome.checkpoint,
+                &outcome.says,
+            ];
+            say_row("trouble", &cells);
+        }
+    }
+    Ok(())
+}
+
+struct Outcome {
+    /// What came of the attempt.
+    attempt: &'static str,
+    checkpoint: &'static str,
+    /// The last line of what the attempt said.
+    says: String,
+}
+
+/// How long an attempt may take before it is one that waits.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+fn one(engine: Engine, hierarchy: Hierarchy, way: Way, trouble: Trouble) -> Result<Outcome> {
+    let container = Container::start(engine, hierarchy)?;
+    let mut checkpoint =
+        Process::spawn(&mut container.checkpoint(way, "image", Kind::default())?)?;
+    checkpoint.close_input();
+    let criu = hold(&container, &mut checkpoint)?;
+    let held = guards()?;
+    ensure!(held.len() == 1, "it is not guarded: {held:?}");
+    let since = container.counters()?;
+
+    let mut attempt = Process::spawn(&mut trouble.command(&container)?)?;
+    attempt.close_input();
+    let start = Instant::now();
+    while !attempt.has_ended()? && start.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let waits = !attempt.has_ended()?;
+    ensure!(
+        Pid::from_raw(criu) != checkpoint.pid() && is_criu(criu),
+        "CRIU is gone"
+    );
+    kill(Pid::from_raw(criu), Signal::SIGCONT)?;
+    let checkpoint = checkpoint.wait(LONG)?;
+    let attempt = attempt.wait(LONG)?;
+    eventually("the guard goes", || Ok(guards()?.is_empty()))?;
+
+    let outcome = Outcome {
+        attempt: match (waits, attempt.code) {
+            (true, 0) => "waits, then works",
+            (true, _) => "waits, then fails",
+            (false, 0) => "works",
+            (false, _) => "is refused",
+        },
+        checkpoint: judge(way, &checkpoint)?,
+        says: last_line(&attempt, &container.id),
+    };
+    let report = || format!("the attempt {attempt:?}, the checkpoint {checkpoint:?}");
+    settle(&container, &outcome, &since).with_context(report)?;
+    Ok(outcome)
+}
+
+/// `good`, or the guard says why not.
+fn judge(way: Way, checkpoint: &Finished) -> Result<&'static str> {
+    let violated = match way {
+        Way::Run => checkpoint.code == 73,
+        _ => is_violated(&last_guard()?),
+    };
+    match (violated, checkpoint.code) {
+        (true, _) => Ok("violated, and called so"),
+        (false, 0) => Ok("good"),
+        (false, _) => bail!("it failed though nobody disturbed it: {checkpoint:?}"),
+    }
+}
+
+/// That the container is in a state that its engine agrees with, and that a good image
+/// is one.
+fn settle(container: &Container, outcome: &Outcome, since: &[u64]) -> Result<()> {
+    let restored = match (outcome.checkpoint, container.status()?.as_deref()) {
+        ("good", None | Some("exited" | "stopped")) => {
+            container.restore("image").context("restore")?;
+            true
+        }
+        _ => false,
+    };
+    match container.status()?.as_deref() {
+        Some("running") => {}
+        Some("paused") => {
+            finish(container.verb(&[resume(container.engine)]))?.expect(0)?;
+        }
+        // It was not lost to the checkpoint: somebody has ended it.
+        None | Some("exited" | "stopped") if !restored => return Ok(()),
+        other => bail!("its engine says {other:?} of it"),
+    }
+    container.expect_counting_from(since)?;
+    // Nothing is stuck, and nothing is left of the guard.
+    let mut exec = container.verb(&["exec"]);
+    exec.args(["/guest-tool", "--help"]);
+    finish(exec)?.expect(0)?;
+    finish(container.verb(&["pause"]))?.expect(0)?;
+    finish(container.verb(&[resume(container.engine)]))?.expect(0)?;
+    container.expect_counting_from(since)
+}
+
+fn is_criu(pid: i32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name.trim() == "criu")
+}
+
+/// Stops CRIU once it has seized the tasks and thawed their cgroup.
+fn hold(container: &Container, checkpoint: &mut Process) -> Result<i32> {
+    let status = format!("/proc/{}/status", container.pid()?);
+    let freezer = container.cgroup()?.join(container.hierarchy.file());
+    let tracer = || -> Option<i32> {
+        let text = fs::read_to_string(&status).ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("TracerPid:"))?;
+        line.trim().parse().ok().filter(|pid| is_criu(*pid))
+    };
+    let start = Instant::now();
+    loop {
+        ensure!(
+            !checkpoint.has_ended()?,
+            "it has ended before it was held up"
+        );
+        ensure!(start.elapsed() < LONG, "CRIU does not come");
+        if let Some(criu) = tracer()
+            && fs::read_to_string(&freezer)?.trim() == container.hierarchy.thawed()
+        {
+            kill(Pid::from_raw(criu), Signal::SIGSTOP)?;
+            return Ok(criu);
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The last line, without what differs from run to run.
+fn last_line(finished: &Finished, id: &str) -> String {
+    let text = format!("{}\n{}", finished.stdout, finished.stderr);
+    let last = text.lines().rfind(|line| !line.trim().is_empty());
+    let line = last.unwrap_or_default().replace(id, "ID").replace('|', " ");
+    match finished.code {
+        0 => String::new(),
+        _ => line.chars().take(160).collect(),
+    }
+}

@@ -1,0 +1,161 @@
+//! The tables of `docs/`, made from what the guests have shown.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::{build, test::Outcome};
+
+const PROTECTIONS: [&str; 4] = ["freeze", "kill", "migrate", "ptrace"];
+/// Stands before the JSON in what the integration tests write.
+const MARK: &str = "runtimes: ";
+const END: &str = "<!-- end -->\n";
+
+/// A table in one of the files, between a mark of its own and [`END`].
+struct Table {
+    file: &'static str,
+    begin: &'static str,
+    head: &'static [&'static str],
+    rows: fn(&Outcome) -> Vec<Vec<String>>,
+    /// How many of a row's cells every run has to agree with; the rest depends on who
+    /// was quicker.
+    certain: usize,
+}
+
+const TABLES: [Table; 3] = [
+    Table {
+        file: "docs/kernels.md",
+        begin: "<!-- made by `cargo xtask test doctor::tells --kernel all --docs` -->\n",
+        head: &[
+            "kernel",
+            "boot parameters",
+            "freeze",
+            "kill",
+            "migrate",
+            "ptrace",
+        ],
+        rows: |outcome| levels(outcome).into_iter().collect(),
+        certain: 6,
+    },
+    Table {
+        file: "docs/runtimes.md",
+        begin: "<!-- life: made by `cargo xtask test engines:: --kernel all --docs` -->\n",
+        head: &[
+            "guest",
+            "engine",
+            "guard",
+            "left running",
+            "pre-dump, then the rest",
+            "of a paused one",
+            "and restore",
+            "and once more",
+        ],
+        rows: |outcome| engines(outcome, "life"),
+        certain: 8,
+    },
+    Table {
+        file: "docs/runtimes.md",
+        begin: "<!-- trouble: made by `cargo xtask test engines:: --kernel all --docs` -->\n",
+        head: &[
+            "guest",
+            "engine",
+            "guard",
+            "attempt",
+            "what comes of it",
+            "the checkpoint",
+            "what it says",
+        ],
+        rows: |outcome| engines(outcome, "trouble"),
+        certain: 4,
+    },
+];
+
+/// A row that a test has printed.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Row {
+    table: String,
+    cells: Vec<String>,
+}
+
+impl Row {
+    /// The row in a line of output, if there is one.
+    pub(crate) fn in_line(line: &str) -> Option<Self> {
+        serde_json::from_str(line.strip_prefix(MARK)?).ok()
+    }
+}
+
+/// Puts the tables that there are rows for into their files.
+pub(crate) fn write(outcomes: &[Outcome]) -> Result<()> {
+    let mut outcomes: Vec<_> = outcomes.iter().collect();
+    outcomes.sort_by_key(|outcome| outcome.order());
+    for table in &TABLES {
+        let mut rows: Vec<_> = outcomes
+            .iter()
+            .flat_map(|outcome| (table.rows)(outcome))
+            .map(|cells| line(&cells))
+            .collect();
+        rows.dedup();
+        if rows.is_empty() {
+            continue;
+        }
+        let text = table.text()?;
+        let name = table.file;
+        let (before, rest) = text
+            .split_once(table.begin)
+            .with_context(|| format!("{name} has no begin mark"))?;
+        let (_, after) = rest
+            .split_once(END)
+            .with_context(|| format!("{name} has no end mark"))?;
+        let head = line(table.head) + "|" + &"---|".repeat(table.head.len());
+        let begin = table.begin;
+        let all = format!("{before}{begin}\n{head}\n{}\n{END}{after}", rows.concat());
+        fs::write(table.path(), all).with_context(|| format!("write {name}"))?;
+    }
+    Ok(())
+}
+
+/// What the files say otherwise than the guests do.
+pub(crate) fn compare(outcomes: &[Outcome]) -> Result<Vec<String>> {
+    let mut complaints = Vec::new();
+    for table in &TABLES {
+        let text = table.text()?;
+        let rows = outcomes.iter().flat_map(table.rows);
+        let lines = rows.map(|cells| line(&cells[..table.certain.min(cells.len())]));
+        let missing = lines.filter(|line| !text.contains(line.trim_end()));
+        complaints.extend(missing.map(|line| format!("{} does not say: {line}", table.file)));
+    }
+    Ok(complaints)
+}
+
+impl Table {
+    fn path(&self) -> PathBuf {
+        build::workspace().join(self.file)
+    }
+
+    fn text(&self) -> Result<String> {
+        fs::read_to_string(self.path()).with_context(|| format!("read {}", self.file))
+    }
+}
+
+fn line<T: AsRef<str>>(cells: &[T]) -> String {
+    let cells: Vec<_> = cells.iter().map(AsRef::as_ref).collect();
+    format!("| {} |\n", cells.join(" | "))
+}
+
+/// How far each protection goes in a guest.
+fn levels(outcome: &Outcome) -> Option<Vec<String>> {
+    let report = outcome.report.as_ref()?;
+    let level = |protection: &str| {
+        let levels = report.levels.as_ref()?;
+        levels.get(protection).cloned()
+    };
+    let mut cells = vec![outcome.kernel.to_owned(), outcome.boot.clone()];
+    cells.extend(PROTECTIONS.map(|name| level(name).unwrap_or_else(|| "nothing".to_owned())));
+    Some(cells)
+}
+
+fn engines(outcome: &Outcome, table: &str) -> Vec<Vec<String>> {
+    let rows = outcome.rows.iter().filter(|row| row.table == table);
+    rows.map(|row| row.cells.clone()).collect()
+}
