@@ -237,12 +237,22 @@ pub(super) struct Workload {
 
 impl Workload {
     pub(super) fn start(cgroups: &[&Cgroup], children: usize) -> Result<Self> {
+        Self::start_with(cgroups, children, 10)
+    }
+
+    /// One of very many processes, which count every few seconds.
+    pub(super) fn start_slow(cgroup: &Cgroup, children: usize) -> Result<Self> {
+        Self::start_with(&[cgroup], children, 5000)
+    }
+
+    fn start_with(cgroups: &[&Cgroup], children: usize, pause_ms: u64) -> Result<Self> {
         let dir = super::scratch("workload");
         let mut command = Command::new("guest-tool");
         command
             .arg("workload")
             .arg(&dir)
-            .args(["--processes", &children.to_string()]);
+            .args(["--processes", &children.to_string()])
+            .args(["--pause-ms", &pause_ms.to_string()]);
         for cgroup in cgroups {
             command.arg("--cgroup").arg(&cgroup.path);
         }

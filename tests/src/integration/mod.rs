@@ -10,6 +10,7 @@ mod engines;
 mod events;
 mod failures;
 mod holders;
+mod large;
 mod levels;
 mod lifecycle;
 mod misuse;
@@ -95,6 +96,8 @@ fn list() -> Result<(String, Vec<Trial>)> {
         if config.suite == Suite::Engines {
             list.beside_another = true;
             list.module("checkpoint", checkpoint::list);
+            list.beside_another = true;
+            list.module("large", large::list);
             list.beside_another = false;
             list.module("engines", engines::list);
             continue;

@@ -13,6 +13,7 @@ use std::{
     io::{BufRead as _, Write as _},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -39,6 +40,9 @@ enum Task {
         /// How many children the root has
         #[arg(long, default_value_t = 3)]
         processes: usize,
+        /// How long each waits between two counts, milliseconds
+        #[arg(long, default_value_t = 10)]
+        pause_ms: u64,
     },
     /// Count here, with children that count; in the foreground
     Count {
@@ -188,8 +192,12 @@ fn run(task: Task) -> Result<()> {
             dir,
             cgroup,
             processes,
-        } => workload::start(&dir, &cgroup, processes),
-        Task::Count { dir, processes } => workload::count_all(&dir, processes, std::io::sink()),
+            pause_ms,
+        } => workload::start(&dir, &cgroup, processes, Duration::from_millis(pause_ms)),
+        Task::Count { dir, processes } => {
+            let pause = Duration::from_millis(10);
+            workload::count_all(&dir, processes, pause, std::io::sink())
+        }
         Task::Write {
             method,
             path,

@@ -27,16 +27,26 @@ fn join(cgroups: &[PathBuf]) -> Result<()> {
 }
 
 /// Starts the tree; returns when all of it runs and its root's pid is printed.
-pub(super) fn start(dir: &Path, cgroups: &[PathBuf], children: usize) -> Result<()> {
+pub(super) fn start(
+    dir: &Path,
+    cgroups: &[PathBuf],
+    children: usize,
+    pause: Duration,
+) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     start_root(children + 1, cgroups, |writer| {
         fs::write(dir.join("pid"), std::process::id().to_string())?;
-        count_all(dir, children, writer)
+        count_all(dir, children, pause, writer)
     })
 }
 
 /// This process and its children count for ever.
-pub(super) fn count_all(dir: &Path, children: usize, started: impl Write) -> Result<()> {
+pub(super) fn count_all(
+    dir: &Path,
+    children: usize,
+    pause: Duration,
+    started: impl Write,
+) -> Result<()> {
     let mut number = 0;
     for child in 1..=children {
         if let ForkResult::Child = sys::fork()? {
@@ -44,7 +54,7 @@ pub(super) fn count_all(dir: &Path, children: usize, started: impl Write) -> Res
             break;
         }
     }
-    count(&dir.join(number.to_string()), started)
+    count(&dir.join(number.to_string()), pause, started)
 }
 
 /// Starts the root of a tree in these cgroups; prints its pid once as many
@@ -87,7 +97,7 @@ fn detach() -> Result<()> {
 
 /// Counts for ever; `started` hears of the first count, and of a failure by
 /// what is missing.
-fn count(path: &Path, mut started: impl Write) -> Result<()> {
+fn count(path: &Path, pause: Duration, mut started: impl Write) -> Result<()> {
     let mut options = OpenOptions::new();
     let file = options
         .read(true)
@@ -109,7 +119,7 @@ fn count(path: &Path, mut started: impl Write) -> Result<()> {
         memory[index] = memory[index].wrapping_add(1);
         black_box(&memory);
         write_counter(&file, counter)?;
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(pause);
     }
 }
 

@@ -263,7 +263,10 @@ fn hold(container: &Container, checkpoint: &mut Process) -> Result<i32> {
 fn last_line(finished: &Finished, id: &str) -> String {
     let text = format!("{}\n{}", finished.stdout, finished.stderr);
     let last = text.lines().rfind(|line| !line.trim().is_empty());
-    let line = last.unwrap_or_default().replace(id, "ID").replace('|', " ");
+    let last = last.unwrap_or_default();
+    // runc's and podman's log lines begin with the time.
+    let said = last.split_once("msg=").map_or(last, |(_, said)| said);
+    let line = said.replace(id, "ID").replace('|', " ");
     match finished.code {
         0 => String::new(),
         _ => line.chars().take(160).collect(),
