@@ -28,17 +28,19 @@ pub(crate) struct Kernel {
     pub(crate) userland: &'static Userland,
     /// The layout that CI runs all tests in; `None`: it runs a part of them.
     pub(crate) all_tests: Option<Cgroup>,
+    /// Whether container engines are tested on it: once for each userland.
+    pub(crate) engines: bool,
 }
 
 /// A new kernel is a new line here. (`docs/kernels.md` is made anew with it, and
 /// `TESTED` of the product has to name it: a test compares them.)
 #[rustfmt::skip]
 pub(crate) const KERNELS: [Kernel; 5] = [
-    kernel("5.10", "bullseye", r"^linux-image-5\.10\.0-[0-9]+-cloud-amd64$", &BOOKWORM, None),
-    kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$", &BOOKWORM, Some(Cgroup::V1)),
-    kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$", &BOOKWORM, Some(Cgroup::V2)),
-    kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13-cloud-amd64$", &TRIXIE, None),
-    kernel("7.2", "trixie-backports", r"^linux-image-7\.2\.[0-9]+\+deb13-cloud-amd64$", &FORKY, None),
+    kernel("5.10", "bullseye", r"^linux-image-5\.10\.0-[0-9]+-cloud-amd64$", &BOOKWORM, None, false),
+    kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$", &BOOKWORM, Some(Cgroup::V1), true),
+    kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$", &BOOKWORM, Some(Cgroup::V2), false),
+    kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13-cloud-amd64$", &TRIXIE, None, true),
+    kernel("7.2", "trixie-backports", r"^linux-image-7\.2\.[0-9]+\+deb13-cloud-amd64$", &FORKY, None, true),
 ];
 
 const fn kernel(
@@ -47,6 +49,7 @@ const fn kernel(
     package: &'static str,
     userland: &'static Userland,
     all_tests: Option<Cgroup>,
+    engines: bool,
 ) -> Kernel {
     Kernel {
         name,
@@ -54,6 +57,7 @@ const fn kernel(
         package,
         userland,
         all_tests,
+        engines,
     }
 }
 

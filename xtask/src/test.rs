@@ -38,7 +38,8 @@ pub(crate) struct Args {
     /// Only these images: initramfs or systemd
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
-    /// Only this part in each guest: levels, service, engines, core or full
+    /// Only this part in each guest: levels, service, engines,
+    /// engines-core, core or full
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
     /// Write the tables of docs/ that are made from results; with `--kernel all`, and
@@ -97,6 +98,10 @@ fn guests(kernel: &'static Kernel) -> Vec<Guest> {
             _ => None,
         };
         guests.push(guest(cgroup, Image::Systemd, &[], in_ci, Suite::Full));
+        if kernel.engines {
+            let in_ci = is_newest.then_some(Suite::EnginesCore);
+            guests.push(guest(cgroup, Image::Systemd, &[], in_ci, Suite::Engines));
+        }
     }
     guests.push(in_memory(Cgroup::Hybrid, &[], None, Suite::Full));
     guests.push(in_memory(Cgroup::V1, &[NO_BPF], None, Suite::Full));
@@ -248,23 +253,25 @@ impl Args {
             .flat_map(guests)
             .filter(|guest| self.cgroup.is_empty() || self.cgroup.contains(&guest.cgroup))
             .filter(|guest| self.image.is_empty() || self.image.contains(&guest.image))
-            // Each boot once: every other test run compares the rest.
-            .filter(|guest| {
-                !self.docs || (guest.cgroup, guest.image) == (Cgroup::V2, Image::Initramfs)
-            })
+            .filter(|guest| !self.docs || guest.is_for_docs())
             .filter_map(|guest| {
                 let suite = match self.kernel.is_empty() {
                     true => guest.in_ci?,
                     false => guest.in_all,
                 };
-                Some((guest, self.suite.unwrap_or(suite)))
+                // What a suite is not about comes once, not once for each suite.
+                let engines = guest.in_all == Suite::Engines;
+                let asked = self.suite.unwrap_or(suite);
+                let about_engines = matches!(asked, Suite::Engines | Suite::EnginesCore);
+                (engines == about_engines).then_some((guest, asked))
             })
             .collect();
         // What takes longest comes first: then the last ones end together.
         wanted.sort_by_key(|(_, suite)| match suite {
             Suite::Full => 0,
-            Suite::Core | Suite::Service | Suite::Engines => 1,
-            Suite::Levels => 2,
+            Suite::Engines | Suite::EnginesCore => 1,
+            Suite::Core | Suite::Service => 2,
+            Suite::Levels => 3,
         });
         Ok(wanted)
     }
@@ -363,6 +370,12 @@ fn in_guests(args: &Args, guests: &[(Guest, Suite)]) -> Result<Vec<Outcome>> {
 }
 
 impl Guest {
+    /// Whether tables are made from it: each boot once, and engines. Every other run
+    /// compares the rest.
+    fn is_for_docs(&self) -> bool {
+        (self.cgroup, self.image) == (Cgroup::V2, Image::Initramfs) || self.in_all == Suite::Engines
+    }
+
     /// Runs the integration tests; a guest without a result counts as one failure.
     fn test(
         &self,

@@ -29,6 +29,9 @@ pub(super) fn list(list: &mut List<'_>) {
     if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
         return;
     }
+    if list.config.suite == config::Suite::EnginesCore {
+        return;
+    }
     list.add("512_tasks_and_1_gib", compare);
 }
 

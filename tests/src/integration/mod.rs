@@ -93,7 +93,7 @@ fn list() -> Result<(String, Vec<Trial>)> {
         if config.suite == Suite::Service {
             continue;
         }
-        if config.suite == Suite::Engines {
+        if matches!(config.suite, Suite::Engines | Suite::EnginesCore) {
             list.beside_another = true;
             list.module("checkpoint", checkpoint::list);
             list.beside_another = true;

@@ -26,7 +26,11 @@ pub(super) fn list(list: &mut List<'_>) {
             life::of(engine, h, &guest)
         });
     }
-    for engine in Engine::ALL {
+    let troubled = match list.config.suite {
+        config::Suite::EnginesCore => &[Engine::Runc][..],
+        _ => &Engine::ALL,
+    };
+    for &engine in troubled {
         let guest = guest.clone();
         list.add(&format!("trouble_with_{}", engine.name()), move |h| {
             trouble::of(engine, h, &guest)
