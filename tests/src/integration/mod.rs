@@ -81,6 +81,15 @@ fn list() -> Result<(String, Vec<Trial>)> {
             list.module("doctor", failures::list_locked_down);
             continue;
         }
+        if matches!(config.suite, Suite::Engines | Suite::EnginesCore) {
+            list.beside_another = true;
+            list.module("checkpoint", checkpoint::list);
+            list.beside_another = true;
+            list.module("large", large::list);
+            list.beside_another = false;
+            list.module("engines", engines::list);
+            continue;
+        }
         if config.image == Image::Systemd && config.suite != Suite::Levels {
             list.with_service = true;
             list.module("package", package::list);
@@ -91,15 +100,6 @@ fn list() -> Result<(String, Vec<Trial>)> {
             list.with_service = false;
         }
         if config.suite == Suite::Service {
-            continue;
-        }
-        if matches!(config.suite, Suite::Engines | Suite::EnginesCore) {
-            list.beside_another = true;
-            list.module("checkpoint", checkpoint::list);
-            list.beside_another = true;
-            list.module("large", large::list);
-            list.beside_another = false;
-            list.module("engines", engines::list);
             continue;
         }
         list.module("levels", levels::list);

@@ -99,7 +99,7 @@ pub(super) struct Container {
     pub(super) engine: Engine,
     pub(super) id: String,
     bundle: PathBuf,
-    pub(super) hierarchy: Hierarchy,
+    hierarchy: Hierarchy,
 }
 
 /// The slice of containers that runc and crun start.

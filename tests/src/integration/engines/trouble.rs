@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -145,15 +146,19 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 fn one(engine: Engine, hierarchy: Hierarchy, way: Way, trouble: Trouble) -> Result<Outcome> {
     let container = Container::start(engine, hierarchy)?;
+    // Whatever asks the engine comes first: a checkpoint is quick.
+    let mut attempt = trouble.command(&container)?;
+    let status = PathBuf::from(format!("/proc/{}/status", container.pid()?));
+    let freezer = container.cgroup()?.join(hierarchy.file());
     let mut checkpoint =
         Process::spawn(&mut container.checkpoint(way, "image", Kind::default())?)?;
     checkpoint.close_input();
-    let criu = hold(&container, &mut checkpoint)?;
+    let criu = hold(&status, &freezer, hierarchy, &mut checkpoint)?;
     let held = guards()?;
     ensure!(held.len() == 1, "it is not guarded: {held:?}");
     let since = container.counters()?;
 
-    let mut attempt = Process::spawn(&mut trouble.command(&container)?)?;
+    let mut attempt = Process::spawn(&mut attempt)?;
     attempt.close_input();
     let start = Instant::now();
     while !attempt.has_ended()? && start.elapsed() < PATIENCE {
@@ -232,11 +237,14 @@ fn is_criu(pid: i32) -> bool {
 }
 
 /// Stops CRIU once it has seized the tasks and thawed their cgroup.
-fn hold(container: &Container, checkpoint: &mut Process) -> Result<i32> {
-    let status = format!("/proc/{}/status", container.pid()?);
-    let freezer = container.cgroup()?.join(container.hierarchy.file());
+fn hold(
+    status: &Path,
+    freezer: &Path,
+    hierarchy: Hierarchy,
+    checkpoint: &mut Process,
+) -> Result<i32> {
     let tracer = || -> Option<i32> {
-        let text = fs::read_to_string(&status).ok()?;
+        let text = fs::read_to_string(status).ok()?;
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix("TracerPid:"))?;
@@ -250,7 +258,7 @@ fn hold(container: &Container, checkpoint: &mut Process) -> Result<i32> {
         );
         ensure!(start.elapsed() < LONG, "CRIU does not come");
         if let Some(criu) = tracer()
-            && fs::read_to_string(&freezer)?.trim() == container.hierarchy.thawed()
+            && fs::read_to_string(freezer)?.trim() == hierarchy.thawed()
         {
             kill(Pid::from_raw(criu), Signal::SIGSTOP)?;
             return Ok(criu);
