@@ -29,15 +29,6 @@ pub(super) enum Engine {
 impl Engine {
     pub(super) const ALL: [Self; 4] = [Self::Runc, Self::Crun, Self::PodmanRunc, Self::PodmanCrun];
 
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Runc => "runc",
-            Self::Crun => "crun",
-            Self::PodmanRunc => "podman_and_runc",
-            Self::PodmanCrun => "podman_and_crun",
-        }
-    }
-
     fn runtime(self) -> &'static str {
         match self {
             Self::Runc | Self::PodmanRunc => "runc",
@@ -49,8 +40,18 @@ impl Engine {
         matches!(self, Self::PodmanRunc | Self::PodmanCrun)
     }
 
-    /// `podman 5.4.2 with runc 1.1.15`
-    pub(super) fn title(self) -> Result<String> {
+    /// `podman with runc`
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+            Self::PodmanRunc => "podman with runc",
+            Self::PodmanCrun => "podman with crun",
+        }
+    }
+
+    /// `podman 5.4.2, runc 1.1.15`
+    pub(super) fn versions(self) -> Result<String> {
         let version = |program: &str| -> Result<String> {
             let said = run(Command::new(program).arg("--version"))?
                 .expect(0)?
@@ -62,7 +63,7 @@ impl Engine {
         };
         let runtime = version(self.runtime())?;
         Ok(match self.is_podman() {
-            true => format!("{} with {runtime}", version("podman")?),
+            true => format!("{}, {runtime}", version("podman")?),
             false => runtime,
         })
     }

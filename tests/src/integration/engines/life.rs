@@ -18,11 +18,12 @@ use super::{
 };
 
 pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()> {
-    let title = engine.title()?;
+    let (title, versions) = (engine.title(), engine.versions()?);
     if !engine.can_checkpoint()? {
+        let nothing = ["—", "it has no CRIU", "", "", "", ""];
         say_row(
             "life",
-            &[guest, &title, "—", "it has no CRIU", "", "", "", ""],
+            &[&[guest, title], &nothing[..], &[&versions]].concat(),
         );
         let container = Container::start(engine, hierarchy)?;
         let finished = finish(container.checkpoint(Way::Bare, "image", Kind::default())?)?;
@@ -33,7 +34,7 @@ pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()
     for way in Way::ALL {
         way.prepare()?;
         let life = live(engine, hierarchy, way).with_context(|| way.name())?;
-        let cells = [&[guest, &title, way.name()], &life[..]].concat();
+        let cells = [&[guest, title, way.name()], &life[..], &[&versions]].concat();
         say_row("life", &cells);
         let without = *without.get_or_insert(life);
         ensure!(

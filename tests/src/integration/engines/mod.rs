@@ -22,9 +22,10 @@ pub(super) fn list(list: &mut List<'_>) {
     let guest = format!("{} {}", list.config.kernel, list.config.cgroup.name());
     for engine in Engine::ALL {
         let guest = guest.clone();
-        list.add(&format!("life_with_{}", engine.name()), move |h| {
-            life::of(engine, h, &guest)
-        });
+        list.add(
+            &format!("life_with_{}", engine.title().replace(' ', "_")),
+            move |h| life::of(engine, h, &guest),
+        );
     }
     let troubled = match list.config.suite {
         config::Suite::EnginesCore => &[Engine::Runc][..],
@@ -32,9 +33,10 @@ pub(super) fn list(list: &mut List<'_>) {
     };
     for &engine in troubled {
         let guest = guest.clone();
-        list.add(&format!("trouble_with_{}", engine.name()), move |h| {
-            trouble::of(engine, h, &guest)
-        });
+        list.add(
+            &format!("trouble_with_{}", engine.title().replace(' ', "_")),
+            move |h| trouble::of(engine, h, &guest),
+        );
     }
 }
 

@@ -112,7 +112,6 @@ pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()
     if !engine.can_checkpoint()? {
         return Ok(());
     }
-    let title = engine.title()?;
     for way in [Way::Automatic, Way::Run] {
         way.prepare()?;
         for trouble in Trouble::ALL {
@@ -120,7 +119,7 @@ pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()
             let outcome = one(engine, hierarchy, way, trouble).with_context(what)?;
             let cells = [
                 guest,
-                &title,
+                engine.title(),
                 way.name(),
                 trouble.name(),
                 outcome.attempt,
