@@ -16,10 +16,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits until something holds.
-pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(super) fn eventually(what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    within(PATIENCE, what, holds)
+}
+
+/// Waits so long until something holds.
+pub(super) fn within(
+    limit: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     let start = Instant::now();
     while !holds()? {
-        ensure!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        ensure!(start.elapsed() < limit, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())

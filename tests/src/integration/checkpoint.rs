@@ -7,8 +7,6 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,7 +15,7 @@ use serde_json::Value;
 
 use super::{
     List,
-    cgroups::{Cgroup, Hierarchy, Workload, eventually},
+    cgroups::{Cgroup, Hierarchy, Workload, eventually, within},
     lifecycle::expect_clean,
     process::{Finished, LONG, Process, guard, guards, run},
     scratch,
@@ -54,6 +52,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.beside_another = false;
     list.add("violated", violated);
     list.add("violated_but_excused", excused);
+    list.beside_another = true;
 }
 
 /// A workload, and a place for images of it. In the order in which they can be removed.
@@ -138,14 +137,12 @@ impl Scene {
     }
 
     fn wait_held(&self, process: &mut Process) -> Result<()> {
-        let start = Instant::now();
-        while !self.place(HELD).exists() {
+        let held = self.place(HELD);
+        // The kernel may have all programs to verify first.
+        within(LONG, "CRIU is held up", || {
             ensure!(!process.has_ended()?, "it has ended before");
-            // The kernel may have all programs to verify first.
-            ensure!(start.elapsed() < LONG, "CRIU is not held up");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+            Ok(held.exists())
+        })
     }
 
     fn go_on(&self) -> Result<()> {

@@ -10,7 +10,7 @@ use nix::{
 
 use super::{
     List,
-    cgroups::{Cgroup, Hierarchy, Workload, eventually},
+    cgroups::{Cgroup, Hierarchy, Workload, within},
     process::{Finished, Held, LONG, Process, run},
     scratch,
 };
@@ -205,7 +205,7 @@ fn window(hierarchy: Hierarchy) -> Result<()> {
     command.arg("--leave-running");
     let mut process = Process::spawn(&mut command)?;
     let mut refused = 0;
-    eventually("CRIU thaws", || {
+    within(LONG, "CRIU thaws", || {
         ensure!(!process.has_ended()?, "ended before it thawed the cgroup");
         Ok(cgroup.state()? == "THAWED")
     })?;

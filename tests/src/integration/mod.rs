@@ -84,7 +84,6 @@ fn list() -> Result<(String, Vec<Trial>)> {
         if matches!(config.suite, Suite::Engines | Suite::EnginesCore) {
             list.beside_another = true;
             list.module("checkpoint", checkpoint::list);
-            list.beside_another = true;
             list.module("large", large::list);
             list.beside_another = false;
             list.module("engines", engines::list);

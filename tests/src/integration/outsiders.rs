@@ -21,7 +21,7 @@ use nix::{
 
 use super::{
     List,
-    cgroups::{Cgroup, Hierarchy, Workload, eventually},
+    cgroups::{Cgroup, Hierarchy, Workload, eventually, within},
     dump::{criu_dump, log, named, restore, stop_criu},
     process::{LONG, Process, tool},
     scratch,
@@ -226,7 +226,7 @@ impl Scene {
 
     /// Stops CRIU in the window.
     fn hold(&self, window: Window, criu: &mut Process) -> Result<Pid> {
-        eventually("CRIU comes to the window", || {
+        within(LONG, "CRIU comes to the window", || {
             ensure!(!criu.has_ended()?, "CRIU has ended before");
             Ok(match window {
                 // It has its log before it freezes.
