@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        cgroups::{Hierarchy, eventually, unique},
-        process::{Finished, Process, run},
+        cgroups::{Hierarchy, unique, within},
+        process::{Finished, LONG, Process, run},
     },
     Way,
 };
@@ -146,7 +146,7 @@ impl Container {
             command.arg(&container.id);
         }
         quietly(&mut command)?;
-        eventually("the container counts", || {
+        within(LONG, "the container counts", || {
             Ok(container
                 .counters()
                 .is_ok_and(|all| all.iter().all(|n| *n > 0)))
@@ -187,7 +187,7 @@ impl Container {
     /// Waits until each process has counted on, from `since` and not from 0.
     pub(super) fn expect_counting_from(&self, since: &[u64]) -> Result<()> {
         let before = self.counters()?;
-        eventually("every process counts", || {
+        within(LONG, "every process counts", || {
             let now = self.counters()?;
             Ok(now.iter().zip(&before).all(|(now, before)| now != before)
                 && now.iter().zip(since).all(|(now, since)| now > since))
@@ -350,5 +350,5 @@ fn quietly(command: &mut Command) -> Result<()> {
 pub(super) fn finish(mut command: Command) -> Result<Finished> {
     let mut process = Process::spawn(&mut command)?;
     process.close_input();
-    process.wait(super::super::process::LONG)
+    process.wait(LONG)
 }

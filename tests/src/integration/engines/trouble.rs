@@ -17,7 +17,7 @@ use nix::{
 
 use super::{
     super::{
-        cgroups::{Hierarchy, eventually},
+        cgroups::{Hierarchy, within},
         process::{Finished, LONG, Process, guards},
     },
     Way,
@@ -171,7 +171,7 @@ fn one(engine: Engine, hierarchy: Hierarchy, way: Way, trouble: Trouble) -> Resu
     kill(Pid::from_raw(criu), Signal::SIGCONT)?;
     let checkpoint = checkpoint.wait(LONG)?;
     let attempt = attempt.wait(LONG)?;
-    eventually("the guard goes", || Ok(guards()?.is_empty()))?;
+    within(LONG, "the guard goes", || Ok(guards()?.is_empty()))?;
 
     let outcome = Outcome {
         attempt: match (waits, attempt.code) {
@@ -274,6 +274,12 @@ fn last_line(finished: &Finished, id: &str) -> String {
     // runc's and podman's log lines begin with the time.
     let said = last.split_once("msg=").map_or(last, |(_, said)| said);
     let line = said.replace(id, "ID").replace('|', " ");
+    // podman's own ids.
+    let is_id = |word: &&str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    let words = line.split(|letter: char| !letter.is_ascii_alphanumeric());
+    let line = words
+        .filter(is_id)
+        .fold(line.clone(), |line, word| line.replace(word, "ID"));
     match finished.code {
         0 => String::new(),
         _ => line.chars().take(160).collect(),
