@@ -99,8 +99,7 @@ fn guests(kernel: &'static Kernel) -> Vec<Guest> {
         };
         guests.push(guest(cgroup, Image::Systemd, &[], in_ci, Suite::Full));
         if kernel.engines {
-            let in_ci = is_newest.then_some(Suite::EnginesCore);
-            guests.push(guest(cgroup, Image::Systemd, &[], in_ci, Suite::Engines));
+            guests.push(guest(cgroup, Image::Systemd, &[], None, Suite::Engines));
         }
     }
     guests.push(in_memory(Cgroup::Hybrid, &[], None, Suite::Full));
