@@ -13,6 +13,7 @@ use super::{
     super::{
         cgroups::{Hierarchy, unique, within},
         process::{Finished, LONG, Process, run},
+        service::property,
     },
     Way,
 };
@@ -247,6 +248,11 @@ impl Container {
         if self.engine.is_podman() {
             return quietly(&mut self.verb(&["container", "restore"]));
         }
+        // A scope of that name must not be there any more.
+        let scope = format!("{}-{}.scope", self.engine.runtime(), self.id);
+        within(LONG, "systemd forgets the scope", || {
+            Ok(property(&scope, "LoadState")? == "not-found")
+        })?;
         let work = self.image("restore.work");
         fs::create_dir_all(&work)?;
         let mut command = self.engine.command();
