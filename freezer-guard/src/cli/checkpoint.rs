@@ -16,7 +16,9 @@ use freezer_guard::{
 };
 
 use super::{
-    VERSION, driver, exit,
+    VERSION,
+    driver::{self, Driver, word},
+    exit,
     guarded::{self, OnViolation, Options, Work},
     say, target, undisturbed,
 };
@@ -41,18 +43,12 @@ pub(super) struct Args {
     /// the rest
     #[arg(long, value_name = "DIR")]
     parent: Option<PathBuf>,
-    /// The CRIU to use, if not the one in PATH
-    #[arg(long, value_name = "FILE")]
-    criu: Option<PathBuf>,
     /// Print what is known of the image as one JSON object: the same as in
     /// DIR/freezer-guard.json
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    options: Options,
-    /// More options of `criu dump` or `criu pre-dump`, such as --tcp-established
-    #[arg(last = true, value_name = "CRIU OPTIONS")]
-    more: Vec<String>,
+    driver: Driver,
 }
 
 #[derive(clap::Args)]
@@ -71,7 +67,7 @@ struct What {
 
 impl Args {
     pub(super) fn is_verbose(&self) -> bool {
-        self.options.is_verbose()
+        self.driver.options.is_verbose()
     }
 }
 
@@ -95,9 +91,9 @@ impl What {
 const LOG: &str = "dump.log";
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    let options = &args.options;
+    let options = &args.driver.options;
     let (target, root) = args.what.find()?;
-    let criu = driver::find(args.criu.as_deref(), options)?;
+    let criu = args.driver.find()?;
     let images = Images::create(&args.images_dir)?;
     let parent = match &args.parent {
         Some(parent) => Some(images.refer_to(parent)?),
@@ -145,10 +141,8 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         guard: done.guard,
     };
     evidence.write(images.folder())?;
-    let memory = mebibytes(watch.log.progress().bytes());
-    let failure = watch.log.failure();
     let place = images.settle(verdict)?;
-    tell(args, &evidence, &place, &memory, &failure)?;
+    tell(args, &evidence, &place)?;
     Ok(match verdict {
         Verdict::Violated => exit::VIOLATED.into(),
         Verdict::Failed if code == exit::SUCCESS => exit::INTERNAL.into(),
@@ -156,23 +150,19 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     })
 }
 
-fn tell(
-    args: &Args,
-    evidence: &Evidence,
-    place: &Path,
-    memory: &str,
-    failure: &[String],
-) -> Result<()> {
+fn tell(args: &Args, evidence: &Evidence, place: &Path) -> Result<()> {
+    let mut log = Log::new(place, LOG);
     let place = place.display();
     match evidence.verdict {
-        Verdict::Good => args.options.step(format_args!(
-            "the checkpoint in {place} is good: {memory} of memory, {} in all",
+        Verdict::Good => args.driver.options.step(format_args!(
+            "the checkpoint in {place} is good: {} of memory, {} in all",
+            mebibytes(log.progress().bytes()),
             mebibytes(evidence.image_bytes)
         )),
         Verdict::Violated => say(format_args!(
             "do not trust this checkpoint: what there is of it was left in {place}"
         )),
-        Verdict::Failed => driver::say_failure(&format!("{place}/{LOG}"), failure),
+        Verdict::Failed => driver::say_failure(&log),
     }
     if evidence.verdict != Verdict::Good {
         say(format_args!(
@@ -201,29 +191,25 @@ impl Args {
         images: &Images,
         parent: Option<&Path>,
     ) -> Result<Vec<String>> {
-        let text = |path: &Path| {
-            let text = path.to_str().map(str::to_owned);
-            text.with_context(|| format!("{} is no text", path.display()))
-        };
         let freezer = cgroups.first().context("a target has a cgroup")?;
         let dump = match self.pre_dump {
             true => "pre-dump",
             false => "dump",
         };
-        let mut command = vec![text(criu.path())?, dump.to_owned()];
+        let mut command = vec![word(criu.path())?, dump.to_owned()];
         let mut add = |option: &str, value: String| {
             command.push(option.to_owned());
             command.push(value);
         };
         add("-t", root.to_string());
-        add("-D", text(images.folder())?);
+        add("-D", word(images.folder())?);
         add("-o", LOG.to_owned());
-        add("--freeze-cgroup", text(freezer)?);
+        add("--freeze-cgroup", word(freezer)?);
         if let Some(parent) = parent {
-            add("--prev-images-dir", text(parent)?);
+            add("--prev-images-dir", word(parent)?);
         }
-        if self.options.on_violation != OnViolation::Warn {
-            add("--action-script", text(&undisturbed::script()?)?);
+        if self.driver.options.on_violation != OnViolation::Warn {
+            add("--action-script", word(&undisturbed::script()?)?);
         }
         let flags = [
             ("-v4", true),
@@ -233,7 +219,7 @@ impl Args {
         ];
         let flags = flags.into_iter().filter(|(_, wanted)| *wanted);
         command.extend(flags.map(|(flag, _)| flag.to_owned()));
-        command.extend(self.more.iter().cloned());
+        command.extend(self.driver.more.iter().cloned());
         Ok(command)
     }
 }

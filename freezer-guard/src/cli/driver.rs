@@ -1,35 +1,59 @@
-//! What `checkpoint` and `restore` have in common about CRIU.
+//! CRIU, as `checkpoint` and `restore` drive it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use freezer_guard::criu::{self, Criu};
+use anyhow::{Context as _, Result};
+use freezer_guard::criu::{Criu, Log};
 
 use super::{guarded::Options, say};
 
-/// A CRIU that will do on this kernel, and a word about what it is known for.
-pub(super) fn find(path: Option<&Path>, options: &Options) -> Result<Criu, criu::Error> {
-    let criu = Criu::find(path)?;
-    criu.check()?;
-    for bug in criu.bugs() {
-        options.step(format_args!(
-            "warning: CRIU {} {}: {}",
-            criu.version(),
-            bug.what,
-            bug.remedy
-        ));
+/// What both are told.
+#[derive(clap::Args)]
+pub(super) struct Driver {
+    /// The CRIU to use, if not the one in PATH
+    #[arg(long, value_name = "FILE")]
+    criu: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) options: Options,
+    /// More options for CRIU, such as --tcp-established
+    #[arg(last = true, value_name = "CRIU OPTIONS")]
+    pub(super) more: Vec<String>,
+}
+
+impl Driver {
+    /// A CRIU that will do on this kernel, and a word about what it is known for.
+    pub(super) fn find(&self) -> Result<Criu> {
+        let criu = Criu::find(self.criu.as_deref())?;
+        criu.check()?;
+        for bug in criu.bugs() {
+            self.options.step(format_args!(
+                "warning: CRIU {} {}: {}",
+                criu.version(),
+                bug.what,
+                bug.remedy
+            ));
+        }
+        Ok(criu)
     }
-    Ok(criu)
+}
+
+/// A word of a command line.
+pub(super) fn word(path: &Path) -> Result<String> {
+    let text = path.to_str().map(str::to_owned);
+    text.with_context(|| format!("{} is no text", path.display()))
 }
 
 /// What CRIU has to say of its failure.
-pub(super) fn say_failure(log: &str, lines: &[String]) {
+pub(super) fn say_failure(log: &Log) {
+    let path = log.path().display();
+    let lines = log.failure();
     if lines.is_empty() {
         say(format_args!(
-            "CRIU has failed before it wrote anything to {log}"
+            "CRIU has failed before it wrote anything to {path}"
         ));
         return;
     }
-    say(format_args!("CRIU has failed; {log} says:"));
+    say(format_args!("CRIU has failed; {path} says:"));
     for line in lines {
         say(format_args!("  {line}"));
     }

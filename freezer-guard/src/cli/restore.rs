@@ -1,11 +1,6 @@
 //! `freezer-guard restore`: drives CRIU while nobody freezes what it restores into.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs, io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use freezer_guard::{
@@ -15,8 +10,9 @@ use freezer_guard::{
 use serde_json::json;
 
 use super::{
-    driver, exit,
-    guarded::{self, OnViolation, Options, Work},
+    driver::{self, Driver, word},
+    exit,
+    guarded::{self, OnViolation, Work},
     say,
 };
 
@@ -29,22 +25,16 @@ pub(super) struct Args {
     /// it, the one that it was in, as DIR/freezer-guard.json says
     #[arg(long = "cgroup", value_name = "PATH")]
     cgroups: Vec<PathBuf>,
-    /// The CRIU to use, if not the one in PATH
-    #[arg(long, value_name = "FILE")]
-    criu: Option<PathBuf>,
     /// Print what came of it as one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    options: Options,
-    /// More options of `criu restore`, such as --tcp-established
-    #[arg(last = true, value_name = "CRIU OPTIONS")]
-    more: Vec<String>,
+    driver: Driver,
 }
 
 impl Args {
     pub(super) fn is_verbose(&self) -> bool {
-        self.options.is_verbose()
+        self.driver.options.is_verbose()
     }
 
     /// Where the tree goes.
@@ -62,9 +52,9 @@ impl Args {
 const LOG: &str = "restore.log";
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    let options = &args.options;
+    let options = &args.driver.options;
     let places = args.places()?;
-    let program = driver::find(args.criu.as_deref(), options)?;
+    let criu = args.driver.find()?;
     let mut made = false;
     for place in &places {
         if !place.exists() {
@@ -73,19 +63,15 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         }
     }
     let targets = cgroup::open_all(&places)?;
-    let text = |path: &Path| {
-        let text = path.to_str().map(str::to_owned);
-        text.with_context(|| format!("{} is no text", path.display()))
-    };
-    let mut command = vec![text(program.path())?, "restore".to_owned(), "-D".to_owned()];
-    command.push(text(&args.images_dir)?);
+    let mut command = vec![word(criu.path())?, "restore".to_owned(), "-D".to_owned()];
+    command.push(word(&args.images_dir)?);
     command.extend(["-o", LOG, "-v4", "-d"].map(str::to_owned));
     let manages = |option: &String| option.starts_with("--manage-cgroups");
-    if made && !args.more.iter().any(manages) {
+    if made && !args.driver.more.iter().any(manages) {
         // CRIU would take one that we have made for one that has its settings.
         command.push("--manage-cgroups=full".to_owned());
     }
-    command.extend(args.more.iter().cloned());
+    command.extend(args.driver.more.iter().cloned());
     let done = guarded::run(Work {
         options,
         targets,
@@ -109,8 +95,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         false => Vec::new(),
     };
     if !restored {
-        let log = Log::new(&args.images_dir, LOG);
-        driver::say_failure(&log.path().display().to_string(), &log.failure());
+        driver::say_failure(&Log::new(&args.images_dir, LOG));
     } else if !held {
         say(format_args!(
             "CRIU has restored it even so: look whether it works as it should"

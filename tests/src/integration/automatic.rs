@@ -16,13 +16,12 @@ use super::{
     cgroups::{Cgroup, Hierarchy, Workload, unique},
     dump,
     process::{Held, LONG, Process, guard, guards, run},
-    scratch,
+    scratch, scratch_folder,
     service::{
         eventually, expect_idle, is_attached, journal, journal_fields, main_pid, property,
         systemctl,
     },
 };
-use crate::config;
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("from_the_first_write_on", first_write);
@@ -33,8 +32,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("check_costs_nothing", check);
     list.add("service_killed_at_ten_points", killed);
     list.add("violation_is_kept", violation);
-    // With both hierarchies CRIU 3.17 takes any freezer for one of v1.
-    if list.hierarchy == Hierarchy::V1 || list.config.cgroup != config::Cgroup::Hybrid {
+    if list.can_dump() {
         list.add("dump_by_an_engine", engine);
         list.add("restore", restore);
     }
@@ -344,8 +342,7 @@ fn engine(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 3)?;
     workload.expect_counting()?;
-    let images = scratch("images");
-    fs::create_dir(&images)?;
+    let images = scratch_folder("images")?;
     let unit = format!("{}.service", unique());
     let mut command = Command::new("systemd-run");
     command.args(["--quiet", "--wait", "--unit", &unit]);
@@ -395,8 +392,7 @@ fn restore(hierarchy: Hierarchy) -> Result<()> {
     let workload = Workload::start(&[&target], 2)?;
     workload.expect_counting()?;
     let since = workload.counters()?;
-    let images = scratch("images");
-    fs::create_dir(&images)?;
+    let images = scratch_folder("images")?;
     let mut command = Command::new("env");
     dump::criu_dump(&mut command, workload.pid, &target, &images);
     run(&mut command)?

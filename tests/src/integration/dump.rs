@@ -12,13 +12,11 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, within},
     process::{Finished, Held, LONG, Process, run},
-    scratch,
+    scratch_folder,
 };
-use crate::config;
 
 pub(super) fn list(list: &mut List<'_>) {
-    // With both hierarchies CRIU 3.17 takes any freezer for one of v1.
-    if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
+    if !list.can_dump() {
         return;
     }
     list.add("thawed_then_gone", |h| dump(h, Start::Thawed, After::Gone));
@@ -78,8 +76,7 @@ fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
     let workload = Workload::start(&[&cgroup], 3)?;
     workload.expect_counting()?;
     let since = workload.counters()?;
-    let images = scratch("images");
-    fs::create_dir(&images)?;
+    let images = scratch_folder("images")?;
     let mut command = Command::new("freezer-guard");
     command.arg("run").arg("--cgroup").arg(&cgroup.path);
     match start {
@@ -131,8 +128,7 @@ fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
     let workload = Workload::start(&[&cgroup], 3)?;
     workload.expect_counting()?;
     let since = workload.counters()?;
-    let images = scratch("images");
-    fs::create_dir(&images)?;
+    let images = scratch_folder("images")?;
     let mut command = Command::new("freezer-guard");
     command.args([
         "run",
@@ -184,8 +180,7 @@ fn window(hierarchy: Hierarchy) -> Result<()> {
     workload.expect_counting()?;
     let since = workload.counters()?;
     cgroup.freeze()?;
-    let images = scratch("images");
-    fs::create_dir(&images)?;
+    let images = scratch_folder("images")?;
     let mut command = Command::new("freezer-guard");
     command
         .arg("run")

@@ -13,7 +13,7 @@ use super::{
     cgroups::{Cgroup, Hierarchy, Workload},
     dump::{criu_dump, log},
     process::{Held, Process},
-    scratch,
+    scratch_folder,
 };
 use crate::config;
 
@@ -25,8 +25,7 @@ const ROUNDS: usize = 2;
 const LIMIT: Duration = Duration::from_secs(900);
 
 pub(super) fn list(list: &mut List<'_>) {
-    // With both hierarchies CRIU takes any freezer for one of v1.
-    if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
+    if !list.can_dump() {
         return;
     }
     if list.config.suite == config::Suite::EnginesCore {
@@ -57,8 +56,7 @@ fn compare(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn dump(target: &Cgroup, workload: &Workload, guarded: bool) -> Result<Duration> {
-    let images = scratch("images");
-    fs::create_dir(&images)?;
+    let images = scratch_folder("images")?;
     let mut command = match guarded {
         true => Held::command(&[target]),
         false => Command::new("env"),

@@ -38,7 +38,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::config::{CONFIG_PATH, Config, Image, Suite};
+use crate::config::{CONFIG_PATH, Cgroup as Layout, Config, Image, Suite};
 use cgroups::{Cgroup, Hierarchy};
 use process::Held;
 
@@ -72,66 +72,83 @@ fn list() -> Result<(String, Vec<Trial>)> {
         let mut list = List {
             config: &config,
             hierarchy,
-            beside_another: false,
-            with_service: false,
+            beside: Beside::Nothing,
             module: "",
             trials: &mut trials,
         };
         if is_locked_down()? {
-            list.module("doctor", failures::list_locked_down);
+            list.modules(Beside::Nothing, &[("doctor", failures::list_locked_down)]);
             continue;
         }
         if matches!(config.suite, Suite::Engines | Suite::EnginesCore) {
-            list.beside_another = true;
-            list.module("checkpoint", checkpoint::list);
-            list.module("large", large::list);
-            list.beside_another = false;
-            list.module("engines", engines::list);
+            list.modules(
+                Beside::AnotherGuard,
+                &[("checkpoint", checkpoint::list), ("large", large::list)],
+            );
+            list.modules(Beside::Nothing, &[("engines", engines::list)]);
             continue;
         }
         if config.image == Image::Systemd && config.suite != Suite::Levels {
-            list.with_service = true;
-            list.module("package", package::list);
-            list.module("service", service::list);
-            list.module("automatic", automatic::list);
-            list.module("varlink", varlink::list);
-            list.module("package", package::list_end);
-            list.with_service = false;
+            list.modules(
+                Beside::TheService,
+                &[
+                    ("package", package::list),
+                    ("service", service::list),
+                    ("automatic", automatic::list),
+                    ("varlink", varlink::list),
+                    ("package", package::list_end),
+                ],
+            );
         }
         if config.suite == Suite::Service {
             continue;
         }
-        list.module("levels", levels::list);
-        list.module("doctor", doctor::list);
+        list.modules(
+            Beside::Nothing,
+            &[("levels", levels::list), ("doctor", doctor::list)],
+        );
         if config.suite == Suite::Levels {
             continue;
         }
-        list.beside_another = true;
-        list.module("dump", dump::list);
-        list.module("refuse", refuse::list);
-        list.module("places", places::list);
-        list.module("holders", holders::list);
-        list.module("violations", violations::list);
+        list.modules(
+            Beside::AnotherGuard,
+            &[
+                ("dump", dump::list),
+                ("refuse", refuse::list),
+                ("places", places::list),
+                ("holders", holders::list),
+                ("violations", violations::list),
+            ],
+        );
         if config.suite == Suite::Core {
             continue;
         }
-        list.beside_another = false;
-        list.module("failures", failures::list);
-        list.beside_another = true;
-        list.module("misuse", misuse::list);
-        list.module("paths", paths::list);
-        list.module("status", status::list);
-        list.module("verify", verify::list);
-        list.module("checkpoint", checkpoint::list);
+        list.modules(Beside::Nothing, &[("failures", failures::list)]);
+        list.modules(
+            Beside::AnotherGuard,
+            &[
+                ("misuse", misuse::list),
+                ("paths", paths::list),
+                ("status", status::list),
+                ("verify", verify::list),
+                ("checkpoint", checkpoint::list),
+            ],
+        );
         // They take minutes, and no unit of systemd's plays a part in them.
         if config.image == Image::Initramfs {
-            list.module("outsiders", outsiders::list);
-            list.module("storms", storms::list);
+            list.modules(
+                Beside::AnotherGuard,
+                &[("outsiders", outsiders::list), ("storms", storms::list)],
+            );
         }
-        list.beside_another = false;
-        list.module("parallel", parallel::list);
-        list.module("lifecycle", lifecycle::list);
-        list.module("events", events::list);
+        list.modules(
+            Beside::Nothing,
+            &[
+                ("parallel", parallel::list),
+                ("lifecycle", lifecycle::list),
+                ("events", events::list),
+            ],
+        );
     }
     Ok((label, trials))
 }
@@ -148,34 +165,66 @@ fn is_locked_down() -> Result<bool> {
     Ok(modes.contains("[confidentiality]"))
 }
 
+/// What is there while a trial runs, and must not matter.
+#[derive(Clone, Copy, PartialEq)]
+enum Beside {
+    Nothing,
+    /// An unrelated guard. It keeps the BPF programs loaded, which takes seconds in an
+    /// emulated guest.
+    AnotherGuard,
+    /// The host's service.
+    TheService,
+}
+
+/// Its name, and what puts its trials into the list.
+type Module = (&'static str, fn(&mut List<'_>));
+
 /// What the modules put their trials into.
 struct List<'a> {
     config: &'a Config,
     hierarchy: Hierarchy,
-    /// Whether an unrelated guard is held meanwhile. It keeps the BPF programs
-    /// loaded, which takes seconds in an emulated guest, and must not matter.
-    beside_another: bool,
-    /// Whether the host's service is there.
-    with_service: bool,
+    beside: Beside,
     module: &'static str,
     trials: &'a mut Vec<Trial>,
 }
 
 impl List<'_> {
-    fn module(&mut self, name: &'static str, list: fn(&mut Self)) {
-        self.module = name;
-        list(self);
+    fn modules(&mut self, beside: Beside, modules: &[Module]) {
+        for (name, list) in modules {
+            self.module = name;
+            self.beside = beside;
+            list(self);
+        }
+    }
+
+    /// Whether CRIU can dump in this hierarchy: where both are mounted, 3.17 takes any
+    /// freezer for one of v1.
+    fn can_dump(&self) -> bool {
+        self.hierarchy == Hierarchy::V1 || self.config.cgroup != Layout::Hybrid
     }
 
     fn add(&mut self, name: &str, test: impl Fn(Hierarchy) -> Result<()> + Send + 'static) {
-        let (hierarchy, beside_another) = (self.hierarchy, self.beside_another);
-        let with_service = self.with_service;
+        self.add_beside(self.beside, name, test);
+    }
+
+    /// For what another guard would matter to.
+    fn add_alone(&mut self, name: &str, test: impl Fn(Hierarchy) -> Result<()> + Send + 'static) {
+        self.add_beside(Beside::Nothing, name, test);
+    }
+
+    fn add_beside(
+        &mut self,
+        beside: Beside,
+        name: &str,
+        test: impl Fn(Hierarchy) -> Result<()> + Send + 'static,
+    ) {
+        let hierarchy = self.hierarchy;
         let name = format!("{}::{}::{name}", hierarchy.name(), self.module);
         let run = move || {
-            hold_another(beside_another.then_some(hierarchy))
-                .and_then(|()| match with_service {
-                    true => package::ensure_installed(),
-                    false => Ok(()),
+            hold_another((beside == Beside::AnotherGuard).then_some(hierarchy))
+                .and_then(|()| match beside {
+                    Beside::TheService => package::ensure_installed(),
+                    _ => Ok(()),
                 })
                 .and_then(|()| test(hierarchy))
                 .map_err(|error| Failed::from(format!("{error:?}")))
@@ -217,4 +266,11 @@ fn path_of_another() -> Option<String> {
 /// A path for a test's own files, not yet there.
 fn scratch(name: &str) -> std::path::PathBuf {
     Path::new("/tmp").join(format!("{}-{name}", cgroups::unique()))
+}
+
+/// A new folder for a test's own files.
+fn scratch_folder(name: &str) -> Result<std::path::PathBuf> {
+    let path = scratch(name);
+    fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+    Ok(path)
 }

@@ -24,13 +24,11 @@ use super::{
     cgroups::{Cgroup, Hierarchy, Workload, eventually, within},
     dump::{criu_dump, log, named, restore, stop_criu},
     process::{LONG, Process, tool},
-    scratch,
+    scratch_folder,
 };
-use crate::config;
 
 pub(super) fn list(list: &mut List<'_>) {
-    // With both hierarchies CRIU 3.17 takes any freezer for one of v1.
-    if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
+    if !list.can_dump() {
         return;
     }
     list.add("guarded_before_the_seize", |h| {
@@ -163,8 +161,7 @@ impl Scene {
             .iter()
             .find(|pid| **pid != workload.pid)
             .context("a child")?;
-        let images = scratch("images");
-        fs::create_dir(&images)?;
+        let images = scratch_folder("images")?;
         Ok(Self {
             foreign,
             workload,

@@ -1,6 +1,6 @@
 //! The forms in which a cgroup can be named.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -9,7 +9,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
     process::{Held, guards, run},
-    scratch,
+    scratch_folder,
 };
 use crate::config;
 
@@ -57,8 +57,7 @@ fn expect_guarded(target: &Cgroup, command: &mut Command) -> Result<()> {
 
 fn bind_mount(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
-    let place = scratch("bind");
-    fs::create_dir(&place)?;
+    let place = scratch_folder("bind")?;
     mount(
         Some(&target.path),
         &place,

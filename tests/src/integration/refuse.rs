@@ -1,7 +1,7 @@
 //! Every way to write is refused, and only while there is a guard.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,7 +13,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy},
     process::{Held, LONG, Process, tool},
-    scratch,
+    scratch, scratch_folder,
 };
 
 const METHODS: [&str; 9] = [
@@ -104,8 +104,7 @@ impl Drop for Mount {
 }
 
 fn second_mount(hierarchy: Hierarchy) -> Result<()> {
-    let top = scratch("mount");
-    fs::create_dir(&top)?;
+    let top = scratch_folder("mount")?;
     let (kind, options) = match hierarchy {
         Hierarchy::V1 => ("cgroup", Some("freezer")),
         Hierarchy::V2 => ("cgroup2", None),
@@ -132,8 +131,7 @@ fn bind(source: &Path, place: PathBuf) -> Result<Mount> {
 
 fn bind_directory(hierarchy: Hierarchy) -> Result<()> {
     outside(hierarchy, |path| {
-        let place = scratch("bind");
-        fs::create_dir(&place)?;
+        let place = scratch_folder("bind")?;
         let place = bind(path.parent().context("a file lies in a directory")?, place)?;
         let file = place.0.join(hierarchy.file());
         Ok(tool(["write", "write", text(&file)?, hierarchy.frozen()])?.code)

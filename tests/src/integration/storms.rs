@@ -10,17 +10,15 @@ use super::{
     dump::{criu_dump, log},
     lifecycle::expect_clean,
     process::{Held, LONG, Process, guards, run, tool},
-    scratch,
+    scratch_folder,
 };
-use crate::config;
 
 pub(super) fn list(list: &mut List<'_>) {
     match list.hierarchy {
         Hierarchy::V1 => list.add("moves_by_a_changing_write", changing_write),
         Hierarchy::V2 => list.add("migrations", migrations),
     }
-    // With both hierarchies CRIU 3.17 takes any freezer for one of v1.
-    if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
+    if !list.can_dump() {
         return;
     }
     list.add("fork_bomb", fork_bomb);
@@ -107,8 +105,7 @@ fn fork_bomb(hierarchy: Hierarchy) -> Result<()> {
     const TASKS: usize = 200;
     let target = Cgroup::new(hierarchy)?;
     let root = bomb(&target, TASKS)?;
-    let images = scratch("images");
-    fs::create_dir(&images)?;
+    let images = scratch_folder("images")?;
     let mut command = Held::command(&[&target]);
     command.args(["--freeze-timeout", "1m", "--"]);
     criu_dump(&mut command, root, &target, &images);
@@ -133,8 +130,7 @@ fn no_false_alarm(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let root = bomb(&target, 3)?;
     for number in 1..=DUMPS {
-        let images = scratch("images");
-        fs::create_dir(&images)?;
+        let images = scratch_folder("images")?;
         let mut command = Held::command(&[&target]);
         command.arg("--");
         criu_dump(&mut command, root, &target, &images);

@@ -37,11 +37,10 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("cgroup_kill_under_way", cgroup_kill);
     }
     // On v1 a move whose text cannot be read is refused beside any guard.
-    list.beside_another = false;
-    list.add("move_under_way", move_under_way);
+    list.add_alone("move_under_way", move_under_way);
+    list.add_alone("moves_out_by_every_write", unreadable);
     // A part of it is held at another level.
-    list.add("signal_that_nobody_handles", fatal_signal);
-    list.add("moves_out_by_every_write", unreadable);
+    list.add_alone("signal_that_nobody_handles", fatal_signal);
 }
 
 /// A write that hangs in the kernel, checked already.

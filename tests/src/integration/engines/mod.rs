@@ -10,13 +10,12 @@ mod trouble;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{List, cgroups::Hierarchy, package, service::systemctl};
+use super::{List, package, service::systemctl};
 use crate::config;
 use container::Engine;
 
 pub(super) fn list(list: &mut List<'_>) {
-    // With both hierarchies CRIU takes any freezer for one of v1, as runc does.
-    if list.hierarchy == Hierarchy::V2 && list.config.cgroup == config::Cgroup::Hybrid {
+    if !list.can_dump() {
         return;
     }
     let guest = format!("{} {}", list.config.kernel, list.config.cgroup.name());

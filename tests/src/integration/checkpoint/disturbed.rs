@@ -1,0 +1,220 @@
+//! Somebody is in the way, CRIU fails, or it is told to stop.
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::{
+    super::{
+        List,
+        cgroups::{Hierarchy, eventually},
+        dump::log,
+        lifecycle::expect_clean,
+        process::{LONG, Process, guard, guards, run},
+    },
+    Scene, evidence,
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("what_is_refused_is_told", refused);
+    // Guards are held at one level.
+    list.add_alone("violated", violated);
+    list.add_alone("violated_but_excused", excused);
+    list.add("guard_is_ended_by_force", ended);
+    list.add("criu_fails", criu_fails);
+    list.add("interrupted", |h| stopped(h, Signal::SIGINT));
+    list.add("terminated", |h| stopped(h, Signal::SIGTERM));
+    list.add("timeout", timeout);
+    list.add("killed", killed);
+    list.add("two_at_once", two_at_once);
+    list.add("restore_is_not_disturbed", restore_undisturbed);
+}
+
+fn refused(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let process = scene.start_held(scene.checkpoint("image").arg("--leave-running"))?;
+    // Nobody sees images before they are good.
+    scene.expect_names(&["image.unfinished"])?;
+    for _ in 0..3 {
+        scene
+            .cgroup
+            .expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    }
+    scene.go_on()?;
+    scene
+        .expect_good(process.wait(LONG)?, "image")?
+        .says("refused 3 attempts")?;
+    scene.expect_names(&["image"])?;
+    let evidence = evidence(&scene.place("image"))?;
+    ensure!(evidence["guard"]["denials"]["freeze"] == 3, "{evidence}");
+    scene.expect_unharmed()
+}
+
+/// Somebody lets it go, and freezes it again, while nothing is refused.
+fn disturb(scene: &Scene) -> Result<()> {
+    scene.cgroup.thaw()?;
+    scene.cgroup.freeze()
+}
+
+/// Its images are not taken for good, and it is not lost.
+fn violated(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let process = scene.start_held(scene.checkpoint("image").args(["--level", "detect"]))?;
+    disturb(&scene)?;
+    scene.go_on()?;
+    process
+        .wait(LONG)?
+        .expect(73)?
+        .says("do not trust this checkpoint")?
+        .says(&format!("thawed {}", scene.cgroup.text()))?
+        .says("was left running")?;
+    scene.expect_names(&["image.violated"])?;
+    let evidence = evidence(&scene.place("image.violated"))?;
+    ensure!(
+        evidence["verdict"] == "violated" && evidence["left_running"] == true,
+        "{evidence}"
+    );
+    scene.expect_unharmed()?;
+    run(&mut scene.restore("image.violated"))?
+        .expect(64)?
+        .says("it was disturbed while it was made")?;
+    // The place is free for one that is good.
+    scene.expect_good(
+        run(scene.checkpoint("image").arg("--leave-running"))?,
+        "image",
+    )?;
+    scene.expect_names(&["image", "image.violated"])?;
+    scene.expect_unharmed()
+}
+
+fn ended(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let process = scene.start_held(&mut scene.checkpoint("image"))?;
+    guard(["end", &scene.cgroup.text(), "--force"])?.expect(0)?;
+    scene.go_on()?;
+    process
+        .wait(LONG)?
+        .expect(73)?
+        .says("was ended by somebody")?
+        .says("was left running")?;
+    scene.expect_names(&["image.violated"])?;
+    // Whoever takes the guard away takes care of the state too.
+    scene.cgroup.thaw()?;
+    scene.expect_unharmed()
+}
+
+fn excused(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let mut command = scene.checkpoint("image");
+    command.args(["--level", "detect", "--on-violation", "warn"]);
+    let process = scene.start_held(&mut command)?;
+    disturb(&scene)?;
+    scene.go_on()?;
+    scene
+        .expect_good(process.wait(LONG)?, "image")?
+        .says("VIOLATED")?;
+    scene.expect_names(&["image"])?;
+    ensure!(scene.cgroup.pids()?.is_empty(), "tasks are left");
+    expect_clean()
+}
+
+fn criu_fails(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let fail = scene.at_stage("post-dump", "exit 1\n")?;
+    // CRIU 3.17 ends with 255, 4.2 with 1.
+    let finished = run(scene.checkpoint("image").args(&fail))?;
+    ensure!([1, 255].contains(&finished.code), "{finished:?}");
+    finished
+        .says("image.failed/dump.log says:")?
+        .says("Error (")?
+        .says("was left running")?;
+    scene.expect_unharmed()?;
+    run(scene.checkpoint("image").args(["--", "--no-such-option"]))?
+        .expect(1)?
+        .says("before it wrote anything")?;
+    scene.expect_names(&["image.failed", "image.failed.2"])?;
+    ensure!(evidence(&scene.place("image.failed"))?["verdict"] == "failed");
+    scene.expect_unharmed()
+}
+
+fn stopped(hierarchy: Hierarchy, signal: Signal) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let process = scene.start_held(&mut scene.checkpoint("image"))?;
+    process.signal(signal)?;
+    process.wait(LONG)?.expect(128 + signal as i32)?;
+    scene.expect_names(&["image.failed"])?;
+    scene.go_on()?;
+    scene.expect_unharmed()
+}
+
+fn timeout(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let process = scene.start_held(scene.checkpoint("image").args(["--timeout", "2s"]))?;
+    process
+        .wait(LONG)?
+        .expect(128 + Signal::SIGTERM as i32)?
+        .says("time is up")?;
+    scene.expect_names(&["image.failed"])?;
+    scene.go_on()?;
+    scene.expect_unharmed()
+}
+
+/// CRIU goes on under its guard; nobody is there to call the images good.
+fn killed(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let mut process = scene.start_held(scene.checkpoint("image").arg("--leave-running"))?;
+    process.signal(Signal::SIGKILL)?;
+    eventually("the kill", || process.has_ended())?;
+    scene
+        .cgroup
+        .expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    scene.go_on()?;
+    eventually("the guard goes", || Ok(guards()?.is_empty()))?;
+    scene.expect_names(&["image.unfinished"])?;
+    scene.cgroup.thaw()?;
+    scene.expect_unharmed()?;
+    // It is in nobody's way.
+    scene.expect_good(
+        run(scene.checkpoint("image").arg("--leave-running"))?,
+        "image",
+    )?;
+    scene.expect_names(&["image", "image.unfinished"])?;
+    scene.expect_unharmed()
+}
+
+fn two_at_once(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let first = scene.start_held(scene.checkpoint("image").arg("--leave-running"))?;
+    for name in ["image", "another"] {
+        run(&mut scene.checkpoint(name))?
+            .expect(75)?
+            .says(&scene.cgroup.text())?;
+    }
+    scene.go_on()?;
+    scene.expect_good(first.wait(LONG)?, "image")?;
+    scene.expect_names(&["image"])?;
+    scene.expect_unharmed()
+}
+
+fn restore_undisturbed(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let since = scene.workload.counters()?;
+    scene.expect_good(run(&mut scene.checkpoint("image"))?, "image")?;
+    let mut command = scene.restore("image");
+    command.args(scene.hold_at("post-restore")?);
+    let mut process = Process::spawn(&mut command)?;
+    scene.wait_held(&mut process)?;
+    scene
+        .cgroup
+        .expect_refused(hierarchy.file(), hierarchy.frozen())?;
+    run(&mut scene.restore("image"))?
+        .expect(75)?
+        .says(&scene.cgroup.text())?;
+    scene.go_on()?;
+    process
+        .wait(LONG)?
+        .expect(0)
+        .with_context(|| log(&scene.place("image"), "restore.log"))?
+        .says("refused 1 attempt")?;
+    scene.workload.expect_counting_from(&since)?;
+    scene.expect_unharmed()
+}

@@ -1,0 +1,179 @@
+//! Nobody is in the way: checkpoints of all that can be named, and their restores.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{
+    super::{
+        List,
+        cgroups::{Cgroup, Hierarchy, eventually, unique},
+        dump::log,
+        process::run,
+        service::{property, systemctl},
+    },
+    Scene, evidence,
+};
+use crate::config;
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("of_a_cgroup_and_back", of_cgroup);
+    list.add("of_a_pid_and_back", of_pid);
+    if list.config.image == config::Image::Systemd {
+        list.add("of_a_unit_and_back", of_unit);
+    }
+    list.add("in_steps", in_steps);
+}
+
+fn of_cgroup(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let since = scene.workload.counters()?;
+    scene
+        .expect_good(run(&mut scene.checkpoint("image"))?, "image")?
+        .says("is good")?;
+    ensure!(scene.cgroup.pids()?.is_empty(), "tasks are left");
+    ensure!(scene.cgroup.state()? == "THAWED", "left frozen");
+    scene.expect_names(&["image"])?;
+    let evidence = evidence(&scene.place("image"))?;
+    for (pointer, expected) in [
+        ("/verdict", Value::from("good")),
+        ("/exit_code", 0.into()),
+        ("/left_running", false.into()),
+        ("/pid", scene.workload.pid.into()),
+        ("/cgroups/0", scene.cgroup.text().into()),
+        ("/guard/violations/freeze", 0.into()),
+    ] {
+        let found = evidence.pointer(pointer);
+        ensure!(found == Some(&expected), "{pointer} is {found:?}");
+    }
+    ensure!(evidence["guard"]["held_seconds"].as_f64() > Some(0.0));
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    ensure!(evidence["kernel"] == release.trim());
+    let version = run(Command::new("criu").arg("--version"))?.stdout;
+    ensure!(evidence["criu"].as_str() == version.lines().next());
+    // The cgroup need not be there.
+    fs::remove_dir(&scene.cgroup.path)?;
+    run(&mut scene.restore("image"))?
+        .expect(0)
+        .with_context(|| log(&scene.place("image"), "restore.log"))?
+        .says(&format!("pid {} (guest-tool) runs", scene.workload.pid))?;
+    scene.workload.expect_counting_from(&since)?;
+    ensure!(
+        scene.cgroup.pids()?.contains(&scene.workload.pid),
+        "it is elsewhere"
+    );
+    scene.expect_unharmed()
+}
+
+fn of_pid(hierarchy: Hierarchy) -> Result<()> {
+    // All cgroups of the process are guarded: they must not be ours.
+    let other = match hierarchy == Hierarchy::V1 && Hierarchy::V2.is_here() {
+        true => Some(Cgroup::new(Hierarchy::V2)?),
+        false => None,
+    };
+    let scene = Scene::beside(hierarchy, other.as_ref())?;
+    let since = scene.workload.counters()?;
+    let image = scene.place("image");
+    // As `mktemp -d` leaves it.
+    fs::create_dir(&image)?;
+    let mut command = Command::new("freezer-guard");
+    command.args([
+        "checkpoint",
+        "--json",
+        "--pid",
+        &scene.workload.pid.to_string(),
+    ]);
+    let finished = run(command.arg("-D").arg(&image))?;
+    let finished = scene.expect_good(finished, "image")?;
+    let printed: Value = serde_json::from_str(&finished.stdout)?;
+    ensure!(printed == evidence(&image)?, "not what is in the file");
+    scene.expect_names(&["image"])?;
+    let finished = run(scene.restore("image").arg("--json"))?.expect(0)?;
+    let printed: Value = serde_json::from_str(&finished.stdout)?;
+    ensure!(
+        printed["restored"] == true && printed["roots"][0]["pid"] == scene.workload.pid,
+        "{printed}"
+    );
+    scene.workload.expect_counting_from(&since)?;
+    scene.expect_unharmed()
+}
+
+/// A service that systemd has started, and that it finds again when it is restored.
+fn of_unit(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let unit = unique();
+    let counter = scene.place("counter");
+    let script = format!(
+        "i=0; while :; do i=$((i+1)); echo $i > {}; sleep 0.1; done",
+        counter.display()
+    );
+    run(Command::new("systemd-run")
+        .args(["--quiet", "--unit", &unit, "-p", "StandardOutput=null"])
+        .args(["-p", "StandardError=null", "-p", "StandardInput=null"])
+        .args(["bash", "-c", &script]))?
+    .expect(0)?;
+    let count = || -> Result<u64> {
+        let text = fs::read_to_string(&counter).unwrap_or_default();
+        Ok(text.trim().parse().unwrap_or(0))
+    };
+    eventually("it counts", || Ok(count()? > 0))?;
+    let pid: i32 = property(&unit, "MainPID")?.parse()?;
+    let mut command = Command::new("freezer-guard");
+    command.args(["checkpoint", "--leave-running", "--unit", &unit, "-D"]);
+    scene.expect_good(run(command.arg(scene.place("image")))?, "image")?;
+    let evidence = evidence(&scene.place("image"))?;
+    ensure!(evidence["pid"] == pid, "{evidence}");
+    ensure!(property(&unit, "ActiveState")? == "active");
+    systemctl(&["kill", "--signal", "SIGKILL", &unit])?.expect(0)?;
+    eventually("it is gone", || Ok(property(&unit, "MainPID")? == "0"))?;
+    let since = count()?;
+    run(&mut scene.restore("image"))?
+        .expect(0)
+        .with_context(|| log(&scene.place("image"), "restore.log"))?;
+    eventually("it counts on", || Ok(count()? > since))?;
+    let cgroup = evidence["cgroups"][0].as_str().context("its cgroup")?;
+    for pid in fs::read_to_string(format!("{cgroup}/cgroup.procs"))?.lines() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
+    }
+    scene.expect_unharmed()
+}
+
+/// Two steps that let it run, one that builds on them.
+fn in_steps(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let finished = run(scene.checkpoint("first").arg("--pre-dump"))?;
+    scene.expect_good(finished, "first")?;
+    scene.expect_unharmed()?;
+    run(&mut scene.restore("first"))?
+        .expect(64)?
+        .says("it is a pre-dump")?;
+    let mut second = scene.checkpoint("second");
+    second.arg("--leave-running").arg("--parent");
+    scene.expect_good(run(second.arg(scene.place("first")))?, "second")?;
+    scene.expect_unharmed()?;
+    let since = scene.workload.counters()?;
+    let mut third = scene.checkpoint("third");
+    third.arg("--parent").arg(scene.place("second"));
+    scene.expect_good(run(&mut third)?, "third")?;
+    scene.expect_names(&["first", "second", "third"])?;
+    for (name, pre_dump, left_running, parent) in [
+        ("first", true, true, Value::Null),
+        ("second", false, true, "../first".into()),
+        ("third", false, false, "../second".into()),
+    ] {
+        let evidence = evidence(&scene.place(name))?;
+        ensure!(
+            evidence["pre_dump"] == pre_dump
+                && evidence["left_running"] == left_running
+                && evidence["parent"] == parent,
+            "{name}: {evidence}"
+        );
+    }
+    run(&mut scene.restore("third"))?
+        .expect(0)
+        .with_context(|| log(&scene.place("third"), "restore.log"))?;
+    scene.workload.expect_counting_from(&since)?;
+    scene.expect_unharmed()
+}

@@ -1,0 +1,150 @@
+//! Wrong use, and what cannot go well: a clear error, and nothing lost.
+
+use std::{ffi::OsStr, fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    super::{
+        List,
+        cgroups::{Hierarchy, Workload},
+        process::{LONG, guard, run},
+    },
+    Scene,
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("never_replaces_anything", never_replaces);
+    list.add("wrong_targets", wrong_targets);
+    list.add("wrong_criu", wrong_criu);
+    list.add("wrong_images", wrong_images);
+    list.add("restore_fails", restore_fails);
+}
+
+fn never_replaces(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let image = scene.place("image");
+    fs::create_dir(&image)?;
+    fs::write(image.join("precious"), "x")?;
+    run(&mut scene.checkpoint("image"))?
+        .expect(64)?
+        .says("is there already")?;
+    scene.expect_names(&["image"])?;
+    // One that comes while it is being made is not replaced either.
+    let first = scene.start_held(scene.checkpoint("other").arg("--leave-running"))?;
+    fs::create_dir(scene.place("other"))?;
+    fs::write(scene.place("other").join("precious"), "x")?;
+    scene.go_on()?;
+    let finished = first.wait(LONG)?;
+    ensure!(finished.code != 0, "{finished:?}");
+    finished.says("other.unfinished")?;
+    scene.expect_names(&["image", "other", "other.unfinished"])?;
+    for name in ["image", "other"] {
+        ensure!(fs::read_to_string(scene.place(name).join("precious"))? == "x");
+    }
+    scene.expect_unharmed()
+}
+
+fn wrong_targets(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let empty = scene.cgroup.child("empty")?;
+    let other = scene.cgroup.child("other")?;
+    let workload = Workload::start(&[&other], 0)?;
+    let checkpoint = |what: &str, which: &OsStr| {
+        let mut command = Command::new("freezer-guard");
+        command.args(["checkpoint", what]).arg(which).arg("-D");
+        run(command.arg(scene.place("image")))
+    };
+    checkpoint("--cgroup", empty.path.as_os_str())?
+        .expect(64)?
+        .says(&empty.text())?;
+    // Two trees: which of them?
+    checkpoint("--cgroup", scene.cgroup.path.as_os_str())?
+        .expect(64)?
+        .says(&workload.pid.to_string())?
+        .says(&scene.workload.pid.to_string())?
+        .says("--pid")?;
+    checkpoint("--cgroup", scene.place("nowhere").as_os_str())?
+        .expect(64)?
+        .says("nowhere")?;
+    checkpoint("--pid", "4194303".as_ref())?
+        .expect(64)?
+        .says("4194303")?;
+    // A part of a tree.
+    let child = *scene
+        .cgroup
+        .pids()?
+        .iter()
+        .find(|pid| **pid != scene.workload.pid)
+        .context("a child")?;
+    let part = checkpoint("--pid", child.to_string().as_ref())?;
+    ensure!(part.code != 0, "{part:?}");
+    other.kill_all()?;
+    guard(["checkpoint", "-D", "/tmp/image"])?.expect(64)?;
+    guard(["checkpoint", "--cgroup", &scene.cgroup.text()])?.expect(64)?;
+    let mut command = scene.checkpoint("image");
+    command.arg("--parent").arg(scene.place("nowhere"));
+    run(&mut command)?.expect(64)?.says("nowhere")?;
+    let left: Vec<_> = scene
+        .names()?
+        .into_iter()
+        .filter(|name| !name.starts_with("image.failed"))
+        .collect();
+    ensure!(left.is_empty(), "{left:?}");
+    scene.expect_unharmed()
+}
+
+fn wrong_criu(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let file = scene.place("script");
+    fs::write(&file, "not to be executed")?;
+    let file = file.to_str().context("a plain path")?;
+    for (criu, code, words) in [
+        ("/nowhere/criu", 127, "was not found"),
+        (file, 126, file),
+        ("/bin/true", 69, "is no CRIU"),
+    ] {
+        run(scene.checkpoint("image").args(["--criu", criu]))?
+            .expect(code)?
+            .says(words)?;
+    }
+    scene.expect_names(&[])?;
+    scene.expect_unharmed()
+}
+
+fn wrong_images(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    run(&mut scene.restore("nowhere"))?
+        .expect(64)?
+        .says("holds no images")?;
+    // Another program has made them: what to guard?
+    let images = scene.place("image");
+    fs::create_dir(&images)?;
+    fs::write(images.join("inventory.img"), "")?;
+    run(&mut scene.restore("image"))?
+        .expect(64)?
+        .says("--cgroup")?;
+    let finished = run(scene
+        .restore("image")
+        .arg("--cgroup")
+        .arg(&scene.cgroup.path))?;
+    ensure!(finished.code != 0, "{finished:?}");
+    fs::write(images.join("freezer-guard.json"), "{")?;
+    run(&mut scene.restore("image"))?.says("freezer-guard.json")?;
+    scene.expect_unharmed()
+}
+
+/// Its pids are taken.
+fn restore_fails(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    scene.expect_good(
+        run(scene.checkpoint("image").arg("--leave-running"))?,
+        "image",
+    )?;
+    run(&mut scene.restore("image"))?
+        .expect(1)?
+        .says("image/restore.log says:")?
+        .says("Error (")?;
+    scene.expect_names(&["image"])?;
+    scene.expect_unharmed()
+}
