@@ -117,12 +117,15 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         watch: Some(&mut || watch.look()),
     })?;
 
-    let excused = options.on_violation == OnViolation::Warn && done.guard.is_some();
+    let (held, excused) = (done.held(), done.is_excused(options));
     let code = done.code();
-    let verdict = match (done.held() || excused, code) {
-        (false, _) => Verdict::Violated,
-        (true, exit::SUCCESS) if images.are_complete() => Verdict::Good,
-        (true, _) => Verdict::Failed,
+    let verdict = match code {
+        _ if !held && !excused => Verdict::Violated,
+        exit::SUCCESS if images.are_complete() => match held {
+            true => Verdict::Good,
+            false => Verdict::Excused,
+        },
+        _ => Verdict::Failed,
     };
     let evidence = Evidence {
         verdict,
@@ -159,12 +162,15 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path) -> Result<()> {
             mebibytes(log.progress().bytes()),
             mebibytes(evidence.image_bytes)
         )),
+        Verdict::Excused => say(format_args!(
+            "the checkpoint was taken into {place} all the same"
+        )),
         Verdict::Violated => say(format_args!(
             "do not trust this checkpoint: what there is of it was left in {place}"
         )),
         Verdict::Failed => driver::say_failure(&log),
     }
-    if evidence.verdict != Verdict::Good {
+    if matches!(evidence.verdict, Verdict::Violated | Verdict::Failed) {
         say(format_args!(
             "pid {} ({}) {}",
             evidence.pid,

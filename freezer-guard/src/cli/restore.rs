@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{
     driver::{self, Driver, word},
     exit,
-    guarded::{self, OnViolation, Work},
+    guarded::{self, Work},
     say,
 };
 
@@ -84,7 +84,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         watch: None,
     })?;
 
-    let held = done.held();
+    let (held, excused) = (done.held(), done.is_excused(options));
     let code = done.code();
     let restored = code == exit::SUCCESS;
     let roots = match restored {
@@ -113,9 +113,8 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         });
         writeln!(std::io::stdout(), "{object}")?;
     }
-    Ok(match (held, options.on_violation) {
-        (false, OnViolation::Warn) if done.guard.is_some() => code.into(),
-        (false, _) => exit::VIOLATED.into(),
-        (true, _) => code.into(),
+    Ok(match held || excused {
+        true => code.into(),
+        false => exit::VIOLATED.into(),
     })
 }

@@ -7,7 +7,7 @@ use freezer_guard::criu;
 
 use super::{
     exit,
-    guarded::{self, OnViolation, Options, Work},
+    guarded::{self, Options, Work},
     say, target,
 };
 
@@ -60,9 +60,8 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     say(format_args!(
         "do not trust this checkpoint: remove its image and take another"
     ));
-    // Somebody who ends a guard gets no excuse.
-    Ok(match (args.options.on_violation, &done.guard) {
-        (OnViolation::Warn, Some(_)) => done.code().into(),
-        _ => exit::VIOLATED.into(),
+    Ok(match done.is_excused(&args.options) {
+        true => done.code().into(),
+        false => exit::VIOLATED.into(),
     })
 }

@@ -20,6 +20,9 @@ use crate::guard::Status;
 pub enum Verdict {
     /// CRIU has succeeded, and nobody has disturbed it.
     Good,
+    /// CRIU has succeeded, somebody has disturbed it, and whoever made it has taken it
+    /// all the same (`--on-violation warn`).
+    Excused,
     /// Somebody has disturbed it, or has ended the guard: not to be trusted, whatever
     /// CRIU says.
     Violated,
@@ -32,6 +35,7 @@ impl Verdict {
     pub fn name(self) -> &'static str {
         match self {
             Self::Good => "good",
+            Self::Excused => "excused",
             Self::Violated => "violated",
             Self::Failed => "failed",
         }
@@ -105,7 +109,7 @@ impl Evidence {
         let evidence: Self = serde_json::from_slice(&bytes)
             .map_err(|error| failed("understand", &path, error.into()))?;
         match evidence.verdict {
-            Verdict::Good => Ok(Some(evidence)),
+            Verdict::Good | Verdict::Excused => Ok(Some(evidence)),
             Verdict::Violated => Err(not_good(folder, "it was disturbed while it was made")),
             Verdict::Failed => Err(not_good(folder, "CRIU has failed to make it")),
         }

@@ -86,7 +86,7 @@ impl Images {
     /// where the error says.
     pub fn settle(mut self, verdict: Verdict) -> Result<PathBuf, Error> {
         self.settled = true;
-        if verdict != Verdict::Good {
+        if matches!(verdict, Verdict::Violated | Verdict::Failed) {
             return self.set_aside(verdict);
         }
         sync(&self.folder)?;

@@ -102,6 +102,11 @@ impl Done {
         Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
     }
 
+    /// Whether a violation is only to be told. Somebody who ends a guard gets no excuse.
+    pub(super) fn is_excused(&self, options: &Options) -> bool {
+        options.on_violation == OnViolation::Warn && self.guard.is_some()
+    }
+
     /// Whether the guard held to the end, and says what got through if not.
     pub(super) fn held(&self) -> bool {
         let names = &self.names;

@@ -113,6 +113,7 @@ fn excused(hierarchy: Hierarchy) -> Result<()> {
         .expect_good(process.wait(LONG)?, "image")?
         .says("VIOLATED")?;
     scene.expect_names(&["image"])?;
+    ensure!(evidence(&scene.place("image"))?["verdict"] == "excused");
     ensure!(scene.cgroup.pids()?.is_empty(), "tasks are left");
     expect_clean()
 }
