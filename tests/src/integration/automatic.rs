@@ -15,10 +15,10 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, unique},
     dump,
-    process::{Held, LONG, Process, guard, guards, run},
+    process::{Held, LONG, Process, guard, guards, last_guard, run, status},
     scratch, scratch_folder,
     service::{
-        eventually, expect_idle, is_attached, journal, journal_fields, main_pid, property,
+        eventually, expect_anew, expect_idle, is_attached, journal, journal_fields, main_pid,
         systemctl,
     },
 };
@@ -184,7 +184,7 @@ fn files(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()?;
     let mut count = 0;
     eventually("its guards are remembered", || {
-        let last: Value = serde_json::from_str(&guard(["status", "--last", "--json"])?.stdout)?;
+        let last = status(&["--last"])?;
         let all = last["guards"].as_array().context("a list")?.iter();
         count = all
             .filter(|guard| guard["cgroups"][0] == target.text())
@@ -270,14 +270,13 @@ fn killed(hierarchy: Hierarchy) -> Result<()> {
         if point > 2 {
             target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
         }
-        kill(main_pid()?, Signal::SIGKILL)?;
+        let old = main_pid()?;
+        kill(old, Signal::SIGKILL)?;
         if point > 2 {
             target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
             sh(&mut criu, "(:; :)")?;
         }
-        eventually("it is back", || {
-            Ok(property("freezer-guard", "ActiveState")? == "active")
-        })?;
+        expect_anew(old)?;
         if point > 0 {
             let guard = armed()?;
             ensure!(guard["violations"]["freeze"] == 0, "{guard}");
@@ -287,11 +286,7 @@ fn killed(hierarchy: Hierarchy) -> Result<()> {
     criu.wait(LONG)?.expect(0)?;
     expect_idle()?;
     workload.expect_counting()?;
-    let last: Value = serde_json::from_str(&guard(["status", "--last", "--json"])?.stdout)?;
-    let last = last["guards"]
-        .as_array()
-        .and_then(|all| all.last())
-        .context("the last")?;
+    let last = last_guard()?;
     ensure!(last["cgroups"][0] == target.text(), "{last}");
     ensure!(last["denials"]["freeze"] == 14, "{last}");
     Ok(())
@@ -352,7 +347,7 @@ fn engine(hierarchy: Hierarchy) -> Result<()> {
         "-o",
         "/dev/null",
         "-e",
-        "inject=write:delay_exit=8000000",
+        "inject=write:delay_exit=3000000",
         "-P",
     ]);
     command.arg(target.freezer());
@@ -362,9 +357,12 @@ fn engine(hierarchy: Hierarchy) -> Result<()> {
     let mut engine = Process::spawn(&mut command)?;
     let guard = armed()?;
     ensure!(guard["cgroups"][0] == target.text(), "{guard}");
+    eventually("CRIU thaws", || Ok(target.state()? == "THAWED"))?;
+    let criu = dump::stop_criu()?;
     for value in [hierarchy.frozen(), hierarchy.thawed()] {
         target.expect_refused(hierarchy.file(), value)?;
     }
+    kill(criu, Signal::SIGCONT)?;
     engine.close_input();
     engine
         .wait(LONG)?
@@ -372,12 +370,7 @@ fn engine(hierarchy: Hierarchy) -> Result<()> {
         .with_context(|| dump::log(&images, "dump.log"))?;
     expect_idle()?;
     workload.expect_counting()?;
-    let last: Value =
-        serde_json::from_str(&super::process::guard(["status", "--last", "--json"])?.stdout)?;
-    let last = last["guards"]
-        .as_array()
-        .and_then(|all| all.last())
-        .context("the last")?;
+    let last = last_guard()?;
     ensure!(
         last["cgroups"][0] == target.text() && last["denials"]["freeze"] == 2,
         "{last}"

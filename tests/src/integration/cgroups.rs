@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::process::LONG;
+
 /// How long anything may take that should be quick, on a slow emulated machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -240,8 +242,7 @@ impl Drop for Cgroup {
 /// A tree of counting processes.
 pub(super) struct Workload {
     pub(super) pid: i32,
-    dir: PathBuf,
-    processes: usize,
+    counters: Counters,
 }
 
 impl Workload {
@@ -271,13 +272,38 @@ impl Workload {
         let pid = String::from_utf8(output.stdout)?.trim().parse()?;
         Ok(Self {
             pid,
-            dir,
-            processes: children + 1,
+            counters: Counters {
+                dir,
+                processes: children + 1,
+            },
         })
     }
 
-    /// Where each process has counted to.
+    /// See [`Counters::read`].
     pub(super) fn counters(&self) -> Result<Vec<u64>> {
+        self.counters.read()
+    }
+
+    /// See [`Counters::expect_counting_from`].
+    pub(super) fn expect_counting_from(&self, since: &[u64]) -> Result<()> {
+        self.counters.expect_counting_from(since)
+    }
+
+    /// Waits until each process has counted on.
+    pub(super) fn expect_counting(&self) -> Result<()> {
+        self.expect_counting_from(&[])
+    }
+}
+
+/// What the processes of `guest-tool` count, a file for each.
+pub(super) struct Counters {
+    pub(super) dir: PathBuf,
+    pub(super) processes: usize,
+}
+
+impl Counters {
+    /// Where each process has counted to.
+    pub(super) fn read(&self) -> Result<Vec<u64>> {
         (0..self.processes)
             .map(|number| Ok(fs::read_to_string(self.dir.join(number.to_string()))?.parse()?))
             .collect()
@@ -285,21 +311,17 @@ impl Workload {
 
     /// Waits until each process has counted on, from `since` and not from 0.
     pub(super) fn expect_counting_from(&self, since: &[u64]) -> Result<()> {
-        let before = self.counters()?;
-        eventually("every process counts", || {
-            let now = self.counters()?;
+        let before = self.read()?;
+        // On a loaded machine a restored container may take its time.
+        within(LONG, "every process counts", || {
+            let now = self.read()?;
+            ensure!(
+                now.iter().zip(since).all(|(now, since)| now >= since),
+                "it counts anew: {now:?}"
+            );
             Ok(now.iter().zip(&before).all(|(now, before)| now != before)
                 && now.iter().zip(since).all(|(now, since)| now > since))
         })
-        .with_context(|| {
-            format!(
-                "since {since:?}, before {before:?}, now {:?}",
-                self.counters()
-            )
-        })
-    }
-
-    pub(super) fn expect_counting(&self) -> Result<()> {
-        self.expect_counting_from(&vec![0; self.processes])
+        .with_context(|| format!("since {since:?}, before {before:?}, now {:?}", self.read()))
     }
 }

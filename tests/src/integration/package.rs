@@ -8,7 +8,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy},
     process::{Finished, Held, guards, run},
-    service::{eventually, expect_idle, journal, main_pid, property},
+    service::{eventually, expect_anew, expect_idle, journal, main_pid, property},
 };
 use crate::config::PACKAGE_PATH;
 
@@ -67,9 +67,7 @@ fn upgrade(hierarchy: Hierarchy) -> Result<()> {
     let mut held = Held::new(&[&target])?;
     let old = main_pid()?;
     dpkg(&["--install", PACKAGE_PATH])?.expect(0)?;
-    eventually("the new one is ready", || {
-        Ok(main_pid()? != old && property("freezer-guard", "ActiveState")? == "active")
-    })?;
+    expect_anew(old)?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     ensure!(held.sh("(:; :)")? == 0);
     ensure!(guards()?.len() == 1, "the guard is gone");

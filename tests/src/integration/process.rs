@@ -216,6 +216,13 @@ pub(super) fn status(arguments: &[&str]) -> Result<Value> {
     serde_json::from_str(text).with_context(|| format!("not JSON: {text:?}"))
 }
 
+/// The guard that has ended last, as far as the service remembers.
+pub(super) fn last_guard() -> Result<Value> {
+    let last = status(&["--last"])?;
+    let last = last["guards"].as_array().and_then(|all| all.last());
+    last.cloned().context("no guard is remembered")
+}
+
 /// The guards that `status` lists, but for the one that no trial is about.
 pub(super) fn guards() -> Result<Vec<Value>> {
     let status = status(&[])?;

@@ -62,10 +62,22 @@ pub(super) fn property(unit: &str, name: &str) -> Result<String> {
     Ok(shown.stdout.trim().to_owned())
 }
 
+/// The service's process; none while it is being started.
+fn running() -> Result<Option<Pid>> {
+    let pid: i32 = property("freezer-guard", "MainPID")?.parse()?;
+    let active = property("freezer-guard", "ActiveState")? == "active";
+    Ok((active && pid != 0).then(|| Pid::from_raw(pid)))
+}
+
 pub(super) fn main_pid() -> Result<Pid> {
-    Ok(Pid::from_raw(
-        property("freezer-guard", "MainPID")?.parse()?,
-    ))
+    running()?.context("the service does not run")
+}
+
+/// Waits until another process than this one is the service.
+pub(super) fn expect_anew(old: Pid) -> Result<()> {
+    eventually("the service is there anew", || {
+        Ok(running()?.is_some_and(|pid| pid != old))
+    })
 }
 
 /// What the service has logged in this boot.
@@ -203,9 +215,7 @@ fn watchdog(hierarchy: Hierarchy) -> Result<()> {
     let held = Held::new(&[&target])?;
     let old = main_pid()?;
     kill(old, Signal::SIGSTOP)?;
-    eventually("systemd starts it anew", || {
-        Ok(main_pid()? != old && property("freezer-guard", "ActiveState")? == "active")
-    })?;
+    expect_anew(old)?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     ensure!(guards()?.len() == 1, "the guard is gone");
     held.release()?.expect(0)?.says("refused 1 attempt")?;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        cgroups::{Hierarchy, unique, within},
-        process::{Finished, LONG, Process, run},
+        cgroups::{Counters, Hierarchy, unique, within},
+        process::{LONG, run},
         service::property,
     },
     Way,
@@ -150,6 +150,7 @@ impl Container {
         within(LONG, "the container counts", || {
             Ok(container
                 .counters()
+                .read()
                 .is_ok_and(|all| all.iter().all(|n| *n > 0)))
         })?;
         Ok(container)
@@ -176,23 +177,11 @@ impl Container {
         Ok(fs::write(&path, serde_json::to_vec(&config)?)?)
     }
 
-    pub(super) fn counters(&self) -> Result<Vec<u64>> {
-        (0..PROCESSES)
-            .map(|number| {
-                let path = self.bundle.join("rootfs/count").join(number.to_string());
-                Ok(fs::read_to_string(path)?.parse()?)
-            })
-            .collect()
-    }
-
-    /// Waits until each process has counted on, from `since` and not from 0.
-    pub(super) fn expect_counting_from(&self, since: &[u64]) -> Result<()> {
-        let before = self.counters()?;
-        within(LONG, "every process counts", || {
-            let now = self.counters()?;
-            Ok(now.iter().zip(&before).all(|(now, before)| now != before)
-                && now.iter().zip(since).all(|(now, since)| now > since))
-        })
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
+            dir: self.bundle.join("rootfs/count"),
+            processes: PROCESSES,
+        }
     }
 
     /// The engine's command with this verb.
@@ -334,7 +323,7 @@ impl Drop for Container {
         };
         for verb in verbs {
             // It may have gone, or never have come.
-            let _ = self.verb(verb).output();
+            let _ = run(&mut self.verb(verb));
         }
         let _ = fs::remove_dir_all(&self.bundle);
     }
@@ -350,11 +339,4 @@ fn quietly(command: &mut Command) -> Result<()> {
         .with_context(|| format!("run {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
-}
-
-/// Runs it to its end.
-pub(super) fn finish(mut command: Command) -> Result<Finished> {
-    let mut process = Process::spawn(&mut command)?;
-    process.close_input();
-    process.wait(LONG)
 }

@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::{
     super::{
         cgroups::Hierarchy,
-        process::{self, Finished, guards},
+        process::{Finished, last_guard, run},
         service::eventually,
     },
     Way,
-    container::{Container, Engine, Kind, finish},
+    container::{Container, Engine, Kind},
     say_row,
 };
 
@@ -26,7 +26,7 @@ pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()
             &[&[guest, title], &nothing[..], &[&versions]].concat(),
         );
         let container = Container::start(engine, hierarchy)?;
-        let finished = finish(container.checkpoint(Way::Bare, "image", Kind::default())?)?;
+        let finished = run(&mut container.checkpoint(Way::Bare, "image", Kind::default())?)?;
         ensure!(finished.code != 0, "it can: {finished:?}");
         return Ok(());
     }
@@ -49,85 +49,108 @@ pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()
 /// What became of: a checkpoint that lets it run, a pre-dump and one that builds on it,
 /// one of a paused container, one that ends it and its restore, all that again.
 fn live(engine: Engine, hierarchy: Hierarchy, way: Way) -> Result<[&'static str; 5]> {
-    let container = Container::start(engine, hierarchy)?;
-    let seen = Cell::new(0);
-    let checkpoint = |name: &str, kind: Kind<'_>| -> Result<Finished> {
-        let finished = finish(container.checkpoint(way, name, kind)?)?;
-        let freezes = !kind.pre_dump || engine.freezes_for_a_pre_dump();
-        if finished.code == 0 && freezes {
-            expect_guarded(way, &seen).with_context(|| format!("{name}: {finished:?}"))?;
-        }
-        Ok(finished)
+    let life = Life {
+        container: Container::start(engine, hierarchy)?,
+        way,
+        seen: Cell::new(0),
     };
-    let counters = || container.counters();
-    let ends = |name: &str, kind: Kind<'_>| -> Result<()> {
-        let since = counters()?;
-        checkpoint(name, kind)?.expect(0)?;
-        container.restore(name)?;
-        container.expect_counting_from(&since)
+    let running = Kind {
+        leave_running: true,
+        ..Kind::default()
     };
+    life.checkpoint("running", running)?.expect(0)?;
+    life.expect_counting()?;
 
-    checkpoint(
-        "running",
-        Kind {
-            leave_running: true,
-            ..Kind::default()
-        },
-    )?
-    .expect(0)?;
-    container.expect_counting_from(&counters()?)?;
-
-    let pre_dump = checkpoint(
-        "first",
-        Kind {
-            pre_dump: true,
-            ..Kind::default()
-        },
-    )?;
-    let pre_dump = match pre_dump.code {
+    let first = Kind {
+        pre_dump: true,
+        ..Kind::default()
+    };
+    let first = life.checkpoint("first", first)?;
+    life.expect_counting()?;
+    let pre_dump = match first.code {
         0 => {
-            container.expect_counting_from(&counters()?)?;
-            ends(
-                "second",
-                Kind {
-                    parent: Some("first"),
-                    ..Kind::default()
-                },
-            )?;
+            let second = Kind {
+                parent: Some("first"),
+                ..Kind::default()
+            };
+            life.there_and_back("second", second)?;
             "good"
         }
         _ => {
-            eprintln!("pre-dump: {}", pre_dump.stderr);
-            container.expect_counting_from(&counters()?)?;
+            eprintln!("pre-dump: {}", first.stderr);
             "fails"
         }
     };
 
-    container_verb(&container, "pause")?;
-    let paused = checkpoint("paused", Kind::default())?;
-    let paused = match paused.code {
+    let container = &life.container;
+    run(&mut container.verb(&["pause"]))?.expect(0)?;
+    let since = container.counters().read()?;
+    let finished = life.checkpoint("paused", Kind::default())?;
+    let paused = match finished.code {
         0 => {
-            let since = counters()?;
             container.restore("paused")?;
-            if container.status()?.as_deref() == Some("paused") {
-                container_verb(&container, resume(engine))?;
-            }
-            container.expect_counting_from(&since)?;
             "good"
         }
         _ => {
-            eprintln!("checkpoint of a paused one: {}", paused.stderr);
-            if container.status()?.as_deref() == Some("paused") {
-                container_verb(&container, resume(engine))?;
-            }
-            container.expect_counting_from(&counters()?)?;
+            eprintln!("checkpoint of a paused one: {}", finished.stderr);
             "fails"
         }
     };
+    if container.status()?.as_deref() == Some("paused") {
+        run(&mut container.verb(&[resume(engine)]))?.expect(0)?;
+    }
+    container.counters().expect_counting_from(&since)?;
 
-    ends("one", Kind::default())?;
-    ends("two", Kind::default())?;
+    life.there_and_back("one", Kind::default())?;
+    life.there_and_back("two", Kind::default())?;
     Ok(["good", pre_dump, paused, "good", "good"])
+}
+
+struct Life {
+    container: Container,
+    way: Way,
+    /// The id of the last automatic guard.
+    seen: Cell<u64>,
+}
+
+impl Life {
+    /// A checkpoint, which fails or had the guard that it should have.
+    fn checkpoint(&self, name: &str, kind: Kind<'_>) -> Result<Finished> {
+        let finished = run(&mut self.container.checkpoint(self.way, name, kind)?)?;
+        // A guest that is silent for minutes is taken for dead.
+        eprintln!("{}: {name}", self.way.name());
+        let freezes = !kind.pre_dump || self.container.engine.freezes_for_a_pre_dump();
+        match self.way {
+            _ if finished.code != 0 => Ok(finished),
+            Way::Bare => Ok(finished),
+            // It would have ended with 73 otherwise.
+            Way::Run => finished.says("freezer-guard: held "),
+            Way::Automatic if !freezes => Ok(finished),
+            Way::Automatic => {
+                let mut last = Value::Null;
+                eventually("a new guard is remembered", || {
+                    last = last_guard().unwrap_or_default();
+                    Ok(last["id"].as_u64().is_some_and(|id| id != self.seen.get()))
+                })?;
+                self.seen.set(last["id"].as_u64().unwrap_or_default());
+                ensure!(last["automatic"] == true, "{last}");
+                ensure!(!is_violated(&last), "{last}");
+                Ok(finished)
+            }
+        }
+    }
+
+    /// A checkpoint that ends it, and its restore.
+    fn there_and_back(&self, name: &str, kind: Kind<'_>) -> Result<()> {
+        let since = self.container.counters().read()?;
+        self.checkpoint(name, kind)?.expect(0)?;
+        self.container.restore(name)?;
+        self.container.counters().expect_counting_from(&since)
+    }
+
+    fn expect_counting(&self) -> Result<()> {
+        self.container.counters().expect_counting_from(&[])
+    }
 }
 
 pub(super) fn resume(engine: Engine) -> &'static str {
@@ -137,38 +160,7 @@ pub(super) fn resume(engine: Engine) -> &'static str {
     }
 }
 
-fn container_verb(container: &Container, verb: &str) -> Result<()> {
-    finish(container.verb(&[verb]))?.expect(0)?;
-    Ok(())
-}
-
-/// That it had a guard that held, if it should have had one.
-fn expect_guarded(way: Way, seen: &Cell<u64>) -> Result<()> {
-    match way {
-        Way::Bare => {}
-        // It would have ended with 73 otherwise.
-        Way::Run => ensure!(guards()?.is_empty(), "a guard is left"),
-        Way::Automatic => {
-            eventually("the guard goes", || Ok(guards()?.is_empty()))?;
-            let last = last_guard()?;
-            let id = last["id"].as_u64().context("an id")?;
-            ensure!(seen.replace(id) != id, "no new guard after {last}");
-            ensure!(last["automatic"] == true, "{last}");
-            ensure!(!is_violated(&last), "{last}");
-        }
-    }
-    Ok(())
-}
-
 pub(super) fn is_violated(guard: &Value) -> bool {
     let violations = guard["violations"].as_object();
     violations.is_none_or(|kinds| kinds.values().any(|count| *count != 0))
-}
-
-/// The last one that the service remembers.
-pub(super) fn last_guard() -> Result<Value> {
-    let said = process::guard(["status", "--last", "--json"])?.expect(0)?;
-    let said: Value = serde_json::from_str(&said.stdout)?;
-    let last = said["guards"].as_array().and_then(|all| all.last());
-    last.cloned().context("no guard is remembered")
 }

@@ -9,20 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 
 use super::{
     super::{
         cgroups::{Hierarchy, within},
-        process::{Finished, LONG, Process, guards},
+        process::{Finished, LONG, Process, guards, last_guard, run},
+        service::eventually,
     },
     Way,
-    container::{Container, Engine, Kind, finish},
-    life::{is_violated, last_guard, resume},
+    container::{Container, Engine, Kind},
+    life::{is_violated, resume},
     say_row,
 };
 
@@ -116,34 +118,26 @@ pub(super) fn of(engine: Engine, hierarchy: Hierarchy, guest: &str) -> Result<()
         way.prepare()?;
         for trouble in Trouble::ALL {
             let what = || format!("{}, {}", way.name(), trouble.name());
-            let outcome = one(engine, hierarchy, way, trouble).with_context(what)?;
-            let cells = [
-                guest,
-                engine.title(),
-                way.name(),
-                trouble.name(),
-                outcome.attempt,
-                outcome.checkpoint,
-                &outcome.says,
-            ];
+            let (outcome, says) = one(engine, hierarchy, way, trouble).with_context(what)?;
+            let title = engine.title();
+            let cells = [guest, title, way.name(), trouble.name(), outcome, &says];
             say_row("trouble", &cells);
         }
     }
     Ok(())
 }
 
-struct Outcome {
-    /// What came of the attempt.
-    attempt: &'static str,
-    checkpoint: &'static str,
-    /// The last line of what the attempt said.
-    says: String,
-}
-
 /// How long an attempt may take before it is one that waits.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-fn one(engine: Engine, hierarchy: Hierarchy, way: Way, trouble: Trouble) -> Result<Outcome> {
+/// What came of the attempt, and the last line of what it said. The checkpoint has to be
+/// good: everything is refused at `enforce`.
+fn one(
+    engine: Engine,
+    hierarchy: Hierarchy,
+    way: Way,
+    trouble: Trouble,
+) -> Result<(&'static str, String)> {
     let container = Container::start(engine, hierarchy)?;
     // Whatever asks the engine comes first: a checkpoint is quick.
     let mut attempt = trouble.command(&container)?;
@@ -153,9 +147,8 @@ fn one(engine: Engine, hierarchy: Hierarchy, way: Way, trouble: Trouble) -> Resu
         Process::spawn(&mut container.checkpoint(way, "image", Kind::default())?)?;
     checkpoint.close_input();
     let criu = hold(&status, &freezer, hierarchy, &mut checkpoint)?;
-    let held = guards()?;
-    ensure!(held.len() == 1, "it is not guarded: {held:?}");
-    let since = container.counters()?;
+    let guard = armed(way)?;
+    let since = container.counters().read()?;
 
     let mut attempt = Process::spawn(&mut attempt)?;
     attempt.close_input();
@@ -164,70 +157,74 @@ fn one(engine: Engine, hierarchy: Hierarchy, way: Way, trouble: Trouble) -> Resu
         thread::sleep(Duration::from_millis(20));
     }
     let waits = !attempt.has_ended()?;
-    ensure!(
-        Pid::from_raw(criu) != checkpoint.pid() && is_criu(criu),
-        "CRIU is gone"
-    );
+    ensure!(is_criu(criu), "CRIU is gone");
     kill(Pid::from_raw(criu), Signal::SIGCONT)?;
     let checkpoint = checkpoint.wait(LONG)?;
     let attempt = attempt.wait(LONG)?;
-    within(LONG, "the guard goes", || Ok(guards()?.is_empty()))?;
 
-    let outcome = Outcome {
-        attempt: match (waits, attempt.code) {
-            (true, 0) => "waits, then works",
-            (true, _) => "waits, then fails",
-            (false, 0) => "works",
-            (false, _) => "is refused",
-        },
-        checkpoint: judge(way, &checkpoint)?,
-        says: last_line(&attempt, &container.id),
+    let outcome = match (waits, attempt.code) {
+        (true, 0) => "waits, then works",
+        (true, _) => "waits, then fails",
+        (false, 0) => "works",
+        (false, _) => "is refused",
     };
     let report = || format!("the attempt {attempt:?}, the checkpoint {checkpoint:?}");
-    settle(&container, &outcome, &since).with_context(report)?;
-    Ok(outcome)
+    expect_good(way, &guard, &checkpoint).with_context(report)?;
+    settle(&container, &since).with_context(report)?;
+    Ok((outcome, last_line(&attempt, &container.id)))
 }
 
-/// `good`, or the guard says why not.
-fn judge(way: Way, checkpoint: &Finished) -> Result<&'static str> {
-    let violated = match way {
-        Way::Run => checkpoint.code == 73,
-        _ => is_violated(&last_guard()?),
-    };
-    match (violated, checkpoint.code) {
-        (true, _) => Ok("violated, and called so"),
-        (false, 0) => Ok("good"),
-        (false, _) => bail!("it failed though nobody disturbed it: {checkpoint:?}"),
-    }
+/// The guard, once everything that refuses is attached.
+fn armed(way: Way) -> Result<Value> {
+    let mut found = Value::Null;
+    within(LONG, "a guard at enforce", || {
+        let held = guards()?;
+        ensure!(held.len() == 1, "there are {held:?}");
+        found = held.into_iter().next().unwrap_or_default();
+        Ok(found["level"] == "enforce")
+    })?;
+    ensure!(found["automatic"] == (way == Way::Automatic), "{found}");
+    Ok(found)
 }
 
-/// That the container is in a state that its engine agrees with, and that a good image
-/// is one.
-fn settle(container: &Container, outcome: &Outcome, since: &[u64]) -> Result<()> {
-    let restored = match (outcome.checkpoint, container.status()?.as_deref()) {
-        ("good", None | Some("exited" | "stopped")) => {
-            container.restore("image").context("restore")?;
-            true
-        }
-        _ => false,
-    };
-    match container.status()?.as_deref() {
-        Some("running") => {}
-        Some("paused") => {
-            finish(container.verb(&[resume(container.engine)]))?.expect(0)?;
-        }
-        // It was not lost to the checkpoint: somebody has ended it.
-        None | Some("exited" | "stopped") if !restored => return Ok(()),
-        other => bail!("its engine says {other:?} of it"),
+/// That it came to a good end, and nobody got past its guard.
+fn expect_good(way: Way, guard: &Value, checkpoint: &Finished) -> Result<()> {
+    ensure!(checkpoint.code == 0, "it failed, or was violated");
+    within(LONG, "the guard goes", || Ok(guards()?.is_empty()))?;
+    if way == Way::Automatic {
+        let mut last = Value::Null;
+        eventually("its guard is remembered", || {
+            last = last_guard().unwrap_or_default();
+            Ok(last["id"] == guard["id"])
+        })?;
+        ensure!(!is_violated(&last), "{last}");
     }
-    container.expect_counting_from(since)?;
+    Ok(())
+}
+
+/// That the image can be restored, and that the container is in a state that its engine
+/// agrees with.
+fn settle(container: &Container, since: &[u64]) -> Result<()> {
+    let status = container.status()?;
+    ensure!(
+        matches!(status.as_deref(), None | Some("exited" | "stopped")),
+        "after its checkpoint its engine says {status:?}"
+    );
+    container.restore("image").context("restore")?;
+    let status = container.status()?;
+    ensure!(
+        status.as_deref() == Some("running"),
+        "restored, it is {status:?}"
+    );
+    container.counters().expect_counting_from(since)?;
     // Nothing is stuck, and nothing is left of the guard.
     let mut exec = container.verb(&["exec"]);
     exec.args(["/guest-tool", "--help"]);
-    finish(exec)?.expect(0)?;
-    finish(container.verb(&["pause"]))?.expect(0)?;
-    finish(container.verb(&[resume(container.engine)]))?.expect(0)?;
-    container.expect_counting_from(since)
+    run(&mut exec)?.expect(0)?;
+    for verb in ["pause", resume(container.engine)] {
+        run(&mut container.verb(&[verb]))?.expect(0)?;
+    }
+    container.counters().expect_counting_from(since)
 }
 
 fn is_criu(pid: i32) -> bool {
