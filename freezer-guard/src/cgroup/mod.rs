@@ -4,6 +4,7 @@
 //! that a rename or an unmount cannot make us act on another one.
 
 mod find;
+mod new;
 mod state;
 mod tree;
 
@@ -24,8 +25,9 @@ use nix::{
 };
 
 pub use find::{by_key, freezer_mount, of_pid, of_unit, open_all, unified_mount};
+pub use new::New;
 pub use state::FreezerState;
-pub use tree::{Report, Task, Traced, examine, process, root, roots};
+pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]

@@ -50,7 +50,7 @@ pub struct Report {
     pub traced: Vec<Traced>,
 }
 
-/// The roots of the process trees in these cgroups and below, the oldest first: those
+/// The roots of the process trees in these cgroups and below: those
 /// processes whose parents are elsewhere.
 ///
 /// # Errors
@@ -164,14 +164,7 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
     };
     let mut known = BTreeSet::new();
     for pid in tree {
-        for tid in threads(pid)? {
-            known.insert(tid);
-            for (hierarchy, tasks) in &inside {
-                if !tasks.contains(&tid) {
-                    report.strays.extend(place(pid, tid, Some(*hierarchy))?);
-                }
-            }
-        }
+        known.extend(look_for(pid, &inside, &mut report.strays)?);
     }
     for tid in all.difference(&known) {
         let Some(status) = found(Process::new(*tid).and_then(|task| task.status()))? else {
@@ -182,6 +175,36 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
             .extend(place(status.tgid, *tid, hierarchy_of(*tid))?);
     }
     Ok(report)
+}
+
+/// The threads of these processes that are not in these cgroups or below.
+///
+/// # Errors
+/// When `/proc` or a cgroup cannot be read.
+pub fn strays(cgroups: &[&Cgroup], pids: &[i32]) -> Result<Vec<Task>, Error> {
+    let inside = inside(cgroups)?;
+    let mut strays = Vec::new();
+    for pid in pids {
+        look_for(*pid, &inside, &mut strays)?;
+    }
+    Ok(strays)
+}
+
+/// Looks where the threads of a process are; returns them.
+fn look_for(
+    pid: i32,
+    inside: &BTreeMap<u32, BTreeSet<i32>>,
+    strays: &mut Vec<Task>,
+) -> Result<Vec<i32>, Error> {
+    let threads = threads(pid)?;
+    for tid in &threads {
+        for (hierarchy, tasks) in inside {
+            if !tasks.contains(tid) {
+                strays.extend(place(pid, *tid, Some(*hierarchy))?);
+            }
+        }
+    }
+    Ok(threads)
 }
 
 /// The processes of the tree below `root`, itself included.

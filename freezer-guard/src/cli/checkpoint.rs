@@ -1,7 +1,6 @@
 //! `freezer-guard checkpoint`: drives CRIU under a guard.
 
 use std::{
-    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -40,7 +39,8 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "leave_running")]
     pre_dump: bool,
     /// Write only the memory that has changed since this checkpoint, and refer to it for
-    /// the rest
+    /// the rest. It has to be the last one that was taken of this tree, be it with
+    /// --pre-dump or with --parent: only one can build on it
     #[arg(long, value_name = "DIR")]
     parent: Option<PathBuf>,
     /// Print what is known of the image as one JSON object: the same as in
@@ -94,9 +94,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let options = &args.driver.options;
     let (target, root) = args.what.find()?;
     let criu = args.driver.find()?;
-    let images = Images::create(&args.images_dir)?;
+    let mut images = Images::create(&args.images_dir)?;
     let parent = match &args.parent {
-        Some(parent) => Some(images.refer_to(parent)?),
+        Some(parent) => Some(images.refer_to(parent, root.pid)?),
         None => None,
     };
     let cgroups: Vec<_> = target
@@ -115,18 +115,23 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         restores: false,
         command: &command,
         watch: Some(&mut || watch.look()),
-    })?;
-
-    let (held, excused) = (done.held(), done.is_excused(options));
-    let code = done.code();
-    let verdict = match code {
-        _ if !held && !excused => Verdict::Violated,
-        exit::SUCCESS if images.are_complete() => match held {
-            true => Verdict::Good,
-            false => Verdict::Excused,
-        },
-        _ => Verdict::Failed,
+    });
+    let done = match done {
+        Ok(done) => done,
+        Err(error) => {
+            if let Some(place) = images.abandon()? {
+                let place = place.display();
+                say(format_args!(
+                    "what there is of the checkpoint was left in {place}"
+                ));
+            }
+            return Err(error);
+        }
     };
+
+    let code = done.code();
+    let succeeded = code == exit::SUCCESS && images.are_complete();
+    let verdict = Verdict::of(done.held(), done.is_excused(options), succeeded);
     let evidence = Evidence {
         verdict,
         freezer_guard: VERSION.to_owned(),
@@ -135,17 +140,20 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         command,
         exit_code: code.0,
         pid: root.pid,
-        left_running: cgroup::process(root.pid)?.is_some(),
+        left_running: cgroup::process(root.pid).is_ok_and(|process| process.is_some()),
         comm: root.comm,
         cgroups,
         pre_dump: args.pre_dump,
         parent,
+        memory_bytes: images.bytes("pages-"),
         image_bytes: images.bytes(""),
         guard: done.guard,
     };
-    evidence.write(images.folder())?;
+    let written = evidence.write(images.folder());
     let place = images.settle(verdict)?;
-    tell(args, &evidence, &place)?;
+    tell(args, &evidence, &place);
+    // Without it nobody restores by accident what may not be good.
+    written?;
     Ok(match verdict {
         Verdict::Violated => exit::VIOLATED.into(),
         Verdict::Failed if code == exit::SUCCESS => exit::INTERNAL.into(),
@@ -153,13 +161,13 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     })
 }
 
-fn tell(args: &Args, evidence: &Evidence, place: &Path) -> Result<()> {
-    let mut log = Log::new(place, LOG);
+fn tell(args: &Args, evidence: &Evidence, place: &Path) {
+    let log = Log::new(place, LOG);
     let place = place.display();
     match evidence.verdict {
         Verdict::Good => args.driver.options.step(format_args!(
             "the checkpoint in {place} is good: {} of memory, {} in all",
-            mebibytes(log.progress().bytes()),
+            mebibytes(evidence.memory_bytes),
             mebibytes(evidence.image_bytes)
         )),
         Verdict::Excused => say(format_args!(
@@ -170,7 +178,7 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path) -> Result<()> {
         )),
         Verdict::Failed => driver::say_failure(&log),
     }
-    if matches!(evidence.verdict, Verdict::Violated | Verdict::Failed) {
+    if !evidence.verdict.is_usable() {
         say(format_args!(
             "pid {} ({}) {}",
             evidence.pid,
@@ -182,9 +190,8 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path) -> Result<()> {
         ));
     }
     if args.json {
-        writeln!(std::io::stdout(), "{}", serde_json::to_string(evidence)?)?;
+        driver::print(evidence);
     }
-    Ok(())
 }
 
 impl Args {
@@ -215,7 +222,7 @@ impl Args {
             add("--prev-images-dir", word(parent)?);
         }
         if self.driver.options.on_violation != OnViolation::Warn {
-            add("--action-script", word(&undisturbed::script()?)?);
+            add("--action-script", word(&undisturbed::script())?);
         }
         let flags = [
             ("-v4", true),

@@ -1,6 +1,9 @@
 //! CRIU, as `checkpoint` and `restore` drive it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use freezer_guard::criu::{Criu, Log};
@@ -41,6 +44,17 @@ impl Driver {
 pub(super) fn word(path: &Path) -> Result<String> {
     let text = path.to_str().map(str::to_owned);
     text.with_context(|| format!("{} is no text", path.display()))
+}
+
+/// One JSON object on standard output. What has come about counts, whether somebody
+/// reads it or not.
+pub(super) fn print(object: &impl serde::Serialize) {
+    let written = serde_json::to_string(object)
+        .map_err(std::io::Error::from)
+        .and_then(|text| writeln!(std::io::stdout(), "{text}"));
+    if let Err(error) = written {
+        say(format_args!("cannot print it as JSON: {error}"));
+    }
 }
 
 /// What CRIU has to say of its failure.

@@ -34,15 +34,13 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         ));
         return Ok(exit::USAGE.into());
     }
+    let mut found = false;
     for cgroup in target::resolve(&args.path)? {
-        let ended = client::block_on(end(&cgroup))?;
-        let Some(ended) = ended else {
-            if args.path.is_dir() {
-                return Err(guard::Error::NotGuarded(cgroup.path().to_owned()).into());
-            }
-            // A unit has one cgroup in each hierarchy; one guard covers both.
+        // A unit has one cgroup in each hierarchy; one guard covers both.
+        let Some(ended) = client::block_on(end(&cgroup))? else {
             continue;
         };
+        found = true;
         let line = format!(
             "guard of {} ended by force, by uid {}; held for {:.1} s, {}",
             cgroup.path().display(),
@@ -52,6 +50,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         );
         say(format_args!("{line}"));
         log(&line);
+    }
+    if !found {
+        return Err(guard::Error::NotGuarded(args.path.clone()).into());
     }
     Ok(ExitCode::SUCCESS)
 }

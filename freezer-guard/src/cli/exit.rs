@@ -38,15 +38,15 @@ pub(super) const NOT_FOUND: Code = Code(127);
 
 /// For `--help`.
 pub(super) const HELP: &str = "\
-Exit codes: those of COMMAND (128+N when signal N ended it), or
-  64  wrong usage
-  69  the kernel cannot do it, or not as far as --require wants
+Exit codes: those of COMMAND or CRIU (128+N when signal N ended it), or
+  64  wrong usage; an image that is there already, or is not good
+  69  the kernel cannot do it, or not as far as --require wants; `criu check` says no
   70  internal error
   73  the guard was violated or ended by somebody: do not trust the checkpoint
   75  busy: another guard is in the way, or guards are held at another level; the
       cgroup is not FROZEN, or tasks of the checkpoint are elsewhere or being traced
   77  no permission
-  126, 127  COMMAND cannot be executed, or was not found";
+  126, 127  COMMAND or CRIU cannot be executed, or was not found";
 
 /// The exit code for the first cause that has one.
 pub(super) fn of_error(error: &anyhow::Error) -> Code {
@@ -132,7 +132,9 @@ fn of_criu(error: &criu::Error) -> Option<Code> {
         criu::Error::Io { source, .. } => match source.kind() {
             io::ErrorKind::NotFound
             | io::ErrorKind::NotADirectory
-            | io::ErrorKind::InvalidInput => Some(USAGE),
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::UnexpectedEof => Some(USAGE),
             io::ErrorKind::PermissionDenied => Some(NO_PERMISSION),
             _ => None,
         },

@@ -1,11 +1,11 @@
 //! `freezer-guard restore`: drives CRIU while nobody freezes what it restores into.
 
-use std::{fs, io::Write as _, path::PathBuf, process::ExitCode};
+use std::{fs, io::ErrorKind, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use freezer_guard::{
-    cgroup,
-    criu::{self, Evidence, Log},
+    cgroup::{self, New, Task},
+    criu::{self, Criu, Known, Log},
 };
 use serde_json::json;
 
@@ -39,10 +39,10 @@ impl Args {
 
     /// Where the tree goes.
     fn places(&self) -> Result<Vec<PathBuf>> {
-        let evidence = Evidence::of_whole_images(&self.images_dir)?;
-        match evidence {
+        let known = Known::of_whole_images(&self.images_dir)?;
+        match known {
             _ if !self.cgroups.is_empty() => Ok(self.cgroups.clone()),
-            Some(evidence) => Ok(evidence.cgroups),
+            Some(known) => Ok(known.cgroups),
             None => Err(criu::Error::NoCgroup(self.images_dir.clone()).into()),
         }
     }
@@ -55,23 +55,20 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let options = &args.driver.options;
     let places = args.places()?;
     let criu = args.driver.find()?;
-    let mut made = false;
-    for place in &places {
-        if !place.exists() {
-            fs::create_dir_all(place).with_context(|| format!("make {}", place.display()))?;
-            made = true;
+    // What a failed one has left is not the reason of this one.
+    let log = Log::new(&args.images_dir, LOG);
+    match fs::remove_file(log.path()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", log.path().display()));
         }
+        _ => {}
+    }
+    let mut made = New::default();
+    for place in &places {
+        made.make(place)?;
     }
     let targets = cgroup::open_all(&places)?;
-    let mut command = vec![word(criu.path())?, "restore".to_owned(), "-D".to_owned()];
-    command.push(word(&args.images_dir)?);
-    command.extend(["-o", LOG, "-v4", "-d"].map(str::to_owned));
-    let manages = |option: &String| option.starts_with("--manage-cgroups");
-    if made && !args.driver.more.iter().any(manages) {
-        // CRIU would take one that we have made for one that has its settings.
-        command.push("--manage-cgroups=full".to_owned());
-    }
-    command.extend(args.driver.more.iter().cloned());
+    let command = args.command(&criu, &made)?;
     let done = guarded::run(Work {
         options,
         targets,
@@ -87,34 +84,71 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let (held, excused) = (done.held(), done.is_excused(options));
     let code = done.code();
     let restored = code == exit::SUCCESS;
-    let roots = match restored {
-        true => {
-            let cgroups: Vec<_> = cgroup::open_all(&places)?.into_iter().flatten().collect();
-            cgroup::roots(&cgroups.iter().collect::<Vec<_>>())?
+    let (mut roots, mut strays) = (Vec::new(), Vec::new());
+    if restored {
+        made.keep();
+        if !held {
+            say(format_args!(
+                "CRIU has restored it even so: look whether it works as it should"
+            ));
         }
-        false => Vec::new(),
-    };
-    if !restored {
-        driver::say_failure(&Log::new(&args.images_dir, LOG));
-    } else if !held {
-        say(format_args!(
-            "CRIU has restored it even so: look whether it works as it should"
-        ));
+        let pids = done.guard.as_ref().map(|guard| &guard.holder_pids[..]);
+        // It may end at once: that is no failure of the restore.
+        (roots, strays) = look(&places, pids.unwrap_or_default()).unwrap_or_default();
+    } else {
+        driver::say_failure(&log);
     }
     for root in &roots {
         options.step(format_args!("pid {} ({}) runs", root.pid, root.comm));
     }
+    if let Some(stray) = strays.first() {
+        say(format_args!(
+            "pid {} ({}) was restored into {}, where nobody guarded it: name that with --cgroup",
+            stray.pid,
+            stray.comm,
+            stray.cgroup.display()
+        ));
+    }
     if args.json {
-        let object = json!({
+        driver::print(&json!({
             "restored": restored,
             "exit_code": code.0,
             "roots": roots,
+            "strays": strays,
             "guard": done.guard,
-        });
-        writeln!(std::io::stdout(), "{object}")?;
+        }));
     }
     Ok(match held || excused {
-        true => code.into(),
         false => exit::VIOLATED.into(),
+        true if !strays.is_empty() => exit::BUSY.into(),
+        true => code.into(),
     })
+}
+
+impl Args {
+    /// CRIU's command line.
+    fn command(&self, criu: &Criu, made: &New) -> Result<Vec<String>> {
+        let mut command = vec![word(criu.path())?, "restore".to_owned(), "-D".to_owned()];
+        command.push(word(&self.images_dir)?);
+        command.extend(["-o", LOG, "-v4", "-d"].map(str::to_owned));
+        let manages = |option: &String| option.starts_with("--manage-cgroups");
+        if !made.is_empty() && !self.driver.more.iter().any(manages) {
+            // CRIU would take one that we have made for one that has its settings.
+            command.push("--manage-cgroups=full".to_owned());
+        }
+        command.extend(self.driver.more.iter().cloned());
+        Ok(command)
+    }
+}
+
+/// The roots of what was restored, which has belonged to the holder, and what of it is not
+/// where it was guarded.
+fn look(places: &[PathBuf], holder: &[u32]) -> Result<(Vec<Task>, Vec<Task>)> {
+    let mut pids: Vec<_> = holder.iter().map(|pid| pid.cast_signed()).collect();
+    pids.retain(|pid| *pid != std::process::id().cast_signed());
+    let cgroups: Vec<_> = cgroup::open_all(places)?.into_iter().flatten().collect();
+    let cgroups: Vec<_> = cgroups.iter().collect();
+    let mut roots = cgroup::roots(&cgroups)?;
+    roots.retain(|root| pids.contains(&root.pid));
+    Ok((roots, cgroup::strays(&cgroups, &pids)?))
 }

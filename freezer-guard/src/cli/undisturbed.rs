@@ -2,19 +2,32 @@
 //! and the tasks still wait. A failure makes CRIU let them run on: whose checkpoint is
 //! not good must not be lost.
 
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{
+    env, fs,
+    os::unix::process::parent_id,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
-use freezer_guard::guard::violations;
+use freezer_guard::{
+    criu,
+    guard::{self, Status, violations},
+    kernel,
+};
 
 use super::{client, exit, say, status};
 
 /// criu(8), `--action-script`: the stage that it has come to.
 const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
+/// The folder of images.
+const FOLDER: &str = "CRTOOLS_IMAGE_DIR";
 
-/// What to give to CRIU: it is executed as it stands, without arguments.
-pub(super) fn script() -> Result<PathBuf> {
-    env::current_exe().context("find this program")
+/// What to give to CRIU: it is executed as it stands, without arguments. It is this very
+/// program, whatever an upgrade may put in its place; and when this process is gone, so
+/// is whoever would call the images good.
+pub(super) fn script() -> PathBuf {
+    PathBuf::from(format!("/proc/{}/exe", std::process::id()))
 }
 
 /// The answer, if it is CRIU that asks.
@@ -32,20 +45,38 @@ pub(super) fn asked() -> Option<ExitCode> {
     })
 }
 
-/// Whether the guard whose checkpointer we belong to is there, and has held so far.
+/// Whether the guard whose checkpointer we belong to is there, and has held so far; and
+/// where the tasks are about to end, whether the images have reached the disk.
 fn answer() -> Result<ExitCode> {
-    let own = std::process::id();
-    let guards = client::block_on(status::list())?;
-    let guard = guards
-        .into_iter()
-        .find(|guard| guard.holder_pids.contains(&own));
-    let Some(guard) = guard else {
+    let Some(guard) = own_guard()? else {
         say(format_args!("the guard of this checkpoint has been ended"));
         return Ok(exit::VIOLATED.into());
     };
-    if guard.violation_count() == 0 {
-        return Ok(ExitCode::SUCCESS);
+    if guard.violation_count() > 0 {
+        say(format_args!("VIOLATED: {}", violations(&guard).join("; ")));
+        return Ok(exit::VIOLATED.into());
     }
-    say(format_args!("VIOLATED: {}", violations(&guard).join("; ")));
-    Ok(exit::VIOLATED.into())
+    if !leaves_running()? {
+        let folder = env::var_os(FOLDER).with_context(|| format!("CRIU does not set {FOLDER}"))?;
+        criu::sync(Path::new(&folder))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn own_guard() -> Result<Option<Status>> {
+    let own = std::process::id();
+    let guards = match kernel::may_use_bpf() {
+        Ok(()) => guard::list()?,
+        Err(_) => client::block_on(status::list())?,
+    };
+    let mut guards = guards.into_iter();
+    Ok(guards.find(|guard| guard.holder_pids.contains(&own)))
+}
+
+/// Whether CRIU, which has started us, will let the tasks run on anyhow.
+fn leaves_running() -> Result<bool> {
+    let path = format!("/proc/{}/cmdline", parent_id());
+    let words = fs::read(&path).with_context(|| format!("read {path}"))?;
+    let mut words = words.split(|byte| *byte == 0);
+    Ok(words.any(|word| [&b"--leave-running"[..], b"-R"].contains(&word)))
 }

@@ -31,6 +31,22 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Whether the guard `held`, or a violation is `excused`; whether CRIU has
+    /// `succeeded`.
+    pub fn of(held: bool, excused: bool, succeeded: bool) -> Self {
+        match (held, excused, succeeded) {
+            (false, false, _) => Self::Violated,
+            (_, _, false) => Self::Failed,
+            (false, true, true) => Self::Excused,
+            (true, _, true) => Self::Good,
+        }
+    }
+
+    /// Whether its image gets its name.
+    pub fn is_usable(self) -> bool {
+        matches!(self, Self::Good | Self::Excused)
+    }
+
     /// `good`
     pub fn name(self) -> &'static str {
         match self {
@@ -43,7 +59,7 @@ impl Verdict {
 }
 
 /// How an image came about: what was held, for how long, who tried to disturb it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Evidence {
     /// How good it is.
     pub verdict: Verdict,
@@ -69,6 +85,8 @@ pub struct Evidence {
     pub left_running: bool,
     /// The image it builds on, seen from its folder.
     pub parent: Option<PathBuf>,
+    /// The size of the memory in it, bytes.
+    pub memory_bytes: u64,
     /// The size of the images, bytes.
     pub image_bytes: u64,
     /// The guard at its end; none when somebody has ended it before.
@@ -90,7 +108,22 @@ impl Evidence {
         text.push('\n');
         fs::write(&path, text).map_err(|source| failed("write", &path, source))
     }
+}
 
+/// What of it is read back, from this and every other version.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Known {
+    /// How good it is.
+    pub verdict: Verdict,
+    /// The root of the tree.
+    pub pid: i32,
+    /// The cgroups that were guarded.
+    pub cgroups: Vec<PathBuf>,
+    /// Whether it holds memory only.
+    pub pre_dump: bool,
+}
+
+impl Known {
     /// What is known of the images in a folder, which are good as far as is known;
     /// `None`: nothing, for another program has made them.
     ///
@@ -100,16 +133,16 @@ impl Evidence {
         if !folder.join(INVENTORY).exists() {
             return Err(Error::NoImages(folder.to_owned()));
         }
-        let path = folder.join(Self::FILE);
+        let path = folder.join(Evidence::FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(failed("read", &path, source)),
         };
-        let evidence: Self = serde_json::from_slice(&bytes)
+        let known: Self = serde_json::from_slice(&bytes)
             .map_err(|error| failed("understand", &path, error.into()))?;
-        match evidence.verdict {
-            Verdict::Good | Verdict::Excused => Ok(Some(evidence)),
+        match known.verdict {
+            Verdict::Good | Verdict::Excused => Ok(Some(known)),
             Verdict::Violated => Err(not_good(folder, "it was disturbed while it was made")),
             Verdict::Failed => Err(not_good(folder, "CRIU has failed to make it")),
         }
@@ -120,13 +153,13 @@ impl Evidence {
     /// # Errors
     /// Also when they are those of a pre-dump.
     pub fn of_whole_images(folder: &Path) -> Result<Option<Self>, Error> {
-        let evidence = Self::of_images(folder)?;
-        match evidence.as_ref().is_some_and(|evidence| evidence.pre_dump) {
+        let known = Self::of_images(folder)?;
+        match known.as_ref().is_some_and(|known| known.pre_dump) {
             true => Err(not_good(
                 folder,
                 "it is a pre-dump, which holds memory only",
             )),
-            false => Ok(evidence),
+            false => Ok(known),
         }
     }
 }

@@ -4,14 +4,17 @@ use std::{
     ffi::OsString,
     fs::{self, DirBuilder, File},
     io::{self, ErrorKind},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use super::{Error, Evidence, Verdict};
+use super::{Error, Known, Verdict};
 
 /// What CRIU writes last.
 pub(super) const INVENTORY: &str = "inventory.img";
+
+/// In a folder of images that another one was begun on: see [`Images::refer_to`].
+const SPENT: &str = "freezer-guard.spent";
 
 /// A folder that images are being written into, beside the place they are for. Nobody
 /// finds anything in that place but good images, and what is there is never replaced.
@@ -19,6 +22,7 @@ pub(super) const INVENTORY: &str = "inventory.img";
 pub struct Images {
     place: PathBuf,
     folder: PathBuf,
+    spent: Option<PathBuf>,
     settled: bool,
 }
 
@@ -29,20 +33,33 @@ impl Images {
     /// # Errors
     /// When something is in that place, or no folder can be made beside it.
     pub fn create(place: &Path) -> Result<Self, Error> {
-        match fs::read_dir(place).map(|mut entries| entries.next().is_none()) {
+        let using = |source| failed("use", place, source);
+        // A link is to lead there at the end too.
+        let place = match place.symlink_metadata() {
+            Ok(_) => place.canonicalize().map_err(using)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => place.to_owned(),
+            Err(source) => return Err(using(source)),
+        };
+        match fs::read_dir(&place).map(|mut entries| entries.next().is_none()) {
             // As `mktemp -d` leaves it.
-            Ok(true) => {}
-            Ok(false) => return Err(Error::Exists(place.to_owned())),
+            Ok(true) => {
+                let device = |path: &Path| Ok(fs::metadata(path)?.dev());
+                if device(&place).map_err(using)? != device(parent_of(&place)).map_err(using)? {
+                    return Err(Error::MountPoint(place));
+                }
+            }
+            Ok(false) => return Err(Error::Exists(place)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(failed("use", place, source)),
+            Err(source) => return Err(using(source)),
         }
-        let folder = first_free(place, "unfinished", |name| {
+        let folder = first_free(&place, "unfinished", |name| {
             DirBuilder::new().mode(0o700).create(name)
         })
         .map_err(|(name, source)| failed("create", &name, source))?;
         Ok(Self {
-            place: place.to_owned(),
+            place,
             folder,
+            spent: None,
             settled: false,
         })
     }
@@ -52,17 +69,38 @@ impl Images {
         &self.folder
     }
 
-    /// The path of an image that this one builds on, as CRIU wants it: seen from the
-    /// folder, which will be called otherwise and stay where it is.
+    /// The path of an image of the tree below `root` that this one builds on, as CRIU
+    /// wants it: seen from the folder, which will be called otherwise and stay where it
+    /// is.
+    ///
+    /// CRIU writes the pages that have changed since the kernel's marks were cleared, and
+    /// clears them. So whatever comes of it, nothing else can build on that image.
     ///
     /// # Errors
-    /// When there are no images in it, or they are not good.
-    pub fn refer_to(&self, parent: &Path) -> Result<PathBuf, Error> {
-        Evidence::of_images(parent)?;
+    /// When there are no images in it, they are not good or of another tree, or
+    /// something was begun on them before.
+    pub fn refer_to(&mut self, parent: &Path, root: i32) -> Result<PathBuf, Error> {
+        if let Some(known) = Known::of_images(parent)?
+            && known.pid != root
+        {
+            return Err(Error::OtherTree {
+                path: parent.to_owned(),
+                found: known.pid,
+                wanted: root,
+            });
+        }
         let real = |path: &Path| {
             path.canonicalize()
                 .map_err(|source| failed("find", path, source))
         };
+        let spent = parent.join(SPENT);
+        match File::create_new(&spent) {
+            Ok(_) => self.spent = Some(spent),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return Err(Error::Spent(parent.to_owned()));
+            }
+            Err(source) => return Err(failed("create", &spent, source)),
+        }
         let (parent, folder) = (real(parent)?, real(&self.folder)?);
         pathdiff::diff_paths(&parent, folder).ok_or(Error::NoImages(parent))
     }
@@ -77,7 +115,7 @@ impl Images {
         bytes(&self.folder, prefix)
     }
 
-    /// Gives the folder the name it deserves, and returns that: good images have
+    /// Gives the folder the name it deserves, and returns that: usable images have
     /// reached the disk, and get their place; others are left as `image.violated` or
     /// `image.failed`.
     ///
@@ -86,20 +124,35 @@ impl Images {
     /// where the error says.
     pub fn settle(mut self, verdict: Verdict) -> Result<PathBuf, Error> {
         self.settled = true;
-        if matches!(verdict, Verdict::Violated | Verdict::Failed) {
+        if !verdict.is_usable() {
             return self.set_aside(verdict);
         }
         sync(&self.folder)?;
-        match fs::rename(&self.folder, &self.place) {
-            Ok(()) => {}
-            Err(source) => return Err(failed("give its name to", &self.folder, source)),
-        }
-        let parent = match self.place.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        sync_one(parent)?;
+        fs::rename(&self.folder, &self.place)
+            .map_err(|source| failed("give its name to", &self.folder, source))?;
+        sync_one(parent_of(&self.place))?;
         Ok(self.place.clone())
+    }
+
+    /// For when CRIU may not have been started: removes the folder, or returns where what
+    /// is in it was left.
+    ///
+    /// # Errors
+    /// When it can get no name.
+    pub fn abandon(mut self) -> Result<Option<PathBuf>, Error> {
+        self.give_up()
+    }
+
+    fn give_up(&mut self) -> Result<Option<PathBuf>, Error> {
+        self.settled = true;
+        if fs::remove_dir(&self.folder).is_err() {
+            return self.set_aside(Verdict::Failed).map(Some);
+        }
+        if let Some(spent) = &self.spent {
+            // CRIU has not begun, so it is as it was; at worst it is used no more.
+            let _ = fs::remove_file(spent);
+        }
+        Ok(None)
     }
 
     fn set_aside(&self, verdict: Verdict) -> Result<PathBuf, Error> {
@@ -112,10 +165,18 @@ impl Images {
 
 impl Drop for Images {
     fn drop(&mut self) {
-        // On the way out of an error, which is what gets reported.
-        if !self.settled && fs::remove_dir(&self.folder).is_err() {
-            let _ = self.set_aside(Verdict::Failed);
+        if !self.settled {
+            // On the way out of an error, which is what gets reported.
+            let _ = self.give_up();
         }
+    }
+}
+
+/// The folder that a path is in.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 
@@ -165,7 +226,10 @@ fn first_free(
 }
 
 /// Waits until the files of a folder and their names are on the disk.
-fn sync(folder: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// When they cannot be written.
+pub fn sync(folder: &Path) -> Result<(), Error> {
     let read = |source| failed("read", folder, source);
     for entry in fs::read_dir(folder).map_err(read)? {
         let entry = entry.map_err(read)?;
@@ -228,6 +292,44 @@ mod tests {
             .settle(Verdict::Good)
             .expect_err("its place is taken");
         assert!(folder.exists() && place.join("other").exists());
+    }
+
+    #[test]
+    fn one_image_is_built_on_another_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let parent = dir.path().join("parent");
+        fs::create_dir(&parent).expect("a folder");
+        fs::write(parent.join("inventory.img"), "").expect("an image");
+        let begin = || Images::create(&dir.path().join("image")).expect("a folder for images");
+        let mut unused = begin();
+        assert!(
+            unused
+                .refer_to(&parent, 1)
+                .expect("a path")
+                .ends_with("../parent")
+        );
+        drop(unused);
+        let mut used = begin();
+        used.refer_to(&parent, 1)
+            .expect("CRIU did not begin before");
+        fs::write(used.folder().join("dump.log"), "").expect("a log");
+        used.settle(Verdict::Failed).expect("a name");
+        assert!(matches!(begin().refer_to(&parent, 1), Err(Error::Spent(_))));
+    }
+
+    #[test]
+    fn a_link_leads_to_its_place() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let place = dir.path().join("place");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&place, &link).expect("a link");
+        Images::create(&link).expect_err("it leads nowhere");
+        fs::create_dir(&place).expect("an empty folder");
+        let images = Images::create(&link).expect("a folder for images");
+        assert_eq!(
+            images.settle(Verdict::Good).expect("its place"),
+            place.canonicalize().expect("it is there")
+        );
     }
 
     #[test]

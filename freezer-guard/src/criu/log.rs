@@ -1,7 +1,8 @@
 //! What CRIU's log tells: how far it is, and why it has failed.
 
 use std::{
-    fs::{self, File},
+    collections::VecDeque,
+    fs::File,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
 };
@@ -112,21 +113,23 @@ impl Log {
     /// The lines that tell why it has failed: the errors, or else the last ones.
     pub fn failure(&self) -> Vec<String> {
         const NAMED: usize = 8;
-        let bytes = fs::read(&self.path).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        let errors: Vec<_> = text
-            .lines()
-            .filter(|line| line.contains("Error ("))
-            .collect();
-        let lines = match errors.is_empty() {
+        let (mut errors, mut last) = (Vec::new(), VecDeque::new());
+        let lines = File::open(&self.path).map(|file| BufReader::new(file).split(b'\n'));
+        for line in lines.into_iter().flatten().map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
             // The first one is what the others come from.
-            false => errors[..errors.len().min(NAMED)].to_vec(),
-            true => {
-                let all: Vec<_> = text.lines().collect();
-                all[all.len().saturating_sub(NAMED)..].to_vec()
+            if line.contains("Error (") && errors.len() < NAMED {
+                errors.push(line.clone());
             }
-        };
-        lines.into_iter().map(str::to_owned).collect()
+            last.push_back(line);
+            if last.len() > NAMED {
+                last.pop_front();
+            }
+        }
+        match errors.is_empty() {
+            false => errors,
+            true => last.into(),
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use std::{
 
 pub use bugs::Bug;
 pub use command::dumped_tree;
-pub use evidence::{Evidence, Verdict};
-pub use images::Images;
+pub use evidence::{Evidence, Known, Verdict};
+pub use images::{Images, sync};
 pub use log::{Log, Progress, Stage};
 
 /// What stops us from using CRIU or a folder of images.
@@ -64,6 +64,22 @@ pub enum Error {
     /// There are images in this place already.
     #[error("{} is there already, and no image is ever replaced: remove it, or choose another --images-dir", .0.display())]
     Exists(PathBuf),
+    /// Another file system is mounted there.
+    #[error("another file system is mounted on {}, so that images cannot get this name in one step: name a folder in it", .0.display())]
+    MountPoint(PathBuf),
+    /// An image that another one was begun on.
+    #[error("another checkpoint was begun on {}, since when the kernel does not know what has changed: build on that, or begin anew without --parent", .0.display())]
+    Spent(PathBuf),
+    /// An image of another tree.
+    #[error("{} is an image of pid {found}, not of pid {wanted}", path.display())]
+    OtherTree {
+        /// Its folder.
+        path: PathBuf,
+        /// The root of its tree.
+        found: i32,
+        /// The root that was asked for.
+        wanted: i32,
+    },
     /// A folder without images.
     #[error("{} holds no images of CRIU's (there is no inventory.img)", .0.display())]
     NoImages(PathBuf),

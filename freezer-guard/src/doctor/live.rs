@@ -1,22 +1,19 @@
 //! A real guard, tried out: a cgroup of its own, a write that must not work, the
 //! end.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    sync::mpsc,
-    thread,
-};
+use std::{io, path::Path, sync::mpsc, thread, time::Duration};
 
 use freezer_guard_ebpf::{Level, Protection};
 
 use super::Check;
 use crate::{
-    cgroup::{self, Cgroup, Version},
-    guard::{Error, Guard, Wanted, Weak, chain},
+    cgroup::{self, Cgroup, New},
+    guard::{Error, Guard, Preparation, Wanted, Weak, chain},
     kernel::{Levels, Locked, ProgramReport},
 };
+
+/// How long an empty cgroup may take to freeze.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What came of it.
 #[derive(Default)]
@@ -41,39 +38,20 @@ pub(super) fn test() -> Live {
     live
 }
 
-/// A cgroup that goes when it is dropped.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new(mount: &Path) -> io::Result<Self> {
-        let path = mount.join(format!("freezer-guard-doctor-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It has no tasks. If it cannot be removed it does no harm.
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 impl Live {
     fn test_below(&mut self, name: &'static str, mount: &Path) {
-        let temporary = match Temporary::new(mount) {
-            Ok(temporary) => temporary,
-            Err(error) => {
-                self.checks.push(Check::unusable(
-                    name,
-                    format!("no cgroup can be made in {}: {error}", mount.display()),
-                    "run it as root, on the host",
-                ));
-                return;
-            }
-        };
+        let path = mount.join(format!("freezer-guard-doctor-{}", std::process::id()));
+        let mut made = New::default();
+        if let Err(error) = made.make(&path) {
+            self.checks.push(Check::unusable(
+                name,
+                format!("no cgroup can be made: {}", chain(&error)),
+                "run it as root, on the host",
+            ));
+            return;
+        }
         let check = self
-            .disturb(name, &temporary.0)
+            .disturb(name, &path)
             .unwrap_or_else(|error| Check::unusable(name, chain(&error), "see the checks above"));
         self.checks.push(check);
     }
@@ -82,23 +60,13 @@ impl Live {
     /// the freezer, and ends the guard.
     fn disturb(&mut self, name: &'static str, path: &Path) -> Result<Check, Error> {
         let cgroup = Cgroup::open(path)?;
-        let (file, thawed) = match cgroup.version() {
-            Version::V1 => ("freezer.state", "THAWED"),
-            Version::V2 => ("cgroup.freeze", "0"),
-        };
-        let file = path.join(file);
-        let write = move || {
-            File::options()
-                .write(true)
-                .open(&file)?
-                .write_all(thawed.as_bytes())
-        };
+        let outside = Cgroup::open(path)?;
         let (ask, asked) = mpsc::channel::<()>();
         let (tell, told) = mpsc::channel();
         // There before the guard, and so no part of it.
         let outsider = thread::spawn(move || {
             for () in asked {
-                if tell.send(write()).is_err() {
+                if tell.send(outside.thaw()).is_err() {
                     break;
                 }
             }
@@ -106,8 +74,13 @@ impl Live {
         let answer = || {
             // The thread lives as long as `ask`.
             let _ = ask.send(());
-            told.recv()
-                .unwrap_or_else(|_| Err(io::Error::other("the thread has ended")))
+            told.recv().unwrap_or_else(|_| {
+                Err(cgroup::Error::Io {
+                    operation: "ask",
+                    path: path.to_owned(),
+                    source: io::Error::other("the thread has ended"),
+                })
+            })
         };
         let wanted = Wanted {
             allowed: Vec::new(),
@@ -116,9 +89,12 @@ impl Live {
         };
         let held = Locked::wait()?.level();
         let mut guard = Guard::begin(vec![vec![cgroup]], &wanted)?;
-        let before = guard.before()?;
-        guard.freeze(true)?;
-        guard.checkpointing(before)?;
+        let how = Preparation {
+            freeze: true,
+            timeout: PATIENCE,
+            root: None,
+        };
+        guard.prepare(&how, |_| Ok::<_, Error>(()))?;
         let written = answer();
         let levels = guard.levels();
         let reasons: Vec<_> = guard
@@ -133,13 +109,16 @@ impl Live {
         // It has nothing to say.
         let _ = outsider.join();
         let counted = status.map_or(0, |status| status.violation_count());
-        let refused = matches!(&written, Err(error) if error.raw_os_error() == Some(libc::EBUSY));
+        let refused = matches!(
+            &written,
+            Err(cgroup::Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY)
+        );
         let level = levels[Protection::Freeze as usize];
         let finding = match (refused, counted, &after) {
             (_, _, Err(error)) => {
                 return Ok(Check::unusable(
                     name,
-                    format!("after the guard a write to the freezer fails: {error}"),
+                    format!("after the guard it fails to {}", chain(error)),
                     "please report it",
                 ));
             }

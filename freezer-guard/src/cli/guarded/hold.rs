@@ -112,8 +112,10 @@ impl Hold {
                 cgroup,
                 ..
             } => {
-                if let Some(now) = look(daemon, guard, cgroup).await? {
-                    **guard = now;
+                match look(daemon, guard, cgroup).await? {
+                    Some(now) => **guard = now,
+                    // Their numbers may be others' by now.
+                    None => guard.holder_pids.clear(),
                 }
                 Ok(Status::clone(guard))
             }
