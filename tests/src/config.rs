@@ -48,7 +48,7 @@ macro_rules! named {
     ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(rename_all = "kebab-case")]
+        #[serde(rename_all = "lowercase")]
         pub enum $type { $($(#[$variant_doc])* $variant,)+ }
 
         impl $type {
@@ -91,8 +91,6 @@ named!(
         Service = "service",
         /// Real checkpointers and container engines, in a guest with systemd.
         Engines = "engines",
-        /// A part of that: each engine undisturbed, and trouble with one.
-        EnginesCore = "engines-core",
         /// What tells quickly whether a kernel will do.
         Core = "core",
         /// Everything.

@@ -145,9 +145,12 @@ pub(crate) fn compare(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> R
         return Ok(Vec::new());
     }
     let baseline = baseline()?;
-    let known = baseline
-        .get(&key(kernel, boot))
-        .map_or(&[][..], Vec::as_slice);
+    let key = key(kernel, boot);
+    let known = baseline.get(&key).map_or(&[][..], Vec::as_slice);
+    let missing = known
+        .iter()
+        .filter(|known| programs.iter().all(|program| program.name != known.name))
+        .map(|known| format!("{key}: there is no BPF program {} any more", known.name));
     Ok(programs
         .iter()
         .filter_map(|program| {
@@ -157,10 +160,10 @@ pub(crate) fn compare(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> R
                 None => "is not in the baseline".to_owned(),
             };
             Some(format!(
-                "{}: the BPF program {name} {why}: see `cargo xtask bpf-stats`, and its --update",
-                key(kernel, boot)
+                "{key}: the BPF program {name} {why}: see `cargo xtask bpf-stats`, and its --update"
             ))
         })
+        .chain(missing)
         .collect())
 }
 

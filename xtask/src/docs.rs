@@ -64,7 +64,6 @@ const TABLES: [Table; 3] = [
             "guard",
             "attempt",
             "what comes of it",
-            "the checkpoint",
             "what it says",
         ],
         rows: |outcome| engines(outcome, "trouble"),

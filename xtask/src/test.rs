@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
     /// Only this part in each guest: levels, service, engines,
-    /// engines-core, core or full
+    /// core or full
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
     /// Write the tables of docs/ that are made from results; with `--kernel all`, and
@@ -202,6 +202,11 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         sum.add(std::mem::take(&mut outcome.sum), &outcome.label);
     }
     if args.docs {
+        ensure!(
+            sum.failed == 0,
+            "nothing is written from tests that have failed: {:#?}",
+            sum.failures
+        );
         docs::write(&outcomes)?;
     }
     let mut complaints = docs::compare(&outcomes)?;
@@ -254,21 +259,18 @@ impl Args {
             .filter(|guest| self.image.is_empty() || self.image.contains(&guest.image))
             .filter(|guest| !self.docs || guest.is_for_docs())
             .filter_map(|guest| {
-                let suite = match self.kernel.is_empty() {
-                    true => guest.in_ci?,
-                    false => guest.in_all,
+                let suite = match self.suite {
+                    Some(asked) => asked,
+                    None if self.kernel.is_empty() => guest.in_ci?,
+                    None => guest.in_all,
                 };
-                // What a suite is not about comes once, not once for each suite.
-                let engines = guest.in_all == Suite::Engines;
-                let asked = self.suite.unwrap_or(suite);
-                let about_engines = matches!(asked, Suite::Engines | Suite::EnginesCore);
-                (engines == about_engines).then_some((guest, asked))
+                guest.has(suite).then_some((guest, suite))
             })
             .collect();
         // What takes longest comes first: then the last ones end together.
         wanted.sort_by_key(|(_, suite)| match suite {
             Suite::Full => 0,
-            Suite::Engines | Suite::EnginesCore => 1,
+            Suite::Engines => 1,
             Suite::Core | Suite::Service => 2,
             Suite::Levels => 3,
         });
@@ -369,6 +371,13 @@ fn in_guests(args: &Args, guests: &[(Guest, Suite)]) -> Result<Vec<Outcome>> {
 }
 
 impl Guest {
+    /// Whether there is anything of this suite in it.
+    fn has(&self, suite: Suite) -> bool {
+        let engines = self.in_all == Suite::Engines;
+        engines == (suite == Suite::Engines)
+            && (suite != Suite::Service || self.image == Image::Systemd)
+    }
+
     /// Whether tables are made from it: each boot once, and engines. Every other run
     /// compares the rest.
     fn is_for_docs(&self) -> bool {

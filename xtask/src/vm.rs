@@ -256,7 +256,7 @@ impl Vm {
         // CRIU's hardware breakpoints): an emulated CPU runs into a breakpoint of
         // `text_poke` that another one has removed meanwhile, and the kernel panics.
         let cpus = match self.config.suite {
-            Suite::Engines | Suite::EnginesCore => "1",
+            Suite::Engines => "1",
             _ => "2",
         };
         qemu.args(["-M", "q35", "-accel", accel, "-cpu", "max", "-smp", cpus])

@@ -90,7 +90,7 @@ fn truth(hierarchy: Hierarchy) -> Result<()> {
         ensure!(report["levels"][protection] == level, "{report}");
     }
     let programs = report["programs"].as_array().context("a list")?;
-    ensure!(programs.len() >= 18, "{report}");
+    ensure!(!programs.is_empty(), "{report}");
     ensure!(
         programs.iter().all(|program| program["loaded"] == true),
         "{report}"

@@ -15,7 +15,6 @@ use super::{
     process::{Held, Process},
     scratch_folder,
 };
-use crate::config;
 
 /// How many processes there are; each has 2 MiB of memory that it has written.
 const PROCESSES: usize = 512;
@@ -26,9 +25,6 @@ const LIMIT: Duration = Duration::from_secs(900);
 
 pub(super) fn list(list: &mut List<'_>) {
     if !list.can_dump() {
-        return;
-    }
-    if list.config.suite == config::Suite::EnginesCore {
         return;
     }
     list.add("512_tasks_and_1_gib", compare);
@@ -42,7 +38,6 @@ fn compare(hierarchy: Hierarchy) -> Result<()> {
     for round in 1..=ROUNDS {
         for (guarded, time) in [false, true].into_iter().zip(&mut times) {
             let took = dump(&target, &workload, guarded)?;
-            // A guest that is silent for minutes is taken for dead.
             eprintln!(
                 "round {round}, guarded {guarded}: {:.1} s",
                 took.as_secs_f64()

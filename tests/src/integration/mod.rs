@@ -32,10 +32,12 @@ use std::{
     fs,
     path::Path,
     process::ExitCode,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::config::{CONFIG_PATH, Cgroup as Layout, Config, Image, Suite};
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
     match list() {
         Ok((label, trials)) => {
             println!("here: {label}");
+            thread::spawn(say_that_it_lives);
             libtest_mimic::run(&arguments, trials).exit_code()
         }
         Err(error) => {
@@ -65,10 +68,13 @@ fn list() -> Result<(String, Vec<Trial>)> {
     let config: Config = serde_json::from_slice(&bytes)?;
     let label = config.label();
     let mut trials = Vec::new();
-    for hierarchy in [Hierarchy::V1, Hierarchy::V2] {
-        if !hierarchy.is_here() {
-            continue;
-        }
+    let hierarchies = match config.cgroup {
+        Layout::V1 => &[Hierarchy::V1][..],
+        Layout::V2 => &[Hierarchy::V2],
+        Layout::Hybrid => &[Hierarchy::V1, Hierarchy::V2],
+    };
+    for hierarchy in hierarchies.iter().copied() {
+        ensure!(hierarchy.is_here(), "{} is not mounted", hierarchy.name());
         let mut list = List {
             config: &config,
             hierarchy,
@@ -80,7 +86,7 @@ fn list() -> Result<(String, Vec<Trial>)> {
             list.modules(Beside::Nothing, &[("doctor", failures::list_locked_down)]);
             continue;
         }
-        if matches!(config.suite, Suite::Engines | Suite::EnginesCore) {
+        if config.suite == Suite::Engines {
             list.modules(
                 Beside::AnotherGuard,
                 &[("checkpoint", checkpoint::list), ("large", large::list)],
@@ -150,6 +156,8 @@ fn list() -> Result<(String, Vec<Trial>)> {
             ],
         );
     }
+    let suite = config.suite.name();
+    ensure!(!trials.is_empty(), "{suite} has no tests for this guest");
     Ok((label, trials))
 }
 
@@ -221,6 +229,7 @@ impl List<'_> {
         let hierarchy = self.hierarchy;
         let name = format!("{}::{}::{name}", hierarchy.name(), self.module);
         let run = move || {
+            *begun() = Instant::now();
             hold_another((beside == Beside::AnotherGuard).then_some(hierarchy))
                 .and_then(|()| match beside {
                     Beside::TheService => package::ensure_installed(),
@@ -231,6 +240,25 @@ impl List<'_> {
         };
         self.trials
             .push(Trial::test(name, run).with_kind(self.config.label()));
+    }
+}
+
+/// When the trial began that runs.
+fn begun() -> MutexGuard<'static, Instant> {
+    static BEGUN: LazyLock<Mutex<Instant>> = LazyLock::new(|| Mutex::new(Instant::now()));
+    BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A guest that is silent for minutes is taken for dead; and a trial that takes longer
+/// than this is.
+fn say_that_it_lives() {
+    const LONGEST: Duration = Duration::from_secs(1200);
+    loop {
+        thread::sleep(Duration::from_secs(60));
+        let elapsed = begun().elapsed();
+        if (Duration::from_secs(60)..LONGEST).contains(&elapsed) {
+            eprintln!("… for {} s", elapsed.as_secs());
+        }
     }
 }
 

@@ -144,10 +144,6 @@ fn no_false_alarm(hierarchy: Hierarchy) -> Result<()> {
             "dump {number}: {finished:?}"
         );
         fs::remove_dir_all(&images)?;
-        // A guest that is silent for minutes is taken for dead.
-        if number % 10 == 0 {
-            eprintln!("{number} dumps of {DUMPS}");
-        }
     }
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     ensure!(

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use super::{
     super::{
         List,
-        cgroups::{Hierarchy, eventually},
+        cgroups::{Hierarchy, eventually, within},
         dump::log,
         lifecycle::expect_clean,
         process::{LONG, Process, guard, guards, run},
@@ -27,6 +27,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("killed", killed);
     list.add("two_at_once", two_at_once);
     list.add("restore_is_not_disturbed", restore_undisturbed);
+    list.add_alone("restore_is_violated", restore_violated);
 }
 
 fn refused(hierarchy: Hierarchy) -> Result<()> {
@@ -149,7 +150,7 @@ fn stopped(hierarchy: Hierarchy, signal: Signal) -> Result<()> {
 
 fn timeout(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
-    let process = scene.start_held(scene.checkpoint("image").args(["--timeout", "2s"]))?;
+    let process = scene.start_held(scene.checkpoint("image").args(["--timeout", "20s"]))?;
     process
         .wait(LONG)?
         .expect(128 + Signal::SIGTERM as i32)?
@@ -159,17 +160,18 @@ fn timeout(hierarchy: Hierarchy) -> Result<()> {
     scene.expect_unharmed()
 }
 
-/// CRIU goes on under its guard; nobody is there to call the images good.
+/// CRIU goes on under its guard; but nobody is there to call the images good, so the tree
+/// runs on.
 fn killed(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
-    let mut process = scene.start_held(scene.checkpoint("image").arg("--leave-running"))?;
+    let mut process = scene.start_held(&mut scene.checkpoint("image"))?;
     process.signal(Signal::SIGKILL)?;
     eventually("the kill", || process.has_ended())?;
     scene
         .cgroup
         .expect_refused(hierarchy.file(), hierarchy.thawed())?;
     scene.go_on()?;
-    eventually("the guard goes", || Ok(guards()?.is_empty()))?;
+    within(LONG, "the guard goes", || Ok(guards()?.is_empty()))?;
     scene.expect_names(&["image.unfinished"])?;
     scene.cgroup.thaw()?;
     scene.expect_unharmed()?;
@@ -216,6 +218,30 @@ fn restore_undisturbed(hierarchy: Hierarchy) -> Result<()> {
         .expect(0)
         .with_context(|| log(&scene.place("image"), "restore.log"))?
         .says("refused 1 attempt")?;
+    scene.workload.expect_counting_from(&since)?;
+    scene.expect_unharmed()
+}
+
+fn restore_violated(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let since = scene.workload.counters()?;
+    scene.expect_good(run(&mut scene.checkpoint("image"))?, "image")?;
+    let mut command = scene.restore("image");
+    command
+        .args(["--level", "detect"])
+        .args(scene.hold_at("post-restore")?);
+    let mut process = Process::spawn(&mut command)?;
+    scene.wait_held(&mut process)?;
+    scene
+        .cgroup
+        .expect_allowed(hierarchy.file(), hierarchy.frozen())?;
+    scene.cgroup.thaw()?;
+    scene.go_on()?;
+    process
+        .wait(LONG)?
+        .expect(73)?
+        .says(&scene.cgroup.text())?
+        .says("CRIU has restored it even so")?;
     scene.workload.expect_counting_from(&since)?;
     scene.expect_unharmed()
 }

@@ -3,7 +3,10 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::{
@@ -25,6 +28,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("of_a_unit_and_back", of_unit);
     }
     list.add("in_steps", in_steps);
+    list.add("a_parent_is_built_on_once", built_on_once);
 }
 
 fn of_cgroup(hierarchy: Hierarchy) -> Result<()> {
@@ -100,7 +104,8 @@ fn of_pid(hierarchy: Hierarchy) -> Result<()> {
     scene.expect_unharmed()
 }
 
-/// A service that systemd has started, and that it finds again when it is restored.
+/// A service that systemd has started. What is restored is in its cgroup, and its own
+/// master: the unit has ended.
 fn of_unit(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
     let unit = unique();
@@ -134,8 +139,13 @@ fn of_unit(hierarchy: Hierarchy) -> Result<()> {
         .with_context(|| log(&scene.place("image"), "restore.log"))?;
     eventually("it counts on", || Ok(count()? > since))?;
     let cgroup = evidence["cgroups"][0].as_str().context("its cgroup")?;
-    for pid in fs::read_to_string(format!("{cgroup}/cgroup.procs"))?.lines() {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
+    let pids = fs::read_to_string(format!("{cgroup}/cgroup.procs"))?;
+    ensure!(
+        pids.lines().any(|line| line == pid.to_string()),
+        "it is elsewhere"
+    );
+    for pid in pids.lines() {
+        kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
     }
     scene.expect_unharmed()
 }
@@ -175,5 +185,35 @@ fn in_steps(hierarchy: Hierarchy) -> Result<()> {
         .expect(0)
         .with_context(|| log(&scene.place("third"), "restore.log"))?;
     scene.workload.expect_counting_from(&since)?;
+    scene.expect_unharmed()
+}
+
+/// What an attempt has cleared the kernel's marks of is not in a next one on the same
+/// parent.
+fn built_on_once(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let finished = run(scene.checkpoint("first").arg("--pre-dump"))?;
+    scene.expect_good(finished, "first")?;
+    let on_first = |name: &str| {
+        let mut command = scene.checkpoint(name);
+        command.arg("--parent").arg(scene.place("first"));
+        command
+    };
+    let finished = run(on_first("second").args(scene.at_stage("post-dump", "exit 1\n")?))?;
+    ensure!([1, 255].contains(&finished.code), "{finished:?}");
+    scene.expect_unharmed()?;
+    run(&mut on_first("third"))?
+        .expect(64)?
+        .says("another checkpoint was begun on")?
+        .says("begin anew without --parent")?;
+    scene.expect_names(&["first", "second.failed"])?;
+    // Nor is it an image of another tree.
+    let other = Scene::new(hierarchy)?;
+    let mut command = other.checkpoint("image");
+    command.arg("--parent").arg(scene.place("first"));
+    run(&mut command)?
+        .expect(64)?
+        .says(&format!("of pid {}", scene.workload.pid))?;
+    other.expect_names(&[])?;
     scene.expect_unharmed()
 }

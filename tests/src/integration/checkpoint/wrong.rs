@@ -1,13 +1,19 @@
 //! Wrong use, and what cannot go well: a clear error, and nothing lost.
 
-use std::{ffi::OsStr, fs, process::Command};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
     super::{
         List,
-        cgroups::{Hierarchy, Workload},
+        cgroups::{Cgroup, Hierarchy, Workload},
         process::{LONG, guard, run},
     },
     Scene,
@@ -19,6 +25,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("wrong_criu", wrong_criu);
     list.add("wrong_images", wrong_images);
     list.add("restore_fails", restore_fails);
+    list.add("restore_elsewhere", restore_elsewhere);
 }
 
 fn never_replaces(hierarchy: Hierarchy) -> Result<()> {
@@ -30,6 +37,24 @@ fn never_replaces(hierarchy: Hierarchy) -> Result<()> {
         .expect(64)?
         .says("is there already")?;
     scene.expect_names(&["image"])?;
+    // What cannot get its name is told before the tree has gone.
+    let link = scene.place("link");
+    symlink(scene.place("nowhere"), &link)?;
+    run(&mut scene.checkpoint("link"))?
+        .expect(64)?
+        .says("link")?;
+    fs::remove_file(&link)?;
+    let mounted = scene.place("mounted");
+    fs::create_dir(&mounted)?;
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(&mounted))?
+    .expect(0)?;
+    run(&mut scene.checkpoint("mounted"))?
+        .expect(64)?
+        .says("is mounted on")?;
+    run(Command::new("umount").arg(&mounted))?.expect(0)?;
+    fs::remove_dir(&mounted)?;
     // One that comes while it is being made is not replaced either.
     let first = scene.start_held(scene.checkpoint("other").arg("--leave-running"))?;
     fs::create_dir(scene.place("other"))?;
@@ -78,7 +103,8 @@ fn wrong_targets(hierarchy: Hierarchy) -> Result<()> {
         .find(|pid| **pid != scene.workload.pid)
         .context("a child")?;
     let part = checkpoint("--pid", child.to_string().as_ref())?;
-    ensure!(part.code != 0, "{part:?}");
+    ensure!([1, 255].contains(&part.code), "{part:?}");
+    part.says("Error (")?.says("was left running")?;
     other.kill_all()?;
     guard(["checkpoint", "-D", "/tmp/image"])?.expect(64)?;
     guard(["checkpoint", "--cgroup", &scene.cgroup.text()])?.expect(64)?;
@@ -96,19 +122,27 @@ fn wrong_targets(hierarchy: Hierarchy) -> Result<()> {
 
 fn wrong_criu(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
-    let file = scene.place("script");
+    let file = scene.place("file");
     fs::write(&file, "not to be executed")?;
     let file = file.to_str().context("a plain path")?;
+    // This kernel will not do, it says.
+    let old = scene.place("script");
+    let says = "#!/bin/sh\n[ $1 = --version ] && exec echo Version: 4.2\n\
+                echo 'no soft-dirty tracking'; exit 1\n";
+    fs::write(&old, says)?;
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o755))?;
+    let old = old.to_str().context("a plain path")?;
     for (criu, code, words) in [
         ("/nowhere/criu", 127, "was not found"),
         (file, 126, file),
         ("/bin/true", 69, "is no CRIU"),
+        (old, 69, "check` says: no soft-dirty tracking"),
     ] {
         run(scene.checkpoint("image").args(["--criu", criu]))?
             .expect(code)?
             .says(words)?;
     }
-    scene.expect_names(&[])?;
+    scene.expect_names(&["file"])?;
     scene.expect_unharmed()
 }
 
@@ -124,13 +158,20 @@ fn wrong_images(hierarchy: Hierarchy) -> Result<()> {
     run(&mut scene.restore("image"))?
         .expect(64)?
         .says("--cgroup")?;
-    let finished = run(scene
-        .restore("image")
-        .arg("--cgroup")
-        .arg(&scene.cgroup.path))?;
-    ensure!(finished.code != 0, "{finished:?}");
+    // It makes no folders that are no cgroups, and leaves no cgroups.
+    let folder = scene.place("no/cgroup");
+    let missing = scene.cgroup.path.join("missing/cgroup");
+    let into = |place: &Path| run(scene.restore("image").arg("--cgroup").arg(place));
+    into(&folder)?.expect(64)?.says("is not a cgroup")?;
+    let finished = into(&missing)?;
+    ensure!([1, 255].contains(&finished.code), "{finished:?}");
+    finished.says("restore.log says:")?;
+    ensure!(!scene.cgroup.path.join("missing").exists(), "it is left");
     fs::write(images.join("freezer-guard.json"), "{")?;
-    run(&mut scene.restore("image"))?.says("freezer-guard.json")?;
+    run(&mut scene.restore("image"))?
+        .expect(64)?
+        .says("freezer-guard.json")?;
+    scene.expect_names(&["image"])?;
     scene.expect_unharmed()
 }
 
@@ -146,5 +187,21 @@ fn restore_fails(hierarchy: Hierarchy) -> Result<()> {
         .says("image/restore.log says:")?
         .says("Error (")?;
     scene.expect_names(&["image"])?;
+    scene.expect_unharmed()
+}
+
+/// CRIU goes by the image, and not by what is guarded.
+fn restore_elsewhere(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let other = Cgroup::new(hierarchy)?;
+    let since = scene.workload.counters()?;
+    scene.expect_good(run(&mut scene.checkpoint("image"))?, "image")?;
+    run(scene.restore("image").arg("--cgroup").arg(&other.path))?
+        .expect(75)?
+        .says(&format!(
+            "pid {} (guest-tool) was restored into",
+            scene.workload.pid
+        ))?;
+    scene.workload.expect_counting_from(&since)?;
     scene.expect_unharmed()
 }

@@ -117,8 +117,6 @@ impl Life {
     /// A checkpoint, which fails or had the guard that it should have.
     fn checkpoint(&self, name: &str, kind: Kind<'_>) -> Result<Finished> {
         let finished = run(&mut self.container.checkpoint(self.way, name, kind)?)?;
-        // A guest that is silent for minutes is taken for dead.
-        eprintln!("{}: {name}", self.way.name());
         let freezes = !kind.pre_dump || self.container.engine.freezes_for_a_pre_dump();
         match self.way {
             _ if finished.code != 0 => Ok(finished),

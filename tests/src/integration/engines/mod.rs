@@ -11,7 +11,6 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{List, package, service::systemctl};
-use crate::config;
 use container::Engine;
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -26,11 +25,7 @@ pub(super) fn list(list: &mut List<'_>) {
             move |h| life::of(engine, h, &guest),
         );
     }
-    let troubled = match list.config.suite {
-        config::Suite::EnginesCore => &[Engine::Runc][..],
-        _ => &Engine::ALL,
-    };
-    for &engine in troubled {
+    for engine in Engine::ALL {
         let guest = guest.clone();
         list.add(
             &format!("trouble_with_{}", engine.title().replace(' ', "_")),
