@@ -10,6 +10,7 @@ use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
 
 use anyhow::{Context as _, Result};
 use freezer_guard::kernel::may_use_bpf;
+use freezer_guard_ebpf::GuardId;
 use tokio_stream::Stream;
 use zlink::{proxy, tokio::unix};
 
@@ -26,8 +27,17 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) trait Daemon {
     async fn list(&mut self) -> zlink::Result<Result<Guards, Error>>;
     async fn list_ended(&mut self) -> zlink::Result<Result<Guards, Error>>;
-    async fn status(&mut self, cgroup: &str) -> zlink::Result<Result<State, Error>>;
-    async fn end(&mut self, cgroup: &str, force: bool) -> zlink::Result<Result<OneGuard, Error>>;
+    async fn status(
+        &mut self,
+        cgroup: &str,
+        guard: Option<GuardId>,
+    ) -> zlink::Result<Result<State, Error>>;
+    async fn end(
+        &mut self,
+        cgroup: &str,
+        guard: Option<GuardId>,
+        force: bool,
+    ) -> zlink::Result<Result<OneGuard, Error>>;
     async fn begin(
         &mut self,
         cgroups: Option<Vec<String>>,

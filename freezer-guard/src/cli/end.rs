@@ -61,7 +61,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
 async fn end(cgroup: &Cgroup) -> Result<Option<Status>> {
     let path = cgroup.path().to_str().context("this path is no text")?;
     client::ask(
-        async |daemon| match answer(daemon.end(path, true)).await {
+        async |daemon| match answer(daemon.end(path, None, true)).await {
             Ok(ended) => Ok(Some(ended.guard)),
             Err(error) => match error.downcast_ref() {
                 Some(client::Error::NotGuarded { .. }) => Ok(None),

@@ -88,8 +88,8 @@ async fn last() -> Result<Vec<Status>> {
 async fn state(path: &Path) -> Result<State> {
     let text = path.to_str().context("this path is no text")?;
     client::ask(
-        async |daemon| answer(daemon.status(text)).await,
-        || Ok(State::of(path)?),
+        async |daemon| answer(daemon.status(text, None)).await,
+        || Ok(State::of(path, None)?),
     )
     .await
 }

@@ -10,6 +10,7 @@ use freezer_guard::{
     guard::{self, Happening, Status},
     kernel,
 };
+use freezer_guard_ebpf::GuardId;
 use serde::{Deserialize, Serialize};
 use zlink::{
     ReplyError,
@@ -126,16 +127,22 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Asks the kernel.
-    pub(crate) fn of(path: &Path) -> Result<Self, guard::Error> {
-        let cgroup = Cgroup::open(path)?;
-        let guard = guard::of_cgroup(&cgroup)?;
+    /// Asks the kernel. With the id of a guard, the cgroup may have gone.
+    pub(crate) fn of(path: &Path, guard: Option<GuardId>) -> Result<Self, guard::Error> {
+        let (path, guard, now) = match guard {
+            Some(id) => {
+                let found = guard::list()?.into_iter().find(|guard| guard.id == id);
+                (path.to_owned(), found, "GONE".to_owned())
+            }
+            None => {
+                let cgroup = Cgroup::open(path)?;
+                let now = cgroup.freezer_state()?.to_string();
+                (cgroup.path().to_owned(), guard::of_cgroup(&cgroup)?, now)
+            }
+        };
         Ok(Self {
-            path: cgroup.path().to_owned(),
-            state: match &guard {
-                Some(guard) => guard.state.clone(),
-                None => cgroup.freezer_state()?.to_string(),
-            },
+            path,
+            state: guard.as_ref().map_or(now, |guard| guard.state.clone()),
             guard,
         })
     }

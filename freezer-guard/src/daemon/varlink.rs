@@ -8,7 +8,7 @@ use freezer_guard::{
     doctor,
     guard::{self, Chronicle, Deed, Guard, Happening, PidFd, Preparation, Status, Target, Wanted},
 };
-use freezer_guard_ebpf::Level;
+use freezer_guard_ebpf::{GuardId, Level};
 use tokio_stream::{
     Stream, StreamExt as _, once,
     wrappers::{BroadcastStream, errors::BroadcastStreamRecvError},
@@ -211,37 +211,39 @@ where
     }
 
     /// Ends the guard of a cgroup and thaws what was frozen for it: for its
-    /// holder; or for whoever may, if `force` is set.
+    /// holder; or for whoever may, if `force` is set. The holder may name it by its id, as
+    /// `guard`, for its cgroup may have gone.
     async fn end(
         &self,
         cgroup: PathBuf,
+        guard: Option<GuardId>,
         force: Option<bool>,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<OneGuard, Error> {
         let peer = peer(connection).await?;
-        let found = blocking(move || -> Result<_, guard::Error> {
-            let cgroup = Cgroup::open(&cgroup)?;
-            match guard::of_cgroup(&cgroup)? {
-                Some(guard) => Ok((cgroup, guard.id, guard.holder_pids)),
-                None => Err(guard::Error::NotGuarded(cgroup.path().to_owned())),
-            }
-        });
-        let (cgroup, id, pids) = match found.await {
+        let path = cgroup.clone();
+        let found = blocking(move || State::of(&path, guard)).await;
+        let found = match found {
             Err(_) if !self.is_trusted(&peer) => return Err(self.not_trusted(&peer)),
-            found => found?,
+            found => found?.guard,
         };
-        let is_holder = peer.is_among(&pids);
+        let is_holder = found
+            .as_ref()
+            .is_some_and(|guard| peer.is_among(&guard.holder_pids));
         if !is_holder {
             self.trust(&peer)?;
-            if !force.unwrap_or_default() {
-                return Err(Error::denied(
-                    "the caller does not belong to its holder: to cut it off, set `force`",
-                ));
-            }
+        }
+        let Some(found) = found else {
+            return Err(anyhow::Error::from(guard::Error::NotGuarded(cgroup)).into());
+        };
+        if !is_holder && !force.unwrap_or_default() {
+            return Err(Error::denied(
+                "the caller does not belong to its holder: to cut it off, set `force`",
+            ));
         }
         let guard = blocking(move || match is_holder {
-            true => guard::end_by_holder(&cgroup, id),
-            false => guard::end_by_force(&cgroup),
+            true => guard::end_by_holder(found.id, &cgroup),
+            false => guard::end_by_force(&Cgroup::open(&cgroup)?),
         })
         .await?;
         Ok(OneGuard { guard })
@@ -267,14 +269,16 @@ where
         Ok(Guards { guards })
     }
 
-    /// The state of a cgroup, and its guard: for its holder, and for whoever may.
+    /// The state of a cgroup, and its guard: for its holder, and for whoever may. The
+    /// holder may name the guard by its id, for its cgroup may have gone.
     async fn status(
         &self,
         cgroup: PathBuf,
+        guard: Option<GuardId>,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<State, Error> {
         let peer = peer(connection).await?;
-        let state = match blocking(move || State::of(&cgroup)).await {
+        let state = match blocking(move || State::of(&cgroup, guard)).await {
             Err(_) if !self.is_trusted(&peer) => return Err(self.not_trusted(&peer)),
             state => state?,
         };

@@ -1,5 +1,7 @@
 //! What may be done to the guards of others: follow them, end them.
 
+use std::path::Path;
+
 use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
 
 use super::{
@@ -28,36 +30,39 @@ pub fn follow() -> Result<(Reader, Vec<Status>), Error> {
 /// # Errors
 /// When there is none.
 pub fn end_by_force(cgroup: &Cgroup) -> Result<Status, Error> {
-    end(cgroup, None)
+    let lock = Locked::wait()?;
+    let not_guarded = || Error::NotGuarded(cgroup.path().to_owned());
+    let maps = lock.open()?.ok_or_else(not_guarded)?;
+    let id = covering(&maps, cgroup)?.ok_or_else(not_guarded)?;
+    end(&lock, maps, id, Ok(()))?.ok_or_else(not_guarded)
 }
 
-/// Ends this guard of a cgroup in its holder's name: its targets are restored to
-/// the state they were found in.
+/// Ends this guard in its holder's name: its targets are restored to the state they were
+/// found in. `name`: what the holder calls it by, which may have gone.
 ///
 /// # Errors
 /// When there is none; when a target cannot be restored, and there was no
 /// violation to be told first: the guard has ended even so.
-pub fn end_by_holder(cgroup: &Cgroup, id: GuardId) -> Result<Status, Error> {
-    end(cgroup, Some(id))
+pub fn end_by_holder(id: GuardId, name: &Path) -> Result<Status, Error> {
+    let lock = Locked::wait()?;
+    let not_guarded = || Error::NotGuarded(name.to_owned());
+    let maps = lock.open()?.ok_or_else(not_guarded)?;
+    let restored = restore_targets(&maps, id);
+    end(&lock, maps, id, restored)?.ok_or_else(not_guarded)
 }
 
-/// `of_holder`: the guard that it has to be, and whose targets are restored.
-fn end(cgroup: &Cgroup, of_holder: Option<GuardId>) -> Result<Status, Error> {
-    let lock = Locked::wait()?;
-    let not_guarded = || Error::NotGuarded(cgroup.path().to_owned());
-    let mut maps = lock.open()?.ok_or_else(not_guarded)?;
-    let id = covering(&maps, cgroup)?.ok_or_else(not_guarded)?;
-    let restored = match of_holder {
-        Some(own) if own != id => return Err(not_guarded()),
-        Some(_) => restore_targets(&maps, id),
-        None => Ok(()),
-    };
+/// `restored`: whether its targets are as they were found, if they are to be.
+fn end(
+    lock: &Locked,
+    mut maps: Maps,
+    id: GuardId,
+    restored: Result<(), Error>,
+) -> Result<Option<Status>, Error> {
     let end = marks::release(&mut maps, id, restored.is_ok())?;
-    tidy(&lock, &maps)?;
-    match (end, restored) {
+    tidy(lock, &maps)?;
+    match (&end, restored) {
         (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
-        (Some(status), _) => Ok(status),
-        (None, _) => Err(not_guarded()),
+        _ => Ok(end),
     }
 }
 

@@ -431,6 +431,19 @@ fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
     held.tell("")?;
     held.wait(LONG)?.expect(0)?.says("refused 1 attempt")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    // A cgroup may go with its tasks, as a unit's does.
+    let parent = Cgroup::new(hierarchy)?;
+    let gone = parent.child("gone")?;
+    for path in [parent.path.clone(), gone.path.clone(), gone.freezer()] {
+        std::os::unix::fs::chown(path, Some(1001), None)?;
+    }
+    let mut command = Command::new("/usr/bin/freezer-guard");
+    command.args(["run", "--freeze", "--cgroup", &gone.text(), "--"]);
+    // Longer than it takes to look once.
+    command.args(["bash", "-c", &format!("rmdir {} && sleep 3", gone.text())]);
+    run(&mut as_user(1001, "", &command))?
+        .expect(0)?
+        .says("refused nothing")?;
     expect_idle()
 }
 

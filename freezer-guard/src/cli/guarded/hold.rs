@@ -112,23 +112,28 @@ impl Hold {
                 cgroup,
                 ..
             } => {
-                match look(daemon, guard, cgroup).await? {
-                    Some(now) => **guard = now,
-                    // Their numbers may be others' by now.
-                    None => guard.holder_pids.clear(),
-                }
+                let seen = look_until_seen(daemon, guard, cgroup).await?;
+                remember(guard, seen);
                 Ok(Status::clone(guard))
             }
         }
     }
 
-    /// Looks again at what costs more than a look into a map.
+    /// Looks again at what costs more than a look into a map. What the service does not
+    /// answer at once it is asked again.
     pub(super) async fn check(&mut self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(1);
         match self {
             Self::Here { guard, missed } => *missed = guard.missed()?,
-            Self::Service { .. } => {
-                self.status().await?;
-            }
+            Self::Service {
+                daemon,
+                guard,
+                cgroup,
+                ..
+            } => match look(daemon, guard, cgroup, PATIENCE).await {
+                Ok(seen) => remember(guard, seen),
+                Err(_) => reconnect(daemon).await,
+            },
         }
         Ok(())
     }
@@ -177,10 +182,13 @@ impl Hold {
                 cgroup,
                 ..
             } => {
-                if look(&mut daemon, &guard, &cgroup).await?.is_none() {
+                if look_until_seen(&mut daemon, &guard, &cgroup)
+                    .await?
+                    .is_none()
+                {
                     return Ok(None);
                 }
-                match answer(daemon.end(&cgroup, false)).await {
+                match answer(daemon.end(&cgroup, Some(guard.id), false)).await {
                     Ok(ended) => Ok(Some(ended.guard)),
                     Err(error) => match error.downcast_ref() {
                         Some(client::Error::NotGuarded { .. }) => Ok(None),
@@ -192,33 +200,55 @@ impl Hold {
     }
 }
 
-/// What the service says of the guard now; `None`: it is in force no more. The
-/// service may just be starting anew, which the guard does not notice.
+fn remember(guard: &mut Status, seen: Option<Status>) {
+    match seen {
+        Some(now) => *guard = now,
+        // Their numbers may be others' by now.
+        None => guard.holder_pids.clear(),
+    }
+}
+
+/// What the service says of the guard now; `None`: it is in force no more.
 async fn look(
+    daemon: &mut unix::Connection,
+    guard: &Status,
+    cgroup: &str,
+    patience: Duration,
+) -> Result<Option<Status>> {
+    match answer_within(patience, daemon.status(cgroup, Some(guard.id))).await {
+        Ok(now) => Ok(now.guard),
+        Err(error) => match error.downcast_ref() {
+            // It knows us by the guard.
+            Some(client::Error::NotGuarded { .. } | client::Error::PermissionDenied { .. }) => {
+                Ok(None)
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+/// The same from a service that may just be starting anew, which the guard does not
+/// notice.
+async fn look_until_seen(
     daemon: &mut unix::Connection,
     guard: &Status,
     cgroup: &str,
 ) -> Result<Option<Status>> {
     /// systemd starts it at once; loading everything may take some seconds.
     const ATTEMPTS: u32 = 60;
-    let mut attempt = 0;
-    loop {
-        match answer(daemon.status(cgroup)).await {
-            Ok(now) => return Ok(now.guard.filter(|now| now.id == guard.id)),
-            Err(error) => match error.downcast_ref() {
-                // It knows us by the guard.
-                Some(client::Error::NotGuarded { .. } | client::Error::PermissionDenied { .. }) => {
-                    return Ok(None);
-                }
-                Some(_) => return Err(error),
-                None if attempt == ATTEMPTS => return Err(error),
-                None => {}
-            },
+    for _ in 0..ATTEMPTS {
+        if let Ok(seen) = look(daemon, guard, cgroup, PATIENCE).await {
+            return Ok(seen);
         }
-        attempt += 1;
         sleep(Duration::from_millis(500)).await;
-        if let Ok(Some(again)) = client::connect().await {
-            *daemon = again;
-        }
+        reconnect(daemon).await;
+    }
+    look(daemon, guard, cgroup, PATIENCE).await
+}
+
+/// An answer that did not come may still, and be taken for the next one's.
+async fn reconnect(daemon: &mut unix::Connection) {
+    if let Ok(Some(again)) = client::connect().await {
+        *daemon = again;
     }
 }

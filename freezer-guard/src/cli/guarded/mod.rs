@@ -150,10 +150,11 @@ async fn begin(mut work: Work<'_>) -> Result<Done> {
     let (hold, reader) = match kernel::may_use_bpf() {
         Ok(()) => begin_here(&mut work, &mut signals)?,
         Err(denied) => match client::connect().await? {
-            Some(daemon) => {
-                let hold = Hold::by_service(daemon, &mut work).await?;
-                (hold, None)
-            }
+            Some(daemon) => tokio::select! {
+                hold = Hold::by_service(daemon, &mut work) => (hold?, None),
+                // The service sees that we have gone.
+                caught = signals.next() => return Err(Error::Interrupted(caught?.signal).into()),
+            },
             None => return Err(denied.into()),
         },
     };
