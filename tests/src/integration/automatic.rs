@@ -15,12 +15,13 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, unique},
     dump,
-    process::{Held, LONG, Process, guard, guards, last_guard, run, status},
+    process::{Held, LONG, Process, guard, guards, last_guard, run, status, tool},
     scratch, scratch_folder,
     service::{
         eventually, expect_anew, expect_idle, is_attached, journal, journal_fields, main_pid,
         systemctl,
     },
+    varlink::SOCKET,
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -36,6 +37,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("dump_by_an_engine", engine);
         list.add("restore", restore);
     }
+    list.add("what_it_restores_is_free", restored);
 }
 
 /// A shell that is called criu, with a file of its own.
@@ -294,6 +296,8 @@ fn killed(hierarchy: Hierarchy) -> Result<()> {
 
 /// A write that was under way when the checkpointer froze.
 fn violation(hierarchy: Hierarchy) -> Result<()> {
+    // Its counters start anew.
+    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     let target = Cgroup::new(hierarchy)?;
     let mut command = Command::new("guest-tool");
     command
@@ -321,6 +325,9 @@ fn violation(hierarchy: Hierarchy) -> Result<()> {
                     .is_some_and(|message| message.contains(&words))
         }))
     })?;
+    let metrics = tool(["varlink", SOCKET, "io.freezerguard.Metrics"])?;
+    let counted = r#"freezer_guard_violations_total{kind=\"freeze\"} 1\n"#;
+    ensure!(metrics.stdout.contains(counted), "{}", metrics.stdout);
     // Over a restart of the service.
     systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     let last = guard(["status", "--last"])?.expect(0)?;
@@ -399,4 +406,43 @@ fn restore(hierarchy: Hierarchy) -> Result<()> {
     target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
     workload.expect_counting()?;
     target.kill_all()
+}
+
+/// A child that is put into a cgroup is a process that is being restored: it is no part of
+/// the holder, and the guard does not wait for it.
+fn restored(hierarchy: Hierarchy) -> Result<()> {
+    let (target, elsewhere) = (Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?);
+    let (go, said, end) = (scratch("go"), scratch("said"), scratch("end"));
+    for fifo in [&go, &end] {
+        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    }
+    let mut criu = FakeCriu::new()?.start()?;
+    sh(&mut criu, &write(&target, hierarchy.frozen()))?;
+    armed()?;
+    let child = format!(
+        "(read l < {}; {} 2>/dev/null; echo $? > {}; read l < {}) >/dev/null 2>&1 & \
+         echo $! > {}/cgroup.procs",
+        go.display(),
+        write(&target, hierarchy.thawed()),
+        said.display(),
+        end.display(),
+        elsewhere.text()
+    );
+    sh(&mut criu, &child)?;
+    ensure!(!elsewhere.pids()?.is_empty(), "no child was put there");
+    fs::write(&go, "\n")?;
+    eventually("the child has written", || {
+        Ok(fs::read_to_string(&said).is_ok_and(|text| !text.is_empty()))
+    })?;
+    ensure!(
+        fs::read_to_string(&said)?.trim() != "0",
+        "what was restored may write as the holder"
+    );
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    // The child lives.
+    expect_idle()?;
+    ensure!(!elsewhere.pids()?.is_empty(), "the child has ended");
+    fs::write(&end, "\n")?;
+    target.thaw()
 }

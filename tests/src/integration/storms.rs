@@ -26,7 +26,7 @@ pub(super) fn list(list: &mut List<'_>) {
 }
 
 /// Two numbers that the tool printed.
-fn numbers(line: &str) -> Result<(u64, u64)> {
+pub(super) fn numbers(line: &str) -> Result<(u64, u64)> {
     let (one, two) = line.trim().split_once(' ').context("two numbers")?;
     Ok((one.parse()?, two.parse()?))
 }

@@ -27,9 +27,10 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("run_by_the_service", run_by_service);
     list.add("socket_activation", activation);
     list.add("a_thousand_bad_connections", garbage);
+    list.add("nobody_has_too_much", limits);
 }
 
-const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
+pub(super) const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
 
 fn command(method: &str, parameters: &Value) -> Command {
     let mut command = Command::new("guest-tool");
@@ -480,5 +481,39 @@ fn garbage(hierarchy: Hierarchy) -> Result<()> {
     ensure!(resident < 100 << 10, "it takes {resident} kB");
     let name = tool(["varlink", SOCKET, "org.varlink.service.GetInfo"])?.expect(0)?;
     ensure!(name.stdout.contains("freezer-guard"));
+    expect_idle()
+}
+
+fn limits(hierarchy: Hierarchy) -> Result<()> {
+    /// A message, and what the socket holds of it.
+    const MOST: u64 = 1 << 20;
+    let tool = Command::new("guest-tool");
+    for (uid, answered) in [(1001, 32), (0, 40)] {
+        let mut tool = as_user(uid, "", &tool);
+        tool.args(["varlink-limits", SOCKET, "40"]);
+        let (connections, bytes) = super::storms::numbers(&run(&mut tool)?.expect(0)?.stdout)?;
+        ensure!(connections == answered, "{connections} for uid {uid}");
+        ensure!(bytes < MOST, "{bytes} bytes of one message were taken");
+    }
+    // As many guards as that, each with a holder of its own.
+    let targets: Vec<_> = (0..9)
+        .map(|_| Cgroup::new(hierarchy))
+        .collect::<Result<_>>()?;
+    let mut held = Vec::new();
+    for (number, target) in targets.iter().enumerate() {
+        std::os::unix::fs::chown(target.freezer(), Some(1001), None)?;
+        let parameters = json!({ "cgroups": [target.text()], "freeze": true });
+        let client = command("io.freezerguard.Begin", &parameters);
+        let mut client = as_user(1001, "", &client);
+        client.arg("--writable").arg(target.freezer()).arg("--hold");
+        let mut client = Process::spawn(&mut client)?;
+        let line = client.line()?;
+        ensure!(line.contains("error") == (number == 8), "{number}: {line}");
+        held.push(client);
+    }
+    for mut client in held {
+        client.close_input();
+        client.wait(LONG)?;
+    }
     expect_idle()
 }

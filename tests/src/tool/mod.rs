@@ -157,6 +157,8 @@ enum Task {
     Varlink(varlink::Call),
     /// Connect many times, and send what is no message
     Garbage { socket: PathBuf, connections: u32 },
+    /// How many connections are answered, and how long a message may be
+    VarlinkLimits { socket: PathBuf, connections: usize },
     /// Move the processes of TARGET out by writes that change on their way
     Flip { target: PathBuf, outside: PathBuf },
 }
@@ -244,6 +246,10 @@ fn run(task: Task) -> Result<()> {
             socket,
             connections,
         } => varlink::garbage(&socket, connections),
+        Task::VarlinkLimits {
+            socket,
+            connections,
+        } => varlink::limits(&socket, connections),
         Task::Flip { target, outside } => storm::flip(&target, &outside),
     }
 }

@@ -101,6 +101,34 @@ pub(super) fn call(call: &Call) -> Result<()> {
     Ok(())
 }
 
+/// Opens connections and prints how many of them are answered, all at once; then how
+/// many bytes of one endless message are taken.
+pub(super) fn limits(socket: &Path, connections: usize) -> Result<()> {
+    const CALL: &[u8] = b"{\"method\":\"org.varlink.service.GetInfo\"}\0";
+    let mut open = Vec::new();
+    for _ in 0..connections {
+        let stream = UnixStream::connect(socket).context("connect")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+        open.push(stream);
+    }
+    let mut answered = 0;
+    for stream in &mut open {
+        let mut answer = [0; 16];
+        let is_answered =
+            stream.write_all(CALL).is_ok() && stream.read(&mut answer).is_ok_and(|size| size > 0);
+        answered += usize::from(is_answered);
+    }
+    let mut taken = 0;
+    if let Some(stream) = open.first_mut() {
+        while taken < 64 << 20 && stream.write_all(&[b'x'; 4096]).is_ok() {
+            taken += 4096;
+        }
+    }
+    println!("{answered} {taken}");
+    Ok(())
+}
+
 /// Connects again and again, with everything but a whole good message. Prints how
 /// many connections it took, and stays connected with the last ones for a moment.
 pub(super) fn garbage(socket: &Path, connections: u32) -> Result<()> {
