@@ -87,7 +87,7 @@ named!(
     Suite {
         /// How far protections go, and what `doctor` says.
         Levels = "levels",
-        /// The host's service, in a guest with systemd.
+        /// The host's service and `checkpoint`, in a guest with systemd.
         Service = "service",
         /// Real checkpointers and container engines, in a guest with systemd.
         Engines = "engines",

@@ -107,6 +107,7 @@ fn list() -> Result<(String, Vec<Trial>)> {
             );
         }
         if config.suite == Suite::Service {
+            list.modules(Beside::AnotherGuard, &[("checkpoint", checkpoint::list)]);
             continue;
         }
         list.modules(
