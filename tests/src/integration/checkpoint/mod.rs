@@ -161,6 +161,15 @@ impl Scene {
     }
 }
 
+/// For what is named by a pid, all of whose cgroups are guarded: a v2 cgroup that is not
+/// ours, where there is v2 besides.
+fn for_pids(hierarchy: Hierarchy) -> Result<Option<Cgroup>> {
+    match hierarchy == Hierarchy::V1 && Hierarchy::V2.is_here() {
+        true => Cgroup::new(Hierarchy::V2).map(Some),
+        false => Ok(None),
+    }
+}
+
 fn evidence(images: &Path) -> Result<Value> {
     let path = images.join("freezer-guard.json");
     let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;

@@ -12,12 +12,12 @@ use serde_json::Value;
 use super::{
     super::{
         List,
-        cgroups::{Cgroup, Hierarchy, eventually, unique},
+        cgroups::{Hierarchy, eventually, unique},
         dump::log,
         process::run,
         service::{property, systemctl},
     },
-    Scene, evidence,
+    Scene, evidence, for_pids,
 };
 use crate::config;
 
@@ -72,11 +72,7 @@ fn of_cgroup(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn of_pid(hierarchy: Hierarchy) -> Result<()> {
-    // All cgroups of the process are guarded: they must not be ours.
-    let other = match hierarchy == Hierarchy::V1 && Hierarchy::V2.is_here() {
-        true => Some(Cgroup::new(Hierarchy::V2)?),
-        false => None,
-    };
+    let other = for_pids(hierarchy)?;
     let scene = Scene::beside(hierarchy, other.as_ref())?;
     let since = scene.workload.counters()?;
     let image = scene.place("image");

@@ -16,7 +16,7 @@ use super::{
         cgroups::{Cgroup, Hierarchy, Workload},
         process::{LONG, guard, run},
     },
-    Scene,
+    Scene, for_pids,
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -71,7 +71,8 @@ fn never_replaces(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn wrong_targets(hierarchy: Hierarchy) -> Result<()> {
-    let scene = Scene::new(hierarchy)?;
+    let in_v2 = for_pids(hierarchy)?;
+    let scene = Scene::beside(hierarchy, in_v2.as_ref())?;
     let empty = scene.cgroup.child("empty")?;
     let other = scene.cgroup.child("other")?;
     let workload = Workload::start(&[&other], 0)?;
