@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{ExitCode, ExitStatus},
     time::{Duration, Instant},
 };
 
@@ -151,7 +151,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     };
     let written = evidence.write(images.folder());
     let place = images.settle(verdict)?;
-    tell(args, &evidence, &place);
+    tell(args, &evidence, &place, done.status);
     // Without it nobody restores by accident what may not be good.
     written?;
     Ok(match verdict {
@@ -161,7 +161,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     })
 }
 
-fn tell(args: &Args, evidence: &Evidence, place: &Path) {
+fn tell(args: &Args, evidence: &Evidence, place: &Path, status: ExitStatus) {
     let log = Log::new(place, LOG);
     let place = place.display();
     match evidence.verdict {
@@ -176,7 +176,7 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path) {
         Verdict::Violated => say(format_args!(
             "do not trust this checkpoint: what there is of it was left in {place}"
         )),
-        Verdict::Failed => driver::say_failure(&log),
+        Verdict::Failed => driver::say_failure(&log, status),
     }
     if !evidence.verdict.is_usable() {
         say(format_args!(

@@ -3,6 +3,7 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
+    process::ExitStatus,
 };
 
 use anyhow::{Context as _, Result};
@@ -57,9 +58,13 @@ pub(super) fn print(object: &impl serde::Serialize) {
     }
 }
 
-/// What CRIU has to say of its failure.
-pub(super) fn say_failure(log: &Log) {
+/// What CRIU has to say of its failure. Nothing, when a signal has ended it.
+pub(super) fn say_failure(log: &Log, status: ExitStatus) {
     let path = log.path().display();
+    if status.code().is_none() {
+        say(format_args!("how far CRIU had come stands in {path}"));
+        return;
+    }
     let lines = log.failure();
     if lines.is_empty() {
         say(format_args!(

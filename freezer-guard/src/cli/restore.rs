@@ -1,8 +1,8 @@
 //! `freezer-guard restore`: drives CRIU while nobody freezes what it restores into.
 
-use std::{fs, io::ErrorKind, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, New, Task},
     criu::{self, Criu, Known, Log},
@@ -56,13 +56,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let places = args.places()?;
     let criu = args.driver.find()?;
     // What a failed one has left is not the reason of this one.
-    let log = Log::new(&args.images_dir, LOG);
-    match fs::remove_file(log.path()) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("remove {}", log.path().display()));
-        }
-        _ => {}
-    }
+    let log = Log::new(&args.images_dir, LOG).anew();
     let mut made = New::default();
     for place in &places {
         made.make(place)?;
@@ -96,7 +90,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         // It may end at once: that is no failure of the restore.
         (roots, strays) = look(&places, pids.unwrap_or_default()).unwrap_or_default();
     } else {
-        driver::say_failure(&log);
+        driver::say_failure(&log, done.status);
     }
     for root in &roots {
         options.step(format_args!("pid {} ({}) runs", root.pid, root.comm));

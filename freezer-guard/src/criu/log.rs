@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{BufRead as _, BufReader},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -19,7 +20,11 @@ pub struct Log {
     reader: Option<BufReader<File>>,
     line: Vec<u8>,
     progress: Progress,
+    old: Option<Stamp>,
 }
+
+/// Which file it is, and when it was written last: inode, seconds, nanoseconds.
+type Stamp = (u64, i64, i64);
 
 /// How far a dump is.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,7 +86,21 @@ impl Log {
             reader: None,
             line: Vec::new(),
             progress: Progress::default(),
+            old: None,
         }
+    }
+
+    /// The same, but what it says by now is another's.
+    pub fn anew(self) -> Self {
+        Self {
+            old: self.stamp(),
+            ..self
+        }
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        let metadata = self.path.metadata().ok()?;
+        Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
     }
 
     /// Where it is.
@@ -114,6 +133,9 @@ impl Log {
     pub fn failure(&self) -> Vec<String> {
         const NAMED: usize = 8;
         let (mut errors, mut last) = (Vec::new(), VecDeque::new());
+        if self.old.is_some() && self.old == self.stamp() {
+            return errors;
+        }
         let lines = File::open(&self.path).map(|file| BufReader::new(file).split(b'\n'));
         for line in lines.into_iter().flatten().map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
@@ -155,8 +177,13 @@ mod tests {
         assert_eq!((progress.processes, progress.pages), (1, 3));
         assert_eq!(log.progress().processes, 1);
         assert_eq!(log.failure().len(), 2);
+        let another = Log::new(dir.path(), "dump.log").anew();
+        assert!(another.failure().is_empty());
+        // The clock of files is coarse.
+        std::thread::sleep(std::time::Duration::from_millis(20));
         file.write_all(b"(00.03) Error (criu/mem.c:1): no\n(00.04) bye\n")
             .expect("an error");
+        assert_eq!(another.failure().len(), 1);
         assert_eq!(log.failure(), ["(00.03) Error (criu/mem.c:1): no"]);
     }
 }
