@@ -14,6 +14,7 @@ mod large;
 mod levels;
 mod lifecycle;
 mod misuse;
+mod mounts;
 mod outsiders;
 mod package;
 mod parallel;

@@ -2,12 +2,12 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use anyhow::{Result, ensure};
 
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
+    mounts::Mount,
     process::{Held, guards, run},
     scratch_folder,
 };
@@ -57,23 +57,14 @@ fn expect_guarded(target: &Cgroup, command: &mut Command) -> Result<()> {
 
 fn bind_mount(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
-    let place = scratch_folder("bind")?;
-    mount(
-        Some(&target.path),
-        &place,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )?;
+    let place = Mount::bind(&target.path, scratch_folder("bind")?)?;
     // The way it is shown depends on the mounts; that it is guarded does not.
     let mut command = Command::new("freezer-guard");
-    let mut held = Held::start(command.args(["run", "--freeze", "--cgroup"]).arg(&place))?;
-    let guarded = held
-        .wait_held()
-        .and_then(|()| target.expect_refused(hierarchy.file(), hierarchy.thawed()))
-        .and_then(|()| held.release()?.expect(0));
-    umount2(&place, MntFlags::MNT_DETACH).context("unmount")?;
-    guarded.map(|_| ())
+    let mut held = Held::start(command.args(["run", "--freeze", "--cgroup"]).arg(&place.0))?;
+    held.wait_held()?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?;
+    Ok(())
 }
 
 /// Finds the cgroups in each hierarchy that is there.

@@ -1,17 +1,13 @@
 //! Every way to write is refused, and only while there is a guard.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs::File, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy},
+    mounts::Mount,
     process::{Held, LONG, Process, tool},
     scratch, scratch_folder,
 };
@@ -93,46 +89,23 @@ fn before(hierarchy: Hierarchy, how: &str) -> Result<()> {
     Ok(())
 }
 
-/// A mount that goes when the test ends.
-struct Mount(PathBuf);
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // The guest ends soon.
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 fn second_mount(hierarchy: Hierarchy) -> Result<()> {
     let top = scratch_folder("mount")?;
     let (kind, options) = match hierarchy {
         Hierarchy::V1 => ("cgroup", Some("freezer")),
         Hierarchy::V2 => ("cgroup2", None),
     };
-    mount(Some(kind), &top, Some(kind), MsFlags::empty(), options).context("mount")?;
-    let top = Mount(top);
+    let top = Mount::new(kind, top, options)?;
     outside(hierarchy, |path| {
         let path = top.0.join(path.strip_prefix(hierarchy.root())?);
         Ok(tool(["write", "write", text(&path)?, hierarchy.frozen()])?.code)
     })
 }
 
-fn bind(source: &Path, place: PathBuf) -> Result<Mount> {
-    mount(
-        Some(source),
-        &place,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .context("bind")?;
-    Ok(Mount(place))
-}
-
 fn bind_directory(hierarchy: Hierarchy) -> Result<()> {
     outside(hierarchy, |path| {
         let place = scratch_folder("bind")?;
-        let place = bind(path.parent().context("a file lies in a directory")?, place)?;
+        let place = Mount::bind(path.parent().context("a file lies in a directory")?, place)?;
         let file = place.0.join(hierarchy.file());
         Ok(tool(["write", "write", text(&file)?, hierarchy.frozen()])?.code)
     })
@@ -142,7 +115,7 @@ fn bind_file(hierarchy: Hierarchy) -> Result<()> {
     outside(hierarchy, |path| {
         let place = scratch("bind");
         File::create(&place)?;
-        let place = bind(path, place)?;
+        let place = Mount::bind(path, place)?;
         Ok(tool(["write", "write", text(&place.0)?, hierarchy.frozen()])?.code)
     })
 }

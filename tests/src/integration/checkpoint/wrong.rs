@@ -14,6 +14,7 @@ use super::{
     super::{
         List,
         cgroups::{Cgroup, Hierarchy, Workload},
+        mounts::Mount,
         process::{LONG, guard, run},
     },
     Scene, for_pids,
@@ -46,14 +47,11 @@ fn never_replaces(hierarchy: Hierarchy) -> Result<()> {
     fs::remove_file(&link)?;
     let mounted = scene.place("mounted");
     fs::create_dir(&mounted)?;
-    run(Command::new("mount")
-        .args(["-t", "tmpfs", "tmpfs"])
-        .arg(&mounted))?
-    .expect(0)?;
+    let tmpfs = Mount::new("tmpfs", mounted.clone(), None)?;
     run(&mut scene.checkpoint("mounted"))?
         .expect(64)?
         .says("is mounted on")?;
-    run(Command::new("umount").arg(&mounted))?.expect(0)?;
+    drop(tmpfs);
     fs::remove_dir(&mounted)?;
     // One that comes while it is being made is not replaced either.
     let first = scene.start_held(scene.checkpoint("other").arg("--leave-running"))?;
