@@ -23,6 +23,11 @@ macro_rules! kernel_fields {
             /// Every field as struct and member.
             pub const FIELDS: &[(&str, &str)] = &[$(($struct, $member)),+];
 
+            /// In the order of [`Self::FIELDS`].
+            pub const fn values(&self) -> [u32; Self::FIELDS.len()] {
+                [$(self.$field),+]
+            }
+
             /// Looks each member up with `offset(struct, member)`.
             ///
             /// # Errors

@@ -83,16 +83,16 @@ pub(crate) fn wait_for_programs() {
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
 }
 
-/// Loads a program of the type `BPF_PROG_TYPE_TRACING` that may change what the
-/// kernel function with the BTF id `target` returns (`BPF_MODIFY_RETURN`).
+/// Loads a program of a type that is attached to something in the kernel's BTF: the
+/// type, the way to attach it, and the id of what it is attached to.
 ///
 /// # Errors
 /// What bpf(2) says, with the log of the verifier.
-pub(crate) fn load_modify_return(
+pub(crate) fn load(
     name: &str,
     instructions: &[bpf_insn],
     license: &CStr,
-    target: u32,
+    (program_type, attach_type, target): (bpf_prog_type, bpf_attach_type, u32),
 ) -> Result<OwnedFd, (io::Error, String)> {
     /// As much of the log as is kept, bytes; the kernel takes up to 1 GiB.
     const LOG: usize = 16 << 20;
@@ -100,8 +100,8 @@ pub(crate) fn load_modify_return(
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
     // SAFETY: the arm of the union that `BPF_PROG_LOAD` reads.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
-    load.expected_attach_type = bpf_attach_type::BPF_MODIFY_RETURN as u32;
+    load.prog_type = program_type as u32;
+    load.expected_attach_type = attach_type as u32;
     load.attach_btf_id = target;
     load.insns = instructions.as_ptr() as u64;
     load.insn_cnt = instructions.len() as u32;
@@ -142,7 +142,7 @@ pub(crate) fn load_modify_return(
 /// What bpf(2) says.
 pub(crate) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
-    // SAFETY: as in `load_modify_return`.
+    // SAFETY: as in `load`.
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
     // SAFETY: the arm of the union that `BPF_OBJ_PIN` reads.
     let pin = unsafe { &mut attributes.__bindgen_anon_4 };
@@ -159,7 +159,7 @@ pub(crate) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
 /// What bpf(2) says.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
-    // SAFETY: as in `load_modify_return`.
+    // SAFETY: as in `load`.
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
     // SAFETY: the arm of the union that `BPF_OBJ_GET` reads.
     let object = unsafe { &mut attributes.__bindgen_anon_4 };
@@ -176,11 +176,26 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// What bpf(2) says.
 pub(crate) fn attach(program: &OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: as in `load_modify_return`. No name: it was loaded with one.
+    // SAFETY: as in `load`. No name: it was loaded with one.
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
     attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
     // SAFETY: there are no pointers in it.
     let link = unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
+/// Makes an iterator of a program that was loaded as one, and returns the link.
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn attach_iterator(program: &OwnedFd) -> io::Result<OwnedFd> {
+    // SAFETY: as in `load`.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attributes.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    // SAFETY: there are no pointers in it.
+    let link = unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }

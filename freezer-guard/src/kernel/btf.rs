@@ -1,54 +1,86 @@
-//! Offsets of struct members, from the running kernel's BTF.
+//! What the running kernel's BTF says: offsets of struct members, a few constants,
+//! and the ids of what programs are attached to.
 
 use std::{
-    fs::{self, File},
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::fd::AsRawFd as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
 };
 
 use btf_rs::{Backend, Btf, Type};
 use freezer_guard_ebpf::{KernelOffsets, NO_FREEZER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{Error, daemon::RUN_DIR, pins::OBJECT_ID, programs};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// The running kernel's BTF, some MB that sysfs hands out page by page.
-pub(super) fn read() -> Result<Vec<u8>, Error> {
-    fs::read(VMLINUX).map_err(|error| Error::Missing {
-        path: VMLINUX.into(),
-        needed_for: "use a kernel built with CONFIG_DEBUG_INFO_BTF",
-        error,
-    })
-}
+/// The enums with constants that we look up.
+const SUBSYSTEMS: &str = "cgroup_subsys_id";
+const HELPERS: &str = "bpf_func_id";
 
-/// What the programs have to know of the kernel with this BTF.
+/// What the programs have to know of the running kernel, and where they go.
 pub(super) struct Facts {
     pub(super) offsets: KernelOffsets,
     /// `freezer_cgrp_id`, or [`NO_FREEZER`].
     pub(super) freezer: u32,
     /// Whether there is the helper `bpf_task_pt_regs`, 0 or 1.
     pub(super) has_task_pt_regs: u32,
+    /// What programs are attached to, as far as this kernel has it.
+    targets: BTreeMap<String, u32>,
 }
 
-pub(super) fn facts(bytes: &[u8]) -> Result<Facts, Error> {
-    let btf = parse(bytes)?;
-    Ok(Facts {
-        offsets: offsets(&btf)?,
-        freezer: constant(&btf, "cgroup_subsys_id", "freezer_cgrp_id")?.unwrap_or(NO_FREEZER),
-        has_task_pt_regs: constant(&btf, "bpf_func_id", "BPF_FUNC_task_pt_regs")?
-            .is_some()
-            .into(),
-    })
+impl Facts {
+    /// Looks them up, once after each boot.
+    ///
+    /// # Errors
+    /// When the kernel has no BTF, or lacks something that the programs read.
+    pub(super) fn of_kernel() -> Result<Self, Error> {
+        let file = open()?;
+        let key = Key::of(&file);
+        if let Some(kept) = key.as_ref().and_then(Kept::read) {
+            return Ok(kept);
+        }
+        let facts = Self::look_up(&Types::read(file)?)?;
+        if let Some(key) = key {
+            // Without it the next one looks them up again.
+            let _ = Kept::new(key, &facts).write();
+        }
+        Ok(facts)
+    }
+
+    fn look_up(types: &Types) -> Result<Self, Error> {
+        Ok(Self {
+            offsets: KernelOffsets::resolve(|container, member| types.offset(container, member))?,
+            freezer: types
+                .constant(SUBSYSTEMS, "freezer_cgrp_id")?
+                .unwrap_or(NO_FREEZER),
+            has_task_pt_regs: types
+                .constant(HELPERS, "BPF_FUNC_task_pt_regs")?
+                .is_some()
+                .into(),
+            targets: types.targets(),
+        })
+    }
+
+    /// The BTF id of a function, or of the type of a tracepoint.
+    pub(super) fn target(&self, name: &str) -> Option<u32> {
+        self.targets.get(name).copied()
+    }
 }
 
 /// Every field that the programs read and this kernel has not.
-pub(super) fn missing_fields(bytes: &[u8]) -> Result<Vec<(&'static str, &'static str)>, Error> {
-    let btf = parse(bytes)?;
+pub(super) fn missing_fields() -> Result<Vec<(&'static str, &'static str)>, Error> {
+    let types = Types::read(open()?)?;
     let mut missing = Vec::new();
     for (container, member) in KernelOffsets::FIELDS {
-        match offset(&btf, container, member) {
+        match types.offset(container, member) {
             Ok(_) => {}
             Err(Error::Field(..)) => missing.push((*container, *member)),
             Err(error) => return Err(error),
@@ -57,69 +89,195 @@ pub(super) fn missing_fields(bytes: &[u8]) -> Result<Vec<(&'static str, &'static
     Ok(missing)
 }
 
-/// The value of a constant of an enum.
-fn constant(btf: &Btf, name: &str, member: &str) -> Result<Option<u32>, Error> {
-    // A name that nothing has is an error to the crate.
-    let Ok(candidates) = btf.resolve_types_by_name(name) else {
-        return Ok(None);
-    };
-    for candidate in candidates {
-        if let Type::Enum(constants) = candidate {
-            for constant in &constants.members {
-                if btf.resolve_name(constant)? == member {
-                    return Ok(Some(constant.val()));
+fn open() -> Result<File, Error> {
+    File::open(VMLINUX).map_err(missing_btf)
+}
+
+fn missing_btf(error: io::Error) -> Error {
+    Error::Missing {
+        path: VMLINUX.into(),
+        needed_for: "use a kernel built with CONFIG_DEBUG_INFO_BTF",
+        error,
+    }
+}
+
+/// The types of the kernel that we look at, by their names. There are some
+/// 100,000: one pass over them finds these.
+struct Types {
+    btf: Btf,
+    named: BTreeMap<String, Vec<(u32, Type)>>,
+}
+
+impl Types {
+    fn read(mut file: File) -> Result<Self, Error> {
+        // Mapped, the others cost little; sysfs cannot be mapped before 6.16, hence
+        // the copy.
+        let mut copied = || -> io::Result<File> {
+            let mut copy = File::from(memfd_create(c"btf", MFdFlags::MFD_CLOEXEC)?);
+            io::copy(&mut file, &mut copy)?;
+            Ok(copy)
+        };
+        let copy = copied().map_err(missing_btf)?;
+        let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+        let btf = Btf::from_file_with_backend(path, Backend::Mmap)?;
+        let targets = programs::targets();
+        let wanted: BTreeSet<&str> = KernelOffsets::FIELDS
+            .iter()
+            .map(|(container, _)| *container)
+            .chain([SUBSYSTEMS, HELPERS])
+            .chain(targets.iter().map(String::as_str))
+            .collect();
+        let mut named: BTreeMap<String, Vec<(u32, Type)>> = BTreeMap::new();
+        let (first, last) = btf.base().type_id_range();
+        for id in first..=last {
+            let found = btf.resolve_type_by_id(id)?;
+            let Some(name) = found
+                .as_btf_type()
+                .and_then(|found| btf.resolve_name(found).ok())
+            else {
+                continue;
+            };
+            if wanted.contains(&*name) {
+                named.entry(name).or_default().push((id, found));
+            }
+        }
+        Ok(Self { btf, named })
+    }
+
+    fn named(&self, name: &str) -> impl Iterator<Item = &(u32, Type)> {
+        self.named.get(name).into_iter().flatten()
+    }
+
+    /// What a program can be attached to.
+    fn targets(&self) -> BTreeMap<String, u32> {
+        let is_target = |found: &Type| matches!(found, Type::Func(_) | Type::Typedef(_));
+        programs::targets()
+            .into_iter()
+            .filter_map(|name| {
+                let id = self
+                    .named(&name)
+                    .find_map(|(id, found)| is_target(found).then_some(*id))?;
+                Some((name, id))
+            })
+            .collect()
+    }
+
+    /// The value of a constant of an enum.
+    fn constant(&self, name: &str, member: &str) -> Result<Option<u32>, Error> {
+        for (_, found) in self.named(name) {
+            if let Type::Enum(constants) = found {
+                for constant in &constants.members {
+                    if self.btf.resolve_name(constant)? == member {
+                        return Ok(Some(constant.val()));
+                    }
                 }
             }
         }
+        Ok(None)
     }
-    Ok(None)
+
+    /// The offset of a member, bytes.
+    fn offset(&self, container: &'static str, member: &'static str) -> Result<u32, Error> {
+        // Several structs may share a name: ours is the one with the member.
+        for (_, found) in self.named(container) {
+            if let Some(bits) = self.find(found, member)? {
+                return Ok(bits / 8);
+            }
+        }
+        Err(Error::Field(container, member))
+    }
+
+    /// The offset of a member in bits, also inside anonymous structs and unions.
+    fn find(&self, container: &Type, member: &str) -> Result<Option<u32>, Error> {
+        let (Type::Struct(fields) | Type::Union(fields)) = container else {
+            return Ok(None);
+        };
+        for field in &fields.members {
+            let name = self.btf.resolve_name(field).unwrap_or_default();
+            if name == member {
+                return Ok(Some(field.bit_offset()));
+            }
+            if name.is_empty()
+                && let Some(inside) = self.find(&self.btf.resolve_chained_type(field)?, member)?
+            {
+                return Ok(Some(field.bit_offset() + inside));
+            }
+        }
+        Ok(None)
+    }
 }
 
-fn offsets(btf: &Btf) -> Result<KernelOffsets, Error> {
-    KernelOffsets::resolve(|container, member| offset(btf, container, member))
+/// For which kernel, and which programs, something was looked up.
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    boot_id: String,
+    object: String,
+    /// The device and the inode of the BTF: another file may be mounted over it.
+    file: (u64, u64),
 }
 
-/// The offset of a member, bytes.
-fn offset(btf: &Btf, container: &'static str, member: &'static str) -> Result<u32, Error> {
-    // A name that nothing has is an error to the crate.
-    let candidates = btf.resolve_types_by_name(container).unwrap_or_default();
-    // Several structs may share a name: ours is the one with the member.
-    for candidate in candidates {
-        if let Some(bits) = find(btf, candidate, member)? {
-            return Ok(bits / 8);
+impl Key {
+    fn of(btf: &File) -> Option<Self> {
+        let file = btf.metadata().ok()?;
+        Some(Self {
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?,
+            object: OBJECT_ID.to_owned(),
+            file: (file.dev(), file.ino()),
+        })
+    }
+}
+
+/// What was looked up, as it is kept until the host is restarted.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    key: Key,
+    /// In the order of [`KernelOffsets::FIELDS`].
+    offsets: Vec<u32>,
+    freezer: u32,
+    has_task_pt_regs: u32,
+    targets: BTreeMap<String, u32>,
+}
+
+impl Kept {
+    fn path() -> PathBuf {
+        Path::new(RUN_DIR).join("btf.json")
+    }
+
+    fn new(key: Key, facts: &Facts) -> Self {
+        Self {
+            key,
+            offsets: facts.offsets.values().to_vec(),
+            freezer: facts.freezer,
+            has_task_pt_regs: facts.has_task_pt_regs,
+            targets: facts.targets.clone(),
         }
     }
-    Err(Error::Field(container, member))
-}
 
-/// Of some 100,000 types we look at a few. Mapped, the others cost nothing; sysfs
-/// cannot be mapped before 6.16, hence the copy.
-fn parse(bytes: &[u8]) -> Result<Btf, Error> {
-    let copied = || -> io::Result<File> {
-        let mut file = File::from(memfd_create(c"btf", MFdFlags::MFD_CLOEXEC)?);
-        file.write_all(bytes)?;
-        Ok(file)
-    };
-    let file = copied().map_err(Error::failed("copy the kernel's BTF"))?;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(Btf::from_file_with_backend(path, Backend::Mmap)?)
-}
-
-/// The offset of a member in bits, also inside anonymous structs and unions.
-fn find(btf: &Btf, container: Type, member: &str) -> Result<Option<u32>, Error> {
-    let (Type::Struct(fields) | Type::Union(fields)) = container else {
-        return Ok(None);
-    };
-    for field in &fields.members {
-        let name = btf.resolve_name(field).unwrap_or_default();
-        if name == member {
-            return Ok(Some(field.bit_offset()));
+    fn read(key: &Key) -> Option<Facts> {
+        let kept: Self = serde_json::from_slice(&fs::read(Self::path()).ok()?).ok()?;
+        if kept.key != *key {
+            return None;
         }
-        if name.is_empty()
-            && let Some(inside) = find(btf, btf.resolve_chained_type(field)?, member)?
-        {
-            return Ok(Some(field.bit_offset() + inside));
-        }
+        let mut offsets = kept.offsets.into_iter();
+        Some(Facts {
+            offsets: KernelOffsets::resolve(|_, _| offsets.next().ok_or(())).ok()?,
+            freezer: kept.freezer,
+            has_task_pt_regs: kept.has_task_pt_regs,
+            targets: kept.targets,
+        })
     }
-    Ok(None)
+
+    /// Whoever loads holds the lock: there is one writer.
+    fn write(&self) -> io::Result<()> {
+        let new = Self::path().with_extension("new");
+        super::daemon::make_run_dir()?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        fs::rename(new, Self::path())
+    }
 }

@@ -17,13 +17,17 @@ use super::Error;
 /// Where files are kept until the host is restarted.
 pub(super) const RUN_DIR: &str = "/run/freezer-guard";
 
-/// Opens a file that is there to be locked: by root alone, since who can open it
-/// can lock it.
-pub(super) fn open_lock(name: &str) -> io::Result<File> {
+pub(super) fn make_run_dir() -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
-        .create(RUN_DIR)?;
+        .create(RUN_DIR)
+}
+
+/// Opens a file that is there to be locked: by root alone, since who can open it
+/// can lock it.
+pub(super) fn open_lock(name: &str) -> io::Result<File> {
+    make_run_dir()?;
     File::options()
         .write(true)
         .create(true)

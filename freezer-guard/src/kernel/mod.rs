@@ -1,10 +1,10 @@
 //! BPF: what is loaded, attached and pinned. Knows nothing of freezers.
 
 mod btf;
+mod code;
 pub(crate) mod conditions;
 mod daemon;
 mod maps;
-mod modify_return;
 mod pins;
 mod programs;
 mod readers;
@@ -117,7 +117,7 @@ pub fn may_use_bpf() -> Result<(), Error> {
 
 /// Every field that the programs read and the running kernel has not.
 pub(crate) fn missing_fields() -> Result<Vec<(&'static str, &'static str)>, Error> {
-    btf::missing_fields(&btf::read()?)
+    btf::missing_fields()
 }
 
 impl Error {

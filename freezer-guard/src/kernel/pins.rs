@@ -8,17 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Btf, Ebpf, EbpfLoader, Endianness,
-    programs::{Iter, RawTracePoint, links::FdLink},
-};
+use aya::{EbpfLoader, programs::RawTracePoint};
 use freezer_guard_ebpf::{Level, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    Error, Levels, Maps, btf,
+    Error, Levels, Maps,
+    btf::Facts,
+    code::Code,
     conditions::{self, Memlock},
-    modify_return::ModifyReturn,
     programs::{self, Hierarchies, PROGRAMS, Program, ProgramReport},
     readers,
 };
@@ -30,7 +28,7 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/freezer-guard";
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/freezer-guard.bpf.o"));
 
-const OBJECT_ID: &str = env!("FREEZER_GUARD_OBJECT_ID");
+pub(super) const OBJECT_ID: &str = env!("FREEZER_GUARD_OBJECT_ID");
 
 /// The right to change what is pinned. User-space writers are one at a time.
 #[derive(Debug)]
@@ -196,13 +194,9 @@ impl Locked {
 
     /// `None`: the kernel permits nothing that refuses at this level.
     fn load_and_pin(&self, level: Level, reasons: &mut Vec<Error>) -> Result<Option<Maps>, Error> {
-        let bytes = btf::read()?;
-        let facts = btf::facts(&bytes)?;
-        let btf = Btf::parse(&bytes, Endianness::default())
-            .map_err(Error::failed("parse the kernel's BTF"))?;
+        let facts = Facts::of_kernel()?;
         let mut ebpf = self
             .loader()
-            .btf(Some(&btf))
             .override_global(names::OFFSETS, &facts.offsets, true)
             .override_global(names::FREEZER, &facts.freezer, true)
             .override_global(names::HAS_TASK_PT_REGS, &facts.has_task_pt_regs, true)
@@ -223,13 +217,10 @@ impl Locked {
             map.pin(&path)
                 .map_err(Error::failed(format!("pin {}", path.display())))?;
         }
-        let modify_return = match level {
-            Level::BestEffort => Some(ModifyReturn::new(OBJECT, &ebpf)?),
-            Level::Enforce | Level::Detect => None,
-        };
+        let code = Code::new(OBJECT, &ebpf)?;
         let mut permitted = level != Level::BestEffort;
         for program in programs::at(level) {
-            match program.load(&mut ebpf, modify_return.as_ref(), &btf, &self.dir) {
+            match program.load(level, &code, &facts, &self.dir) {
                 Ok(()) => permitted |= program.modifies_return(level),
                 Err(error) if program.is_vital() => return Err(error),
                 Err(error) => reasons.push(error),
@@ -239,9 +230,13 @@ impl Locked {
             return Ok(None);
         }
         for name in [names::MEMBERS_ITER, names::ENROL_ITER] {
-            self.attach_iter(name, &mut ebpf, &btf)?;
+            programs::load_iterator(name, &code, &facts, &self.dir)?;
         }
-        let control: &mut RawTracePoint = program(&mut ebpf, names::CONTROL)?;
+        let control: &mut RawTracePoint = ebpf
+            .program_mut(names::CONTROL)
+            .ok_or_else(|| missing(names::CONTROL))?
+            .try_into()
+            .map_err(Error::failed("find the BPF program control"))?;
         control.load().map_err(Error::load(names::CONTROL))?;
         let path = self.control(level);
         control
@@ -254,6 +249,8 @@ impl Locked {
     /// long as somebody follows the events.
     fn loader(&self) -> EbpfLoader<'static> {
         let mut loader = EbpfLoader::new();
+        // Nothing in the object is to be relocated by it.
+        loader.btf(None);
         for name in [names::READERS, names::LOST] {
             loader.map_pin_path(name, self.dir.join(name));
         }
@@ -351,20 +348,6 @@ impl Locked {
             .map_err(Error::failed(format!("remove pins in {PIN_DIR}")))
     }
 
-    /// A pinned iterator runs whenever its file is read.
-    fn attach_iter(&self, name: &'static str, ebpf: &mut Ebpf, btf: &Btf) -> Result<(), Error> {
-        let failed = || format!("attach the BPF iterator {name}");
-        let program: &mut Iter = program(ebpf, name)?;
-        program.load("task", btf).map_err(Error::load(name))?;
-        let id = program.attach().map_err(Error::failed(failed()))?;
-        let link = program.take_link(id).map_err(Error::failed(failed()))?;
-        let link: FdLink = link.try_into().map_err(Error::failed(failed()))?;
-        let path = self.dir.join(name);
-        link.pin(&path)
-            .map(drop)
-            .map_err(Error::failed(format!("pin {}", path.display())))
-    }
-
     /// Detaches and removes everything. Only the folder stays, and the maps of
     /// those who follow the events.
     ///
@@ -399,14 +382,4 @@ fn is_control(path: &Path) -> bool {
 
 pub(super) fn missing(name: &str) -> Error {
     Error::failed(format!("find {name}"))("the BPF object does not hold it")
-}
-
-pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
-{
-    ebpf.program_mut(name)
-        .ok_or_else(|| missing(name))?
-        .try_into()
-        .map_err(Error::failed(format!("find the BPF program {name}")))
 }

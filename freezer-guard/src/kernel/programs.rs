@@ -1,19 +1,22 @@
 //! The programs and the hooks they are attached to: the one table of both.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Btf, Ebpf,
-    programs::{BtfTracePoint, FEntry, FExit, Lsm, ProgramInfo},
-};
-use aya_obj::btf::BtfKind;
+use aya::programs::ProgramInfo;
+use aya_obj::generated::{bpf_attach_type::*, bpf_prog_type::*};
 use freezer_guard_ebpf::{Level, Protection};
 
-use super::{Error, conditions, modify_return::ModifyReturn, pins::program};
+use super::{
+    Error,
+    btf::Facts,
+    code::{Attachment, Code},
+    conditions,
+};
 use crate::sys;
 
 /// What a program is attached to.
@@ -151,6 +154,44 @@ pub(super) const PROGRAMS: [Program; 24] = {
     ]
 };
 
+/// What is attached to at any level, as BTF names it.
+pub(super) fn targets() -> BTreeSet<String> {
+    Level::ALL
+        .into_iter()
+        .flat_map(|level| at(level).flat_map(move |program| program.targets(level)))
+        .chain([ITERATOR.to_owned()])
+        .collect()
+}
+
+/// What an iterator over tasks is attached to.
+const ITERATOR: &str = "bpf_iter_task";
+
+/// Loads a program that lists tasks whenever its pin is read.
+pub(super) fn load_iterator(
+    name: &'static str,
+    code: &Code,
+    facts: &Facts,
+    dir: &Path,
+) -> Result<(), Error> {
+    let program = code.load(
+        name,
+        Attachment {
+            program_type: BPF_PROG_TYPE_TRACING,
+            attach_type: BPF_TRACE_ITER,
+            target: facts.target(ITERATOR).ok_or_else(|| Error::NoHook {
+                program: name,
+                function: ITERATOR.to_owned(),
+            })?,
+        },
+    )?;
+    let path = dir.join(name);
+    sys::attach_iterator(&program)
+        .map_err(Error::failed(format!("attach the BPF iterator {name}")))
+        .and_then(|link| {
+            sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
+        })
+}
+
 /// Those that are of use at this level.
 pub(super) fn at(level: Level) -> impl Iterator<Item = &'static Program> {
     PROGRAMS.iter().filter(move |program| match program.at {
@@ -221,7 +262,7 @@ impl Program {
         matches!(self.role, Role::Membership)
     }
 
-    /// Whether it refuses by what the kernel may not permit it.
+    /// Whether it refuses by what the kernel may not permit.
     pub(super) fn modifies_return(&self, level: Level) -> bool {
         matches!(self.hook, Hook::Lsm) && level < Level::Enforce
     }
@@ -259,39 +300,47 @@ impl Program {
     /// Loads it for this level and pins it.
     pub(super) fn load(
         &self,
-        ebpf: &mut Ebpf,
-        modify_return: Option<&ModifyReturn>,
-        btf: &Btf,
+        level: Level,
+        code: &Code,
+        facts: &Facts,
         dir: &Path,
     ) -> Result<(), Error> {
+        let loaded = code.load(self.name, self.attachment(level, facts)?)?;
         let pin = self.program_pin(dir);
-        macro_rules! load {
-            ($kind:ty, $hook:expr) => {{
-                let program: &mut $kind = program(ebpf, self.name)?;
-                program.load($hook, btf).map_err(Error::load(self.name))?;
-                program.pin(&pin)
-            }};
-        }
-        match (self.hook, modify_return) {
-            (Hook::Lsm, Some(object)) => return object.load(self.name, btf, &pin),
-            (Hook::Lsm, None) => load!(Lsm, self.name),
-            (Hook::Tracepoint, _) => load!(BtfTracePoint, self.name),
-            (Hook::Entry(functions), _) => load!(FEntry, self.first(functions, btf)?),
-            (Hook::Exit(functions), _) => load!(FExit, self.first(functions, btf)?),
-        }
-        .map_err(Error::failed(format!("pin {}", pin.display())))
+        sys::pin(&loaded, &pin).map_err(Error::failed(format!("pin {}", pin.display())))
     }
 
-    /// The first of the functions that this kernel has.
-    fn first(&self, functions: &[&'static str], btf: &Btf) -> Result<&'static str, Error> {
-        functions
-            .iter()
-            .copied()
-            .find(|function| btf.id_by_type_name_kind(function, BtfKind::Func).is_ok())
-            .ok_or_else(|| Error::NoHook {
+    /// Where it goes on this kernel.
+    pub(super) fn attachment(&self, level: Level, facts: &Facts) -> Result<Attachment, Error> {
+        let (program_type, attach_type) = match self.hook {
+            Hook::Lsm if level == Level::Enforce => (BPF_PROG_TYPE_LSM, BPF_LSM_MAC),
+            Hook::Lsm => (BPF_PROG_TYPE_TRACING, BPF_MODIFY_RETURN),
+            Hook::Tracepoint => (BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP),
+            Hook::Entry(_) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY),
+            Hook::Exit(_) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_FEXIT),
+        };
+        let names = self.targets(level);
+        let target = names.iter().find_map(|name| facts.target(name));
+        Ok(Attachment {
+            program_type,
+            attach_type,
+            target: target.ok_or_else(|| Error::NoHook {
                 program: self.name,
-                function: functions.join(" or "),
-            })
+                function: names.join(" or "),
+            })?,
+        })
+    }
+
+    /// What it is attached to, as BTF names it: the first of these that there is.
+    fn targets(&self, level: Level) -> Vec<String> {
+        match self.hook {
+            Hook::Lsm if level == Level::Enforce => vec![format!("bpf_lsm_{}", self.name)],
+            Hook::Lsm => vec![format!("security_{}", self.name)],
+            Hook::Tracepoint => vec![format!("btf_trace_{}", self.name)],
+            Hook::Entry(functions) | Hook::Exit(functions) => {
+                functions.iter().map(|&name| name.to_owned()).collect()
+            }
+        }
     }
 
     /// Attaches it, from its pin, and pins the link.

@@ -1,30 +1,40 @@
-//! The programs on LSM hooks, loaded for the functions that call the hooks
-//! (`BPF_MODIFY_RETURN` on `security_*`, Linux 5.7): where `bpf` is none of the
-//! active security modules, this is the one way to refuse.
+//! The code of the programs, and how it gets into the kernel.
 //!
-//! aya has no such type of program. It makes the maps; the rest is done here.
+//! aya makes the maps. It has no programs that modify what a function returns, and
+//! parses all of the kernel's BTF for each kind that it has: the rest is done here.
 
 use std::{
     collections::HashSet,
-    os::fd::{AsFd as _, AsRawFd as _},
-    path::Path,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use aya::{
-    Btf, Ebpf,
+    Ebpf,
     maps::{Map, MapData},
 };
-use aya_obj::{Object, btf::BtfKind};
+use aya_obj::{
+    Object,
+    generated::{bpf_attach_type, bpf_prog_type},
+};
 
 use super::{Error, pins::missing};
 use crate::sys;
 
+/// What the kernel has to know to attach a program.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attachment {
+    pub(super) program_type: bpf_prog_type,
+    pub(super) attach_type: bpf_attach_type,
+    /// The BTF id of what it is attached to.
+    pub(super) target: u32,
+}
+
 /// The object, with the maps of a loaded one in it.
-pub(super) struct ModifyReturn {
+pub(super) struct Code {
     object: Object,
 }
 
-impl ModifyReturn {
+impl Code {
     /// `maps`: the same object as aya has loaded it.
     pub(super) fn new(object: &[u8], maps: &Ebpf) -> Result<Self, Error> {
         const DOING: &str = "prepare the BPF object";
@@ -49,15 +59,12 @@ impl ModifyReturn {
         Ok(Self { object })
     }
 
-    /// Loads the program `name` for `security_NAME` and pins it.
-    pub(super) fn load(&self, name: &'static str, btf: &Btf, pin: &Path) -> Result<(), Error> {
-        let function = format!("security_{name}");
-        let target = btf
-            .id_by_type_name_kind(&function, BtfKind::Func)
-            .map_err(|_| Error::NoHook {
-                program: name,
-                function,
-            })?;
+    /// Loads the program `name`.
+    pub(super) fn load(
+        &self,
+        name: &'static str,
+        attachment: Attachment,
+    ) -> Result<OwnedFd, Error> {
         let program = self
             .object
             .programs
@@ -68,13 +75,22 @@ impl ModifyReturn {
             .functions
             .get(&(program.section_index, program.address))
             .ok_or_else(|| missing(name))?;
-        let loaded = sys::load_modify_return(name, &code.instructions, &program.license, target)
-            .map_err(|(source, log)| Error::Load {
-                program: name,
-                source,
-                log,
-            })?;
-        sys::pin(&loaded, pin).map_err(Error::failed(format!("pin {}", pin.display())))
+        let Attachment {
+            program_type,
+            attach_type,
+            target,
+        } = attachment;
+        sys::load(
+            name,
+            &code.instructions,
+            &program.license,
+            (program_type, attach_type, target),
+        )
+        .map_err(|(source, log)| Error::Load {
+            program: name,
+            source,
+            log,
+        })
     }
 }
 
