@@ -17,7 +17,7 @@ use crate::{
     atomic::Word,
     covering::{self, Covering, below},
     freezer::FREEZING_SELF,
-    kernel::{self, Pointer, load, offset, probe},
+    kernel::{self, Pointer, load, offset, opaque, probe},
     maps::{ANCESTORS, AUTOMATIC, GUARDS, MEMBERS, TARGETS, guard},
     membership, telling,
 };
@@ -228,28 +228,34 @@ fn mark_ancestors(cgroup: Pointer, id: GuardId) {
     }
 }
 
+/// Appends the guard to the ancestor's list. What does not fit, and what user space
+/// overwrites, is marked by `arm`.
 #[inline(always)]
 fn mark_ancestor(cgroup: CgroupKey, id: GuardId) {
-    for index in 0..u64::from(MAX_GUARDS) {
-        let key = AncestorKey { cgroup, index };
-        // What does not fit, and what user space overwrites, is marked by `arm`.
-        let mark = match ANCESTORS.get_ptr(key) {
-            Some(other) => {
-                // SAFETY: a map value the verifier has seen checked.
-                let other = unsafe { *other };
-                if other == id {
-                    return;
-                }
-                guard(other).is_none()
-            }
-            None => true,
-        };
-        // (Two `match` arms that go on make a loop that 6.1 refuses.)
-        if mark {
-            let _ = ANCESTORS.insert(key, id, u64::from(BPF_ANY));
-            return;
+    // The list has no gap: its length, bit by bit from the highest. (A search from
+    // one end would be walked by the verifier once for each ancestor and place.)
+    const { assert!(MAX_GUARDS.is_power_of_two()) };
+    let mut length = 0;
+    let mut bit = MAX_GUARDS / 2;
+    while bit > 0 {
+        let index = u64::from(length + bit - 1);
+        if ANCESTORS.get_ptr(AncestorKey { cgroup, index }).is_some() {
+            length += bit;
         }
+        length = opaque(length);
+        bit /= 2;
     }
+    let key = |length: u32| AncestorKey {
+        cgroup,
+        index: u64::from(length),
+    };
+    // A second target of this guard's may have put it there.
+    let last = ANCESTORS.get_ptr(key(length.wrapping_sub(1)));
+    // SAFETY: a map value the verifier has seen checked.
+    if last.is_some_and(|last| unsafe { *last } == id) {
+        return;
+    }
+    let _ = ANCESTORS.insert(key(length), id, u64::from(BPF_NOEXIST));
 }
 
 #[inline(always)]

@@ -19,19 +19,26 @@ use crate::{
 const CGROUP_SUPER_MAGIC: u64 = 0x0027_e0eb;
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
-/// The answer of `file_permission` for a write to `file`.
+/// Whether the file is one of a cgroup's.
 #[inline(always)]
-pub(crate) fn check_write(file: Pointer) -> i32 {
+pub(crate) fn is_in_cgroup(file: Pointer) -> bool {
     // SAFETY: `file` is the hook's argument; everything is loaded from it.
-    let dentry: Pointer = unsafe {
+    let magic: u64 = unsafe {
         let inode: Pointer = load(file, offset!(file_f_inode));
         let super_block: Pointer = load(inode, offset!(inode_i_sb));
-        let magic: u64 = load(super_block, offset!(super_block_s_magic));
-        if magic != CGROUP2_SUPER_MAGIC && magic != CGROUP_SUPER_MAGIC {
-            return 0;
-        }
-        load(file, offset!(file_f_path) + offset!(path_dentry))
+        load(super_block, offset!(super_block_s_magic))
     };
+    magic == CGROUP2_SUPER_MAGIC || magic == CGROUP_SUPER_MAGIC
+}
+
+/// The answer of `file_permission` for a write to `file`, which is a cgroup's.
+///
+/// Not inlined: what it needs of the stack and of registers costs every read where it
+/// is.
+#[inline(never)]
+pub(crate) fn check_write(file: Pointer) -> i32 {
+    // SAFETY: `file` is the hook's argument; everything is loaded from it.
+    let dentry: Pointer = unsafe { load(file, offset!(file_f_path) + offset!(path_dentry)) };
     let Some((index, protection)) = protected_file(dentry) else {
         return 0;
     };

@@ -58,13 +58,14 @@ mod programs {
     fn file_permission(ctx: LsmContext) -> i32 {
         const MAY_WRITE: i32 = 2;
         let (mask, earlier) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
-        if earlier != 0 {
+        if mask & MAY_WRITE == 0 || earlier != 0 {
             return earlier;
         }
-        if mask & MAY_WRITE == 0 {
-            return 0;
+        let file = ctx.arg(0);
+        match cgroup::is_in_cgroup(file) {
+            true => cgroup::check_write(file),
+            false => 0,
         }
-        cgroup::check_write(ctx.arg(0))
     }
 
     /// `security_task_alloc(task, clone_flags)`: a child of a member is a member.
@@ -117,10 +118,10 @@ mod programs {
     #[lsm(hook = "inode_permission")]
     fn inode_permission(ctx: LsmContext) -> i32 {
         let earlier = ctx.arg::<i32>(2);
-        if earlier != 0 {
-            return earlier;
+        match migration::is_any_refused() && earlier == 0 {
+            true => migration::permission(),
+            false => earlier,
         }
-        migration::permission()
     }
 
     #[fentry(function = "cgroup_attach_permissions")]

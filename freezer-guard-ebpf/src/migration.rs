@@ -105,14 +105,20 @@ pub(crate) fn before_permission(from: Pointer, to: Pointer) {
     });
 }
 
-/// The answer of `inode_permission`.
+/// Whether there is one.
 #[inline(always)]
+pub(crate) fn is_any_refused() -> bool {
+    REFUSED.get() != 0
+}
+
+/// The answer of `inode_permission` while there is one. Not inlined: see
+/// `cgroup::check_write`.
+#[inline(never)]
 pub(crate) fn permission() -> i32 {
-    let refused = REFUSED.get();
-    if refused != 0 && refused == kernel::current() as u64 {
-        return -EBUSY;
+    match REFUSED.get() == kernel::current() as u64 {
+        true => -EBUSY,
+        false => 0,
     }
-    0
 }
 
 /// The return of `cgroup_attach_permissions`.

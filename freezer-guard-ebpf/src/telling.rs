@@ -1,11 +1,13 @@
 //! What is kept of a refusal or a disturbance: the guard's counters, who it
 //! was, and an event for each reader.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_ktime_get_boot_ns,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+        generated::bpf_get_current_comm,
     },
     maps::HashMap,
 };
@@ -57,10 +59,10 @@ pub(crate) fn disturbed_by_somebody(id: GuardId, protection: Protection) {
 
 #[inline(never)]
 fn record(id: GuardId, kind: EventKind, deed: &Deed) {
-    let mut event = event(id, kind, deed);
-    if !count(id, &mut event) {
+    let Some(checkpointing) = count(id, kind, deed.protection) else {
         return;
-    }
+    };
+    let event = event(id, kind, deed, checkpointing);
     let first = first(&event);
     match kind {
         EventKind::Denial => remember(&INTRUDERS, &event, &first),
@@ -69,26 +71,25 @@ fn record(id: GuardId, kind: EventKind, deed: &Deed) {
     send(&event);
 }
 
-/// Counts the event in the guard; `false` when that has ended meanwhile.
+/// Counts it in the guard; whether that is CHECKPOINTING, 1 or 0. `None` when it has
+/// ended meanwhile.
 #[inline(always)]
-fn count(id: GuardId, event: &mut Event) -> bool {
-    let Some(guard) = guard(id) else { return false };
-    let protection = opaque(event.protection) as usize % Protection::COUNT;
+fn count(id: GuardId, kind: EventKind, protection: Protection) -> Option<u32> {
+    let guard = guard(id)?;
+    let protection = opaque(protection as u32) as usize % Protection::COUNT;
     // SAFETY: `guard` is a map value that the verifier has seen checked.
     unsafe {
-        let counter = match event.kind == EventKind::Denial as u32 {
-            true => &raw mut (*guard).denials[protection],
-            false => &raw mut (*guard).disturbances[protection],
+        let counter = match kind {
+            EventKind::Denial => &raw mut (*guard).denials[protection],
+            _ => &raw mut (*guard).disturbances[protection],
         };
         atomic::add(counter, 1);
-        event.checkpointing = u32::from((*guard).checkpointing_ns != 0);
+        Some(u32::from((*guard).checkpointing_ns != 0))
     }
-    event.guard = id;
-    true
 }
 
 #[inline(always)]
-fn event(id: GuardId, kind: EventKind, deed: &Deed) -> Event {
+fn event(id: GuardId, kind: EventKind, deed: &Deed, checkpointing: u32) -> Event {
     let pid_tgid = bpf_get_current_pid_tgid();
     Event {
         // SAFETY: no preconditions.
@@ -103,9 +104,24 @@ fn event(id: GuardId, kind: EventKind, deed: &Deed) -> Event {
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
         uid: bpf_get_current_uid_gid() as u32,
-        checkpointing: 0,
+        checkpointing,
         reserved: 0,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: comm(),
+    }
+}
+
+/// The name of the current thread. (aya's function makes it of bytes, by a call of
+/// `memset` that has a frame of its own.)
+#[inline(always)]
+fn comm() -> [u8; 16] {
+    let mut words = MaybeUninit::<[u64; 2]>::uninit();
+    let start = words.as_mut_ptr().cast::<u64>();
+    // SAFETY: both words are written; the helper writes at most 16 bytes.
+    unsafe {
+        start.write_volatile(0);
+        start.add(1).write_volatile(0);
+        bpf_get_current_comm(start.cast(), 16);
+        core::mem::transmute::<[u64; 2], [u8; 16]>(words.assume_init())
     }
 }
 
@@ -163,7 +179,7 @@ pub(crate) fn tell_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: 
         cgroup,
         victim: 0,
     };
-    send(&event(id, kind, &deed));
+    send(&event(id, kind, &deed, 0));
 }
 
 #[inline(never)]
