@@ -4,6 +4,7 @@
 //! [`guard`] is the state machine, [`cgroup`] knows the cgroup file systems,
 //! [`kernel`] knows BPF, [`criu`] knows CRIU. See `ARCHITECTURE.md`.
 
+pub mod bench;
 pub mod cgroup;
 pub mod criu;
 pub mod doctor;

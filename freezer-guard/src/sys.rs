@@ -16,7 +16,10 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
-use nix::sys::{signal::SigSet, signalfd::SignalFd};
+use nix::{
+    sys::{signal::SigSet, signalfd::SignalFd, wait::waitpid},
+    unistd::ForkResult,
+};
 use tokio::io::unix::AsyncFd;
 
 /// Lets a tokio runtime wait for signals.
@@ -46,6 +49,20 @@ pub fn unblock_in_child(command: &mut Command, signals: SigSet) {
     // async-signal-safe (signal-safety(7)).
     unsafe {
         command.pre_exec(move || Ok(signals.thread_unblock()?));
+    }
+}
+
+/// Forks a child that ends at once, and waits for it.
+///
+/// # Errors
+/// When there can be no child.
+pub(crate) fn fork_and_exit() -> io::Result<()> {
+    // SAFETY: the child calls nothing but `_exit`, which is async-signal-safe
+    // (signal-safety(7)).
+    match unsafe { nix::unistd::fork() }? {
+        // SAFETY: as above.
+        ForkResult::Child => unsafe { libc::_exit(0) },
+        ForkResult::Parent { child } => Ok(waitpid(child, None).map(drop)?),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tables of `docs/`, made from what the guests have shown.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -99,20 +99,28 @@ pub(crate) fn write(outcomes: &[Outcome]) -> Result<()> {
         if rows.is_empty() {
             continue;
         }
-        let text = table.text()?;
-        let name = table.file;
-        let (before, rest) = text
-            .split_once(table.begin)
-            .with_context(|| format!("{name} has no begin mark"))?;
-        let (_, after) = rest
-            .split_once(END)
-            .with_context(|| format!("{name} has no end mark"))?;
         let head = line(table.head) + "|" + &"---|".repeat(table.head.len());
-        let begin = table.begin;
-        let all = format!("{before}{begin}\n{head}\n{}\n{END}{after}", rows.concat());
-        fs::write(table.path(), all).with_context(|| format!("write {name}"))?;
+        put(
+            table.file,
+            table.begin,
+            &format!("{head}\n{}", rows.concat()),
+        )?;
     }
     Ok(())
+}
+
+/// Puts something into a file, between a mark of its own and [`END`].
+pub(crate) fn put(name: &str, begin: &str, what: &str) -> Result<()> {
+    let path = build::workspace().join(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {name}"))?;
+    let (before, rest) = text
+        .split_once(begin)
+        .with_context(|| format!("{name} has no begin mark"))?;
+    let (_, after) = rest
+        .split_once(END)
+        .with_context(|| format!("{name} has no end mark"))?;
+    let all = format!("{before}{begin}\n{what}\n{END}{after}");
+    fs::write(&path, all).with_context(|| format!("write {name}"))
 }
 
 /// What the files say otherwise than the guests do.
@@ -129,16 +137,13 @@ pub(crate) fn compare(outcomes: &[Outcome]) -> Result<Vec<String>> {
 }
 
 impl Table {
-    fn path(&self) -> PathBuf {
-        build::workspace().join(self.file)
-    }
-
     fn text(&self) -> Result<String> {
-        fs::read_to_string(self.path()).with_context(|| format!("read {}", self.file))
+        let path = build::workspace().join(self.file);
+        fs::read_to_string(path).with_context(|| format!("read {}", self.file))
     }
 }
 
-fn line<T: AsRef<str>>(cells: &[T]) -> String {
+pub(crate) fn line<T: AsRef<str>>(cells: &[T]) -> String {
     let cells: Vec<_> = cells.iter().map(AsRef::as_ref).collect();
     format!("| {} |\n", cells.join(" | "))
 }

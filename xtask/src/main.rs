@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod bpf_stats;
 mod build;
 mod cache;
@@ -54,6 +55,8 @@ enum Task {
     Test(test::Args),
     /// Show what the BPF programs cost on each kernel
     BpfStats(bpf_stats::Args),
+    /// Count the instructions that guards cost
+    Bench(bench::Args),
     /// Show a guarded dump and restore
     Demo(demo::Args),
     /// Make the Debian package and the tarball
@@ -77,6 +80,7 @@ fn try_main() -> Result<ExitCode> {
         Task::Vm(args) => vm::main(args),
         Task::Test(args) => test::main(&args),
         Task::BpfStats(args) => bpf_stats::main(&args),
+        Task::Bench(args) => bench::main(&args),
         Task::Demo(args) => demo::main(&args),
         Task::Dist(args) => dist::main(&args).map(|()| ExitCode::SUCCESS),
     }

@@ -60,6 +60,8 @@ pub(crate) struct Args {
 pub(crate) struct Vm {
     pub(crate) config: Config,
     pub(crate) copies: Vec<(PathBuf, String)>,
+    /// Whether its clock counts executed instructions; then it has one CPU.
+    pub(crate) counts_instructions: bool,
 }
 
 impl Vm {
@@ -76,6 +78,7 @@ impl Vm {
         Self {
             config,
             copies: Vec::new(),
+            counts_instructions: false,
         }
     }
 }
@@ -114,6 +117,11 @@ impl Vm {
     /// When the guest cannot be started, panics, stalls or falls silent; the
     /// error then holds the end of its console.
     pub(crate) fn boot(&self, programs: &[PathBuf], mut line: impl FnMut(&str)) -> Result<i32> {
+        if self.counts_instructions {
+            return self
+                .boot_with("tcg,thread=single", programs, &mut line)?
+                .context("the guest did not start");
+        }
         if kvm_may_work() {
             if let Some(code) = self.boot_with("kvm", programs, &mut line)? {
                 return Ok(code);
@@ -257,6 +265,7 @@ impl Vm {
         // `text_poke` that another one has removed meanwhile, and the kernel panics.
         let cpus = match self.config.suite {
             Suite::Engines => "1",
+            _ if self.counts_instructions => "1",
             _ => "2",
         };
         qemu.args(["-M", "q35", "-accel", accel, "-cpu", "max", "-smp", cpus])
@@ -277,6 +286,9 @@ impl Vm {
             ])
             .arg("-serial")
             .arg(port("control"));
+        if self.counts_instructions {
+            qemu.args(["-icount", "shift=0,sleep=off"]);
+        }
         if self.config.image == Image::Systemd {
             let disk = kernel.userland.disk();
             qemu.arg("-drive").arg(format!(

@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use freezer_guard::{cgroup, criu, guard, kernel};
+use freezer_guard::{bench, cgroup, criu, guard, kernel};
 
 use super::client;
 use crate::daemon::config;
@@ -61,6 +61,8 @@ pub(super) fn of_error(error: &anyhow::Error) -> Code {
                 of_criu(error)
             } else if let Some(error) = cause.downcast_ref::<client::Error>() {
                 Some(of_daemon(error))
+            } else if let Some(error) = cause.downcast_ref::<bench::Error>() {
+                of_bench(error)
             } else if let Some(error) = cause.downcast_ref::<guard::Error>() {
                 of_guard(error)
             } else if let Some(error) = cause.downcast_ref::<cgroup::Error>() {
@@ -109,6 +111,18 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
         guard::Error::PidNamespace | guard::Error::TooWeak { .. } => UNAVAILABLE,
         _ => INTERNAL,
     })
+}
+
+fn of_bench(error: &bench::Error) -> Option<Code> {
+    match error {
+        bench::Error::NoOperation { .. } => Some(USAGE),
+        bench::Error::InUse => Some(BUSY),
+        bench::Error::NoFreezer => Some(UNAVAILABLE),
+        bench::Error::Cgroup(error) => of_cgroup(error),
+        bench::Error::Guard(error) => of_guard(error),
+        bench::Error::Kernel(error) => Some(of_kernel(error)),
+        _ => None,
+    }
 }
 
 fn of_cgroup(error: &cgroup::Error) -> Option<Code> {

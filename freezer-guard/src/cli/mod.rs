@@ -1,5 +1,6 @@
 //! One file per subcommand. They decide nothing: they call the library and print.
 
+mod bench;
 mod checkpoint;
 mod client;
 mod config;
@@ -60,6 +61,8 @@ enum Command {
     Doctor(doctor::Args),
     /// End a guard by force: an administrator's way out
     End(end::Args),
+    /// Measure what guards cost this host
+    Bench(bench::Args),
     /// Run the host's service: guard every checkpoint, answer on a socket
     Daemon(daemon::Args),
     /// Check the configuration of the service
@@ -133,6 +136,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Status(args) => status::main(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::End(args) => end::main(&args),
+        Command::Bench(args) => bench::main(&args),
         Command::Daemon(args) => daemon::main(&args),
         Command::Config(args) => config::main(&args),
     }

@@ -4,6 +4,7 @@ mod btf;
 mod code;
 pub(crate) mod conditions;
 mod daemon;
+mod empty;
 mod maps;
 mod pins;
 mod programs;
@@ -14,6 +15,7 @@ use std::{io, path::PathBuf};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 pub use daemon::{DaemonLock, daemon_runs};
+pub(crate) use empty::Empty;
 pub use maps::Maps;
 pub use pins::{Locked, PIN_DIR};
 pub use programs::{Hierarchies, Levels, ProgramReport};

@@ -2,6 +2,7 @@
 //! layout that this guest has.
 
 mod automatic;
+mod bench;
 mod cgroups;
 mod checkpoint;
 mod doctor;
@@ -131,7 +132,10 @@ fn list() -> Result<(String, Vec<Trial>)> {
         if config.suite == Suite::Core {
             continue;
         }
-        list.modules(Beside::Nothing, &[("failures", failures::list)]);
+        list.modules(
+            Beside::Nothing,
+            &[("failures", failures::list), ("bench", bench::list)],
+        );
         list.modules(
             Beside::AnotherGuard,
             &[

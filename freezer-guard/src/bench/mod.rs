@@ -1,0 +1,221 @@
+//! What the host pays: the time that each of some operations takes without us, with
+//! programs that do nothing where ours go, and with guards in force.
+//!
+//! Under QEMU's `-icount shift=0` the clock counts executed instructions, so that the
+//! same figures come out each time (`cargo xtask bench`).
+
+mod clock;
+mod condition;
+mod operations;
+
+use std::{fs, io, path::Path};
+
+use crate::{
+    cgroup::{self, New, Version},
+    guard, kernel,
+};
+pub use clock::Sample;
+pub use condition::{Condition, hold};
+use condition::{InForce, target};
+use operations::{Operation, Scene};
+
+/// Why nothing can be measured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something is loaded, or guarded.
+    #[error(
+        "freezer-guard is in use on this host, so nothing can be measured without it: \
+         wait for guards to end (`freezer-guard status`), and stop the service \
+         (`systemctl stop freezer-guard.socket freezer-guard`)"
+    )]
+    InUse,
+    /// There is no such operation.
+    #[error("no operation has a name with {wanted:?} in it: there are {}", there.join(", "))]
+    NoOperation {
+        /// What it was to be.
+        wanted: String,
+        /// All that there are.
+        there: Vec<&'static str>,
+    },
+    /// It was told to stop.
+    #[error("stopped")]
+    Stopped,
+    /// No freezer is mounted.
+    #[error("no cgroup freezer is mounted, neither v1 nor v2")]
+    NoFreezer,
+    /// It has said why.
+    #[error("the process that was to bring about {0} has failed: see above")]
+    Holder(String),
+    /// An operation that is measured failed.
+    #[error("{operation}")]
+    Operation {
+        /// What it was.
+        operation: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// About a cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// About a guard.
+    #[error(transparent)]
+    Guard(#[from] guard::Error),
+    /// About BPF.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+}
+
+impl Error {
+    fn operation(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let operation = operation.into();
+        |source| Self::Operation { operation, source }
+    }
+}
+
+/// What an operation takes under one condition.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Figure {
+    /// The name of the [`Condition`].
+    pub condition: String,
+    /// ns each; under `-icount shift=0` that is instructions.
+    #[serde(flatten)]
+    pub sample: Sample,
+}
+
+/// What an operation takes.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Row {
+    /// `v1` or `v2`: where the guards are.
+    pub hierarchy: &'static str,
+    /// The operation.
+    pub operation: &'static str,
+    /// Under each condition, in the order in which they were.
+    pub figures: Vec<Figure>,
+}
+
+/// See [`measure`].
+pub type Progress<'a> = &'a mut dyn FnMut(&str) -> bool;
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How many guards are to be held; one number after the other.
+    pub guards: Vec<usize>,
+    /// Only the operations whose names contain this.
+    pub only: String,
+}
+
+/// Measures, in each hierarchy that has a freezer. `progress` hears what is to be done
+/// next, and says whether to do it.
+///
+/// # Errors
+/// When freezer-guard is in use on this host, or something cannot be measured.
+pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Vec<Row>, Error> {
+    let operations: Vec<_> = Operation::ALL
+        .into_iter()
+        .filter(|operation| operation.name().contains(&plan.only))
+        .collect();
+    if operations.is_empty() {
+        return Err(Error::NoOperation {
+            wanted: plan.only.clone(),
+            there: Operation::ALL.map(Operation::name).to_vec(),
+        });
+    }
+    let mut rows = Vec::new();
+    for (version, mount) in [
+        (Version::V1, cgroup::freezer_mount()?),
+        (Version::V2, cgroup::unified_mount()?),
+    ] {
+        if let Some(mount) = mount {
+            rows.extend(measure_below(
+                version,
+                &mount,
+                &plan.guards,
+                &operations,
+                progress,
+            )?);
+        }
+    }
+    match rows.is_empty() {
+        true => Err(Error::NoFreezer),
+        false => Ok(rows),
+    }
+}
+
+fn measure_below(
+    version: Version,
+    mount: &Path,
+    guards: &[usize],
+    operations: &[Operation],
+    progress: Progress<'_>,
+) -> Result<Vec<Row>, Error> {
+    let hierarchy = match version {
+        Version::V1 => "v1",
+        Version::V2 => "v2",
+    };
+    sweep(mount);
+    let mut made = New::default();
+    let top = mount.join(format!("{NAME}{}", std::process::id()));
+    let most = guards.iter().copied().max().unwrap_or(1).max(1);
+    for number in 0..most {
+        made.make(&target(&top, number))?;
+    }
+    let elsewhere = top.with_extension("elsewhere");
+    made.make(&elsewhere)?;
+    let mut scene = Scene::new(version, &target(&top, 0), &elsewhere)?;
+    let mut rows: Vec<_> = operations
+        .iter()
+        .map(|operation| Row {
+            hierarchy,
+            operation: operation.name(),
+            figures: Vec::new(),
+        })
+        .collect();
+    // The first time differs: pages are got, caches are cold.
+    for &operation in operations {
+        scene.measure(operation)?;
+    }
+    let conditions = [
+        Condition::None,
+        Condition::Empty,
+        Condition::Idle,
+        Condition::Watch,
+    ]
+    .into_iter()
+    .chain(guards.iter().copied().map(Condition::Guards))
+    .chain([Condition::After]);
+    for condition in conditions {
+        if !progress(&format!("{hierarchy}: {}", condition.name())) {
+            return Err(Error::Stopped);
+        }
+        let _in_force = InForce::new(condition, &top)?;
+        for (&operation, row) in operations.iter().zip(&mut rows) {
+            row.figures.push(Figure {
+                condition: condition.name(),
+                sample: scene.measure(operation)?,
+            });
+        }
+    }
+    Ok(rows)
+}
+
+/// What the cgroups of a process are called, with its pid.
+const NAME: &str = "freezer-guard-bench-";
+
+/// Removes the cgroups of those that were killed.
+fn sweep(mount: &Path) {
+    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name
+            .strip_prefix(NAME)
+            .and_then(|rest| rest.split('.').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let below = fs::read_dir(entry.path()).into_iter().flatten().flatten();
+            for path in below.map(|below| below.path()).chain([entry.path()]) {
+                // A file, or a cgroup that somebody uses: neither goes.
+                let _ = fs::remove_dir(path);
+            }
+        }
+    }
+}

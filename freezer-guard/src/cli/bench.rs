@@ -1,0 +1,90 @@
+//! `freezer-guard bench`: what do guards cost this host?
+
+use std::{io::Write as _, process::ExitCode};
+
+use anyhow::Result;
+use freezer_guard::bench::{self, Plan, Row};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use serde_json::json;
+
+use super::say;
+
+/// Measures with nothing of freezer-guard loaded, with programs that do nothing where
+/// a guard has programs, and with guards in force.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// How many guards to hold while it measures
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 100])]
+    guards: Vec<usize>,
+    /// Only the operations whose names contain this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Bring about this condition for the cgroups below PATH, until standard input ends
+    #[arg(long, num_args = 2, value_names = ["CONDITION", "PATH"], hide = true)]
+    hold: Option<Vec<String>>,
+}
+
+pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    if let Some([condition, top]) = args.hold.as_deref() {
+        bench::hold(condition.parse().map_err(anyhow::Error::msg)?, top.as_ref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let plan = Plan {
+        guards: args.guards.clone(),
+        only: args.only.clone(),
+    };
+    // What it has made has to go again. (The process that holds guards inherits this: it
+    // ends when we do.)
+    let mut signals = SigSet::empty();
+    signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    signals.thread_block()?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let mut signal = None;
+    let rows = bench::measure(&plan, &mut |what| {
+        say(format_args!("measuring {what}"));
+        signal = signals.read_signal().ok().flatten();
+        signal.is_none()
+    });
+    if let (Err(bench::Error::Stopped), Some(signal)) = (&rows, signal) {
+        return Ok(ExitCode::from(128 + signal.ssi_signo as u8));
+    }
+    let rows = rows?;
+    let text = match args.json {
+        true => format!("{}\n", json!({ "unit": "ns", "rows": rows })),
+        false => table(&rows),
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// ns for each operation, and how many times what it takes without us.
+fn table(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let Some(first) = rows.first() else {
+        return text;
+    };
+    text += &format!("{:<32}", "ns");
+    for figure in &first.figures {
+        text += &format!("{:>18}", figure.condition);
+    }
+    text.push('\n');
+    for row in rows {
+        text += &format!("{:<3} {:<28}", row.hierarchy, row.operation);
+        let bare = row
+            .figures
+            .first()
+            .map_or(0.0, |figure| figure.sample.median);
+        for figure in &row.figures {
+            let median = figure.sample.median;
+            text += &format!("{median:>10.1} ({:.2})", median / bare);
+        }
+        text.push('\n');
+    }
+    text
+}

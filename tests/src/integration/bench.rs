@@ -1,0 +1,105 @@
+//! What `bench` measures, and that it measures nothing else. How much it is, no test
+//! says: `cargo xtask bench --check` does.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, eventually, within},
+    lifecycle::expect_clean,
+    process::{Held, LONG, Process, guard, guards},
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    // It measures in every hierarchy that there is.
+    if list.hierarchy == Hierarchy::V2 || !Hierarchy::V2.is_here() {
+        list.add("measures", measures);
+    }
+    list.add("wants_to_be_alone", wants_to_be_alone);
+    list.add("leaves_nothing_when_stopped", stopped);
+}
+
+fn measures(_: Hierarchy) -> Result<()> {
+    let finished = guard(["bench", "--json", "--guards", "1,3", "--only", "freezer"])?.expect(0)?;
+    let report: Value = serde_json::from_str(&finished.stdout)?;
+    let rows = report["rows"].as_array().context("rows")?;
+    for hierarchy in [Hierarchy::V1, Hierarchy::V2] {
+        let mut here = rows
+            .iter()
+            .filter(|row| row["hierarchy"] == hierarchy.name());
+        ensure!(here.next().is_some() == hierarchy.is_here(), "{report}");
+    }
+    for row in rows {
+        let figures = row["figures"].as_array().context("figures")?;
+        let conditions: Vec<_> = figures
+            .iter()
+            .filter(|figure| figure["median"].as_f64().is_some_and(|ns| ns > 0.0))
+            .filter_map(|figure| figure["condition"].as_str())
+            .collect();
+        let all = [
+            "none", "empty", "idle", "watch", "guards-1", "guards-3", "after",
+        ];
+        ensure!(conditions == all, "{row}");
+    }
+    guard(["bench", "--guards", "1", "--only", "stat"])?
+        .expect(0)?
+        .says("measuring")?;
+    expect_clean()
+}
+
+fn wants_to_be_alone(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    guard(["bench"])?.expect(75)?.says("is in use")?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?;
+    guard(["bench", "--guards", "many"])?.expect(64)?;
+    guard(["bench", "--only", "nothing"])?
+        .expect(64)?
+        .says("write guarded freezer")?;
+    // Fewer guards than were asked for are no figure.
+    guard(["bench", "--guards", "200", "--only", "signal"])?
+        .expect(70)?
+        .says("guards-200 has failed: see above")?;
+    expect_clean()
+}
+
+/// What it has made goes with it or, when it is killed, with the next one.
+fn stopped(hierarchy: Hierarchy) -> Result<()> {
+    for (signal, code) in [
+        (Signal::SIGINT, 130),
+        (Signal::SIGTERM, 143),
+        (Signal::SIGKILL, 137),
+    ] {
+        let mut command = Command::new("freezer-guard");
+        let process = Process::spawn(command.args(["bench", "--guards", "2"]))?;
+        within(LONG, "it holds guards", || Ok(guards()?.len() == 2))?;
+        process.signal(signal)?;
+        process.wait(LONG)?.expect(code)?;
+        within(LONG, "its guards have ended", || Ok(guards()?.is_empty()))?;
+        eventually("what it had loaded has gone", || Ok(expect_clean().is_ok()))?;
+        let left = made(hierarchy)?;
+        ensure!(left.is_empty() || signal == Signal::SIGKILL, "{left:?}");
+    }
+    guard(["bench", "--guards", "1", "--only", "stat"])?.expect(0)?;
+    let left = made(hierarchy)?;
+    ensure!(left.is_empty(), "{left:?}");
+    expect_clean()
+}
+
+/// The cgroups that it has made.
+fn made(hierarchy: Hierarchy) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for entry in fs::read_dir(hierarchy.root())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("freezer-guard-bench") {
+            made.push(path);
+        }
+    }
+    Ok(made)
+}
