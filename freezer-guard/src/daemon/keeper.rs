@@ -1,12 +1,7 @@
 //! What has to be done when something happens: one thing after the other, since
 //! each waits for the lock of the pins.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    rc::Rc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, rc::Rc, time::Duration};
 
 use anyhow::Result;
 use freezer_guard::{
@@ -22,15 +17,12 @@ use super::{Daemon, blocking, book};
 /// How long what refuses stays attached after the last guard: the next one may
 /// begin at once.
 const LINGER: Duration = Duration::from_secs(2);
-/// How many different deeds of one guard are logged one by one.
-const LOGGED: usize = 32;
-
 pub(super) enum Job {
     /// A cgroup has become a target of this guard.
     Begun(GuardId),
     /// A guard has ended.
     Ended,
-    /// A denial or a disturbance.
+    /// A denial or a disturbance that was not told yet.
     Log(Box<Happening>),
     /// Events were lost: it is not known which.
     LookAgain,
@@ -47,7 +39,6 @@ struct Known {
     has_begun: bool,
     /// As they were called when it began: they may be gone at its end.
     cgroups: Vec<PathBuf>,
-    logged: BTreeSet<(u32, String)>,
 }
 
 struct Keeper {
@@ -88,7 +79,7 @@ impl Keeper {
             Job::Begun(id) => self.begun(id).await,
             Job::Ended => self.ended().await,
             Job::Log(happening) => {
-                self.log(&happening);
+                log(&happening);
                 Ok(())
             }
             Job::LookAgain => {
@@ -157,6 +148,7 @@ impl Keeper {
         let ended = blocking(automatic::take_ended).await?;
         let any = !ended.is_empty();
         for mut status in ended {
+            self.daemon.logged.borrow_mut().remove(&status.id);
             let known = self.known.remove(&status.id);
             if known.as_ref().is_none_or(|known| !known.has_begun) {
                 self.daemon.book.borrow_mut().has_begun();
@@ -178,45 +170,13 @@ impl Keeper {
         Ok(())
     }
 
-    /// The first time of each; at the end there are the counts.
-    fn log(&mut self, happening: &Happening) {
-        let (Some(by), known) = (
-            &happening.by,
-            self.known.entry(happening.guard).or_default(),
-        ) else {
-            return;
-        };
-        let deed = (by.pid, by.what.clone());
-        if known.logged.len() >= LOGGED || !known.logged.insert(deed) {
-            return;
-        }
-        let cgroup = happening.cgroups.join(" ");
-        macro_rules! log {
-            ($level:ident, $what:literal) => {
-                $level!(
-                    guard = happening.guard,
-                    cgroup,
-                    intruder_pid = by.pid,
-                    kind = by.protection,
-                    event = happening.event,
-                    $what,
-                    happening.about
-                )
-            };
-        }
-        match happening.event.as_str() {
-            "violation" => log!(error, "VIOLATED: {}"),
-            "disturbance" => log!(warn, "disturbed before CHECKPOINTING: {}"),
-            _ => log!(warn, "refused {}"),
-        }
-    }
-
     /// With a guard in force nothing that is attached is too much.
     async fn settle(&mut self) -> Result<()> {
         if self.unsettled && self.daemon.ready.get() && blocking(guard::list).await?.is_empty() {
             self.daemon.watch().await?;
             self.unsettled = false;
             self.known.clear();
+            self.daemon.logged.borrow_mut().clear();
         }
         Ok(())
     }
@@ -230,6 +190,29 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+}
+
+fn log(happening: &Happening) {
+    let Some(by) = &happening.by else { return };
+    let cgroup = happening.cgroups.join(" ");
+    macro_rules! log {
+        ($level:ident, $what:literal) => {
+            $level!(
+                guard = happening.guard,
+                cgroup,
+                intruder_pid = by.pid,
+                kind = by.protection,
+                event = happening.event,
+                $what,
+                happening.about
+            )
+        };
+    }
+    match happening.event.as_str() {
+        "violation" => log!(error, "VIOLATED: {}"),
+        "disturbance" => log!(warn, "disturbed before CHECKPOINTING: {}"),
+        _ => log!(warn, "refused {}"),
     }
 }
 

@@ -51,6 +51,9 @@ const BACKLOG: usize = 4096;
 /// How many events are read before something else gets its turn.
 const BATCH: usize = 8192;
 
+/// How many different deeds of one guard are logged one by one.
+const LOGGED: usize = 32;
+
 /// What all tasks share.
 struct Daemon {
     config_path: PathBuf,
@@ -64,6 +67,8 @@ struct Daemon {
     of_users: RefCell<BTreeMap<GuardId, u32>>,
     /// The checkpoints that have no guard, as far as they are known to go on.
     unguarded: RefCell<BTreeSet<GuardId>>,
+    /// What was logged of each guard: who did what.
+    logged: RefCell<BTreeMap<GuardId, BTreeSet<(u32, String)>>>,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -90,6 +95,7 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
         ready: Cell::new(false),
         of_users: RefCell::default(),
         unguarded: RefCell::default(),
+        logged: RefCell::default(),
     });
     let mut stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -229,6 +235,8 @@ impl Daemon {
         match EventKind::ALL.get(event.kind as usize) {
             Some(EventKind::Begun) => self.order(Job::Begun(event.guard)),
             Some(EventKind::Ended) => self.order(Job::Ended),
+            // A storm of them must not pile up where the keeper waits for a lock.
+            Some(EventKind::Denial | EventKind::Disturbance) if self.is_logged(&happening) => {}
             Some(EventKind::Denial | EventKind::Disturbance) => {
                 self.order(Job::Log(Box::new(happening.clone())));
             }
@@ -248,6 +256,15 @@ impl Daemon {
         }
         // Nobody may listen.
         let _ = self.happenings.send(happening);
+    }
+
+    /// Whether it is no news: the first time of each deed is logged, and at the end there
+    /// are the counts.
+    fn is_logged(&self, happening: &Happening) -> bool {
+        let Some(by) = &happening.by else { return true };
+        let mut logged = self.logged.borrow_mut();
+        let deeds = logged.entry(happening.guard).or_default();
+        deeds.len() >= LOGGED || !deeds.insert((by.pid, by.what.clone()))
     }
 
     fn is_unguarded_already(&self, id: GuardId) -> bool {
