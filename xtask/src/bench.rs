@@ -11,6 +11,7 @@ use crate::{
     config::{Cgroup, Image},
     docs,
     kernel::{KERNELS, Kernel},
+    plot::{self, Bar, Panel},
     setup,
     vm::Vm,
 };
@@ -32,9 +33,12 @@ pub(crate) struct Args {
     /// Fail when something costs more than its budget
     #[arg(long)]
     check: bool,
-    /// Write the table of docs/performance.md; with `--kernel all`
+    /// Write the table of docs/performance.md and its picture; with `--kernel all`
     #[arg(long)]
     docs: bool,
+    /// Draw what guards add into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Write what was counted into this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -105,6 +109,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             "--docs goes with --kernel all: the table is about all kernels"
         );
         docs::put(DOCS, BEGIN, &table(&counted))?;
+        plot::draw(&build::workspace().join(PICTURE), &panels(&counted))?;
+    }
+    if let Some(path) = &args.plot {
+        plot::draw(path, &panels(&counted))?;
     }
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_vec_pretty(&counted)?)
@@ -131,6 +139,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 const DOCS: &str = "docs/performance.md";
+const PICTURE: &str = "docs/performance.svg";
 const BEGIN: &str = "<!-- made by `cargo xtask bench --kernel all --docs` -->\n";
 
 /// A row for each operation, kernel by kernel.
@@ -164,6 +173,32 @@ fn table(counted: &[Counted]) -> String {
         }
     }
     text
+}
+
+/// What is added to the operations that hosts live by.
+fn panels(counted: &[Counted]) -> Vec<Panel> {
+    let bar = |row: &Row| {
+        let none = row.at("none");
+        let percent = |instructions: f64| 100.0 * (instructions / none - 1.0).max(0.0);
+        Bar {
+            operation: row.operation.clone(),
+            by_empty: percent(row.at("empty")),
+            by_guard: percent(row.guarded().map(|(_, most)| most).fold(none, f64::max)),
+        }
+    };
+    let panel = |kernel: &str, hierarchy: &str, rows: &[Row]| Panel {
+        title: format!("{kernel}, guards on {hierarchy}"),
+        bars: rows
+            .iter()
+            .filter(|row| row.hierarchy == hierarchy && !row.operation.ends_with("freezer"))
+            .map(bar)
+            .collect(),
+    };
+    counted
+        .iter()
+        .flat_map(|counted| ["v1", "v2"].map(|name| panel(counted.kernel, name, &counted.rows)))
+        .filter(|panel| !panel.bars.is_empty())
+        .collect()
 }
 
 impl Row {

@@ -25,6 +25,7 @@ mod docs;
 mod ebpf;
 mod image;
 mod kernel;
+mod plot;
 mod report;
 mod setup;
 mod test;
