@@ -100,8 +100,16 @@ pub(crate) fn wait_for_programs() {
     unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
 }
 
-/// Loads a program of a type that is attached to something in the kernel's BTF: the
-/// type, the way to attach it, and the id of what it is attached to.
+/// What the kernel has to know to attach a program.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attachment {
+    pub(crate) program_type: bpf_prog_type,
+    pub(crate) attach_type: bpf_attach_type,
+    /// The BTF id of what it is attached to.
+    pub(crate) target: u32,
+}
+
+/// Loads a program of a type that is attached to something in the kernel's BTF.
 ///
 /// # Errors
 /// What bpf(2) says, with the log of the verifier.
@@ -109,7 +117,7 @@ pub(crate) fn load(
     name: &str,
     instructions: &[bpf_insn],
     license: &CStr,
-    (program_type, attach_type, target): (bpf_prog_type, bpf_attach_type, u32),
+    attachment: Attachment,
 ) -> Result<OwnedFd, (io::Error, String)> {
     /// As much of the log as is kept, bytes; the kernel takes up to 1 GiB.
     const LOG: usize = 16 << 20;
@@ -117,9 +125,9 @@ pub(crate) fn load(
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
     // SAFETY: the arm of the union that `BPF_PROG_LOAD` reads.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
-    load.prog_type = program_type as u32;
-    load.expected_attach_type = attach_type as u32;
-    load.attach_btf_id = target;
+    load.prog_type = attachment.program_type as u32;
+    load.expected_attach_type = attachment.attach_type as u32;
+    load.attach_btf_id = attachment.target;
     load.insns = instructions.as_ptr() as u64;
     load.insn_cnt = instructions.len() as u32;
     load.license = license.as_ptr() as u64;

@@ -85,17 +85,9 @@ struct Counted {
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     setup::setup(false)?;
-    let kernels: Vec<_> = match args.kernel.iter().any(|name| name == "all") {
-        true => KERNELS.iter().collect(),
-        false => args
-            .kernel
-            .iter()
-            .map(|name| Kernel::named(name))
-            .collect::<Result<_>>()?,
-    };
     let programs = build::guest_programs()?;
     let mut counted = Vec::new();
-    for kernel in kernels {
+    for kernel in Kernel::chosen(&args.kernel)? {
         let rows = args.count_on(kernel, &programs)?;
         print(kernel.name, &rows);
         counted.push(Counted {
@@ -342,4 +334,54 @@ fn complaints(kernel: &str, row: &Row) -> Vec<String> {
         }
     }
     complaints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Figure, Row, complaints};
+
+    /// A read, as it takes on 6.12, and with so many instructions here.
+    fn read(condition: &str, instructions: f64) -> Row {
+        let figures = [
+            ("none", 662.0),
+            ("empty", 847.0),
+            ("idle", 662.0),
+            ("guards-1", 851.0),
+            ("guards-100", 851.0),
+            ("after", 662.0),
+        ];
+        let figures = figures.map(|(name, usual)| {
+            let median = if name == condition {
+                instructions
+            } else {
+                usual
+            };
+            Figure {
+                condition: name.to_owned(),
+                median,
+                p10: median,
+                p90: median,
+            }
+        });
+        Row {
+            hierarchy: "v2".to_owned(),
+            operation: "read tmpfs".to_owned(),
+            figures: figures.into(),
+        }
+    }
+
+    #[test]
+    fn complains_of_what_is_over_its_budget() {
+        assert!(complaints("6.12", &read("none", 662.0)).is_empty());
+        for (condition, instructions) in [
+            ("idle", 663.0),
+            ("after", 661.0),
+            ("guards-1", 875.0),
+            ("guards-100", 852.0),
+        ] {
+            let said = complaints("6.12", &read(condition, instructions));
+            let is_named = said.iter().any(|said| said.contains(condition));
+            assert!(is_named, "{condition}: {said:?}");
+        }
+    }
 }

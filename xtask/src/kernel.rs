@@ -97,6 +97,14 @@ impl Kernel {
             .with_context(|| format!("no kernel is called {name}: there are {}", names()))
     }
 
+    /// Those that are called so, or with `all` every one.
+    pub(crate) fn chosen(names: &[String]) -> Result<Vec<&'static Self>> {
+        match names.iter().any(|name| name == "all") {
+            true => Ok(KERNELS.iter().collect()),
+            false => names.iter().map(|name| Self::named(name)).collect(),
+        }
+    }
+
     /// Major and minor version.
     pub(crate) fn version(&self) -> (u32, u32) {
         let number = |text: &str| text.parse().unwrap_or(0);

@@ -243,14 +243,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 impl Args {
     /// The guests that are asked for, and what to run in each.
     fn guests(&self) -> Result<Vec<(Guest, Suite)>> {
-        let all = self.kernel.iter().any(|name| name == "all");
-        let kernels: Vec<_> = match self.kernel.is_empty() || all {
+        let kernels = match self.kernel.is_empty() {
             true => KERNELS.iter().collect(),
-            false => self
-                .kernel
-                .iter()
-                .map(|name| Kernel::named(name))
-                .collect::<Result<_>>()?,
+            false => Kernel::chosen(&self.kernel)?,
         };
         let mut wanted: Vec<_> = kernels
             .into_iter()

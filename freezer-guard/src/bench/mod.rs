@@ -174,7 +174,7 @@ fn measure_below(
         .collect();
     // The first time differs: pages are got, caches are cold.
     for &operation in operations {
-        scene.measure(operation)?;
+        scene.measure(operation, false)?;
     }
     let conditions = [
         Condition::None,
@@ -190,10 +190,11 @@ fn measure_below(
             return Err(Error::Stopped);
         }
         let _in_force = InForce::new(condition, &top)?;
+        let guarded = matches!(condition, Condition::Guards(_));
         for (&operation, row) in operations.iter().zip(&mut rows) {
             row.figures.push(Figure {
                 condition: condition.name(),
-                sample: scene.measure(operation)?,
+                sample: scene.measure(operation, guarded)?,
             });
         }
     }

@@ -100,29 +100,22 @@ impl Scene {
                 .open(&path)
                 .map_err(Error::operation(format!("open {}", path.display())))
         };
+        let in_memory = |flags, bytes: &[u8]| -> io::Result<File> {
+            let mut file = File::from(memfd_create(c"freezer-guard-bench", flags)?);
+            file.write_all(bytes)?;
+            Ok(file)
+        };
         let made = || Error::operation("make a file in memory");
-        let mut tmpfs = File::from(
-            memfd_create(c"bench", MFdFlags::MFD_CLOEXEC)
-                .map_err(io::Error::from)
-                .map_err(made())?,
-        );
-        tmpfs.write_all(&[0; 4096]).map_err(made())?;
-        let mut exit = File::from(
-            memfd_create(c"exit", MFdFlags::empty())
-                .map_err(io::Error::from)
-                .map_err(made())?,
-        );
-        exit.write_all(&EXIT).map_err(made())?;
         let (read, write) = pipe()
             .map_err(io::Error::from)
             .map_err(Error::operation("make a pipe"))?;
         Ok(Self {
             zero: open("/dev/zero".into(), false)?,
             null: open("/dev/null".into(), true)?,
-            tmpfs,
+            tmpfs: in_memory(MFdFlags::MFD_CLOEXEC, &[0; 4096]).map_err(made())?,
             pipe: (read.into(), write.into()),
             deep: Deep::new()?,
-            exit,
+            exit: in_memory(MFdFlags::empty(), &EXIT).map_err(made())?,
             attribute: (open(elsewhere.join(attribute), true)?, value),
             elsewhere: open(elsewhere.join(freezer), true)?,
             target: open(target.join(freezer), true)?,
@@ -130,7 +123,8 @@ impl Scene {
         })
     }
 
-    pub(super) fn measure(&mut self, operation: Operation) -> Result<Sample, Error> {
+    /// `guarded`: a write to the target has to be refused.
+    pub(super) fn measure(&mut self, operation: Operation, guarded: bool) -> Result<Sample, Error> {
         let byte = &mut [0_u8];
         let result = {
             let time =
@@ -168,7 +162,10 @@ impl Scene {
                 }
                 Operation::WriteTarget => {
                     time(&mut || match self.target.write_at(self.thawed, 0) {
-                        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+                        Err(error) if guarded && error.kind() == io::ErrorKind::ResourceBusy => {
+                            Ok(())
+                        }
+                        Ok(_) if guarded => Err(io::Error::other("it was not refused")),
                         written => written.map(drop),
                     })
                 }

@@ -82,7 +82,7 @@ fn table(rows: &[Row]) -> String {
             .map_or(0.0, |figure| figure.sample.median);
         for figure in &row.figures {
             let median = figure.sample.median;
-            text += &format!("{median:>10.1} ({:.2})", median / bare);
+            text += &format!("{median:>11.1} ({:.2})", median / bare);
         }
         text.push('\n');
     }

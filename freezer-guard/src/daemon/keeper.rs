@@ -17,6 +17,7 @@ use super::{Daemon, blocking, book};
 /// How long what refuses stays attached after the last guard: the next one may
 /// begin at once.
 const LINGER: Duration = Duration::from_secs(2);
+
 pub(super) enum Job {
     /// A cgroup has become a target of this guard.
     Begun(GuardId),

@@ -12,22 +12,10 @@ use aya::{
     Ebpf,
     maps::{Map, MapData},
 };
-use aya_obj::{
-    Object,
-    generated::{bpf_attach_type, bpf_prog_type},
-};
+use aya_obj::Object;
 
 use super::{Error, pins::missing};
-use crate::sys;
-
-/// What the kernel has to know to attach a program.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Attachment {
-    pub(super) program_type: bpf_prog_type,
-    pub(super) attach_type: bpf_attach_type,
-    /// The BTF id of what it is attached to.
-    pub(super) target: u32,
-}
+use crate::sys::{self, Attachment};
 
 /// The object, with the maps of a loaded one in it.
 pub(super) struct Code {
@@ -75,22 +63,13 @@ impl Code {
             .functions
             .get(&(program.section_index, program.address))
             .ok_or_else(|| missing(name))?;
-        let Attachment {
-            program_type,
-            attach_type,
-            target,
-        } = attachment;
-        sys::load(
-            name,
-            &code.instructions,
-            &program.license,
-            (program_type, attach_type, target),
+        sys::load(name, &code.instructions, &program.license, attachment).map_err(
+            |(source, log)| Error::Load {
+                program: name,
+                source,
+                log,
+            },
         )
-        .map_err(|(source, log)| Error::Load {
-            program: name,
-            source,
-            log,
-        })
     }
 }
 

@@ -11,13 +11,8 @@ use aya::programs::ProgramInfo;
 use aya_obj::generated::{bpf_attach_type::*, bpf_prog_type::*};
 use freezer_guard_ebpf::{Level, Protection};
 
-use super::{
-    Error,
-    btf::Facts,
-    code::{Attachment, Code},
-    conditions,
-};
-use crate::sys;
+use super::{Error, btf::Facts, code::Code, conditions};
+use crate::sys::{self, Attachment};
 
 /// What a program is attached to.
 #[derive(Debug, Clone, Copy)]

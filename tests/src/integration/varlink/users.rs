@@ -1,0 +1,237 @@
+//! Who may do what over the socket, and how much of it: users, trusted and not, and
+//! clients that mean no good.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use super::{
+    super::{
+        List,
+        cgroups::{Cgroup, Hierarchy},
+        process::{Held, LONG, Process, guard, run, tool},
+        scratch,
+        service::{eventually, expect_idle, main_pid, systemctl},
+        storms::numbers,
+    },
+    SOCKET, call, command, expect_error, reply,
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    list.add("who_may", who_may);
+    list.add("commands_ask_the_service", commands);
+    list.add("run_by_the_service", run_by_service);
+    list.add("a_thousand_bad_connections", garbage);
+    list.add("nobody_has_too_much", limits);
+}
+
+/// Runs a client as a user who is not root.
+fn as_user(uid: u32, groups: &str, client: &Command) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &uid.to_string(), "--regid", &uid.to_string()]);
+    match groups {
+        "" => command.arg("--clear-groups"),
+        groups => command.args(["--groups", groups]),
+    };
+    command.arg(client.get_program()).args(client.get_args());
+    command
+}
+
+fn who_may(hierarchy: Hierarchy) -> Result<()> {
+    const GROUP: &str = "freezer-guard:x:777:\n";
+    let groups = fs::read_to_string("/etc/group")?;
+    if !groups.contains(GROUP) {
+        fs::write("/etc/group", groups + GROUP)?;
+    }
+    let target = Cgroup::new(hierarchy)?;
+    let list = command("io.freezerguard.List", &json!({}));
+    expect_error(&run(&mut as_user(1001, "", &list))?, "PermissionDenied")?;
+    run(&mut as_user(1000, "777", &list))?.expect(0)?;
+    let mut begin = command(
+        "io.freezerguard.Begin",
+        &json!({ "cgroups": [target.text()], "freeze": true }),
+    );
+    expect_error(&run(&mut as_user(1001, "", &begin))?, "PermissionDenied")?;
+    run(&mut as_user(1000, "777", &begin))?.expect(0)?;
+    expect_idle()?;
+    // Who may not write the file cannot open it so; a descriptor for reading is
+    // no proof, nor is one of another file.
+    begin.arg("--readable").arg(target.freezer());
+    expect_error(&run(&mut as_user(1001, "", &begin))?, "PermissionDenied")?;
+    let other = Cgroup::new(hierarchy)?;
+    let mut begin = command(
+        "io.freezerguard.Begin",
+        &json!({ "cgroups": [target.text()], "freeze": true }),
+    );
+    begin.arg("--writable").arg(other.freezer());
+    std::os::unix::fs::chown(other.freezer(), Some(1001), None)?;
+    expect_error(&run(&mut as_user(1001, "", &begin))?, "PermissionDenied")?;
+    std::os::unix::fs::chown(target.freezer(), Some(1001), None)?;
+    begin.arg("--writable").arg(target.freezer());
+    run(&mut as_user(1001, "", &begin))?.expect(0)?;
+    expect_idle()?;
+    // A path that he names holds up nobody.
+    let fifo = scratch("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::all())?;
+    let begin = command("io.freezerguard.Begin", &json!({ "cgroups": [fifo] }));
+    expect_error(&run(&mut as_user(1001, "", &begin))?, "PermissionDenied")?;
+    // The holder has to be a process of his.
+    let mut begin = command(
+        "io.freezerguard.Begin",
+        &json!({ "cgroups": [target.text()], "freeze": true, "holderFd": 1 }),
+    );
+    begin
+        .arg("--writable")
+        .arg(target.freezer())
+        .args(["--pidfd", "1"]);
+    expect_error(&run(&mut as_user(1001, "", &begin))?, "PermissionDenied")?;
+    ensure!(target.state()? == "THAWED");
+    expect_idle()
+}
+
+/// `status`, `end` and `events` of one who may not use BPF himself.
+fn commands(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    let guard_as = |uid, groups, arguments: &[&str]| {
+        let mut command = Command::new("/usr/bin/freezer-guard");
+        command.args(arguments);
+        run(&mut as_user(uid, groups, &command))
+    };
+    let status = guard_as(1000, "777", &["status"])?.expect(0)?;
+    ensure!(status.stdout.contains(&target.text()), "{}", status.stdout);
+    let one = guard_as(1000, "777", &["status", &target.text(), "--json"])?.expect(0)?;
+    ensure!(one.stdout.contains("CHECKPOINTING"), "{}", one.stdout);
+    let events = guard_as(1000, "777", &["events"])?.expect(0)?;
+    ensure!(events.stdout.contains("checkpointing"), "{}", events.stdout);
+    guard_as(1001, "", &["status"])?.expect(77)?.says("group")?;
+    guard_as(1001, "", &["end", &target.text(), "--force"])?.expect(77)?;
+    guard_as(1000, "777", &["end", &target.text(), "--force"])?.expect(0)?;
+    held.sh("true")?;
+    held.release()?.expect(73)?.says("ended by somebody")?;
+    guard(["status", &target.text()])?.expect(0)?;
+    expect_idle()
+}
+
+/// `run` of one who may not use BPF himself.
+fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let run_as = |uid, groups, arguments: &[&str]| {
+        let mut command = Command::new("/usr/bin/freezer-guard");
+        command.args(["run", "--cgroup", &target.text()]);
+        run(&mut as_user(uid, groups, command.args(arguments)))
+    };
+    let refused = run_as(1001, "", &["--freeze", "--", "echo", "ran"])?.expect(77)?;
+    ensure!(!refused.stdout.contains("ran"));
+    run_as(1000, "777", &["--", "true"])?
+        .expect(75)?
+        .says("not FROZEN")?;
+    run_as(1000, "777", &["--level", "detect", "--", "true"])?.expect(64)?;
+    run_as(1000, "777", &["--freeze", "--", "sh", "-c", "exit 7"])?
+        .expect(7)?
+        .says(&format!("guarding {} (enforce)", target.text()))?
+        .says("refused nothing")?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    // What was FROZEN is so at the end.
+    target.freeze()?;
+    let thaw = format!(
+        "echo {} > {}",
+        hierarchy.thawed(),
+        target.freezer().display()
+    );
+    run_as(1000, "777", &["--", "true"])?.expect(0)?;
+    ensure!(target.state()? == "FROZEN", "left {}", target.state()?);
+    target.thaw()?;
+    // Who may freeze a cgroup may guard it.
+    std::os::unix::fs::chown(target.freezer(), Some(1001), None)?;
+    let mut command = Command::new("/usr/bin/freezer-guard");
+    command.args(["run", "--freeze", "--cgroup", &target.text(), "--"]);
+    let script = format!("echo held; {thaw}; read -r line; exit 0");
+    command.args(["bash", "-c", &script]);
+    let mut held = Process::spawn(&mut as_user(1001, "", &command))?;
+    held.expect_line("held")?;
+    // The service may start anew meanwhile.
+    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
+    eventually("the holder thaws", || Ok(target.state()? == "THAWED"))?;
+    target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+    held.tell("")?;
+    held.wait(LONG)?.expect(0)?.says("refused 1 attempt")?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    // A cgroup may go with its tasks, as a unit's does.
+    let parent = Cgroup::new(hierarchy)?;
+    let gone = parent.child("gone")?;
+    for path in [parent.path.clone(), gone.path.clone(), gone.freezer()] {
+        std::os::unix::fs::chown(path, Some(1001), None)?;
+    }
+    let mut command = Command::new("/usr/bin/freezer-guard");
+    command.args(["run", "--freeze", "--cgroup", &gone.text(), "--"]);
+    // Longer than it takes to look once.
+    command.args(["bash", "-c", &format!("rmdir {} && sleep 3", gone.text())]);
+    run(&mut as_user(1001, "", &command))?
+        .expect(0)?
+        .says("refused nothing")?;
+    expect_idle()
+}
+
+fn garbage(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    let pid = main_pid()?;
+    tool(["garbage", SOCKET, "1000"])?.expect(0)?;
+    let bad = Command::new("guest-tool");
+    let mut bad = as_user(1001, "", &bad);
+    run(bad.args(["garbage", SOCKET, "200"]))?.expect(0)?;
+    let listed = reply(&call("List", &json!({}))?.expect(0)?)?;
+    ensure!(
+        listed["guards"]
+            .as_array()
+            .is_some_and(|all| all.len() == 1),
+        "{listed}"
+    );
+    ensure!(main_pid()? == pid, "it has not survived");
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?.says("refused 1 attempt")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.and_then(|text| text.trim().strip_suffix(" kB"));
+    let resident: u64 = resident.context("its memory")?.trim().parse()?;
+    ensure!(resident < 100 << 10, "it takes {resident} kB");
+    let name = tool(["varlink", SOCKET, "org.varlink.service.GetInfo"])?.expect(0)?;
+    ensure!(name.stdout.contains("freezer-guard"));
+    expect_idle()
+}
+
+fn limits(hierarchy: Hierarchy) -> Result<()> {
+    /// A message, and what the socket holds of it.
+    const MOST: u64 = 1 << 20;
+    let tool = Command::new("guest-tool");
+    for (uid, answered) in [(1001, 32), (0, 40)] {
+        let mut tool = as_user(uid, "", &tool);
+        tool.args(["varlink-limits", SOCKET, "40"]);
+        let (connections, bytes) = numbers(&run(&mut tool)?.expect(0)?.stdout)?;
+        ensure!(connections == answered, "{connections} for uid {uid}");
+        ensure!(bytes < MOST, "{bytes} bytes of one message were taken");
+    }
+    // As many guards as that, each with a holder of its own.
+    let targets: Vec<_> = (0..9)
+        .map(|_| Cgroup::new(hierarchy))
+        .collect::<Result<_>>()?;
+    let mut held = Vec::new();
+    for (number, target) in targets.iter().enumerate() {
+        std::os::unix::fs::chown(target.freezer(), Some(1001), None)?;
+        let parameters = json!({ "cgroups": [target.text()], "freeze": true });
+        let client = command("io.freezerguard.Begin", &parameters);
+        let mut client = as_user(1001, "", &client);
+        client.arg("--writable").arg(target.freezer()).arg("--hold");
+        let mut client = Process::spawn(&mut client)?;
+        let line = client.line()?;
+        ensure!(line.contains("error") == (number == 8), "{number}: {line}");
+        held.push(client);
+    }
+    for mut client in held {
+        client.close_input();
+        client.wait(LONG)?;
+    }
+    expect_idle()
+}
