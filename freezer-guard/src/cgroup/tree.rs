@@ -2,11 +2,15 @@
 //! be: Serge Hallyn's question of 2009.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fs, io,
+    path::{Path, PathBuf},
 };
 
-use procfs::{ProcError, ProcResult, process::Process};
+use procfs::{
+    ProcError, ProcResult,
+    process::{Process, Status},
+};
 
 use super::{Cgroup, Error};
 
@@ -117,7 +121,7 @@ fn inside(cgroups: &[&Cgroup]) -> Result<BTreeMap<u32, BTreeSet<i32>>, Error> {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn process(pid: i32) -> Result<Option<Task>, Error> {
-    match threads(pid)?.is_empty() {
+    match Tasks::default().threads(pid)?.is_empty() {
         true => Ok(None),
         false => place(pid, pid, None),
     }
@@ -140,39 +144,38 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
         tasks: all.len(),
         ..Report::default()
     };
+    let mut tasks = Tasks::default();
     let mut processes = BTreeSet::new();
     for tid in &all {
-        let Some(status) = found(Process::new(*tid).and_then(|task| task.status()))? else {
+        let Some(status) = tasks.read(*tid)? else {
             continue;
         };
         processes.insert(status.tgid);
-        if status.tracerpid != 0
-            && let Some(task) = place(status.tgid, *tid, hierarchy_of(*tid))?
+        let (pid, tracer) = (status.tgid, status.tracerpid);
+        if tracer != 0
+            && let Some(task) = place(pid, *tid, hierarchy_of(*tid))?
         {
-            let tracer = status.tracerpid;
-            let stat = found(Process::new(tracer).and_then(|process| process.stat()))?;
+            let tracer_comm = tasks.read(tracer)?.map(|status| status.name.clone());
             report.traced.push(Traced {
                 task,
                 tracer,
-                tracer_comm: stat.map(|stat| stat.comm).unwrap_or_default(),
+                tracer_comm: tracer_comm.unwrap_or_default(),
             });
         }
     }
     let tree = match root {
-        Some(root) => tree(root)?,
+        Some(root) => tree(&mut tasks, root)?,
         None => processes.iter().copied().collect(),
     };
     let mut known = BTreeSet::new();
     for pid in tree {
-        known.extend(look_for(pid, &inside, &mut report.strays)?);
+        known.extend(look_for(&mut tasks, pid, &inside, &mut report.strays)?);
     }
     for tid in all.difference(&known) {
-        let Some(status) = found(Process::new(*tid).and_then(|task| task.status()))? else {
-            continue;
-        };
-        report
-            .foreign
-            .extend(place(status.tgid, *tid, hierarchy_of(*tid))?);
+        if let Some(status) = tasks.read(*tid)? {
+            let foreign = place(status.tgid, *tid, hierarchy_of(*tid))?;
+            report.foreign.extend(foreign);
+        }
     }
     Ok(report)
 }
@@ -185,21 +188,22 @@ pub fn strays(cgroups: &[&Cgroup], pids: &[i32]) -> Result<Vec<Task>, Error> {
     let inside = inside(cgroups)?;
     let mut strays = Vec::new();
     for pid in pids {
-        look_for(*pid, &inside, &mut strays)?;
+        look_for(&mut Tasks::default(), *pid, &inside, &mut strays)?;
     }
     Ok(strays)
 }
 
 /// Looks where the threads of a process are; returns them.
 fn look_for(
+    tasks: &mut Tasks,
     pid: i32,
     inside: &BTreeMap<u32, BTreeSet<i32>>,
     strays: &mut Vec<Task>,
 ) -> Result<Vec<i32>, Error> {
-    let threads = threads(pid)?;
+    let threads = tasks.threads(pid)?;
     for tid in &threads {
-        for (hierarchy, tasks) in inside {
-            if !tasks.contains(tid) {
+        for (hierarchy, there) in inside {
+            if !there.contains(tid) {
                 strays.extend(place(pid, *tid, Some(*hierarchy))?);
             }
         }
@@ -208,16 +212,14 @@ fn look_for(
 }
 
 /// The processes of the tree below `root`, itself included.
-fn tree(root: i32) -> Result<Vec<i32>, Error> {
+fn tree(tasks: &mut Tasks, root: i32) -> Result<Vec<i32>, Error> {
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-    let mut exists = false;
-    for process in procfs::process::all_processes()? {
-        if let Some(stat) = found(process.and_then(|process| process.stat()))? {
-            exists |= stat.pid == root;
-            children.entry(stat.ppid).or_default().push(stat.pid);
+    for pid in numbers(Path::new("/proc"))? {
+        if let Some(status) = tasks.read(pid)? {
+            children.entry(status.ppid).or_default().push(pid);
         }
     }
-    if !exists {
+    if tasks.read(root)?.is_none() {
         return Err(Error::NoProcess(root));
     }
     let mut tree = vec![root];
@@ -229,20 +231,52 @@ fn tree(root: i32) -> Result<Vec<i32>, Error> {
     Ok(tree)
 }
 
-/// The threads of a process, zombies left out.
-fn threads(pid: i32) -> Result<Vec<i32>, Error> {
-    let Some(tasks) = found(Process::new(pid).and_then(|process| process.tasks()))? else {
-        return Ok(Vec::new());
-    };
-    let mut threads = Vec::new();
-    for task in tasks {
-        if let Some(stat) = found(task.and_then(|task| task.stat()))?
-            && !matches!(stat.state, 'Z' | 'X')
-        {
-            threads.push(stat.pid);
-        }
+/// What `/proc` says of tasks, read once.
+#[derive(Default)]
+struct Tasks(BTreeMap<i32, Option<Status>>);
+
+impl Tasks {
+    /// `None`: it has ended.
+    fn read(&mut self, tid: i32) -> Result<Option<&Status>, Error> {
+        let status = match self.0.entry(tid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let status = found(Process::new(tid).and_then(|task| task.status()))?;
+                unknown.insert(status)
+            }
+        };
+        Ok(status.as_ref())
     }
-    Ok(threads)
+
+    /// The threads of a process, zombies left out.
+    fn threads(&mut self, pid: i32) -> Result<Vec<i32>, Error> {
+        let mut threads = Vec::new();
+        for tid in numbers(&Path::new("/proc").join(pid.to_string()).join("task"))? {
+            if self
+                .read(tid)?
+                .is_some_and(|status| !status.state.starts_with(['Z', 'X']))
+            {
+                threads.push(tid);
+            }
+        }
+        Ok(threads)
+    }
+}
+
+/// The tasks that a folder of `/proc` lists; none when it has gone.
+fn numbers(folder: &Path) -> Result<Vec<i32>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|source| Error::Io {
+            operation: "read",
+            path: folder.to_owned(),
+            source,
+        })?,
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names
+        .filter_map(|name| name.to_str()?.parse().ok())
+        .collect())
 }
 
 /// The thread with its name and its cgroup in this hierarchy; `None` when it
