@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::{bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
 };
 use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_DEPTH, MAX_GUARDS,
+    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_DEPTH,
     TaskPointer, Unguarded,
 };
 
@@ -17,8 +17,8 @@ use crate::{
     atomic::Word,
     covering::{self, Covering, below},
     freezer::FREEZING_SELF,
-    kernel::{self, Pointer, load, offset, opaque, probe},
-    maps::{ANCESTORS, AUTOMATIC, GUARDS, MEMBERS, TARGETS, guard},
+    kernel::{self, Pointer, load, offset, probe},
+    maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, guard},
     membership, telling,
 };
 
@@ -36,7 +36,7 @@ const MNT_NOSUID: u32 = 1;
 /// `struct linux_binprm *`: the current task executes this file from here on.
 #[inline(always)]
 pub(crate) fn executed(bprm: Pointer) {
-    let Some(template) = AUTOMATIC.get(0) else {
+    let Some(template) = TEMPLATES.get(AUTOMATIC) else {
         return;
     };
     if template.members == 0 {
@@ -168,7 +168,7 @@ pub(crate) fn claim(cgroup: Pointer) {
         Covering::Guard(own) if own == id => return,
         Covering::Guard(_) | Covering::TooDeep => return unguarded(id, key, Unguarded::Busy),
     }
-    if below(key, |other| other != id && guard(other).is_some()).is_some() {
+    if below(key, 0, Some(id)).is_some() {
         return unguarded(id, key, Unguarded::Busy);
     }
     if TARGETS.get_ptr(key).is_some() {
@@ -176,8 +176,7 @@ pub(crate) fn claim(cgroup: Pointer) {
         let _ = TARGETS.remove(key);
     }
     // What is done to it from here on counts; a moment later, as a violation.
-    membership::hold(entry);
-    if TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
+    if !membership::hold(entry, id) || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
         return unguarded(id, key, Unguarded::Full);
     }
     // SAFETY: as above. The writes of one hierarchy come one after the other, and
@@ -191,7 +190,8 @@ pub(crate) fn claim(cgroup: Pointer) {
             has_ended((*entry).flags, true);
         }
     }
-    mark_ancestors(cgroup, id);
+    // SAFETY: as above.
+    mark_ancestors(cgroup, id, unsafe { (*entry).place });
     if is_inside(cgroup) {
         // SAFETY: as above.
         unsafe { (*entry).flags |= Guard::ENDS_WITH_LEADER };
@@ -213,49 +213,22 @@ fn is_inside(cgroup: Pointer) -> bool {
     matches!(own, Some(Covering::Guard(id)) if Some(id) == membership::of_current())
 }
 
-/// Puts the guard into the list of each ancestor.
+/// Marks each ancestor. What does not fit is marked by `arm`.
 #[inline(never)]
-fn mark_ancestors(cgroup: Pointer, id: GuardId) {
+fn mark_ancestors(cgroup: Pointer, id: GuardId, place: u64) {
     let mut cgroup = cgroup;
     for _ in 0..MAX_DEPTH {
         let Some(parent) = covering::parent(cgroup) else {
             return;
         };
         if let Some(key) = covering::key(parent) {
-            mark_ancestor(key, id);
+            for place in [place, AncestorKey::ANY] {
+                let key = AncestorKey::new(key, place);
+                let _ = ANCESTORS.insert(key, id, u64::from(BPF_ANY));
+            }
         }
         cgroup = parent;
     }
-}
-
-/// Appends the guard to the ancestor's list. What does not fit, and what user space
-/// overwrites, is marked by `arm`.
-#[inline(always)]
-fn mark_ancestor(cgroup: CgroupKey, id: GuardId) {
-    // The list has no gap: its length, bit by bit from the highest. (A search from
-    // one end would be walked by the verifier once for each ancestor and place.)
-    const { assert!(MAX_GUARDS.is_power_of_two()) };
-    let mut length = 0;
-    let mut bit = MAX_GUARDS / 2;
-    while bit > 0 {
-        let index = u64::from(length + bit - 1);
-        if ANCESTORS.get_ptr(AncestorKey { cgroup, index }).is_some() {
-            length += bit;
-        }
-        length = opaque(length);
-        bit /= 2;
-    }
-    let key = |length: u32| AncestorKey {
-        cgroup,
-        index: u64::from(length),
-    };
-    // A second target of this guard's may have put it there.
-    let last = ANCESTORS.get_ptr(key(length.wrapping_sub(1)));
-    // SAFETY: a map value the verifier has seen checked.
-    if last.is_some_and(|last| unsafe { *last } == id) {
-        return;
-    }
-    let _ = ANCESTORS.insert(key(length), id, u64::from(BPF_NOEXIST));
 }
 
 #[inline(always)]

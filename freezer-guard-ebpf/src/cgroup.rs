@@ -4,7 +4,8 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use freezer_guard_ebpf::{
-    Act, CgroupKey, GuardId, MAX_DEPTH, PROTECTED_FILES, Place, Protection, denies, name_words,
+    Act, CgroupKey, GuardId, MAX_DEPTH, PROTECTED_FILES, Place, Protection, acts_downwards, denies,
+    name_words,
 };
 
 use crate::{
@@ -131,10 +132,11 @@ impl Write {
         let refusing = match self.way_up(directory) {
             // Not knowing must not let anything through.
             Covering::TooDeep => return -EBUSY,
-            Covering::Guard(id) if self.refuses(id, Place::Inside, writer) => Some(id),
-            Covering::Guard(_) | Covering::Nobody => {
-                below(written, |id| self.refuses(id, Place::Above, writer))
+            Covering::Guard(id) if self.refuses(id, writer) => Some(id),
+            Covering::Guard(_) | Covering::Nobody if acts_downwards(self.protection) => {
+                below(written, self.protection.bit(), writer)
             }
+            Covering::Guard(_) | Covering::Nobody => None,
         };
         match refusing {
             Some(id) => {
@@ -177,10 +179,10 @@ impl Write {
         Covering::TooDeep
     }
 
-    /// Whether the guard is in force and refuses the write.
+    /// Whether the guard is in force and refuses the write, which is inside.
     #[inline(always)]
-    fn refuses(&self, id: GuardId, place: Place, writer: Option<GuardId>) -> bool {
-        denies(id, place, self.protection, writer) && minds(id, self.protection, writer)
+    fn refuses(&self, id: GuardId, writer: Option<GuardId>) -> bool {
+        denies(id, Place::Inside, self.protection, writer) && minds(id, self.protection, writer)
     }
 
     #[inline(always)]

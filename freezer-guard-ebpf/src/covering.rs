@@ -1,14 +1,15 @@
 //! Which guard covers a cgroup or a task, found through the kernel's pointers.
 
 use freezer_guard_ebpf::{
-    Actor, AncestorKey, CgroupKey, Guard, GuardId, MAX_DEPTH, MAX_GUARDS, NO_FREEZER, Protection,
-    TaskPointer,
+    Actor, AncestorKey, CHUNK, CHUNKS, CgroupKey, GuardId, MAX_DEPTH, NO_FREEZER, PLACES,
+    Protection, TaskPointer,
 };
 
 use crate::{
-    kernel::{self, Pointer, offset, probe},
+    atomic::Word,
+    kernel::{self, Pointer, offset, opaque, probe},
     maps::{ANCESTORS, FREEZER, TARGETS, guard},
-    membership,
+    membership, telling,
 };
 
 /// How the way up from a cgroup ended.
@@ -32,28 +33,52 @@ pub(crate) fn key(cgroup: Pointer) -> Option<CgroupKey> {
     ))
 }
 
+/// No guard has these ids.
+const NOBODY: GuardId = 0;
+const TOO_DEEP: GuardId = GuardId::MAX;
+
 /// The guard of the cgroup or of one above it.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn of_cgroup(cgroup: Pointer) -> Covering {
-    let mut cgroup = cgroup;
+    match covering(cgroup as u64) {
+        NOBODY => Covering::Nobody,
+        TOO_DEEP => Covering::TooDeep,
+        id => Covering::Guard(id),
+    }
+}
+
+/// The same as a number. A global function: see [`place_below`]. So its argument must
+/// not be a pointer for the verifier: see [`untyped`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn covering(cgroup: u64) -> GuardId {
+    let mut cgroup = cgroup as Pointer;
     for _ in 0..MAX_DEPTH {
         let Some(key) = key(cgroup) else {
-            return Covering::Nobody;
+            return NOBODY;
         };
         if let Some(id) = TARGETS.get_ptr(key) {
             // SAFETY: a map value the verifier has seen checked.
             let id = unsafe { *id };
             // What a dead guard has left must not hide one further up.
             if guard(id).is_some() {
-                return Covering::Guard(id);
+                return id;
             }
         }
         match parent(cgroup) {
             Some(above) => cgroup = above,
-            None => return Covering::Nobody,
+            None => return NOBODY,
         }
     }
-    Covering::TooDeep
+    TOO_DEEP
+}
+
+/// A cgroup that is an argument of a hook, and so a pointer for the verifier: the same
+/// one as a number that it knows nothing of, out of what it points to.
+#[inline(always)]
+pub(crate) fn untyped(cgroup: Pointer) -> Pointer {
+    let own = offset!(cgroup_self) + offset!(cgroup_subsys_state_cgroup);
+    probe(cgroup, own).unwrap_or(core::ptr::null())
 }
 
 /// The cgroup above a cgroup.
@@ -122,22 +147,169 @@ pub(crate) fn is_traced_by_holder(task: Pointer, id: GuardId) -> bool {
 /// is not its holder.
 #[inline(always)]
 pub(crate) fn minds(id: GuardId, protection: Protection, writer: Option<GuardId>) -> bool {
+    minds_any(id, protection.bit(), writer)
+}
+
+/// The same for the bits of protections: without any, whether it is another guard
+/// that is in force.
+#[inline(always)]
+fn minds_any(id: GuardId, protections: u64, writer: Option<GuardId>) -> bool {
     writer != Some(id)
         && guard(id).is_some_and(|guard| {
             // SAFETY: a map value the verifier has seen checked.
-            Guard::protects(unsafe { (*guard).allowed }, protection)
+            let allowed = unsafe { (*guard).allowed };
+            allowed & protections == 0
         })
 }
 
-/// The first of the guards below a cgroup that `which` holds for.
+/// The guards with a place in each chunk of places.
+static OCCUPIED: [Word; CHUNKS as usize] = [const { Word::new() }; CHUNKS as usize];
+
+/// The guards with a place in the chunk that this place is in.
 #[inline(always)]
-pub(crate) fn below(cgroup: CgroupKey, mut which: impl FnMut(GuardId) -> bool) -> Option<GuardId> {
-    for index in 0..u64::from(MAX_GUARDS) {
-        // SAFETY: a map value the verifier has seen checked.
-        let id = unsafe { *ANCESTORS.get_ptr(AncestorKey { cgroup, index })? };
-        if which(id) {
-            return Some(id);
+pub(crate) fn occupied(place: u64) -> &'static Word {
+    let chunk = (place / u64::from(CHUNK)) % u64::from(CHUNKS);
+    // SAFETY: it is below the length. (The compiler, who knows that too, would leave the
+    // remainder out that the verifier has to see.)
+    unsafe { OCCUPIED.get_unchecked(opaque(chunk as u32) as usize % CHUNKS as usize) }
+}
+
+/// The first of the guards below a cgroup that minds (see [`minds_any`]), if any.
+#[inline(always)]
+pub(crate) fn below(
+    cgroup: CgroupKey,
+    protections: u64,
+    writer: Option<GuardId>,
+) -> Option<GuardId> {
+    let last = ANCESTORS.get_ptr(AncestorKey::new(cgroup, AncestorKey::ANY))?;
+    // SAFETY: a map value the verifier has seen checked.
+    let last = unsafe { *last };
+    if minds_any(last, protections, writer) {
+        return Some(last);
+    }
+    next_below(cgroup, 0, protections, writer).map(|(_, id)| id)
+}
+
+/// The first of those whose place is `from` or a later one, and that place.
+#[inline(always)]
+pub(crate) fn next_below(
+    cgroup: CgroupKey,
+    from: u64,
+    protections: u64,
+    writer: Option<GuardId>,
+) -> Option<(u64, GuardId)> {
+    let packed = pack(cgroup, protections);
+    let place = place_below(packed, cgroup.kernfs_id, from, writer.unwrap_or(NOBODY));
+    if place >= u64::from(PLACES) {
+        return None;
+    }
+    let id = ANCESTORS.get_ptr(AncestorKey::new(cgroup, place))?;
+    // SAFETY: a map value the verifier has seen checked.
+    Some((place, unsafe { *id }))
+}
+
+/// Counts for every one of these guards whose place is `from` or a later one that it was
+/// frozen or thawed.
+#[inline(always)]
+pub(crate) fn disturb_below(cgroup: CgroupKey, from: u64, writer: Option<GuardId>) {
+    let packed = pack(cgroup, Protection::Freeze.bit());
+    disturb_from(packed, cgroup.kernfs_id, from, writer.unwrap_or(NOBODY));
+}
+
+// What follows are global functions, which the verifier walks once each and not wherever
+// they are called: so loops do not multiply. All they can take is numbers.
+
+/// The place of the first guard that minds, `from` or a later one; [`PLACES`] if there is
+/// none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn place_below(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
+    let mut from = from;
+    for _ in 0..CHUNKS {
+        if from >= u64::from(PLACES) {
+            break;
+        }
+        if occupied(from).get() != 0 {
+            let place = place_in_chunk(packed, kernfs_id, from, writer);
+            if place < u64::from(PLACES) {
+                return place;
+            }
+        }
+        from = chunk_after(from);
+    }
+    u64::from(PLACES)
+}
+
+/// The same in the chunk of `from`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn place_in_chunk(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
+    for offset in 0..u64::from(CHUNK) {
+        if minding_at(packed, kernfs_id, from, offset, writer).is_some() {
+            return chunk_of(from) + offset;
         }
     }
-    None
+    u64::from(PLACES)
+}
+
+/// Counts for each of those.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn disturb_from(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
+    let mut from = from;
+    for _ in 0..CHUNKS {
+        if from >= u64::from(PLACES) {
+            break;
+        }
+        if occupied(from).get() != 0 {
+            disturb_chunk(packed, kernfs_id, from, writer);
+        }
+        from = chunk_after(from);
+    }
+    0
+}
+
+/// The same in the chunk of `from`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn disturb_chunk(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
+    for offset in 0..u64::from(CHUNK) {
+        if let Some(id) = minding_at(packed, kernfs_id, from, offset, writer) {
+            telling::disturbed_by_somebody(id, Protection::Freeze);
+        }
+    }
+    0
+}
+
+/// Where the chunk of a place begins.
+#[inline(always)]
+fn chunk_of(place: u64) -> u64 {
+    place / u64::from(CHUNK) * u64::from(CHUNK)
+}
+
+/// Where the next chunk begins.
+#[inline(always)]
+fn chunk_after(place: u64) -> u64 {
+    chunk_of(place) + u64::from(CHUNK)
+}
+
+/// What a global function is told in one number.
+#[inline(always)]
+fn pack(cgroup: CgroupKey, protections: u64) -> u64 {
+    u64::from(cgroup.hierarchy_id) | protections << 32
+}
+
+/// The guard with the place `offset` places into the chunk of `from`, if it is below the
+/// cgroup, its place is not before `from`, and it minds.
+#[inline(always)]
+fn minding_at(packed: u64, kernfs_id: u64, from: u64, offset: u64, writer: u64) -> Option<u64> {
+    let place = chunk_of(from) + offset;
+    if place < from {
+        return None;
+    }
+    let cgroup = CgroupKey::new(packed as u32, kernfs_id);
+    let id = ANCESTORS.get_ptr(AncestorKey::new(cgroup, place))?;
+    // SAFETY: a map value the verifier has seen checked.
+    let id = unsafe { *id };
+    minds_any(id, packed >> 32, Some(writer)).then_some(id)
 }

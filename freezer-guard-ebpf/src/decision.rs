@@ -32,6 +32,12 @@ impl Protection {
         }
     }
 
+    /// Its bit in [`Guard::allowed`](crate::Guard::allowed).
+    #[inline(always)]
+    pub const fn bit(self) -> u64 {
+        1 << self as u64
+    }
+
     /// Its name on the command line and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
@@ -127,12 +133,16 @@ pub enum Place {
     Above,
 }
 
+/// Whether what is done to an ancestor is done to the target: freezing and killing act
+/// downwards; moving a task into an ancestor does not touch the target.
+#[inline(always)]
+pub const fn acts_downwards(protection: Protection) -> bool {
+    matches!(protection, Protection::Freeze | Protection::Kill)
+}
+
 /// Whether `guard`, which is in force, refuses a write that would do what
 /// `protection` names to a cgroup at `place`, by a task that belongs to the
 /// holder of `writer`.
-///
-/// Freezing and killing act downwards from an ancestor; moving a task into an
-/// ancestor does not touch the target.
 #[inline(always)]
 pub const fn denies(
     guard: GuardId,
@@ -142,10 +152,9 @@ pub const fn denies(
 ) -> bool {
     let holder = matches!(writer, Some(own) if own == guard);
     !holder
-        && match (place, protection) {
-            (Place::Inside, _) => true,
-            (Place::Above, Protection::Freeze | Protection::Kill) => true,
-            (Place::Above, Protection::Migrate | Protection::Ptrace) => false,
+        && match place {
+            Place::Inside => true,
+            Place::Above => acts_downwards(protection),
         }
 }
 

@@ -4,12 +4,12 @@
 //! The programs on entry see whether anything changes; those on return count.
 //! What is counted has been done.
 
-use freezer_guard_ebpf::{Act, Protection};
+use freezer_guard_ebpf::{Act, CgroupKey, Protection};
 
 use crate::{
     atomic::Word,
-    covering::{self, Covering, below, minds},
-    kernel::{self, Pointer, offset, probe},
+    covering::{self, Covering, below, disturb_below, minds, next_below},
+    kernel::{self, Pointer, offset, opaque, probe},
     membership,
     telling::{self, Deed},
 };
@@ -74,32 +74,43 @@ fn changed(cgroup: Pointer, freeze: bool) {
     let Some(key) = covering::key(cgroup) else {
         return;
     };
+    let packed = u64::from(key.hierarchy_id) | u64::from(freeze) << 32;
+    if let Covering::Guard(id) = covering::of_cgroup(cgroup)
+        && minds(id, Protection::Freeze, writer)
+    {
+        disturb(id, packed, key.kernfs_id);
+    }
+    // There may be many: only the first few are told who it was, and the others that
+    // it was.
+    const TOLD: u64 = 8;
+    let protections = Protection::Freeze.bit();
+    if below(key, protections, writer).is_none() {
+        return;
+    }
+    let mut from = 0;
+    for _ in 0..TOLD {
+        let Some((place, id)) = next_below(key, from, protections, writer) else {
+            return;
+        };
+        disturb(id, packed, key.kernfs_id);
+        from = u64::from(opaque(place as u32)) + 1;
+    }
+    disturb_below(key, from, writer);
+}
+
+/// Tells the guard that a cgroup was frozen, or thawed. Global: see
+/// `covering::place_below`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn disturb(id: u64, packed: u64, kernfs_id: u64) -> u64 {
+    let freeze = packed >> 32 != 0;
     let deed = Deed {
         act: if freeze { Act::Freeze } else { Act::Thaw },
         protection: Protection::Freeze,
         detail: 0,
-        cgroup: key,
+        cgroup: CgroupKey::new(packed as u32, kernfs_id),
         victim: 0,
     };
-    let minding = |id| minds(id, Protection::Freeze, writer);
-    if let Covering::Guard(id) = covering::of_cgroup(cgroup)
-        && minding(id)
-    {
-        telling::disturbed(id, &deed);
-    }
-    // The verifier walks this loop as often as there can be guards: so only the
-    // first few are told who it was, and the others that it was.
-    const TOLD: u64 = 8;
-    let mut index = 0;
-    let _ = below(key, |id| {
-        if minding(id) {
-            if index < TOLD {
-                telling::disturbed(id, &deed);
-            } else {
-                telling::disturbed_by_somebody(id, Protection::Freeze);
-            }
-        }
-        index += 1;
-        false
-    });
+    telling::disturbed(id, &deed);
+    0
 }

@@ -19,7 +19,7 @@ mod fields;
 mod record;
 
 pub use decision::{
-    Actor, PROTECTED_FILES, Place, ProtectedFile, Protection, denies, denies_task,
+    Actor, PROTECTED_FILES, Place, ProtectedFile, Protection, acts_downwards, denies, denies_task,
     moves_one_thread, name_words,
 };
 pub use fields::KernelOffsets;
@@ -56,15 +56,26 @@ impl CgroupKey {
     }
 }
 
-/// One of the guards below an ancestor. The entries of an ancestor are numbered
-/// from 0 without a gap: the first number that is missing ends the list.
+/// One of the guards below an ancestor.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AncestorKey {
     /// The ancestor of a target.
     pub cgroup: CgroupKey,
-    /// Its place in the list, below [`MAX_GUARDS`].
-    pub index: u64,
+    /// The [`Guard::place`] of the guard; or [`AncestorKey::ANY`].
+    pub place: u64,
+}
+
+impl AncestorKey {
+    /// In place of a place: the guard that was marked last. Without it there is none
+    /// below the cgroup, and has been none.
+    pub const ANY: u64 = u64::MAX;
+
+    /// The key of the guard with this place.
+    #[inline(always)]
+    pub const fn new(cgroup: CgroupKey, place: u64) -> Self {
+        Self { cgroup, place }
+    }
 }
 
 /// A guard. Its entry in the map is its life: without it every mark, member and
@@ -104,6 +115,9 @@ pub struct Guard {
     /// The first target: when there is a `leader`, the first cgroup whose freezer
     /// the holder wrote, and zeros before: then the holder is a mere candidate.
     pub target: CgroupKey,
+    /// A number below [`PLACES`] that no other guard has meanwhile: those below an
+    /// ancestor are found by it.
+    pub place: u64,
 }
 
 /// How far a protection goes.
@@ -168,7 +182,7 @@ impl Guard {
     /// Whether this protection was not lifted.
     #[inline(always)]
     pub const fn protects(allowed: u64, protection: Protection) -> bool {
-        allowed & (1 << protection as u64) == 0
+        allowed & protection.bit() == 0
     }
 
     /// The disturbances that were not mended, by [`Protection`].
@@ -209,9 +223,17 @@ pub struct Enrolling {
     pub pid: u64,
 }
 
-/// The number of guards that can be held at once. The verifier walks a loop of
-/// this length.
-pub const MAX_GUARDS: u32 = 128;
+/// The number of guards that can be held at once.
+pub const MAX_GUARDS: u32 = 10_000;
+/// The number of [`Guard::place`]s. Fewer guards have them, so that a free one is
+/// found by trying a few.
+pub const PLACES: u32 = CHUNK * CHUNKS;
+/// So many places are looked through at a time. The verifier walks a loop of this
+/// length, and one of the number of chunks: one after the other, for a global
+/// function is verified on its own.
+pub const CHUNK: u32 = 128;
+/// See [`CHUNK`].
+pub const CHUNKS: u32 = 128;
 /// The number of checkpointers that can run without having written a freezer, for
 /// root and for all others together.
 pub const MAX_CANDIDATES: u32 = 512;
@@ -234,7 +256,10 @@ pub const MAX_DEPTH: u32 = 32;
 /// What the program `control` does for the process that runs it. Its arguments
 /// are the operation, the guard's id, and what is said at each operation.
 pub mod control {
-    /// Make the calling thread the first member of the guard.
+    /// Begin the guard with what is in [`TEMPLATES`](super::names::TEMPLATES) for it,
+    /// and the calling thread as its first member.
+    pub const BEGIN: u64 = 0;
+    /// Make the calling thread a member of the guard.
     pub const ENROL: u64 = 1;
     /// Tell the readers that a cgroup is a target now. Further arguments: the
     /// hierarchy id and the kernfs id of the target.
@@ -243,7 +268,8 @@ pub mod control {
     /// since they were found to be in order. Further arguments: the guard's
     /// `disturbances` before they were looked at.
     pub const CHECKPOINTING: u64 = 3;
-    /// End the guard. A further argument: 1 if its targets are as they were found.
+    /// End the guard. Further arguments: 1 if its targets are as they were found;
+    /// 1 if marks of it may be left.
     pub const END: u64 = 4;
     /// Says how far an automatic guard goes, now that everything is attached.
     /// Further arguments: a [`Level`](super::Level) for each
@@ -256,6 +282,11 @@ pub mod control {
     /// [`Guard::FROZE`](super::Guard::FROZE) or
     /// [`Guard::FOUND_FROZEN`](super::Guard::FOUND_FROZEN).
     pub const FOUND: u64 = 6;
+    /// Answers how many guards have ended whose marks may be left. The guard's id is
+    /// not looked at.
+    pub const LEFT: u64 = 8;
+    /// Their marks are gone. In place of the guard's id: how many they were.
+    pub const TIDIED: u64 = 9;
     /// `control` did it.
     pub const DONE: u32 = 0;
     /// There is no such guard (any more).
@@ -286,9 +317,12 @@ pub mod names {
     /// The entry of a guard that has ended, until somebody has read what became
     /// of it: [`GuardId`](super::GuardId) → [`Guard`](super::Guard).
     pub const ENDED: &str = "ENDED";
-    /// 0 → the [`Guard`](super::Guard) that every candidate begins with; no
-    /// `members`: there shall be none.
-    pub const AUTOMATIC: &str = "AUTOMATIC";
+    /// [`AUTOMATIC`](super::AUTOMATIC) → the [`Guard`](super::Guard) that every
+    /// candidate begins with; no `members`: there shall be none.
+    /// [`ASKED_FOR`](super::ASKED_FOR) → what the next guard begins with.
+    pub const TEMPLATES: &str = "TEMPLATES";
+    /// [`Guard::place`](super::Guard::place) → [`GuardId`](super::GuardId).
+    pub const PLACES: &str = "PLACES";
     /// 0 → [`Enrolling`](super::Enrolling).
     pub const ENROLLING: &str = "ENROLLING";
     /// A reader's number → the ring buffer of its [`Event`](super::Event)s.
@@ -310,13 +344,18 @@ pub mod names {
     pub const ENROL_ITER: &str = "enrol";
 }
 
+/// See [`names::TEMPLATES`].
+pub const AUTOMATIC: u32 = 0;
+/// See [`names::TEMPLATES`].
+pub const ASKED_FOR: u32 = 1;
+
 /// In place of `freezer_cgrp_id` on a kernel without the v1 freezer.
 pub const NO_FREEZER: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<AncestorKey>() == 24);
-    assert!(size_of::<Guard>() == 8 * (10 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
+    assert!(size_of::<Guard>() == 8 * (11 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
     assert!(size_of::<Enrolling>() == 16);
     assert!(size_of::<IntruderKey>() == 24);
     assert!(size_of::<Intruder>() == 64);

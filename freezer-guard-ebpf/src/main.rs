@@ -50,21 +50,23 @@ mod programs {
     };
     use freezer_guard_ebpf::Protection;
 
-    use crate::{automatic, cgroup, freezer, kernel, membership, migration, task};
+    use crate::{
+        automatic, cgroup, covering::untyped, freezer, kernel, membership, migration, task,
+    };
 
     /// `security_file_permission(file, mask)`: before every read and write of
     /// every file, so the cheapest test comes first.
     #[lsm(hook = "file_permission")]
     fn file_permission(ctx: LsmContext) -> i32 {
         const MAY_WRITE: i32 = 2;
-        let (mask, earlier) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
-        if mask & MAY_WRITE == 0 || earlier != 0 {
+        let earlier = ctx.arg::<i32>(2);
+        if ctx.arg::<i32>(1) & MAY_WRITE == 0 {
             return earlier;
         }
         let file = ctx.arg(0);
-        match cgroup::is_in_cgroup(file) {
+        match cgroup::is_in_cgroup(file) && earlier == 0 {
             true => cgroup::check_write(file),
-            false => 0,
+            false => earlier,
         }
     }
 
@@ -126,7 +128,8 @@ mod programs {
 
     #[fentry(function = "cgroup_attach_permissions")]
     fn attach_permissions_entry(ctx: FEntryContext) -> i32 {
-        migration::before_permission(ctx.arg(0), ctx.arg(1));
+        let (from, to) = (untyped(ctx.arg(0)), untyped(ctx.arg(1)));
+        migration::before_permission(from, to);
         0
     }
 
@@ -138,7 +141,7 @@ mod programs {
 
     #[fentry(function = "cgroup_attach_task")]
     fn attach_task_entry(ctx: FEntryContext) -> i32 {
-        migration::before_attach(ctx.arg(0), ctx.arg(1));
+        migration::before_attach(untyped(ctx.arg(0)), ctx.arg(1));
         0
     }
 
@@ -176,14 +179,15 @@ mod programs {
 
     #[fentry(function = "cgroup_freeze")]
     fn freeze_entry(ctx: FEntryContext) -> i32 {
-        automatic::claim(ctx.arg(0));
-        freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+        let cgroup = untyped(ctx.arg(0));
+        automatic::claim(cgroup);
+        freezer::before_v2(cgroup, ctx.arg::<u8>(1) != 0);
         0
     }
 
     #[fexit(function = "cgroup_freeze")]
     fn freeze_exit(ctx: FExitContext) -> i32 {
-        freezer::after_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+        freezer::after_v2(untyped(ctx.arg(0)), ctx.arg::<u8>(1) != 0);
         0
     }
 

@@ -1,7 +1,8 @@
 //! The maps. User space pins every one under its name.
 //!
-//! All are preallocated: `task_free` and the tracepoint run where a program
-//! may not allocate.
+//! Before Linux 6.1 all are preallocated: `task_free` and the tracepoint run where a
+//! program may not allocate. From then on those that grow with the number of guards
+//! are not.
 
 use aya_ebpf::{
     btf_maps::{HashOfMaps, RingBuf},
@@ -10,28 +11,27 @@ use aya_ebpf::{
 };
 use freezer_guard_ebpf::{
     AncestorKey, CgroupKey, Enrolling, Event, Guard, GuardId, Intruder, IntruderKey, KernelOffsets,
-    MAX_CANDIDATES, MAX_ENDED, MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER,
-    RING_BYTES, TaskPointer,
+    MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES, TaskPointer,
 };
 
-/// Targets and ancestors: a guard has one or two of the former and, on real
-/// hosts, fewer than ten of the latter.
-const MAX_MARKS: u32 = 16 * MAX_GUARDS;
+/// User space makes it, as big as the kernel allows.
+const MADE_BEFORE: u32 = 1;
 
 #[map]
-pub(crate) static GUARDS: HashMap<GuardId, Guard> =
-    HashMap::with_max_entries(MAX_GUARDS + 2 * MAX_CANDIDATES, 0);
+pub(crate) static GUARDS: HashMap<GuardId, Guard> = HashMap::with_max_entries(MADE_BEFORE, 0);
 #[map]
 pub(crate) static ENDED: HashMap<GuardId, Guard> = HashMap::with_max_entries(MAX_ENDED, 0);
 #[map]
-pub(crate) static AUTOMATIC: Array<Guard> = Array::with_max_entries(1, 0);
+pub(crate) static TEMPLATES: Array<Guard> = Array::with_max_entries(2, 0);
+#[map]
+pub(crate) static PLACES: HashMap<u64, GuardId> = HashMap::with_max_entries(MADE_BEFORE, 0);
 #[map]
 pub(crate) static ENROLLING: Array<Enrolling> = Array::with_max_entries(1, 0);
 #[map]
-pub(crate) static TARGETS: HashMap<CgroupKey, GuardId> = HashMap::with_max_entries(MAX_MARKS, 0);
+pub(crate) static TARGETS: HashMap<CgroupKey, GuardId> = HashMap::with_max_entries(MADE_BEFORE, 0);
 #[map]
 pub(crate) static ANCESTORS: HashMap<AncestorKey, GuardId> =
-    HashMap::with_max_entries(MAX_MARKS, 0);
+    HashMap::with_max_entries(MADE_BEFORE, 0);
 #[map]
 pub(crate) static MEMBERS: HashMap<TaskPointer, GuardId> =
     HashMap::with_max_entries(MAX_MEMBERS, 0);

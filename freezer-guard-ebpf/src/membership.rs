@@ -1,19 +1,20 @@
 //! Who belongs to a holder: counted in the kernel, thread by thread.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, seq_file},
+    bindings::{BPF_ANY, BPF_NOEXIST, seq_file},
     helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write},
 };
 use freezer_guard_ebpf::{
-    CgroupKey, ENROLLED, EventKind, Guard, GuardId, Member, NO_ROOM, Protection, TaskPointer,
-    control,
+    ASKED_FOR, CHUNK, CgroupKey, ENROLLED, EventKind, Guard, GuardId, MAX_GUARDS, Member, NO_ROOM,
+    Protection, TaskPointer, control,
 };
 
 use crate::{
     atomic::{self, Word},
     automatic,
+    covering::occupied,
     kernel::{self, Pointer, load, offset, opaque},
-    maps::{ENDED, ENROLLING, GUARDS, MEMBERS, guard},
+    maps::{ENDED, ENROLLING, GUARDS, MEMBERS, PLACES, TEMPLATES, guard},
     telling,
 };
 
@@ -95,6 +96,9 @@ pub(crate) fn leave(task: TaskPointer) {
         }
     // SAFETY: as above.
     } else if is_last || unsafe { automatic::is_over(&*entry, task) } {
+        if flags & Guard::HELD != 0 {
+            LEFT.add(1);
+        }
         end(id, is_last);
     }
 }
@@ -118,16 +122,23 @@ fn is_taken(task: TaskPointer, id: GuardId) -> bool {
 /// See [`control`].
 #[inline(always)]
 pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT]) -> u32 {
+    match operation {
+        control::BEGIN => return begin(id),
+        control::LEFT => return LEFT.get() as u32,
+        control::TIDIED => {
+            LEFT.add(id.wrapping_neg());
+            return control::DONE;
+        }
+        _ => {}
+    }
     let Some(entry) = guard(id) else {
         return control::NO_GUARD;
     };
     match operation {
         control::ENROL => {
-            let current = kernel::current() as TaskPointer;
-            if is_taken(current, id) {
+            if is_taken(kernel::current() as TaskPointer, id) {
                 return control::OTHER_GUARD;
             }
-            hold(entry);
             match join(kernel::current() as TaskPointer, id) {
                 0 => control::DONE,
                 _ => control::FULL,
@@ -145,6 +156,9 @@ pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT
                 unsafe { (*entry).flags &= !Guard::FROZE };
             }
             end(id, true);
+            if more[1] != 0 {
+                LEFT.add(1);
+            }
             control::DONE
         }
         control::LEAVE => {
@@ -172,6 +186,39 @@ pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT
         }
         _ => control::NO_GUARD,
     }
+}
+
+/// Begins a guard, with the current thread as its holder: whatever becomes of that, no
+/// entry stays that nobody holds.
+#[inline(always)]
+fn begin(id: GuardId) -> u32 {
+    let task = kernel::current() as TaskPointer;
+    if is_taken(task, id) {
+        return control::OTHER_GUARD;
+    }
+    let Some(template) = TEMPLATES.get_ptr(ASKED_FOR) else {
+        return control::FULL;
+    };
+    // SAFETY: a map value the verifier has seen checked.
+    if GUARDS
+        .insert(id, unsafe { &*template }, u64::from(BPF_NOEXIST))
+        .is_err()
+    {
+        return control::FULL;
+    }
+    let Some(entry) = guard(id) else {
+        return control::FULL;
+    };
+    let is_held = hold(entry, id);
+    if is_held && join(task, id) == 0 {
+        return control::DONE;
+    }
+    if is_held {
+        // SAFETY: as above.
+        let_go(unsafe { (*entry).place });
+    }
+    let _ = GUARDS.remove(id);
+    control::FULL
 }
 
 /// Enters CHECKPOINTING. Whatever is counted after the entry has begun to be
@@ -204,16 +251,64 @@ pub(crate) fn is_any_held() -> bool {
     HELD.get() != 0
 }
 
-/// The guard is held from here on. Comes before its marks.
+/// How many have ended whose marks user space has not removed.
+static LEFT: Word = Word::new();
+
+/// The guard is held from here on. Comes before its marks. Whether there was a place
+/// for it.
 #[inline(always)]
-pub(crate) fn hold(entry: *mut Guard) {
+pub(crate) fn hold(entry: *mut Guard, id: GuardId) -> bool {
     // SAFETY: a map value the verifier has seen checked. One task begins a guard.
     unsafe {
         if (*entry).flags & Guard::HELD == 0 {
+            let place = take_place(id);
+            if place >= u64::from(freezer_guard_ebpf::PLACES) {
+                return false;
+            }
+            (*entry).place = place;
             (*entry).flags |= Guard::HELD;
             HELD.add(1);
         }
     }
+    true
+}
+
+/// The guard with this place is not held any more.
+#[inline(always)]
+fn let_go(place: u64) {
+    HELD.add(u64::MAX);
+    occupied(place).add(u64::MAX);
+    if PLACES.remove(place).is_err() {
+        LEFT.add(1);
+    }
+}
+
+/// Takes a place for the guard; [`freezer_guard_ebpf::PLACES`] if there is none.
+///
+/// It is one of the first twice as many as there are guards, so that those who look for
+/// guards have few to look through.
+#[inline(never)]
+fn take_place(id: GuardId) -> u64 {
+    const NONE: u64 = freezer_guard_ebpf::PLACES as u64;
+    /// Of a linear congruential generator (Knuth's MMIX).
+    const FACTOR: u64 = 6_364_136_223_846_793_005;
+    const TRIES: u32 = 32;
+    let held = HELD.get();
+    if held >= u64::from(MAX_GUARDS) {
+        return NONE;
+    }
+    let room = (2 * held + u64::from(CHUNK)).min(NONE);
+    let mut number = id;
+    for _ in 0..TRIES {
+        number = number.wrapping_mul(FACTOR).wrapping_add(1);
+        let place = (number >> 32) % room;
+        // Who is faster has it.
+        if PLACES.insert(place, id, u64::from(BPF_NOEXIST)).is_ok() {
+            occupied(place).add(1);
+            return place;
+        }
+    }
+    NONE
 }
 
 /// Ends the guard; whoever does it tells. Nobody may have been there to read what
@@ -224,10 +319,10 @@ fn end(id: GuardId, remove: bool) {
     let Some(entry) = guard(id) else { return };
     // SAFETY: a map value the verifier has seen checked. Whoever else ends it
     // writes the same.
-    let (value, is_candidate, flags) = unsafe {
+    let (value, is_candidate, flags, place) = unsafe {
         (*entry).ended_ns = bpf_ktime_get_boot_ns();
         let value = &*entry;
-        (value, value.is_candidate(), value.flags)
+        (value, value.is_candidate(), value.flags, value.place)
     };
     if !is_candidate {
         // Without room for it, who reads of the end finds no more than that.
@@ -242,7 +337,7 @@ fn end(id: GuardId, remove: bool) {
         unsafe { (*entry).flags = flags | Guard::OVER };
     }
     if flags & Guard::HELD != 0 {
-        HELD.add(u64::MAX);
+        let_go(place);
     }
     automatic::has_ended(flags, is_candidate);
     if !is_candidate {

@@ -239,7 +239,7 @@ pub(crate) fn after_fork(child: Pointer, from: Pointer, to: Pointer) {
 pub(crate) fn check_v1(written: CgroupKey, file: u32, writer: Option<GuardId>) -> i32 {
     let minding = |id| minds(id, Protection::Migrate, writer);
     let root = CgroupKey::new(written.hierarchy_id, ROOT);
-    let Some(any) = below(root, minding) else {
+    let Some(any) = below(root, Protection::Migrate.bit(), writer) else {
         return 0;
     };
     let Some(task) = pid::being_written() else {

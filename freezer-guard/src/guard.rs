@@ -32,18 +32,19 @@ pub use level::{Wanted, Weak};
 pub use others::{end_by_force, end_by_holder, follow};
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
-pub use status::{Status, list, of_cgroup};
+pub use status::{Status, is_any_in_force, list, of_cgroup, of_id};
 pub use summary::{describe_level, refusals, violations};
 
 use crate::{
     cgroup::{self, Cgroup, Report},
-    kernel::{self, Levels, Locked, Maps, daemon_runs},
+    kernel::{self, Hierarchies, Levels, Locked, Maps, daemon_runs},
     sys,
 };
 use marks::{
-    insert, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded, refuse_overlap, tidy,
+    Marks, ancestors, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded,
+    refuse_overlap, tidy,
 };
-use status::{holder_pids, missed, status};
+use status::{Seen, holder_pids, missed, status};
 
 /// A container as it is seen in the hierarchies it is in: v1 first.
 pub type Target = Vec<Cgroup>;
@@ -53,6 +54,8 @@ pub type Target = Vec<Cgroup>;
 pub struct Guard {
     id: GuardId,
     targets: Vec<Target>,
+    /// What is above them, once all of it is marked.
+    ancestors: Option<Vec<CgroupKey>>,
     /// Those that we froze.
     froze: Vec<CgroupKey>,
     /// Those that were frozen before.
@@ -101,7 +104,7 @@ impl Guard {
         refuse_guarded(&maps, &targets, None)?;
         // A guard may have ended since: its marks would be in our way.
         reconcile(&mut maps)?;
-        let mut hierarchies = marks::hierarchies(&maps)?;
+        let mut hierarchies = Hierarchies::default();
         for cgroup in targets.iter().flatten() {
             match cgroup.version() {
                 cgroup::Version::V1 => hierarchies.v1 = true,
@@ -125,27 +128,35 @@ impl Guard {
         let begun_ns = now();
         // Two guards never begin in the same ns under one lock.
         let id = begun_ns;
-        insert(
-            &mut maps.guards,
-            "GUARDS",
-            id,
-            Entry {
-                begun_ns,
-                allowed: wanted.allowed_bits(),
-                levels: level::numbers(levels),
-                missed_before,
-                target: targets
-                    .iter()
-                    .flatten()
-                    .next()
-                    .map(Cgroup::key)
-                    .unwrap_or_default(),
-                ..Entry::default()
-            },
-        )?;
+        let entry = Entry {
+            begun_ns,
+            allowed: wanted.allowed_bits(),
+            levels: level::numbers(levels),
+            missed_before,
+            target: targets
+                .iter()
+                .flatten()
+                .next()
+                .map(Cgroup::key)
+                .unwrap_or_default(),
+            ..Entry::default()
+        };
+        // Enrolled before it is marked: from here on the guard ends with its holder
+        // at the latest.
+        match maps.begin(id, entry)? {
+            control::DONE => {}
+            answer => {
+                tidy(&lock, &maps)?;
+                return Err(match answer {
+                    control::OTHER_GUARD => Error::Nested,
+                    _ => Error::Full("GUARDS"),
+                });
+            }
+        }
         let mut guard = Self {
             id,
             targets,
+            ancestors: None,
             froze: Vec::new(),
             found_frozen: Vec::new(),
             looked_at: false,
@@ -155,22 +166,11 @@ impl Guard {
             entered: false,
             ended: false,
         };
-        // Enrolled before it is marked: from here on the guard ends with its holder
-        // at the latest, and a crash before leaves an entry that denies nothing.
-        if let Err(error) = guard.enrol().and_then(|()| guard.mark()) {
+        if let Err(error) = guard.mark() {
             guard.release(&lock)?;
             return Err(error);
         }
         Ok(guard)
-    }
-
-    /// Makes the calling thread a member.
-    fn enrol(&self) -> Result<(), Error> {
-        match self.maps.control(control::ENROL, self.id, &[])? {
-            control::DONE => Ok(()),
-            control::OTHER_GUARD => Err(Error::Nested),
-            _ => Err(Error::Full("MEMBERS")),
-        }
     }
 
     /// Hands the guard over to a process as it is now, with its threads, its
@@ -185,8 +185,8 @@ impl Guard {
         self.maps.enrol(self.id, u64::from(pid))?;
         // Its number may have been another's by then.
         process.pid()?;
-        let members = self.maps.members(self.id)?;
-        if !members.iter().any(|member| member.pid == pid) {
+        // Besides this thread.
+        if self.entry()?.members < 2 {
             return Err(Error::Nested);
         }
         self.maps.control(control::LEAVE, self.id, &[])?;
@@ -196,17 +196,19 @@ impl Guard {
     }
 
     fn mark(&mut self) -> Result<(), Error> {
+        let place = self.entry()?.place;
+        let mut above = Vec::new();
         for cgroup in self.targets.iter().flatten() {
+            let ancestors = ancestors(cgroup)?;
             mark_target(&mut self.maps, cgroup, self.id)?;
-            mark_ancestors(&mut self.maps, cgroup, self.id)?;
+            mark_ancestors(&mut self.maps, &ancestors, self.id, place)?;
+            above.extend(ancestors);
         }
+        self.ancestors = Some(above);
         // The kernel side marks what a checkpointer writes, and waits for no lock of
-        // ours: it may have taken a place in a list, or be in the way by now.
+        // ours: it may be in the way by now.
         self.cgroups().for_each(Cgroup::settle);
         refuse_guarded(&self.maps, &self.targets, Some(self.id))?;
-        for cgroup in self.targets.iter().flatten() {
-            mark_ancestors(&mut self.maps, cgroup, self.id)?;
-        }
         for cgroup in self.targets.iter().flatten() {
             let key = cgroup.key();
             let target = [u64::from(key.hierarchy_id), key.kernfs_id];
@@ -298,7 +300,9 @@ impl Guard {
     /// # Errors
     /// When somebody has ended it.
     pub fn status(&self) -> Result<Status, Error> {
-        status(&self.maps, self.id, &self.entry()?)
+        let entry = self.entry()?;
+        let targets = self.cgroups().map(Cgroup::key).collect();
+        Seen::of_one(&self.maps, self.id, &entry, targets)?.status(&self.maps, self.id, &entry)
     }
 
     /// How many violations have been counted.
@@ -386,7 +390,7 @@ impl Guard {
         };
         // What has been done is counted a moment later, and has to count.
         self.cgroups().for_each(Cgroup::settle);
-        let end = marks::release(&mut maps, self.id, restored.is_ok())?;
+        let end = marks::release(&mut maps, self.id, self.marks(), restored.is_ok())?;
         tidy(&lock, &maps)?;
         match (end, restored) {
             (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
@@ -394,10 +398,18 @@ impl Guard {
         }
     }
 
+    fn marks(&self) -> Marks {
+        Marks {
+            targets: self.cgroups().map(Cgroup::key).collect(),
+            ancestors: self.ancestors.clone(),
+        }
+    }
+
     /// Ends one that has not frozen anything yet.
     fn release(&mut self, lock: &Locked) -> Result<(), Error> {
         self.ended = true;
-        marks::release(&mut self.maps, self.id, true)?;
+        let marks = self.marks();
+        marks::release(&mut self.maps, self.id, marks, true)?;
         tidy(lock, &self.maps)
     }
 }

@@ -7,15 +7,20 @@ use std::{
     fs::File,
     io, mem,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::{fs::MetadataExt as _, process::CommandExt as _},
     },
     path::Path,
     process::Command,
 };
 
-use aya::maps::{MapData, RingBuf};
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya::{
+    Pod,
+    maps::{MapData, RingBuf},
+};
+use aya_obj::generated::{
+    bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_prog_type,
+};
 use nix::{
     sys::{signal::SigSet, signalfd::SignalFd, wait::waitpid},
     unistd::ForkResult,
@@ -109,6 +114,31 @@ pub(crate) struct Attachment {
     pub(crate) target: u32,
 }
 
+/// The functions of a program, for the verifier: which are global, and what they take.
+pub(crate) struct Functions<'a> {
+    /// The BTF that describes them; see [`load_btf`].
+    pub(crate) btf: &'a OwnedFd,
+    /// Where each begins.
+    pub(crate) places: &'a [bpf_func_info],
+}
+
+/// Hands BTF of our own to the kernel.
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    // SAFETY: as in `load`.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the arm of the union that `BPF_BTF_LOAD` reads.
+    let load = unsafe { &mut attributes.__bindgen_anon_7 };
+    load.btf = btf.as_ptr() as u64;
+    load.btf_size = btf.len() as u32;
+    // SAFETY: `btf` outlives the call.
+    let btf = unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(btf) })
+}
+
 /// Loads a program of a type that is attached to something in the kernel's BTF.
 ///
 /// # Errors
@@ -116,6 +146,7 @@ pub(crate) struct Attachment {
 pub(crate) fn load(
     name: &str,
     instructions: &[bpf_insn],
+    functions: Option<Functions<'_>>,
     license: &CStr,
     attachment: Attachment,
 ) -> Result<OwnedFd, (io::Error, String)> {
@@ -130,13 +161,19 @@ pub(crate) fn load(
     load.attach_btf_id = attachment.target;
     load.insns = instructions.as_ptr() as u64;
     load.insn_cnt = instructions.len() as u32;
+    if let Some(Functions { btf, places }) = functions {
+        load.prog_btf_fd = btf.as_raw_fd() as u32;
+        load.func_info = places.as_ptr() as u64;
+        load.func_info_cnt = places.len() as u32;
+        load.func_info_rec_size = size_of::<bpf_func_info>() as u32;
+    }
     load.license = license.as_ptr() as u64;
     // The last byte stays NUL.
     let room = load.prog_name.len() - 1;
     for (to, from) in load.prog_name[..room].iter_mut().zip(name.bytes()) {
         *to = from as _;
     }
-    // SAFETY: `instructions` and `license` outlive the call.
+    // SAFETY: `instructions`, `functions` and `license` outlive the call.
     let error = match unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) } {
         // SAFETY: a new descriptor that nobody else owns.
         Ok(program) => return Ok(unsafe { OwnedFd::from_raw_fd(program) }),
@@ -158,6 +195,57 @@ pub(crate) fn load(
             let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
             Err((error, log.to_string_lossy().into_owned()))
         }
+    }
+}
+
+/// Every entry of a hash map, as many at a time as a buffer holds (Linux 5.6). What
+/// comes or goes meanwhile may be missing.
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut entries = Vec::new();
+    // More than the entries that share one place in a hash table.
+    let mut room = 256;
+    let mut place = 0_u32;
+    let mut is_first = true;
+    loop {
+        let mut keys = Vec::<K>::with_capacity(room);
+        let mut values = Vec::<V>::with_capacity(room);
+        let mut next = 0_u32;
+        // SAFETY: as in `load`.
+        let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+        // SAFETY: the arm of the union that `BPF_MAP_LOOKUP_BATCH` reads and writes.
+        let batch = unsafe { &mut attributes.batch };
+        batch.map_fd = map.as_raw_fd() as u32;
+        batch.count = room as u32;
+        batch.keys = keys.as_mut_ptr() as u64;
+        batch.values = values.as_mut_ptr() as u64;
+        batch.in_batch = if is_first { 0 } else { &raw const place as u64 };
+        batch.out_batch = &raw mut next as u64;
+        // SAFETY: both buffers have room for as many; the places are of a hash map, a
+        // `u32` each.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+        let is_last = match &result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(_) => return result.map(|_| entries),
+        };
+        // SAFETY: the kernel has written so many of each, and says how many.
+        unsafe {
+            let count = (attributes.batch.count as usize).min(room);
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        entries.extend(keys.into_iter().zip(values));
+        if is_last {
+            return Ok(entries);
+        }
+        (place, is_first) = (next, false);
     }
 }
 

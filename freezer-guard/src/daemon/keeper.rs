@@ -109,10 +109,7 @@ impl Keeper {
                 }
                 Some(armed.status)
             }
-            Ok(None) => {
-                let guards = blocking(guard::list).await?;
-                guards.into_iter().find(|guard| guard.id == id)
-            }
+            Ok(None) => blocking(move || guard::of_id(id)).await?,
             Err(error) => {
                 self.daemon.book.borrow_mut().was_unguarded();
                 error!(
@@ -173,7 +170,7 @@ impl Keeper {
 
     /// With a guard in force nothing that is attached is too much.
     async fn settle(&mut self) -> Result<()> {
-        if self.unsettled && self.daemon.ready.get() && blocking(guard::list).await?.is_empty() {
+        if self.unsettled && self.daemon.ready.get() && !blocking(guard::is_any_in_force).await? {
             self.daemon.watch().await?;
             self.unsettled = false;
             self.known.clear();

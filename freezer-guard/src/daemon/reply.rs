@@ -130,10 +130,7 @@ impl State {
     /// Asks the kernel. With the id of a guard, the cgroup may have gone.
     pub(crate) fn of(path: &Path, guard: Option<GuardId>) -> Result<Self, guard::Error> {
         let (path, guard, now) = match guard {
-            Some(id) => {
-                let found = guard::list()?.into_iter().find(|guard| guard.id == id);
-                (path.to_owned(), found, "GONE".to_owned())
-            }
+            Some(id) => (path.to_owned(), guard::of_id(id)?, "GONE".to_owned()),
             None => {
                 let cgroup = Cgroup::open(path)?;
                 let now = cgroup.freezer_state()?.to_string();

@@ -5,12 +5,14 @@ use freezer_guard_ebpf::{Guard as Entry, GuardId, Level, control};
 
 use super::{
     Error, Status, Wanted, level, marks,
-    marks::{entries, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded},
-    status::status,
+    marks::{
+        ancestors, forget, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded, sweep,
+    },
+    status::{Seen, status, targets},
 };
 use crate::{
     cgroup::{self, Cgroup},
-    kernel::{self, Hierarchies, Locked, Maps},
+    kernel::{self, Locked, Maps},
 };
 
 /// Loads everything, so that a guard that begins finds it there, and if asked
@@ -56,10 +58,7 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
 
 /// How far each protection goes in all the hierarchies that there are.
 fn watched_levels(lock: &Locked) -> Result<kernel::Levels, Error> {
-    let levels = lock.levels(Hierarchies {
-        v1: cgroup::freezer_mount()?.is_some(),
-        v2: cgroup::unified_mount()?.is_some(),
-    });
+    let levels = lock.levels(marks::hierarchies_there()?);
     // What refuses is not attached yet, or goes with the guard that needs it.
     Ok(levels.map(|level| level.map(|_| Level::Detect)))
 }
@@ -75,7 +74,7 @@ pub fn unwatch() -> Result<(), Error> {
     };
     maps.set_automatic(Entry::default())?;
     reconcile(&mut maps)?;
-    if entries(&maps.guards)?.is_empty() {
+    if maps.guards.keys().next().is_none() {
         return Ok(lock.unload()?);
     }
     // A daemon that comes back finds the candidates.
@@ -85,7 +84,7 @@ pub fn unwatch() -> Result<(), Error> {
 /// Removes what has ended, and detaches what no guard needs, nor the watch if
 /// there is to be one.
 fn settle(lock: &Locked, maps: &mut Maps, watch: bool) -> Result<(), Error> {
-    reconcile(maps)?;
+    sweep(maps)?;
     Ok(lock.detach_unneeded(marks::hierarchies(maps)?, watch)?)
 }
 
@@ -118,13 +117,11 @@ pub fn arm(id: GuardId) -> Result<Option<Armed>, Error> {
     if maps.targets.get(&entry.target, 0).is_err() {
         marks::place_target(&mut maps, entry.target, id)?;
     }
-    let mut targets = Vec::new();
-    for path in super::status::paths(&maps, id)? {
-        // It may be gone by now.
-        if let Ok(target) = Cgroup::open(&path) {
-            targets.push(target);
-        }
-    }
+    // One may be gone by now.
+    let mut targets: Vec<_> = targets(&maps, id)?
+        .into_iter()
+        .filter_map(|key| Cgroup::open(&cgroup::by_key(key)?).ok())
+        .collect();
     for other in others(&targets) {
         let other = vec![other];
         if refuse_guarded(&maps, std::slice::from_ref(&other), Some(id)).is_ok() {
@@ -135,7 +132,7 @@ pub fn arm(id: GuardId) -> Result<Option<Armed>, Error> {
         }
     }
     for target in &targets {
-        mark_ancestors(&mut maps, target, id)?;
+        mark_ancestors(&mut maps, &ancestors(target)?, id, entry.place)?;
     }
     let hierarchies = marks::hierarchies(&maps)?;
     let weak_because = lock.attach(hierarchies)?;
@@ -189,14 +186,20 @@ pub fn take_ended() -> Result<Vec<Status>, Error> {
     let Some(mut maps) = lock.open()? else {
         return Ok(Vec::new());
     };
+    let entries = maps.ended.entries()?;
     let mut ended = Vec::new();
-    for (id, entry) in entries(&maps.ended)? {
-        let mut status = status(&maps, id, &entry)?;
-        if status.cgroups.is_empty() {
-            status.cgroups = vec![super::path(entry.target).into()];
+    if !entries.is_empty() {
+        let mut seen = Seen::of_all(&maps)?;
+        for (id, entry) in &entries {
+            let seen = seen.remove(id).unwrap_or_default();
+            let mut status = seen.status(&maps, *id, entry)?;
+            if status.cgroups.is_empty() {
+                status.cgroups = vec![super::path(entry.target).into()];
+            }
+            ended.push(status);
+            marks::remove(&mut maps.ended, "ENDED", id)?;
         }
-        ended.push(status);
-        marks::remove(&mut maps.ended, "ENDED", &id)?;
+        forget(&mut maps, &entries.iter().map(|(id, _)| *id).collect())?;
     }
     reconcile(&mut maps)?;
     ended.sort_by_key(|status: &Status| status.id);

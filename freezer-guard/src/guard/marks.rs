@@ -1,20 +1,17 @@
 //! Guards in the maps: who is in the way, what an end or a crash has left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use aya::{
-    Pod,
-    maps::{HashMap, MapData, MapError},
-};
-use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, MAX_GUARDS, control};
+use aya::{Pod, maps::MapError};
+use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, control};
 
 use super::{
     Error, Status, Target,
-    status::{holder_pids, paths, status},
+    status::{Seen, holder_pids, targets as targets_of},
 };
 use crate::{
-    cgroup::Cgroup,
-    kernel::{self, Hierarchies, Locked, Maps, daemon_runs},
+    cgroup::{self, Cgroup},
+    kernel::{self, Hierarchies, Locked, Maps, Table, daemon_runs},
     sys,
 };
 
@@ -64,19 +61,12 @@ pub(super) fn refuse_guarded(
 ) -> Result<(), Error> {
     for cgroup in targets.iter().flatten() {
         let mut holder = covering(maps, cgroup)?.filter(|id| Some(*id) != own);
-        let mut key = AncestorKey {
-            cgroup: cgroup.key(),
-            index: 0,
-        };
-        while holder.is_none() {
-            let Ok(id) = maps.ancestors.get(&key, 0) else {
-                break;
-            };
-            holder = maps.guard(id)?.map(|_| id).filter(|id| Some(*id) != own);
-            key.index += 1;
+        if holder.is_none() {
+            holder = below(maps, cgroup.key(), own)?;
         }
         if let Some(id) = holder {
-            let of = paths(maps, id)?.into_iter().next().unwrap_or_default();
+            let first = targets_of(maps, id)?.into_iter().next();
+            let of = first.map(|key| super::path(key).into()).unwrap_or_default();
             let pids = holder_pids(maps, id)?;
             return Err(Error::Guarded {
                 path: cgroup.path().to_owned(),
@@ -88,30 +78,83 @@ pub(super) fn refuse_guarded(
     Ok(())
 }
 
+/// A guard below the cgroup that is in force.
+fn below(maps: &Maps, cgroup: CgroupKey, own: Option<GuardId>) -> Result<Option<GuardId>, Error> {
+    let last = maps
+        .ancestors
+        .get(&AncestorKey::new(cgroup, AncestorKey::ANY), 0);
+    if last.is_err() {
+        return Ok(None);
+    }
+    if let Some(id) = live(maps, last)?.filter(|id| Some(*id) != own) {
+        return Ok(Some(id));
+    }
+    for (key, id) in maps.ancestors.entries()? {
+        if key.cgroup == cgroup && Some(id) != own && maps.guard(id)?.is_some() {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a guard is marked.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    pub(super) targets: Vec<CgroupKey>,
+    /// `None`: it is not known.
+    pub(super) ancestors: Option<Vec<CgroupKey>>,
+}
+
+impl Marks {
+    /// Of a guard that somebody else has begun.
+    pub(super) fn of(maps: &Maps, id: GuardId) -> Result<Self, Error> {
+        let targets = targets_of(maps, id)?;
+        let above = |key: &CgroupKey| {
+            let cgroup = Cgroup::open(&cgroup::by_key(*key)?).ok()?;
+            ancestors(&cgroup).ok()
+        };
+        let ancestors: Option<Vec<_>> = targets.iter().map(above).collect();
+        Ok(Self {
+            targets,
+            ancestors: ancestors.map(|ancestors| ancestors.concat()),
+        })
+    }
+}
+
 /// Removes the marks, then the entry: in between, nothing is denied any more
 /// and the counters stand still.
 /// `restored`: its targets are as they were found.
 pub(super) fn release(
     maps: &mut Maps,
     id: GuardId,
+    marks: Marks,
     restored: bool,
 ) -> Result<Option<Status>, Error> {
     let Some(entry) = maps.guard(id)? else {
         reconcile(maps)?;
         return Ok(None);
     };
-    let paths = paths(maps, id)?;
-    for (key, of) in entries(&maps.targets)? {
-        if of == id {
-            remove(&mut maps.targets, "TARGETS", &key)?;
+    let seen = Seen::of_one(maps, id, &entry, marks.targets)?;
+    for key in seen.targets() {
+        if maps.targets.get(key, 0).is_ok_and(|of| of == id) {
+            remove(&mut maps.targets, "TARGETS", key)?;
+        }
+    }
+    for cgroup in marks.ancestors.iter().flatten() {
+        let key = AncestorKey::new(*cgroup, entry.place);
+        if maps.ancestors.get(&key, 0).is_ok_and(|of| of == id) {
+            remove(&mut maps.ancestors, "ANCESTORS", &key)?;
         }
     }
     let entry = maps.guard(id)?.unwrap_or(entry);
-    let status = Status {
-        cgroups: paths,
-        ..status(maps, id, &entry)?
-    };
-    maps.control(control::END, id, &[restored.into()])?;
+    let status = seen.status(maps, id, &entry)?;
+    let are_left = marks.ancestors.is_none();
+    maps.control(control::END, id, &[restored.into(), are_left.into()])?;
+    if !daemon_runs() {
+        // Nobody asks what became of it.
+        remove(&mut maps.ended, "ENDED", &id)?;
+        forget(maps, &BTreeSet::from([id]))?;
+    }
     if entry.members > 1 {
         // The element of the map is used again at once. A thread of the holder
         // that starts or ends just now must not count in the next guard.
@@ -141,112 +184,146 @@ pub(super) fn mark_target(maps: &mut Maps, cgroup: &Cgroup, id: GuardId) -> Resu
     }
 }
 
-/// Puts the guard into the list of each ancestor of its target, unless it is there.
-pub(super) fn mark_ancestors(maps: &mut Maps, target: &Cgroup, id: GuardId) -> Result<(), Error> {
+/// The cgroups above a target, the root included, which needs no path.
+pub(super) fn ancestors(target: &Cgroup) -> Result<Vec<CgroupKey>, Error> {
     let above = target.ancestors()?;
     let above = above.iter().map(Cgroup::key);
-    for cgroup in above.chain([target.root_key()]) {
-        mark_ancestor(maps, cgroup, id)?;
+    Ok(above.chain([target.root_key()]).collect())
+}
+
+/// Marks the ancestors of a target of the guard with this place.
+pub(super) fn mark_ancestors(
+    maps: &mut Maps,
+    ancestors: &[CgroupKey],
+    id: GuardId,
+    place: u64,
+) -> Result<(), Error> {
+    for cgroup in ancestors {
+        for place in [place, AncestorKey::ANY] {
+            // What a dead guard has left is overwritten.
+            let marked = maps
+                .ancestors
+                .insert(AncestorKey::new(*cgroup, place), id, 0);
+            inserted("ANCESTORS", marked)?;
+        }
     }
     Ok(())
 }
 
-fn mark_ancestor(maps: &mut Maps, cgroup: CgroupKey, id: GuardId) -> Result<(), Error> {
-    let mut free = None;
-    for index in 0..u64::from(MAX_GUARDS) {
-        let key = AncestorKey { cgroup, index };
-        match maps.ancestors.get(&key, 0) {
-            Ok(other) if other == id => return Ok(()),
-            Ok(other) if maps.guard(other)?.is_some() => {}
-            // What a dead guard has left is overwritten.
-            Ok(_) => free = free.or(Some((key, 0))),
-            // Here the list ends.
-            Err(_) => {
-                free = free.or(Some((key, BPF_NOEXIST)));
-                break;
-            }
-        }
+/// Removes what guards have left that were ended by the kernel side, if there is any.
+pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
+    let left = maps.control(control::LEFT, 0, &[])?;
+    if left == 0 {
+        return Ok(());
     }
-    let (key, flags) = free.ok_or(Error::Full("ANCESTORS"))?;
-    match maps.ancestors.insert(key, id, flags) {
-        // The kernel side has put another one there just now.
-        Err(MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::EEXIST) => {
-            mark_ancestor(maps, cgroup, id)
-        }
-        result => inserted("ANCESTORS", result),
-    }
+    sweep(maps)?;
+    maps.control(control::TIDIED, left.into(), &[])?;
+    Ok(())
 }
 
-/// Removes what ended guards and crashed beginners have left. Marks of the
-/// living are never missing in between.
-pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
+/// Removes everything that no guard needs. Marks of the living are never missing in
+/// between.
+pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
     if !daemon_runs() {
         // Nobody asks what became of them.
-        for (id, entry) in entries(&maps.ended)? {
+        for (id, entry) in maps.ended.entries()? {
             if entry.leader == 0 {
                 remove(&mut maps.ended, "ENDED", &id)?;
             }
         }
     }
-    for (id, entry) in entries(&maps.guards)? {
-        if entry.members > 0 {
-            continue;
-        }
-        // Its beginner died between the entry and its own enrolment: only we
-        // hold the lock, so nobody is there now.
-        if entry.flags & (Entry::HELD | Entry::OVER) == Entry::HELD {
-            maps.control(control::END, id, &[])?;
-        } else {
-            remove(&mut maps.guards, "GUARDS", &id)?;
-        }
-    }
-    for (key, id) in entries(&maps.targets)? {
+    let known: BTreeSet<_> = maps
+        .guards
+        .entries()?
+        .into_iter()
+        .filter(|(_, entry)| entry.flags & Entry::OVER == 0)
+        .map(|(id, _)| id)
+        .collect();
+    // One may have begun since.
+    let is_dead = |maps: &Maps, id| -> Result<bool, Error> {
+        Ok(!known.contains(&id) && maps.guard(id)?.is_none())
+    };
+    for (key, id) in maps.targets.entries()? {
         // The kernel side may have put another one there meanwhile.
-        if maps.guard(id)?.is_none() && maps.targets.get(&key, 0).is_ok_and(|now| now == id) {
+        if is_dead(maps, id)? && maps.targets.get(&key, 0).is_ok_and(|now| now == id) {
             remove(&mut maps.targets, "TARGETS", &key)?;
         }
     }
-    let is_over = |maps: &Maps, id| -> Result<bool, Error> {
-        Ok(maps.guard(id)?.is_none() && maps.ended.get(&id, 0).is_err())
-    };
-    for (key, _) in entries(&maps.intruders)? {
-        if is_over(maps, key.guard)? {
-            remove(&mut maps.intruders, "INTRUDERS", &key)?;
+    for (place, id) in maps.places.entries()? {
+        if is_dead(maps, id)? {
+            remove(&mut maps.places, "PLACES", &place)?;
         }
     }
-    for (key, _) in entries(&maps.violators)? {
-        if is_over(maps, key.guard)? {
-            remove(&mut maps.violators, "VIOLATORS", &key)?;
+    let mut forgotten = BTreeSet::new();
+    for (key, _) in maps
+        .intruders
+        .entries()?
+        .into_iter()
+        .chain(maps.violators.entries()?)
+    {
+        if is_dead(maps, key.guard)? && maps.ended.get(&key.guard, 0).is_err() {
+            forgotten.insert(key.guard);
         }
     }
-    let mut lists: BTreeMap<CgroupKey, BTreeMap<u64, GuardId>> = BTreeMap::new();
-    for (key, id) in entries(&maps.ancestors)? {
-        lists.entry(key.cgroup).or_default().insert(key.index, id);
+    forget(maps, &forgotten)?;
+    // For each ancestor: the entries of the dead, and whether one below it lives.
+    let mut marked: BTreeMap<CgroupKey, (Vec<(AncestorKey, GuardId)>, bool)> = BTreeMap::new();
+    for (key, id) in maps.ancestors.entries()? {
+        let (dead, any_lives) = marked.entry(key.cgroup).or_default();
+        match is_dead(maps, id)? {
+            true => dead.push((key, id)),
+            false => *any_lives = true,
+        }
     }
-    for (cgroup, list) in lists {
-        // Only from the end: a walker in the kernel must meet every living one,
-        // and stops at the first gap. `mark` uses the dead places in between.
-        for (index, id) in list.iter().rev() {
-            if maps.guard(*id)?.is_some() {
-                break;
+    for (dead, any_lives) in marked.into_values() {
+        for (key, id) in dead {
+            if !(any_lives && key.place == AncestorKey::ANY)
+                && maps.ancestors.get(&key, 0).is_ok_and(|now| now == id)
+            {
+                remove(&mut maps.ancestors, "ANCESTORS", &key)?;
             }
-            let key = AncestorKey {
-                cgroup,
-                index: *index,
-            };
-            remove(&mut maps.ancestors, "ANCESTORS", &key)?;
         }
     }
     Ok(())
 }
 
+/// Removes what is kept of who did what to these guards.
+pub(super) fn forget(maps: &mut Maps, guards: &BTreeSet<GuardId>) -> Result<(), Error> {
+    if guards.is_empty() {
+        return Ok(());
+    }
+    for (key, _) in maps.intruders.entries()? {
+        if guards.contains(&key.guard) {
+            remove(&mut maps.intruders, "INTRUDERS", &key)?;
+        }
+    }
+    for (key, _) in maps.violators.entries()? {
+        if guards.contains(&key.guard) {
+            remove(&mut maps.violators, "VIOLATORS", &key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Those that there are.
+pub(super) fn hierarchies_there() -> Result<Hierarchies, Error> {
+    Ok(Hierarchies {
+        v1: cgroup::freezer_mount()?.is_some(),
+        v2: cgroup::unified_mount()?.is_some(),
+    })
+}
+
 /// The hierarchies that the guards in force have targets in.
 pub(super) fn hierarchies(maps: &Maps) -> Result<Hierarchies, Error> {
+    let there = hierarchies_there()?;
     let mut found = Hierarchies::default();
-    for (key, _) in entries(&maps.targets)? {
+    for key in maps.targets.keys().flatten() {
         match key.hierarchy_id {
             0 => found.v2 = true,
             _ => found.v1 = true,
+        }
+        if found == there {
+            break;
         }
     }
     Ok(found)
@@ -254,13 +331,22 @@ pub(super) fn hierarchies(maps: &Maps) -> Result<Hierarchies, Error> {
 
 /// Whether no guard is in force.
 pub(super) fn is_idle(maps: &Maps) -> Result<bool, Error> {
-    Ok(in_force(maps)?.is_empty())
+    // Of many guards, one of the first is in force.
+    Ok(!maps
+        .guards
+        .iter()
+        .flatten()
+        .any(|(_, entry)| is_in_force(&entry)))
+}
+
+fn is_in_force(entry: &Entry) -> bool {
+    !entry.is_candidate() && entry.flags & Entry::OVER == 0
 }
 
 /// Every guard in force.
 pub(super) fn in_force(maps: &Maps) -> Result<Vec<(GuardId, Entry)>, Error> {
-    let mut guards = entries(&maps.guards)?;
-    guards.retain(|(_, entry)| !entry.is_candidate() && entry.flags & Entry::OVER == 0);
+    let mut guards = maps.guards.entries()?;
+    guards.retain(|(_, entry)| is_in_force(entry));
     Ok(guards)
 }
 
@@ -271,7 +357,7 @@ pub(super) fn tidy(lock: &Locked, maps: &Maps) -> Result<(), Error> {
         return Ok(());
     }
     // The daemon may have crashed, and come back: it is left what it watches.
-    let watch = !entries(&maps.guards)?.is_empty() || !entries(&maps.ended)?.is_empty();
+    let watch = maps.guards.keys().next().is_some() || maps.ended.keys().next().is_some();
     if is_idle(maps)? && !watch {
         lock.unload()?;
     } else {
@@ -280,13 +366,8 @@ pub(super) fn tidy(lock: &Locked, maps: &Maps) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn entries<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>, Error> {
-    // Entries may come and go while we read: what is gone is left out.
-    Ok(map.iter().filter_map(Result::ok).collect())
-}
-
 pub(super) fn insert<K: Pod, V: Pod>(
-    map: &mut HashMap<MapData, K, V>,
+    map: &mut Table<K, V>,
     name: &'static str,
     key: K,
     value: V,
@@ -305,7 +386,7 @@ fn inserted(name: &'static str, result: Result<(), MapError>) -> Result<(), Erro
 
 /// The kernel may have been faster: an entry that is not there is removed.
 pub(super) fn remove<K: Pod, V: Pod>(
-    map: &mut HashMap<MapData, K, V>,
+    map: &mut Table<K, V>,
     name: &'static str,
     key: &K,
 ) -> Result<(), Error> {

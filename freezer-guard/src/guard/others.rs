@@ -6,11 +6,11 @@ use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
 
 use super::{
     Error, Status,
-    marks::{self, covering, tidy},
+    marks::{self, Marks, covering, tidy},
     status,
 };
 use crate::{
-    cgroup::Cgroup,
+    cgroup::{self, Cgroup},
     kernel::{Locked, Maps, Reader},
 };
 
@@ -58,7 +58,8 @@ fn end(
     id: GuardId,
     restored: Result<(), Error>,
 ) -> Result<Option<Status>, Error> {
-    let end = marks::release(&mut maps, id, restored.is_ok())?;
+    let marks = Marks::of(&maps, id)?;
+    let end = marks::release(&mut maps, id, marks, restored.is_ok())?;
     tidy(lock, &maps)?;
     match (&end, restored) {
         (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
@@ -71,13 +72,11 @@ fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
     let Some(entry) = maps.guard(id)? else {
         return Ok(());
     };
-    let mut targets = Vec::new();
-    for path in status::paths(maps, id)? {
-        // The checkpointer may have removed it together with its tasks.
-        if let Ok(target) = Cgroup::open(&path) {
-            targets.push(target);
-        }
-    }
+    // The checkpointer may have removed one together with its tasks.
+    let targets: Vec<_> = status::targets(maps, id)?
+        .into_iter()
+        .filter_map(|key| Cgroup::open(&cgroup::by_key(key)?).ok())
+        .collect();
     // To be allowed to.
     maps.control(control::ENROL, id, &[])?;
     let mut result = Ok(());

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use aya::maps::{HashMap, MapData};
 use freezer_guard_ebpf::{
     CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Level, Protection,
 };
@@ -10,7 +9,7 @@ use freezer_guard_ebpf::{
 use super::{
     Deed, Error, Outcome,
     deed::{path, wall_clock},
-    marks::{covering, entries, in_force, reconcile, tidy},
+    marks::{covering, in_force, is_idle, reconcile, tidy},
     now,
 };
 use serde::{Deserialize, Serialize};
@@ -103,9 +102,11 @@ pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
     };
     reconcile(&mut maps)?;
     tidy(lock, &maps)?;
+    let mut seen = Seen::of_all(&maps)?;
     let mut guards = Vec::new();
     for (id, entry) in in_force(&maps)? {
-        guards.push(status(&maps, id, &entry)?);
+        let seen = seen.remove(&id).unwrap_or_default();
+        guards.push(seen.status(&maps, id, &entry)?);
     }
     guards.sort_by_key(|status| status.id);
     Ok(guards)
@@ -123,64 +124,179 @@ pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
     let Some(id) = covering(&maps, cgroup)? else {
         return Ok(None);
     };
-    match maps.guard(id)? {
-        Some(entry) => Ok(Some(status(&maps, id, &entry)?)),
+    of_id_locked(&maps, id)
+}
+
+/// The guard with this id, if it is in force.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn of_id(id: GuardId) -> Result<Option<Status>, Error> {
+    match Locked::wait()?.open()? {
+        Some(maps) => of_id_locked(&maps, id),
         None => Ok(None),
     }
 }
 
-pub(super) fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, Error> {
-    let mut intruders = deeds(&maps.intruders, id, Outcome::Refused)?;
-    intruders.sort_by_key(|deed| std::cmp::Reverse(deed.count));
-    let mut violators = deeds(&maps.violators, id, Outcome::Done)?;
-    violators.sort_by_key(|deed| deed.first_ns);
-    let until = match entry.ended_ns {
-        0 => now(),
-        time => time,
-    };
-    let held = Duration::from_nanos(until.saturating_sub(entry.begun_ns));
-    let (violations, repaired) = match entry.checkpointing_ns {
-        0 => ([0; Protection::COUNT], entry.disturbances),
-        _ => (entry.violations(), entry.repaired),
-    };
-    Ok(Status {
-        id,
-        state: match (entry.ended_ns, entry.checkpointing_ns) {
-            (0, 0) => "PREPARING",
-            (0, _) => "CHECKPOINTING",
-            _ => "ENDED",
+fn of_id_locked(maps: &Maps, id: GuardId) -> Result<Option<Status>, Error> {
+    match maps.guard(id)? {
+        Some(entry) if !entry.is_candidate() => Ok(Some(status(maps, id, &entry)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Whether any guard is in force.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn is_any_in_force() -> Result<bool, Error> {
+    match Locked::wait()?.open()? {
+        Some(maps) => Ok(!is_idle(&maps)?),
+        None => Ok(false),
+    }
+}
+
+/// What is known of a guard besides its entry.
+#[derive(Default)]
+pub(super) struct Seen {
+    targets: Vec<CgroupKey>,
+    pids: Vec<u32>,
+    /// The most eager first.
+    intruders: Vec<Deed>,
+    /// In the order of the first times.
+    violators: Vec<Deed>,
+}
+
+impl Seen {
+    /// Of one guard with these targets.
+    pub(super) fn of_one(
+        maps: &Maps,
+        id: GuardId,
+        entry: &Entry,
+        targets: Vec<CgroupKey>,
+    ) -> Result<Self, Error> {
+        let mut seen = Self {
+            targets,
+            ..Self::default()
+        };
+        if entry.members > 0 {
+            seen.pids = holder_pids(maps, id)?;
         }
-        .to_owned(),
-        automatic: entry.leader != 0,
-        cgroups: paths(maps, id)?,
-        holder_pids: holder_pids(maps, id)?,
-        begun: wall_clock(entry.begun_ns),
-        checkpointing: match entry.checkpointing_ns {
-            0 => None,
-            time => Some(wall_clock(time)),
-        },
-        held_seconds: held.as_secs_f64(),
-        level: level(entry).to_owned(),
-        levels: Protection::ALL
-            .into_iter()
-            .map(|protection| {
-                let level = name(entry.levels[protection as usize]);
-                (protection.name().to_owned(), level.to_owned())
-            })
-            .collect(),
-        missed: missed(maps, entry)?,
-        allowed: Protection::ALL
-            .into_iter()
-            .filter(|protection| !Entry::protects(entry.allowed, *protection))
-            .map(|protection| protection.name().to_owned())
-            .collect(),
-        denials: by_protection(&entry.denials),
-        violations: by_protection(&violations),
-        repaired: by_protection(&repaired),
-        froze: entry.flags & Entry::FROZE != 0,
-        intruders,
-        violators,
-    })
+        // Who did nothing was not written down.
+        if entry.denials != [0; Protection::COUNT] {
+            for (key, intruder) in maps.intruders.entries()? {
+                if key.guard == id {
+                    seen.has_tried(&key, &intruder);
+                }
+            }
+        }
+        if entry.disturbances != [0; Protection::COUNT] {
+            for (key, intruder) in maps.violators.entries()? {
+                if key.guard == id {
+                    seen.has_done(&key, &intruder);
+                }
+            }
+        }
+        seen.sort();
+        Ok(seen)
+    }
+
+    /// Of all guards: each map is read once.
+    pub(super) fn of_all(maps: &Maps) -> Result<BTreeMap<GuardId, Self>, Error> {
+        let mut all: BTreeMap<GuardId, Self> = BTreeMap::new();
+        for (key, id) in maps.targets.entries()? {
+            all.entry(id).or_default().targets.push(key);
+        }
+        for member in maps.members(None)? {
+            all.entry(member.guard).or_default().pids.push(member.pid);
+        }
+        for (key, intruder) in maps.intruders.entries()? {
+            all.entry(key.guard).or_default().has_tried(&key, &intruder);
+        }
+        for (key, intruder) in maps.violators.entries()? {
+            all.entry(key.guard).or_default().has_done(&key, &intruder);
+        }
+        all.values_mut().for_each(Self::sort);
+        Ok(all)
+    }
+
+    pub(super) fn targets(&self) -> &[CgroupKey] {
+        &self.targets
+    }
+
+    fn has_tried(&mut self, key: &IntruderKey, intruder: &Intruder) {
+        let deed = Deed::of_intruder(key, intruder, Outcome::Refused);
+        self.intruders.push(deed);
+    }
+
+    fn has_done(&mut self, key: &IntruderKey, intruder: &Intruder) {
+        let deed = Deed::of_intruder(key, intruder, Outcome::Done);
+        self.violators.push(deed);
+    }
+
+    fn sort(&mut self) {
+        self.targets.sort_unstable();
+        self.pids.sort_unstable();
+        self.pids.dedup();
+        self.intruders
+            .sort_by_key(|deed| std::cmp::Reverse(deed.count));
+        self.violators.sort_by_key(|deed| deed.first_ns);
+    }
+
+    pub(super) fn status(self, maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, Error> {
+        let until = match entry.ended_ns {
+            0 => now(),
+            time => time,
+        };
+        let held = Duration::from_nanos(until.saturating_sub(entry.begun_ns));
+        let (violations, repaired) = match entry.checkpointing_ns {
+            0 => ([0; Protection::COUNT], entry.disturbances),
+            _ => (entry.violations(), entry.repaired),
+        };
+        Ok(Status {
+            id,
+            state: match (entry.ended_ns, entry.checkpointing_ns) {
+                (0, 0) => "PREPARING",
+                (0, _) => "CHECKPOINTING",
+                _ => "ENDED",
+            }
+            .to_owned(),
+            automatic: entry.leader != 0,
+            cgroups: self.targets.iter().map(|key| path(*key).into()).collect(),
+            holder_pids: self.pids,
+            begun: wall_clock(entry.begun_ns),
+            checkpointing: match entry.checkpointing_ns {
+                0 => None,
+                time => Some(wall_clock(time)),
+            },
+            held_seconds: held.as_secs_f64(),
+            level: level(entry).to_owned(),
+            levels: Protection::ALL
+                .into_iter()
+                .map(|protection| {
+                    let level = name(entry.levels[protection as usize]);
+                    (protection.name().to_owned(), level.to_owned())
+                })
+                .collect(),
+            missed: missed(maps, entry)?,
+            allowed: Protection::ALL
+                .into_iter()
+                .filter(|protection| !Entry::protects(entry.allowed, *protection))
+                .map(|protection| protection.name().to_owned())
+                .collect(),
+            denials: by_protection(&entry.denials),
+            violations: by_protection(&violations),
+            repaired: by_protection(&repaired),
+            froze: entry.flags & Entry::FROZE != 0,
+            intruders: self.intruders,
+            violators: self.violators,
+        })
+    }
+}
+
+/// The status of one guard.
+pub(super) fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, Error> {
+    Seen::of_one(maps, id, entry, targets(maps, id)?)?.status(maps, id, entry)
 }
 
 fn name(level: u32) -> &'static str {
@@ -204,31 +320,22 @@ pub(super) fn missed(maps: &Maps, entry: &Entry) -> Result<u64, Error> {
     Ok(maps.missed()?.saturating_sub(entry.missed_before))
 }
 
-fn deeds(
-    map: &HashMap<MapData, IntruderKey, Intruder>,
-    id: GuardId,
-    outcome: Outcome,
-) -> Result<Vec<Deed>, Error> {
-    Ok(entries(map)?
-        .iter()
-        .filter(|(key, _)| key.guard == id)
-        .map(|(key, intruder)| Deed::of_intruder(key, intruder, outcome))
-        .collect())
-}
-
-pub(super) fn paths(maps: &Maps, id: GuardId) -> Result<Vec<PathBuf>, Error> {
-    let mut keys: Vec<CgroupKey> = entries(&maps.targets)?
+/// The targets of a guard.
+pub(super) fn targets(maps: &Maps, id: GuardId) -> Result<Vec<CgroupKey>, Error> {
+    let mut keys: Vec<_> = maps
+        .targets
+        .entries()?
         .into_iter()
         .filter(|(_, of)| *of == id)
         .map(|(key, _)| key)
         .collect();
     keys.sort();
-    Ok(keys.into_iter().map(|key| path(key).into()).collect())
+    Ok(keys)
 }
 
 pub(super) fn holder_pids(maps: &Maps, id: GuardId) -> Result<Vec<u32>, Error> {
     let mut pids: Vec<_> = maps
-        .members(id)?
+        .members(Some(id))?
         .into_iter()
         .map(|member| member.pid)
         .collect();

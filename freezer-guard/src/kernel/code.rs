@@ -15,11 +15,12 @@ use aya::{
 use aya_obj::Object;
 
 use super::{Error, pins::missing};
-use crate::sys::{self, Attachment};
+use crate::sys::{self, Attachment, Functions};
 
 /// The object, with the maps of a loaded one in it.
 pub(super) struct Code {
     object: Object,
+    btf: OwnedFd,
 }
 
 impl Code {
@@ -27,6 +28,12 @@ impl Code {
     pub(super) fn new(object: &[u8], maps: &Ebpf) -> Result<Self, Error> {
         const DOING: &str = "prepare the BPF object";
         let mut object = Object::parse(object).map_err(Error::failed(DOING))?;
+        let features = aya::features().btf().ok_or_else(|| missing("BTF"))?;
+        let btf = object
+            .fixup_and_sanitize_btf(features)
+            .map_err(Error::failed(DOING))?
+            .ok_or_else(|| missing("BTF"))?;
+        let btf = sys::load_btf(&btf.to_bytes()).map_err(Error::failed(DOING))?;
         let text_sections: HashSet<_> = object
             .functions
             .keys()
@@ -44,7 +51,7 @@ impl Code {
         object
             .relocate_calls(&text_sections)
             .map_err(Error::failed(DOING))?;
-        Ok(Self { object })
+        Ok(Self { object, btf })
     }
 
     /// Loads the program `name`.
@@ -63,13 +70,22 @@ impl Code {
             .functions
             .get(&(program.section_index, program.address))
             .ok_or_else(|| missing(name))?;
-        sys::load(name, &code.instructions, &program.license, attachment).map_err(
-            |(source, log)| Error::Load {
-                program: name,
-                source,
-                log,
-            },
+        let functions = Functions {
+            btf: &self.btf,
+            places: &code.func_info.func_info,
+        };
+        sys::load(
+            name,
+            &code.instructions,
+            Some(functions),
+            &program.license,
+            attachment,
         )
+        .map_err(|(source, log)| Error::Load {
+            program: name,
+            source,
+            log,
+        })
     }
 }
 

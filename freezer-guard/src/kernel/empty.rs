@@ -24,14 +24,13 @@ impl Empty {
         let _memory = super::conditions::Memlock::lift();
         let attach = |program: &programs::Program| {
             let attachment = program.attachment(level, &facts)?;
-            let loaded =
-                sys::load("empty", &nothing(), c"GPL", attachment).map_err(|(source, log)| {
-                    Error::Load {
-                        program: program.name,
-                        source,
-                        log,
-                    }
-                })?;
+            let loaded = sys::load("empty", &nothing(), None, c"GPL", attachment).map_err(
+                |(source, log)| Error::Load {
+                    program: program.name,
+                    source,
+                    log,
+                },
+            )?;
             sys::attach(&loaded).map_err(Error::failed(format!(
                 "attach an empty program where {} goes",
                 program.name

@@ -1,6 +1,11 @@
 //! The maps, typed.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    ops::{Deref, DerefMut},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Pod,
@@ -8,11 +13,12 @@ use aya::{
     programs::{RawTracePoint, TestRun as _},
 };
 use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, Enrolling, Guard, GuardId, Intruder, IntruderKey, Member, NO_ROOM,
-    names,
+    ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, Guard, GuardId, Intruder, IntruderKey,
+    Member, NO_ROOM, control, names,
 };
 
 use super::{Error, programs};
+use crate::sys;
 
 /// The pinned maps of a loaded BPF side.
 ///
@@ -20,29 +26,32 @@ use super::{Error, programs};
 #[derive(Debug)]
 pub struct Maps {
     /// Every guard in force.
-    pub guards: HashMap<MapData, GuardId, Guard>,
+    pub guards: Table<GuardId, Guard>,
     /// The targets.
-    pub targets: HashMap<MapData, CgroupKey, GuardId>,
+    pub targets: Table<CgroupKey, GuardId>,
     /// The guards below each ancestor of a target.
-    pub ancestors: HashMap<MapData, AncestorKey, GuardId>,
+    pub ancestors: Table<AncestorKey, GuardId>,
+    /// Which guard has which place.
+    pub places: Table<u64, GuardId>,
     /// Who was refused.
-    pub intruders: HashMap<MapData, IntruderKey, Intruder>,
+    pub intruders: Table<IntruderKey, Intruder>,
     /// Who got through.
-    pub violators: HashMap<MapData, IntruderKey, Intruder>,
+    pub violators: Table<IntruderKey, Intruder>,
     /// The guards that have ended and of which nobody has read what became of them.
-    pub ended: HashMap<MapData, GuardId, Guard>,
+    pub ended: Table<GuardId, Guard>,
     control: RawTracePoint,
 }
 
 impl Maps {
     pub(super) fn open(dir: &Path, control: &Path) -> Result<Self, Error> {
         Ok(Self {
-            guards: hash_map(dir, names::GUARDS)?,
-            targets: hash_map(dir, names::TARGETS)?,
-            ancestors: hash_map(dir, names::ANCESTORS)?,
-            intruders: hash_map(dir, names::INTRUDERS)?,
-            violators: hash_map(dir, names::VIOLATORS)?,
-            ended: hash_map(dir, names::ENDED)?,
+            guards: Table::open(dir, names::GUARDS)?,
+            targets: Table::open(dir, names::TARGETS)?,
+            ancestors: Table::open(dir, names::ANCESTORS)?,
+            places: Table::open(dir, names::PLACES)?,
+            intruders: Table::open(dir, names::INTRUDERS)?,
+            violators: Table::open(dir, names::VIOLATORS)?,
+            ended: Table::open(dir, names::ENDED)?,
             control: RawTracePoint::from_pin(control)
                 .map_err(Error::failed(format!("open {}", control.display())))?,
         })
@@ -67,7 +76,7 @@ impl Maps {
     ///
     /// # Errors
     /// When the iterator cannot be read.
-    pub fn members(&self, guard: GuardId) -> Result<Vec<Member>, Error> {
+    pub fn members(&self, guard: Option<GuardId>) -> Result<Vec<Member>, Error> {
         let path = Path::new(super::PIN_DIR).join(names::MEMBERS_ITER);
         let bytes = match fs::read(&path) {
             // Unloaded meanwhile, after the last guard.
@@ -87,7 +96,7 @@ impl Maps {
                 pid: word(&bytes[8..12]) as u32,
                 tid: word(&bytes[12..]) as u32,
             })
-            .filter(|member| member.guard == guard)
+            .filter(|member| guard.is_none_or(|guard| member.guard == guard))
             .collect())
     }
 
@@ -99,7 +108,7 @@ impl Maps {
     /// When the iterator cannot be read.
     pub fn enrol(&mut self, guard: GuardId, pid: u64) -> Result<(), Error> {
         let path = Path::new(super::PIN_DIR).join(names::ENROL_ITER);
-        set_only(names::ENROLLING, Enrolling { guard, pid })?;
+        set(names::ENROLLING, 0, Enrolling { guard, pid })?;
         loop {
             let said =
                 fs::read(&path).map_err(Error::failed(format!("read {}", path.display())))?;
@@ -117,7 +126,17 @@ impl Maps {
     /// # Errors
     /// When the map cannot be written.
     pub fn set_automatic(&mut self, template: Guard) -> Result<(), Error> {
-        set_only(names::AUTOMATIC, template)
+        set(names::TEMPLATES, AUTOMATIC, template)
+    }
+
+    /// Begins a guard, with the calling thread as its holder: the answer of
+    /// [`control::BEGIN`].
+    ///
+    /// # Errors
+    /// When the kernel does not do it.
+    pub fn begin(&self, id: GuardId, entry: Guard) -> Result<u32, Error> {
+        set(names::TEMPLATES, ASKED_FOR, entry)?;
+        self.control(control::BEGIN, id, &[])
     }
 
     /// The calls that the tripwires for ptrace have missed since they were loaded.
@@ -141,19 +160,63 @@ impl Maps {
     }
 }
 
-/// Writes the only entry of a map.
-fn set_only<V: Pod>(name: &str, value: V) -> Result<(), Error> {
+/// A hash map that can be read all at once.
+#[derive(Debug)]
+pub struct Table<K: Pod, V: Pod> {
+    map: HashMap<MapData, K, V>,
+    fd: OwnedFd,
+    name: &'static str,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    fn open(dir: &Path, name: &'static str) -> Result<Self, Error> {
+        let doing = || format!("open the map {name}");
+        let path = dir.join(name);
+        let map =
+            MapData::from_pin(&path).map_err(Error::failed(format!("open {}", path.display())))?;
+        Ok(Self {
+            fd: map
+                .fd()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(Error::failed(doing()))?,
+            map: Map::HashMap(map)
+                .try_into()
+                .map_err(Error::failed(doing()))?,
+            name,
+        })
+    }
+
+    /// Every entry. What comes or goes meanwhile may be missing.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn entries(&self) -> Result<Vec<(K, V)>, Error> {
+        sys::entries(self.fd.as_fd()).map_err(Error::failed(format!("read the map {}", self.name)))
+    }
+}
+
+impl<K: Pod, V: Pod> Deref for Table<K, V> {
+    type Target = HashMap<MapData, K, V>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+impl<K: Pod, V: Pod> DerefMut for Table<K, V> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.map
+    }
+}
+
+/// Writes an entry of an array.
+fn set<V: Pod>(name: &str, index: u32, value: V) -> Result<(), Error> {
     let mut map: Array<MapData, V> = open(Path::new(super::PIN_DIR), name, Map::Array)?
         .try_into()
         .map_err(Error::failed(format!("open the map {name}")))?;
-    map.set(0, value, 0)
+    map.set(index, value, 0)
         .map_err(Error::failed(format!("change the map {name}")))
-}
-
-fn hash_map<K: Pod, V: Pod>(dir: &Path, name: &str) -> Result<HashMap<MapData, K, V>, Error> {
-    open(dir, name, Map::HashMap)?
-        .try_into()
-        .map_err(Error::failed(format!("open the map {name}")))
 }
 
 pub(super) fn open(dir: &Path, name: &str, kind: fn(MapData) -> Map) -> Result<Map, Error> {

@@ -16,8 +16,8 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 pub use daemon::{DaemonLock, daemon_runs};
 pub(crate) use empty::Empty;
-pub use maps::Maps;
-pub use pins::{Locked, PIN_DIR};
+pub use maps::{Maps, Table};
+pub use pins::{Locked, Memory, PIN_DIR};
 pub use programs::{Hierarchies, Levels, ProgramReport};
 pub use readers::Reader;
 

@@ -67,7 +67,7 @@ enum At {
 }
 
 /// Which kinds of target the guards in force have.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hierarchies {
     /// Some are on v1.
     pub v1: bool,
