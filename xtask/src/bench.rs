@@ -24,10 +24,13 @@ pub(crate) struct Args {
     /// How many guards to hold while it counts
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 100])]
     guards: Vec<usize>,
+    /// How many tasks to put into the cgroup that `run` guards
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1000])]
+    tasks: Vec<usize>,
     /// Count only in this cgroup layout: v1 or v2
     #[arg(long, value_name = "LAYOUT")]
     cgroup: Option<Cgroup>,
-    /// Only the operations whose names contain this
+    /// Only what has a name that contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// Fail when something costs more than its budget
@@ -71,16 +74,51 @@ struct Row {
     figures: Vec<Figure>,
 }
 
-#[derive(Deserialize)]
+/// What `run` takes, ns.
+#[derive(Clone, Serialize, Deserialize)]
+struct Life {
+    hierarchy: String,
+    tasks: usize,
+    warm: bool,
+    begin: f64,
+    end: f64,
+}
+
+/// What the guards of many clients take, ns for each.
+#[derive(Clone, Serialize, Deserialize)]
+struct Scale {
+    hierarchy: String,
+    guards: usize,
+    clients: usize,
+    service: bool,
+    begin: f64,
+    end: f64,
+}
+
+/// Bytes.
+#[derive(Clone, Serialize, Deserialize)]
+struct Memory {
+    hierarchy: String,
+    guards: usize,
+    service: u64,
+    maps: u64,
+    programs: u64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
 struct Report {
     rows: Vec<Row>,
+    lives: Vec<Life>,
+    scale: Vec<Scale>,
+    memory: Vec<Memory>,
 }
 
 /// What was counted on one kernel.
 #[derive(Serialize)]
 struct Counted {
     kernel: &'static str,
-    rows: Vec<Row>,
+    #[serde(flatten)]
+    report: Report,
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
@@ -88,12 +126,15 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let programs = build::guest_programs()?;
     let mut counted = Vec::new();
     for kernel in Kernel::chosen(&args.kernel)? {
-        let rows = args.count_on(kernel, &programs)?;
-        print(kernel.name, &rows);
+        let report = args.count_on(kernel, &programs)?;
+        print(kernel.name, &report.rows);
         counted.push(Counted {
             kernel: kernel.name,
-            rows,
+            report,
         });
+        for more in MORE {
+            print!("{}", more.table(&counted[counted.len() - 1..]));
+        }
     }
     if args.docs {
         ensure!(
@@ -101,6 +142,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             "--docs goes with --kernel all: the table is about all kernels"
         );
         docs::put(DOCS, BEGIN, &table(&counted))?;
+        for more in MORE {
+            docs::put(DOCS, more.begin, &more.table(&counted))?;
+        }
         plot::draw(&build::workspace().join(PICTURE), &panels(&counted))?;
     }
     if let Some(path) = &args.plot {
@@ -111,8 +155,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             .with_context(|| format!("write {}", path.display()))?;
     }
     let mut over = 0;
-    for Counted { kernel, rows } in &counted {
-        for row in rows {
+    for Counted { kernel, report } in &counted {
+        for row in &report.rows {
             for complaint in complaints(kernel, row) {
                 println!(
                     "OVER BUDGET: {kernel} {} {}: {complaint}",
@@ -136,7 +180,8 @@ const BEGIN: &str = "<!-- made by `cargo xtask bench --kernel all --docs` -->\n"
 
 /// A row for each operation, kernel by kernel.
 fn table(counted: &[Counted]) -> String {
-    let Some(first) = counted.iter().flat_map(|counted| &counted.rows).next() else {
+    let mut rows = counted.iter().flat_map(|counted| &counted.report.rows);
+    let Some(first) = rows.next() else {
         return String::new();
     };
     let conditions = first.figures.iter().map(|figure| &*figure.condition);
@@ -146,8 +191,8 @@ fn table(counted: &[Counted]) -> String {
         .chain(["added, of what `empty` adds"])
         .collect();
     let mut text = docs::line(&head) + "|" + &"---|".repeat(head.len()) + "\n";
-    for Counted { kernel, rows } in counted {
-        for row in rows {
+    for Counted { kernel, report } in counted {
+        for row in &report.rows {
             let mut cells = vec![(*kernel).to_owned(), row.hierarchy.clone()];
             cells.push(row.operation.clone());
             let figures = row.figures.iter();
@@ -165,6 +210,103 @@ fn table(counted: &[Counted]) -> String {
         }
     }
     text
+}
+
+/// A table of what is no operation.
+struct More {
+    /// Where it goes in the docs.
+    begin: &'static str,
+    /// Of its columns, behind the kernel.
+    head: &'static [&'static str],
+    cells: fn(&Report) -> Vec<Vec<String>>,
+}
+
+const MORE: [More; 3] = [
+    More {
+        begin: "<!-- run: made by `cargo xtask bench --kernel all --docs` -->\n",
+        head: &["guard on", "tasks", "service", "begin, ms", "end, ms"],
+        cells: |report| {
+            let cells = report.lives.iter().map(|life| {
+                vec![
+                    life.hierarchy.clone(),
+                    life.tasks.to_string(),
+                    yes_or_no(life.warm),
+                    format!("{:.1}", life.begin / 1e6),
+                    format!("{:.1}", life.end / 1e6),
+                ]
+            });
+            cells.collect()
+        },
+    },
+    More {
+        begin: "<!-- many: made by `cargo xtask bench --kernel all --docs` -->\n",
+        head: &[
+            "guards on",
+            "guards",
+            "clients",
+            "service",
+            "begun a second",
+            "ended a second",
+        ],
+        cells: |report| {
+            let cells = report.scale.iter().map(|scale| {
+                vec![
+                    scale.hierarchy.clone(),
+                    scale.guards.to_string(),
+                    scale.clients.to_string(),
+                    yes_or_no(scale.service),
+                    format!("{:.1}", 1e9 / scale.begin),
+                    format!("{:.1}", 1e9 / scale.end),
+                ]
+            });
+            cells.collect()
+        },
+    },
+    More {
+        begin: "<!-- memory: made by `cargo xtask bench --kernel all --docs` -->\n",
+        head: &[
+            "guards on",
+            "guards",
+            "service, KiB",
+            "maps, KiB",
+            "programs, KiB",
+        ],
+        cells: |report| {
+            let kib = |bytes: u64| (bytes / 1024).to_string();
+            let cells = report.memory.iter().map(|memory| {
+                vec![
+                    memory.hierarchy.clone(),
+                    memory.guards.to_string(),
+                    kib(memory.service),
+                    kib(memory.maps),
+                    kib(memory.programs),
+                ]
+            });
+            cells.collect()
+        },
+    },
+];
+
+fn yes_or_no(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
+}
+
+impl More {
+    /// With the kernel in front of each line; nothing if there is none.
+    fn table(&self, counted: &[Counted]) -> String {
+        let mut text = String::new();
+        for Counted { kernel, report } in counted {
+            for mut cells in (self.cells)(report) {
+                cells.insert(0, (*kernel).to_owned());
+                text += &docs::line(&cells);
+            }
+        }
+        if text.is_empty() {
+            return text;
+        }
+        let head: Vec<_> = ["kernel"].iter().chain(self.head).collect();
+        docs::line(&head) + "|" + &"---|".repeat(head.len()) + "\n" + &text
+    }
 }
 
 /// What is added to the operations that hosts live by.
@@ -188,7 +330,9 @@ fn panels(counted: &[Counted]) -> Vec<Panel> {
     };
     counted
         .iter()
-        .flat_map(|counted| ["v1", "v2"].map(|name| panel(counted.kernel, name, &counted.rows)))
+        .flat_map(|counted| {
+            ["v1", "v2"].map(|name| panel(counted.kernel, name, &counted.report.rows))
+        })
         .filter(|panel| !panel.bars.is_empty())
         .collect()
 }
@@ -213,7 +357,7 @@ impl Row {
 impl Args {
     /// Counts in both layouts, in two guests at once: what else the machine does makes no
     /// difference.
-    fn count_on(&self, kernel: &Kernel, programs: &[PathBuf]) -> Result<Vec<Row>> {
+    fn count_on(&self, kernel: &Kernel, programs: &[PathBuf]) -> Result<Report> {
         let layouts = [Cgroup::V1, Cgroup::V2].into_iter();
         let layouts = layouts.filter(|layout| self.cgroup.is_none_or(|only| only == *layout));
         let results: Vec<_> = thread::scope(|scope| {
@@ -223,23 +367,30 @@ impl Args {
             let results = guests.into_iter().map(|guest| guest.join());
             results.collect()
         });
-        let mut rows = Vec::new();
+        let mut all = Report::default();
         for result in results {
-            let counted = result.map_err(|_| anyhow::anyhow!("a thread has panicked"))?;
-            rows.extend(counted?);
+            let report = result.map_err(|_| anyhow::anyhow!("a thread has panicked"))??;
+            all.rows.extend(report.rows);
+            all.lives.extend(report.lives);
+            all.scale.extend(report.scale);
+            all.memory.extend(report.memory);
         }
-        Ok(rows)
+        Ok(all)
     }
 
-    fn count(&self, kernel: &Kernel, cgroup: Cgroup, programs: &[PathBuf]) -> Result<Vec<Row>> {
-        let guards: Vec<_> = self.guards.iter().map(usize::to_string).collect();
-        let guards = guards.join(",");
+    fn count(&self, kernel: &Kernel, cgroup: Cgroup, programs: &[PathBuf]) -> Result<Report> {
+        let list = |numbers: &[usize]| {
+            let numbers: Vec<_> = numbers.iter().map(usize::to_string).collect();
+            numbers.join(",")
+        };
         let command = [
             "freezer-guard",
             "bench",
             "--json",
             "--guards",
-            &guards,
+            &list(&self.guards),
+            "--tasks",
+            &list(&self.tasks),
             "--only",
             &self.only,
         ];
@@ -252,8 +403,7 @@ impl Args {
             Err(_) => eprintln!("{} {}: {line}", kernel.name, cgroup.name()),
         })?;
         ensure!(code == 0, "`freezer-guard bench` ended with {code}");
-        let report = report.context("`freezer-guard bench` has printed no result")?;
-        Ok(report.rows)
+        report.context("`freezer-guard bench` has printed no result")
     }
 }
 

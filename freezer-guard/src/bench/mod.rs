@@ -6,6 +6,8 @@
 
 mod clock;
 mod condition;
+mod helper;
+mod life;
 mod operations;
 
 use std::{fs, io, path::Path};
@@ -15,8 +17,10 @@ use crate::{
     guard, kernel,
 };
 pub use clock::Sample;
-pub use condition::{Condition, hold};
-use condition::{InForce, target};
+use condition::{CLIENTS, Condition, InForce};
+use helper::target;
+pub use helper::{Part, hold};
+pub use life::{InMemory, Life, Scale};
 use operations::{Operation, Scene};
 
 /// Why nothing can be measured.
@@ -31,7 +35,7 @@ pub enum Error {
     )]
     InUse,
     /// There is no such operation.
-    #[error("no operation has a name with {wanted:?} in it: there are {}", there.join(", "))]
+    #[error("nothing has a name with {wanted:?} in it: there are {}", there.join(", "))]
     NoOperation {
         /// What it was to be.
         wanted: String,
@@ -45,8 +49,19 @@ pub enum Error {
     #[error("no cgroup freezer is mounted, neither v1 nor v2")]
     NoFreezer,
     /// It has said why.
-    #[error("the process that was to bring about {0} has failed: see above")]
-    Holder(String),
+    #[error("the process for {0} has failed: see above")]
+    Helper(String),
+    /// Fewer guards are in force than were begun.
+    #[error("{held} guards are in force, of {guards} that were begun")]
+    Lost {
+        /// Those that were begun.
+        guards: usize,
+        /// Those that are there.
+        held: usize,
+    },
+    /// More are in force than are held.
+    #[error("guards are in force that nobody holds: see `freezer-guard status`")]
+    Left,
     /// An operation that is measured failed.
     #[error("{operation}")]
     Operation {
@@ -94,6 +109,24 @@ pub struct Row {
     pub figures: Vec<Figure>,
 }
 
+/// What there is to tell.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Report {
+    /// What operations take.
+    pub rows: Vec<Row>,
+    /// What `run` takes.
+    pub lives: Vec<Life>,
+    /// How fast many clients begin and end guards.
+    pub scale: Vec<Scale>,
+    /// What is in memory.
+    pub memory: Vec<InMemory>,
+}
+
+/// The name of what is measured besides operations: what `run` takes.
+pub const LIFE: &str = "begin and end";
+/// The service's memory, and many clients at once.
+pub const SERVICE: &str = "service and memory";
+
 /// See [`measure`].
 pub type Progress<'a> = &'a mut dyn FnMut(&str) -> bool;
 
@@ -102,7 +135,10 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str) -> bool;
 pub struct Plan {
     /// How many guards are to be held; one number after the other.
     pub guards: Vec<usize>,
-    /// Only the operations whose names contain this.
+    /// How many tasks are to be in the cgroup that `run` guards; one number after the
+    /// other.
+    pub tasks: Vec<usize>,
+    /// Only what has a name that contains this.
     pub only: String,
 }
 
@@ -111,45 +147,44 @@ pub struct Plan {
 ///
 /// # Errors
 /// When freezer-guard is in use on this host, or something cannot be measured.
-pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Vec<Row>, Error> {
+pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
     let operations: Vec<_> = Operation::ALL
         .into_iter()
         .filter(|operation| operation.name().contains(&plan.only))
         .collect();
-    if operations.is_empty() {
+    if operations.is_empty() && ![LIFE, SERVICE].iter().any(|name| name.contains(&plan.only)) {
+        let mut there = Operation::ALL.map(Operation::name).to_vec();
+        there.extend([LIFE, SERVICE]);
         return Err(Error::NoOperation {
             wanted: plan.only.clone(),
-            there: Operation::ALL.map(Operation::name).to_vec(),
+            there,
         });
     }
-    let mut rows = Vec::new();
+    let mut report = Report::default();
+    let mut any = false;
     for (version, mount) in [
         (Version::V1, cgroup::freezer_mount()?),
         (Version::V2, cgroup::unified_mount()?),
     ] {
         if let Some(mount) = mount {
-            rows.extend(measure_below(
-                version,
-                &mount,
-                &plan.guards,
-                &operations,
-                progress,
-            )?);
+            any = true;
+            measure_below(version, &mount, plan, &operations, &mut report, progress)?;
         }
     }
-    match rows.is_empty() {
-        true => Err(Error::NoFreezer),
-        false => Ok(rows),
+    match any {
+        true => Ok(report),
+        false => Err(Error::NoFreezer),
     }
 }
 
 fn measure_below(
     version: Version,
     mount: &Path,
-    guards: &[usize],
+    plan: &Plan,
     operations: &[Operation],
+    report: &mut Report,
     progress: Progress<'_>,
-) -> Result<Vec<Row>, Error> {
+) -> Result<(), Error> {
     let hierarchy = match version {
         Version::V1 => "v1",
         Version::V2 => "v2",
@@ -157,12 +192,32 @@ fn measure_below(
     sweep(mount);
     let mut made = New::default();
     let top = mount.join(format!("{NAME}{}", std::process::id()));
-    let most = guards.iter().copied().max().unwrap_or(1).max(1);
+    let most = plan.guards.iter().copied().max().unwrap_or(1).max(1);
     for number in 0..most {
         made.make(&target(&top, number))?;
     }
     let elsewhere = top.with_extension("elsewhere");
     made.make(&elsewhere)?;
+    let mut go_on = |what: &str| match progress(&format!("{hierarchy}: {what}")) {
+        true => Ok(()),
+        false => Err(Error::Stopped),
+    };
+    if LIFE.contains(&plan.only) {
+        for tasks in &plan.tasks {
+            go_on(&format!("{LIFE}, {tasks} tasks"))?;
+            let lives = life::measure(hierarchy, *tasks, &target(&top, 0), &top)?;
+            report.lives.extend(lives);
+        }
+    }
+    if SERVICE.contains(&plan.only) {
+        go_on(&format!("{SERVICE}, {most} guards"))?;
+        let (memory, scale) = life::scale(hierarchy, most, &top)?;
+        report.memory.extend(memory);
+        report.scale.push(scale);
+    }
+    if operations.is_empty() {
+        return Ok(());
+    }
     let mut scene = Scene::new(version, &target(&top, 0), &elsewhere)?;
     let mut rows: Vec<_> = operations
         .iter()
@@ -183,13 +238,11 @@ fn measure_below(
         Condition::Watch,
     ]
     .into_iter()
-    .chain(guards.iter().copied().map(Condition::Guards))
+    .chain(plan.guards.iter().copied().map(Condition::Guards))
     .chain([Condition::After]);
     for condition in conditions {
-        if !progress(&format!("{hierarchy}: {}", condition.name())) {
-            return Err(Error::Stopped);
-        }
-        let _in_force = InForce::new(condition, &top)?;
+        go_on(&condition.name())?;
+        let (in_force, begin) = InForce::new(condition, &top)?;
         let guarded = matches!(condition, Condition::Guards(_));
         for (&operation, row) in operations.iter().zip(&mut rows) {
             row.figures.push(Figure {
@@ -197,8 +250,21 @@ fn measure_below(
                 sample: scene.measure(operation, guarded)?,
             });
         }
+        let end = in_force.end()?;
+        if let Condition::Guards(guards) = condition {
+            let each = |nanoseconds: u128| nanoseconds as f64 / guards as f64;
+            report.scale.push(Scale {
+                hierarchy,
+                guards,
+                clients: guards.min(CLIENTS),
+                service: false,
+                begin: each(begin.as_nanos()),
+                end: each(end.as_nanos()),
+            });
+        }
     }
-    Ok(rows)
+    report.rows.extend(rows);
+    Ok(())
 }
 
 /// What the cgroups of a process are called, with its pid.

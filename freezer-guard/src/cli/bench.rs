@@ -3,12 +3,11 @@
 use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Result;
-use freezer_guard::bench::{self, Plan, Row};
+use freezer_guard::bench::{self, Plan, Report, Row};
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use serde_json::json;
 
 use super::say;
 
@@ -22,21 +21,25 @@ pub(super) struct Args {
     /// How many guards to hold while it measures
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 100])]
     guards: Vec<usize>,
-    /// Only the operations whose names contain this
+    /// How many tasks to put into the cgroup that `run` guards
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1000])]
+    tasks: Vec<usize>,
+    /// Only what has a name that contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// Bring about this condition for the cgroups below PATH, until standard input ends
-    #[arg(long, num_args = 2, value_names = ["CONDITION", "PATH"], hide = true)]
+    /// Bring this about for the cgroups below PATH, until standard input ends
+    #[arg(long, num_args = 2, value_names = ["PART", "PATH"], hide = true)]
     hold: Option<Vec<String>>,
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    if let Some([condition, top]) = args.hold.as_deref() {
-        bench::hold(condition.parse().map_err(anyhow::Error::msg)?, top.as_ref())?;
+    if let Some([part, top]) = args.hold.as_deref() {
+        bench::hold(part.parse().map_err(anyhow::Error::msg)?, top.as_ref())?;
         return Ok(ExitCode::SUCCESS);
     }
     let plan = Plan {
         guards: args.guards.clone(),
+        tasks: args.tasks.clone(),
         only: args.only.clone(),
     };
     // What it has made has to go again. (The process that holds guards inherits this: it
@@ -46,21 +49,66 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let mut signal = None;
-    let rows = bench::measure(&plan, &mut |what| {
+    let report = bench::measure(&plan, &mut |what| {
         say(format_args!("measuring {what}"));
         signal = signals.read_signal().ok().flatten();
         signal.is_none()
     });
-    if let (Err(bench::Error::Stopped), Some(signal)) = (&rows, signal) {
+    if let (Err(bench::Error::Stopped), Some(signal)) = (&report, signal) {
         return Ok(ExitCode::from(128 + signal.ssi_signo as u8));
     }
-    let rows = rows?;
+    let report = report?;
     let text = match args.json {
-        true => format!("{}\n", json!({ "unit": "ns", "rows": rows })),
-        false => table(&rows),
+        true => serde_json::to_string(&report)? + "\n",
+        false => table(&report.rows) + &more(&report),
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the life of guards takes, and memory.
+fn more(report: &Report) -> String {
+    let mut text = String::new();
+    for life in &report.lives {
+        text += &format!(
+            "{} run, {} tasks, {}: begin {:.1} ms, end {:.1} ms\n",
+            life.hierarchy,
+            life.tasks,
+            if life.warm {
+                "with the service"
+            } else {
+                "cold"
+            },
+            life.begin / 1e6,
+            life.end / 1e6,
+        );
+    }
+    for scale in &report.scale {
+        text += &format!(
+            "{} {} guards, {} clients at once{}: {:.0} begun a second, {:.0} ended a second\n",
+            scale.hierarchy,
+            scale.guards,
+            scale.clients,
+            if scale.service {
+                " and the service"
+            } else {
+                ""
+            },
+            1e9 / scale.begin,
+            1e9 / scale.end,
+        );
+    }
+    for memory in &report.memory {
+        text += &format!(
+            "{} {} guards: service {} KiB, maps {} KiB, programs {} KiB\n",
+            memory.hierarchy,
+            memory.guards,
+            memory.service / 1024,
+            memory.kernel.maps / 1024,
+            memory.kernel.programs / 1024,
+        );
+    }
+    text
 }
 
 /// ns for each operation, and how many times what it takes without us.

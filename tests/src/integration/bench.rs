@@ -4,7 +4,10 @@
 use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::{
@@ -18,8 +21,10 @@ pub(super) fn list(list: &mut List<'_>) {
     // It measures in every hierarchy that there is.
     if list.hierarchy == Hierarchy::V2 || !Hierarchy::V2.is_here() {
         list.add("measures", measures);
+        list.add("measures_the_life_of_guards", measures_lives);
     }
     list.add("wants_to_be_alone", wants_to_be_alone);
+    list.add("notices_that_a_guard_has_gone", loses);
     list.add("leaves_nothing_when_stopped", stopped);
 }
 
@@ -51,6 +56,36 @@ fn measures(_: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
+fn measures_lives(_: Hierarchy) -> Result<()> {
+    let arguments = ["--guards", "130", "--tasks", "110", "--only", "and "];
+    let finished = guard(["bench", "--json"].into_iter().chain(arguments))?.expect(0)?;
+    let report: Value = serde_json::from_str(&finished.stdout)?;
+    let part = |name: &str| report[name].as_array().context("no such part").cloned();
+    let is_positive = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+    let there = [Hierarchy::V1, Hierarchy::V2]
+        .into_iter()
+        .filter(|hierarchy| hierarchy.is_here())
+        .count();
+    for (name, each, figures) in [
+        ("lives", 2, &["begin", "end"][..]),
+        ("scale", 1, &["begin", "end"]),
+        ("memory", 2, &["service", "maps", "programs"]),
+    ] {
+        let entries = part(name)?;
+        ensure!(entries.len() == each * there, "{name}: {report}");
+        for entry in &entries {
+            let all = figures.iter().all(|figure| is_positive(&entry[figure]));
+            ensure!(all, "{name}: {entry}");
+        }
+    }
+    ensure!(part("rows")?.is_empty(), "{report}");
+    ensure!(part("scale")?[0]["guards"] == 130, "{report}");
+    guard(["bench", "--tasks", "1", "--only", "begin"])?
+        .expect(0)?
+        .says("measuring")?;
+    expect_clean()
+}
+
 fn wants_to_be_alone(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
@@ -61,11 +96,19 @@ fn wants_to_be_alone(hierarchy: Hierarchy) -> Result<()> {
     guard(["bench", "--only", "nothing"])?
         .expect(64)?
         .says("write guarded freezer")?;
-    // Fewer guards than were asked for are no figure.
-    guard(["bench", "--guards", "200", "--only", "signal"])?
-        .expect(70)?
-        .says("guards-200 has failed: see above")?;
     expect_clean()
+}
+
+/// What is measured without what it is to be measured with is no figure.
+fn loses(_: Hierarchy) -> Result<()> {
+    let mut command = Command::new("freezer-guard");
+    let process = Process::spawn(command.args(["bench", "--guards", "1", "--only", "exec"]))?;
+    within(LONG, "it holds a guard", || Ok(guards()?.len() == 1))?;
+    let holder = guards()?[0]["holder_pids"][0].as_i64().context("a pid")?;
+    kill(Pid::from_raw(holder as i32), Signal::SIGKILL)?;
+    let finished = process.wait(LONG)?.expect(70)?;
+    finished.says("the process for guards-0-1 has failed")?;
+    eventually("what it had loaded has gone", || Ok(expect_clean().is_ok()))
 }
 
 /// What it has made goes with it or, when it is killed, with the next one.

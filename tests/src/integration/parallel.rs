@@ -1,16 +1,20 @@
 //! Many guards at once: one for each cgroup, none inside another.
 
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
     lifecycle::expect_clean,
-    process::{Held, LONG},
-};
-use std::{
-    thread,
-    time::{Duration, Instant},
+    process::{Held, LONG, Process, guards},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -19,6 +23,92 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("parent_then_child", |h| overlap(h, true));
     list.add("child_then_parent", |h| overlap(h, false));
     list.add("two_cgroups_in_one_guard", two);
+    list.add("two_hundred_below_one", two_hundred);
+    list.add("what_is_done_above_counts_for_all", counts_for_all);
+}
+
+/// By the processes of which `bench` starts many.
+fn two_hundred(hierarchy: Hierarchy) -> Result<()> {
+    const GUARDS: usize = 200;
+    let top = Cgroup::new(hierarchy)?;
+    let targets = (0..GUARDS)
+        .map(|number| top.child(&number.to_string()))
+        .collect::<Result<Vec<_>>>()?;
+    let mut clients = Vec::new();
+    for half in ["guards-0-100", "guards-100-200"] {
+        let mut command = Command::new("freezer-guard");
+        let command = command.args(["bench", "--hold", half, &top.text()]);
+        clients.push(Process::spawn(command)?);
+    }
+    for client in &mut clients {
+        client.expect_line("ready")?;
+        client.tell("")?;
+    }
+    for client in &mut clients {
+        client.expect_line("held")?;
+    }
+    let ids: BTreeSet<_> = guards()?.iter().map(|guard| guard["id"].as_u64()).collect();
+    ensure!(ids.len() == GUARDS, "{} guards are told", ids.len());
+    for target in &targets {
+        target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    }
+    // Some go, and others come: the ones that stay are found.
+    let mut first = clients.remove(0);
+    first.tell("")?;
+    first.expect_line("over")?;
+    first.wait(LONG)?.expect(0)?;
+    let held = Held::new(&[&targets[0]])?;
+    targets[1].expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    for target in [&top, &targets[0], &targets[GUARDS - 1]] {
+        target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+    }
+    Held::start(&mut Held::command(&[&top]))?
+        .release()?
+        .expect(75)?;
+    held.release()?.expect(0)?;
+    top.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+    // Killed, so that nobody but the kernel ends them.
+    let last = clients.remove(0);
+    last.signal(Signal::SIGKILL)?;
+    last.wait(LONG)?.expect(137)?;
+    top.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    let held = Held::new(&[&top])?;
+    ensure!(guards()?.len() == 1, "{:?}", guards()?);
+    held.release()?.expect(0)?;
+    drop(targets);
+    expect_clean()
+}
+
+/// Though not all are told who did it.
+fn counts_for_all(hierarchy: Hierarchy) -> Result<()> {
+    const NAMED: usize = 8;
+    const GUARDS: usize = NAMED + 3;
+    let top = Cgroup::new(hierarchy)?;
+    let targets = (0..GUARDS)
+        .map(|number| top.child(&number.to_string()))
+        .collect::<Result<Vec<_>>>()?;
+    let mut all = Vec::new();
+    for target in &targets {
+        let mut held = Held::start(Held::command(&[target]).args(["--level", "detect"]))?;
+        held.wait_held()?;
+        all.push(held);
+    }
+    top.freeze()?;
+    let told = guards()?;
+    ensure!(
+        told.iter().all(|guard| guard["violations"]["freeze"] == 1),
+        "{told:?}"
+    );
+    let named = told
+        .iter()
+        .filter(|guard| guard["violators"].to_string().contains("froze"));
+    ensure!(named.count() == NAMED, "{told:?}");
+    top.thaw()?;
+    for held in all {
+        held.release()?.expect(73)?.says("freeze")?;
+    }
+    drop(targets);
+    expect_clean()
 }
 
 fn hundred(hierarchy: Hierarchy) -> Result<()> {

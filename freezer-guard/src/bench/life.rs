@@ -1,0 +1,217 @@
+//! What the life of a guard takes: from the start of `run` until COMMAND runs under it,
+//! and from COMMAND's end until `run` has ended.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use procfs::process::Process;
+
+use super::{
+    Error,
+    condition::{be_alone, clients},
+    helper::{Helpers, Part},
+};
+use crate::{
+    guard,
+    kernel::{Locked, Memory},
+};
+
+/// What `run` takes, ns each: medians.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Life {
+    /// `v1` or `v2`: where the guard is.
+    pub hierarchy: &'static str,
+    /// The tasks in the cgroup, which are frozen, verified and thawed.
+    pub tasks: usize,
+    /// Whether the service keeps the programs loaded.
+    pub warm: bool,
+    /// Until COMMAND runs.
+    pub begin: f64,
+    /// After its end.
+    pub end: f64,
+}
+
+/// Guards that many clients begin, hold and end.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Scale {
+    /// `v1` or `v2`: where the guards are.
+    pub hierarchy: &'static str,
+    /// How many.
+    pub guards: usize,
+    /// By so many clients at once.
+    pub clients: usize,
+    /// Whether the service runs too.
+    pub service: bool,
+    /// ns for each guard, of the time for all.
+    pub begin: f64,
+    /// The same.
+    pub end: f64,
+}
+
+/// What is in memory while the service runs.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct InMemory {
+    /// `v1` or `v2`: where the guards are.
+    pub hierarchy: &'static str,
+    /// How many guards are held.
+    pub guards: usize,
+    /// Of the service that is resident, bytes.
+    pub service: u64,
+    /// In the kernel, bytes.
+    #[serde(flatten)]
+    pub kernel: Memory,
+}
+
+/// How often each is done.
+const TIMES: usize = 3;
+/// The threads of each process of those that are guarded.
+const THREADS: usize = 100;
+
+/// Measures `run` with so many tasks in the cgroup.
+pub(super) fn measure(
+    hierarchy: &'static str,
+    tasks: usize,
+    path: &Path,
+    top: &Path,
+) -> Result<Vec<Life>, Error> {
+    be_alone()?;
+    let parts = (0..tasks)
+        .step_by(THREADS)
+        .map(|first| Part::Tasks(THREADS.min(tasks - first)));
+    let mut crowd = Helpers::start(parts.collect(), path)?;
+    crowd.begin()?;
+    let mut lives = Vec::new();
+    for warm in [false, true] {
+        let mut service = None;
+        if warm {
+            let mut helpers = Helpers::start(vec![Part::Service], top)?;
+            helpers.begin()?;
+            service = Some(helpers);
+        }
+        let mut begins = Vec::new();
+        let mut ends = Vec::new();
+        for _ in 0..TIMES {
+            let (begin, end) = run(path)?;
+            begins.push(begin);
+            ends.push(end);
+        }
+        lives.push(Life {
+            hierarchy,
+            tasks,
+            warm,
+            begin: median(begins),
+            end: median(ends),
+        });
+        if let Some(mut service) = service {
+            service.end()?;
+        }
+    }
+    crowd.end()?;
+    Ok(lives)
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// COMMAND says what it is told: then it runs.
+fn run(path: &Path) -> Result<(f64, f64), Error> {
+    let failed = || Error::operation("run `freezer-guard run`");
+    let start = Instant::now();
+    let mut child = Command::new("/proc/self/exe")
+        .args([
+            "run",
+            "--quiet",
+            "--freeze",
+            "--freeze-timeout",
+            "600s",
+            "--cgroup",
+        ])
+        .arg(path)
+        .args(["--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed())?;
+    let (input, output) = (child.stdin.take(), child.stdout.take());
+    let mut said = String::new();
+    if let (Some(mut input), Some(output)) = (input, output) {
+        // If it has ended, nothing is said.
+        let _ = input.write_all(b"guarded\n");
+        BufReader::new(output)
+            .read_line(&mut said)
+            .map_err(failed())?;
+    }
+    let begin = start.elapsed();
+    let start = Instant::now();
+    // Its input ends with the pipe, which has gone.
+    let ended = child.wait().map_err(failed())?;
+    match said.is_empty() || !ended.success() {
+        true => Err(Error::Helper("`freezer-guard run`".to_owned())),
+        false => Ok((begin.as_nanos() as f64, start.elapsed().as_nanos() as f64)),
+    }
+}
+
+/// Measures what is in memory while the service runs, without guards and with so many,
+/// and how fast many clients begin and end these.
+pub(super) fn scale(
+    hierarchy: &'static str,
+    guards: usize,
+    top: &Path,
+) -> Result<(Vec<InMemory>, Scale), Error> {
+    be_alone()?;
+    let mut service = Helpers::start(vec![Part::Service], top)?;
+    let (_, said) = service.begin()?;
+    let pid = said
+        .first()
+        .and_then(|pid| pid.parse().ok())
+        .ok_or_else(|| Error::Helper(Part::Service.to_string()))?;
+    let mut memory = vec![in_memory(hierarchy, 0, pid)?];
+    let parts = clients(guards);
+    let clients = parts.len();
+    let mut helpers = Helpers::start(parts, top)?;
+    let (begin, _) = helpers.begin()?;
+    let held = guard::list()?.len();
+    if held != guards {
+        return Err(Error::Lost { guards, held });
+    }
+    memory.push(in_memory(hierarchy, guards, pid)?);
+    let end = helpers.end()?;
+    drop(helpers);
+    if guard::is_any_in_force()? {
+        return Err(Error::Left);
+    }
+    service.end()?;
+    let each = |nanoseconds: u128| nanoseconds as f64 / guards as f64;
+    Ok((
+        memory,
+        Scale {
+            hierarchy,
+            guards,
+            clients,
+            service: true,
+            begin: each(begin.as_nanos()),
+            end: each(end.as_nanos()),
+        },
+    ))
+}
+
+fn in_memory(hierarchy: &'static str, guards: usize, service: i32) -> Result<InMemory, Error> {
+    let resident = Process::new(service)
+        .and_then(|process| process.status())
+        .map_err(|error| Error::Helper(format!("the service: {error}")))?
+        .vmrss
+        .unwrap_or_default();
+    Ok(InMemory {
+        hierarchy,
+        guards,
+        // It comes in KiB.
+        service: resident * 1024,
+        kernel: Locked::wait()?.memory()?,
+    })
+}
