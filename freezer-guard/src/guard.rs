@@ -32,7 +32,7 @@ pub use level::{Wanted, Weak};
 pub use others::{end_by_force, end_by_holder, follow};
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
-pub use status::{Status, is_any_in_force, list, of_cgroup, of_id};
+pub use status::{Status, count, is_any_in_force, list, of_cgroup, of_id};
 pub use summary::{describe_level, refusals, violations};
 
 use crate::{
@@ -402,6 +402,7 @@ impl Guard {
         Marks {
             targets: self.cgroups().map(Cgroup::key).collect(),
             ancestors: self.ancestors.clone(),
+            is_own: true,
         }
     }
 

@@ -4,7 +4,7 @@ use std::{path::Path, thread, time::Duration};
 
 use super::{
     Error,
-    helper::{Helpers, Part},
+    helper::{Helpers, Part, Waiting},
 };
 use crate::kernel::Locked;
 
@@ -66,7 +66,11 @@ pub(super) struct InForce(Option<Helpers>);
 
 impl InForce {
     /// Brings it about. How long that took, once everything had started.
-    pub(super) fn new(condition: Condition, top: &Path) -> Result<(Self, Duration), Error> {
+    pub(super) fn new(
+        condition: Condition,
+        top: &Path,
+        waiting: Waiting<'_>,
+    ) -> Result<(Self, Duration), Error> {
         be_alone()?;
         if condition == Condition::After {
             thread::sleep(ALL_SETTLED);
@@ -76,14 +80,14 @@ impl InForce {
             return Ok((Self(None), Duration::ZERO));
         }
         let mut helpers = Helpers::start(parts, top)?;
-        let (took, _) = helpers.begin()?;
+        let (took, _) = helpers.begin(waiting)?;
         Ok((Self(Some(helpers)), took))
     }
 
     /// Ends it. How long that took.
-    pub(super) fn end(mut self) -> Result<Duration, Error> {
+    pub(super) fn end(mut self, waiting: Waiting<'_>) -> Result<Duration, Error> {
         match &mut self.0 {
-            Some(helpers) => helpers.end(),
+            Some(helpers) => helpers.end(waiting),
             None => Ok(Duration::ZERO),
         }
     }

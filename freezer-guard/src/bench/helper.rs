@@ -5,6 +5,7 @@ use std::{
     fmt, fs,
     io::{self, BufRead as _, BufReader, Write as _},
     ops::Range,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     str::FromStr,
@@ -15,6 +16,7 @@ use std::{
 
 use freezer_guard_ebpf::Level;
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill},
@@ -88,6 +90,10 @@ const READY: &str = "ready";
 const HELD: &str = "held";
 const OVER: &str = "over";
 
+/// What is done while one waits for them, and how often, ms.
+pub(super) type Waiting<'a> = &'a mut dyn FnMut() -> Result<(), Error>;
+const WAITING: u16 = 10_000;
+
 /// Helpers that do their parts at the same time.
 pub(super) struct Helpers(Vec<Helper>);
 
@@ -118,23 +124,24 @@ impl Helpers {
                 });
             }
         }
-        helpers.hear(READY)?;
+        helpers.hear(READY, &mut || Ok(()))?;
         Ok(helpers)
     }
 
     /// Lets them do their parts. How long that has taken, and what each has said of it.
-    pub(super) fn begin(&mut self) -> Result<(Duration, Vec<String>), Error> {
+    /// `waiting` is called now and then.
+    pub(super) fn begin(&mut self, waiting: Waiting<'_>) -> Result<(Duration, Vec<String>), Error> {
         let start = Instant::now();
         self.tell()?;
-        let said = self.hear(HELD)?;
+        let said = self.hear(HELD, waiting)?;
         Ok((start.elapsed(), said))
     }
 
     /// Lets them end it. How long that has taken.
-    pub(super) fn end(&mut self) -> Result<Duration, Error> {
+    pub(super) fn end(&mut self, waiting: Waiting<'_>) -> Result<Duration, Error> {
         let start = Instant::now();
         self.tell()?;
-        self.hear(OVER)?;
+        self.hear(OVER, waiting)?;
         Ok(start.elapsed())
     }
 
@@ -148,9 +155,21 @@ impl Helpers {
         Ok(())
     }
 
-    fn hear(&mut self, expected: &str) -> Result<Vec<String>, Error> {
+    fn hear(&mut self, expected: &str, waiting: Waiting<'_>) -> Result<Vec<String>, Error> {
         let mut all = Vec::new();
         for helper in &mut self.0 {
+            // Each says one line, and nothing more before it is told to.
+            let mut output = [PollFd::new(
+                helper.output.get_ref().as_fd(),
+                PollFlags::POLLIN,
+            )];
+            while poll(&mut output, PollTimeout::from(WAITING))
+                .map_err(io::Error::from)
+                .map_err(Error::operation("wait for another process"))?
+                == 0
+            {
+                waiting()?;
+            }
             let mut said = String::new();
             helper
                 .output

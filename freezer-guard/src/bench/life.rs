@@ -13,7 +13,7 @@ use procfs::process::Process;
 use super::{
     Error,
     condition::{be_alone, clients},
-    helper::{Helpers, Part},
+    helper::{Helpers, Part, Waiting},
 };
 use crate::{
     guard,
@@ -77,24 +77,26 @@ pub(super) fn measure(
     tasks: usize,
     path: &Path,
     top: &Path,
+    waiting: Waiting<'_>,
 ) -> Result<Vec<Life>, Error> {
     be_alone()?;
     let parts = (0..tasks)
         .step_by(THREADS)
         .map(|first| Part::Tasks(THREADS.min(tasks - first)));
     let mut crowd = Helpers::start(parts.collect(), path)?;
-    crowd.begin()?;
+    crowd.begin(waiting)?;
     let mut lives = Vec::new();
     for warm in [false, true] {
         let mut service = None;
         if warm {
             let mut helpers = Helpers::start(vec![Part::Service], top)?;
-            helpers.begin()?;
+            helpers.begin(waiting)?;
             service = Some(helpers);
         }
         let mut begins = Vec::new();
         let mut ends = Vec::new();
         for _ in 0..TIMES {
+            waiting()?;
             let (begin, end) = run(path)?;
             begins.push(begin);
             ends.push(end);
@@ -107,10 +109,10 @@ pub(super) fn measure(
             end: median(ends),
         });
         if let Some(mut service) = service {
-            service.end()?;
+            service.end(waiting)?;
         }
     }
-    crowd.end()?;
+    crowd.end(waiting)?;
     Ok(lives)
 }
 
@@ -163,10 +165,11 @@ pub(super) fn scale(
     hierarchy: &'static str,
     guards: usize,
     top: &Path,
+    waiting: Waiting<'_>,
 ) -> Result<(Vec<InMemory>, Scale), Error> {
     be_alone()?;
     let mut service = Helpers::start(vec![Part::Service], top)?;
-    let (_, said) = service.begin()?;
+    let (_, said) = service.begin(waiting)?;
     let pid = said
         .first()
         .and_then(|pid| pid.parse().ok())
@@ -175,18 +178,18 @@ pub(super) fn scale(
     let parts = clients(guards);
     let clients = parts.len();
     let mut helpers = Helpers::start(parts, top)?;
-    let (begin, _) = helpers.begin()?;
+    let (begin, _) = helpers.begin(waiting)?;
     let held = guard::list()?.len();
     if held != guards {
         return Err(Error::Lost { guards, held });
     }
     memory.push(in_memory(hierarchy, guards, pid)?);
-    let end = helpers.end()?;
+    let end = helpers.end(waiting)?;
     drop(helpers);
     if guard::is_any_in_force()? {
         return Err(Error::Left);
     }
-    service.end()?;
+    service.end(waiting)?;
     let each = |nanoseconds: u128| nanoseconds as f64 / guards as f64;
     Ok((
         memory,

@@ -204,14 +204,17 @@ fn measure_below(
     };
     if LIFE.contains(&plan.only) {
         for tasks in &plan.tasks {
-            go_on(&format!("{LIFE}, {tasks} tasks"))?;
-            let lives = life::measure(hierarchy, *tasks, &target(&top, 0), &top)?;
+            let what = format!("{LIFE}, {tasks} tasks");
+            let waiting = &mut || go_on(&what);
+            let lives = life::measure(hierarchy, *tasks, &target(&top, 0), &top, waiting)?;
             report.lives.extend(lives);
         }
     }
     if SERVICE.contains(&plan.only) {
-        go_on(&format!("{SERVICE}, {most} guards"))?;
-        let (memory, scale) = life::scale(hierarchy, most, &top)?;
+        let what = format!("{SERVICE}, {most} guards");
+        go_on(&what)?;
+        let waiting = &mut || go_on(&format!("{what}, {} are held", guard::count()?));
+        let (memory, scale) = life::scale(hierarchy, most, &top, waiting)?;
         report.memory.extend(memory);
         report.scale.push(scale);
     }
@@ -242,7 +245,14 @@ fn measure_below(
     .chain([Condition::After]);
     for condition in conditions {
         go_on(&condition.name())?;
-        let (in_force, begin) = InForce::new(condition, &top)?;
+        let waiting = &mut || {
+            go_on(&format!(
+                "{}, {} are held",
+                condition.name(),
+                guard::count()?
+            ))
+        };
+        let (in_force, begin) = InForce::new(condition, &top, waiting)?;
         let guarded = matches!(condition, Condition::Guards(_));
         for (&operation, row) in operations.iter().zip(&mut rows) {
             row.figures.push(Figure {
@@ -250,7 +260,7 @@ fn measure_below(
                 sample: scene.measure(operation, guarded)?,
             });
         }
-        let end = in_force.end()?;
+        let end = in_force.end(waiting)?;
         if let Condition::Guards(guards) = condition {
             let each = |nanoseconds: u128| nanoseconds as f64 / guards as f64;
             report.scale.push(Scale {

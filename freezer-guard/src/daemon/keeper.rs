@@ -19,8 +19,8 @@ use super::{Daemon, blocking, book};
 const LINGER: Duration = Duration::from_secs(2);
 
 pub(super) enum Job {
-    /// A cgroup has become a target of this guard.
-    Begun(GuardId),
+    /// A cgroup has become a target of each of these guards.
+    Begun(Vec<GuardId>),
     /// A guard has ended.
     Ended,
     /// A denial or a disturbance that was not told yet.
@@ -56,8 +56,34 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
         known: BTreeMap::new(),
         unsettled: false,
     };
+    let mut next = None;
     loop {
-        let done = match timeout(LINGER, jobs.recv()).await {
+        let job = match next.take() {
+            Some(job) => Ok(Some(job)),
+            None => timeout(LINGER, jobs.recv()).await,
+        };
+        let done = match job {
+            Ok(Some(Job::Begun(mut ids))) => {
+                // Many that have begun are looked at together.
+                while next.is_none() {
+                    match jobs.try_recv() {
+                        Ok(Job::Begun(more)) => ids.extend(more),
+                        Ok(other) => next = Some(other),
+                        Err(_) => break,
+                    }
+                }
+                keeper.begun(ids).await
+            }
+            Ok(Some(Job::Ended)) => {
+                while next.is_none() {
+                    match jobs.try_recv() {
+                        Ok(Job::Ended) => {}
+                        Ok(other) => next = Some(other),
+                        Err(_) => break,
+                    }
+                }
+                keeper.ended().await
+            }
             Ok(Some(Job::Stop)) => {
                 if let Err(error) = keeper.ended().await {
                     error!("{error:#}");
@@ -77,16 +103,16 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
 impl Keeper {
     async fn work(&mut self, job: Job) -> Result<()> {
         match job {
-            Job::Begun(id) => self.begun(id).await,
+            Job::Begun(ids) => self.begun(ids).await,
             Job::Ended => self.ended().await,
             Job::Log(happening) => {
                 log(&happening);
                 Ok(())
             }
             Job::LookAgain => {
-                for guard in blocking(guard::list).await? {
-                    self.begun(guard.id).await?;
-                }
+                let guards = blocking(guard::list).await?;
+                self.begun(guards.iter().map(|guard| guard.id).collect())
+                    .await?;
                 self.ended().await
             }
             Job::Watch => self.daemon.watch().await,
@@ -95,33 +121,37 @@ impl Keeper {
         }
     }
 
-    async fn begun(&mut self, id: GuardId) -> Result<()> {
+    async fn begun(&mut self, ids: Vec<GuardId>) -> Result<()> {
         self.unsettled = true;
-        // For every one of its targets, as there may be more than before.
-        let armed = blocking(move || automatic::arm(id)).await;
+        // For every one of their targets, as there may be more than before.
+        for (id, begun) in blocking(move || automatic::arm(&ids)).await? {
+            self.has_begun(id, begun);
+        }
+        Ok(())
+    }
+
+    fn has_begun(&mut self, id: GuardId, begun: Result<automatic::Begun, guard::Error>) {
         let is_new = self.known.get(&id).is_none_or(|known| !known.has_begun);
-        let status = match armed {
-            Ok(Some(armed)) => {
+        let status = match begun {
+            Ok(begun) => {
                 if is_new {
-                    for reason in &armed.weak_because {
+                    for reason in &begun.weak_because {
                         warn!(guard = id, "it is no stronger: {}", guard::chain(reason));
                     }
                 }
-                Some(armed.status)
+                begun.status
             }
-            Ok(None) => blocking(move || guard::of_id(id)).await?,
             Err(error) => {
                 self.daemon.book.borrow_mut().was_unguarded();
                 error!(
                     guard = id,
                     kind = "unguarded",
-                    "unguarded: what is done to it is noticed, and nothing refused: {error:#}"
+                    "unguarded: what is done to it is noticed, and nothing refused: {}",
+                    guard::chain(&error)
                 );
-                None
+                return;
             }
         };
-        // It may have ended by now.
-        let Some(status) = status else { return Ok(()) };
         let known = self.known.entry(id).or_default();
         known.cgroups.clone_from(&status.cgroups);
         known.has_begun = true;
@@ -138,7 +168,6 @@ impl Keeper {
                 describe_level(&status)
             );
         }
-        Ok(())
     }
 
     async fn ended(&mut self) -> Result<()> {

@@ -190,9 +190,7 @@ impl Daemon {
         }
         let (reader, guards) = blocking(guard::follow).await?;
         chronicle.so_far(&guards);
-        for guard in guards {
-            self.order(Job::Begun(guard.id));
-        }
+        self.order(Job::Begun(guards.iter().map(|guard| guard.id).collect()));
         self.order(Job::Ended);
         self.ready.set(true);
         Ok(Some(reader))
@@ -233,7 +231,7 @@ impl Daemon {
     fn take(&self, chronicle: &mut Chronicle, event: &Event) {
         let happening = chronicle.tell(event);
         match EventKind::ALL.get(event.kind as usize) {
-            Some(EventKind::Begun) => self.order(Job::Begun(event.guard)),
+            Some(EventKind::Begun) => self.order(Job::Begun(vec![event.guard])),
             Some(EventKind::Ended) => self.order(Job::Ended),
             // A storm of them must not pile up where the keeper waits for a lock.
             Some(EventKind::Denial | EventKind::Disturbance) if self.is_logged(&happening) => {}

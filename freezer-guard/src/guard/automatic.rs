@@ -1,6 +1,8 @@
 //! Guards that nobody asks for: the kernel side notices a checkpointer and begins
 //! them; what user space has to do for that is here.
 
+use std::collections::BTreeMap;
+
 use freezer_guard_ebpf::{Guard as Entry, GuardId, Level, control};
 
 use super::{
@@ -88,66 +90,98 @@ fn settle(lock: &Locked, maps: &mut Maps, watch: bool) -> Result<(), Error> {
     Ok(lock.detach_unneeded(marks::hierarchies(maps)?, watch)?)
 }
 
-/// What has become of an automatic guard that has begun.
+/// A guard that has begun.
 #[derive(Debug)]
-pub struct Armed {
+pub struct Begun {
     /// What it is now.
     pub status: Status,
     /// Why it does not go further.
     pub weak_because: Vec<kernel::Error>,
 }
 
-/// Attaches what refuses for an automatic guard that has begun, and guards the
-/// container in its other hierarchy. `None`: it is no automatic one, or has ended.
+/// What has become of guards that have begun; those that have ended by now are left out.
+/// For an automatic one, attaches what refuses, and guards the container in its other
+/// hierarchy: where that cannot be done the guard notices, and refuses nothing.
 ///
 /// # Errors
-/// When the kernel cannot do it: then the guard notices, and refuses nothing.
-pub fn arm(id: GuardId) -> Result<Option<Armed>, Error> {
+/// When the kernel cannot be asked.
+#[expect(clippy::type_complexity, reason = "each has its own error")]
+pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Error> {
     let lock = Locked::wait()?;
     let Some(mut maps) = lock.open()? else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
-    let Some(entry) = maps.guard(id)? else {
-        return Ok(None);
-    };
-    if entry.leader == 0 || entry.is_candidate() {
-        return Ok(None);
+    let mut armed = Vec::new();
+    for id in ids {
+        match maps.guard(*id)? {
+            Some(entry) if entry.is_candidate() => {}
+            Some(entry) if entry.leader == 0 => armed.push((*id, Ok(Vec::new()))),
+            Some(entry) => armed.push((*id, arm_one(&lock, &mut maps, *id, &entry))),
+            None => {}
+        }
     }
+    let mut seen = match armed.len() {
+        0 | 1 => None,
+        _ => Some(Seen::of_all(&maps)?),
+    };
+    let mut begun = Vec::new();
+    for (id, armed) in armed {
+        let Some(entry) = maps.guard(id)? else {
+            continue;
+        };
+        let status = match &mut seen {
+            Some(seen) => seen
+                .remove(&id)
+                .unwrap_or_default()
+                .status(&maps, id, &entry)?,
+            None => status(&maps, id, &entry)?,
+        };
+        begun.push((
+            id,
+            armed.map(|weak_because| Begun {
+                status,
+                weak_because,
+            }),
+        ));
+    }
+    Ok(begun)
+}
+
+fn arm_one(
+    lock: &Locked,
+    maps: &mut Maps,
+    id: GuardId,
+    entry: &Entry,
+) -> Result<Vec<kernel::Error>, Error> {
     // Somebody who tidied up may have taken it for another one's.
     if maps.targets.get(&entry.target, 0).is_err() {
-        marks::place_target(&mut maps, entry.target, id)?;
+        marks::place_target(maps, entry.target, id)?;
     }
     // One may be gone by now.
-    let mut targets: Vec<_> = targets(&maps, id)?
+    let mut targets: Vec<_> = targets(maps, id)?
         .into_iter()
         .filter_map(|key| Cgroup::open(&cgroup::by_key(key)?).ok())
         .collect();
     for other in others(&targets) {
         let other = vec![other];
-        if refuse_guarded(&maps, std::slice::from_ref(&other), Some(id)).is_ok() {
+        if refuse_guarded(maps, std::slice::from_ref(&other), Some(id)).is_ok() {
             for other in other {
-                mark_target(&mut maps, &other, id)?;
+                mark_target(maps, &other, id)?;
                 targets.push(other);
             }
         }
     }
     for target in &targets {
-        mark_ancestors(&mut maps, &ancestors(target)?, id, entry.place)?;
+        mark_ancestors(maps, &ancestors(target)?, id, entry.place)?;
     }
-    let hierarchies = marks::hierarchies(&maps)?;
+    let hierarchies = marks::hierarchies(maps)?;
     let weak_because = lock.attach(hierarchies)?;
     let levels = level::numbers(lock.levels(hierarchies))
         .iter()
         .rev()
         .fold(0, |bytes, level| bytes << 8 | u64::from(*level));
     maps.control(control::ARMED, id, &[levels, maps.missed()?])?;
-    let Some(entry) = maps.guard(id)? else {
-        return Ok(None);
-    };
-    Ok(Some(Armed {
-        status: status(&maps, id, &entry)?,
-        weak_because,
-    }))
+    Ok(weak_because)
 }
 
 /// The cgroups that the same tasks are in, in the other hierarchy: those that
@@ -187,20 +221,20 @@ pub fn take_ended() -> Result<Vec<Status>, Error> {
         return Ok(Vec::new());
     };
     let entries = maps.ended.entries()?;
-    let mut ended = Vec::new();
-    if !entries.is_empty() {
-        let mut seen = Seen::of_all(&maps)?;
-        for (id, entry) in &entries {
-            let seen = seen.remove(id).unwrap_or_default();
-            let mut status = seen.status(&maps, *id, entry)?;
-            if status.cgroups.is_empty() {
-                status.cgroups = vec![super::path(entry.target).into()];
-            }
-            ended.push(status);
-            marks::remove(&mut maps.ended, "ENDED", id)?;
+    // The marks of those that somebody has ended are gone.
+    let mut targets: BTreeMap<GuardId, Vec<_>> = BTreeMap::new();
+    if !entries.is_empty() && maps.control(control::LEFT, 0, &[])? > 0 {
+        for (key, id) in maps.targets.entries()? {
+            targets.entry(id).or_default().push(key);
         }
-        forget(&mut maps, &entries.iter().map(|(id, _)| *id).collect())?;
     }
+    let mut ended = Vec::new();
+    for (id, entry) in &entries {
+        let targets = targets.remove(id).unwrap_or_else(|| vec![entry.target]);
+        ended.push(Seen::of_one(&maps, *id, entry, targets)?.status(&maps, *id, entry)?);
+        marks::remove(&mut maps.ended, "ENDED", id)?;
+    }
+    forget(&mut maps, &entries.iter().map(|(id, _)| *id).collect())?;
     reconcile(&mut maps)?;
     ended.sort_by_key(|status: &Status| status.id);
     Ok(ended)

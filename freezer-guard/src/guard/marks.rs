@@ -103,6 +103,8 @@ pub(super) struct Marks {
     pub(super) targets: Vec<CgroupKey>,
     /// `None`: it is not known.
     pub(super) ancestors: Option<Vec<CgroupKey>>,
+    /// Whether the calling thread belongs to the holder.
+    pub(super) is_own: bool,
 }
 
 impl Marks {
@@ -117,6 +119,7 @@ impl Marks {
         Ok(Self {
             targets,
             ancestors: ancestors.map(|ancestors| ancestors.concat()),
+            is_own: false,
         })
     }
 }
@@ -134,7 +137,10 @@ pub(super) fn release(
         reconcile(maps)?;
         return Ok(None);
     };
-    let seen = Seen::of_one(maps, id, &entry, marks.targets)?;
+    let seen = match marks.is_own && entry.members == 1 {
+        true => Seen::of_own(maps, id, &entry, marks.targets)?,
+        false => Seen::of_one(maps, id, &entry, marks.targets)?,
+    };
     for key in seen.targets() {
         if maps.targets.get(key, 0).is_ok_and(|of| of == id) {
             remove(&mut maps.targets, "TARGETS", key)?;

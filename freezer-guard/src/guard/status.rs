@@ -12,6 +12,7 @@ use super::{
     marks::{covering, in_force, is_idle, reconcile, tidy},
     now,
 };
+use nix::unistd::getpid;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
@@ -145,6 +146,17 @@ fn of_id_locked(maps: &Maps, id: GuardId) -> Result<Option<Status>, Error> {
     }
 }
 
+/// How many guards are in force.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn count() -> Result<usize, Error> {
+    match Locked::wait()?.open()? {
+        Some(maps) => Ok(in_force(&maps)?.len()),
+        None => Ok(0),
+    }
+}
+
 /// Whether any guard is in force.
 ///
 /// # Errors
@@ -175,13 +187,36 @@ impl Seen {
         entry: &Entry,
         targets: Vec<CgroupKey>,
     ) -> Result<Self, Error> {
+        let pids = match entry.members {
+            0 => Vec::new(),
+            _ => holder_pids(maps, id)?,
+        };
+        Self::of(maps, id, entry, targets, pids)
+    }
+
+    /// The same when the calling thread is the whole holder: members are looked for among
+    /// all tasks of the host.
+    pub(super) fn of_own(
+        maps: &Maps,
+        id: GuardId,
+        entry: &Entry,
+        targets: Vec<CgroupKey>,
+    ) -> Result<Self, Error> {
+        Self::of(maps, id, entry, targets, vec![getpid().as_raw() as u32])
+    }
+
+    fn of(
+        maps: &Maps,
+        id: GuardId,
+        entry: &Entry,
+        targets: Vec<CgroupKey>,
+        pids: Vec<u32>,
+    ) -> Result<Self, Error> {
         let mut seen = Self {
             targets,
+            pids,
             ..Self::default()
         };
-        if entry.members > 0 {
-            seen.pids = holder_pids(maps, id)?;
-        }
         // Who did nothing was not written down.
         if entry.denials != [0; Protection::COUNT] {
             for (key, intruder) in maps.intruders.entries()? {
