@@ -91,7 +91,7 @@ impl Error {
 /// What an operation takes under one condition.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Figure {
-    /// The name of the [`Condition`].
+    /// What there was of us: `none`, `empty`, `idle`, `watch`, `guards-N`, `after`.
     pub condition: String,
     /// ns each; under `-icount shift=0` that is instructions.
     #[serde(flatten)]

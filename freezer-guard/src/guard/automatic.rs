@@ -234,7 +234,7 @@ pub fn take_ended() -> Result<Vec<Status>, Error> {
         ended.push(Seen::of_one(&maps, *id, entry, targets)?.status(&maps, *id, entry)?);
         marks::remove(&mut maps.ended, "ENDED", id)?;
     }
-    forget(&mut maps, &entries.iter().map(|(id, _)| *id).collect())?;
+    forget(&mut maps, entries)?;
     reconcile(&mut maps)?;
     ended.sort_by_key(|status: &Status| status.id);
     Ok(ended)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{Pod, maps::MapError};
-use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, control};
+use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, Protection, control};
 
 use super::{
     Error, Status, Target,
@@ -137,11 +137,7 @@ pub(super) fn release(
         reconcile(maps)?;
         return Ok(None);
     };
-    let seen = match marks.is_own && entry.members == 1 {
-        true => Seen::of_own(maps, id, &entry, marks.targets)?,
-        false => Seen::of_one(maps, id, &entry, marks.targets)?,
-    };
-    for key in seen.targets() {
+    for key in &marks.targets {
         if maps.targets.get(key, 0).is_ok_and(|of| of == id) {
             remove(&mut maps.targets, "TARGETS", key)?;
         }
@@ -153,13 +149,17 @@ pub(super) fn release(
         }
     }
     let entry = maps.guard(id)?.unwrap_or(entry);
+    let seen = match marks.is_own && entry.members == 1 {
+        true => Seen::of_own(maps, id, &entry, marks.targets)?,
+        false => Seen::of_one(maps, id, &entry, marks.targets)?,
+    };
     let status = seen.status(maps, id, &entry)?;
     let are_left = marks.ancestors.is_none();
     maps.control(control::END, id, &[restored.into(), are_left.into()])?;
-    if !daemon_runs() {
+    if entry.leader == 0 && !daemon_runs() {
         // Nobody asks what became of it.
         remove(&mut maps.ended, "ENDED", &id)?;
-        forget(maps, &BTreeSet::from([id]))?;
+        forget(maps, [(id, entry)])?;
     }
     if entry.members > 1 {
         // The element of the map is used again at once. A thread of the holder
@@ -260,18 +260,15 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
             remove(&mut maps.places, "PLACES", &place)?;
         }
     }
-    let mut forgotten = BTreeSet::new();
-    for (key, _) in maps
-        .intruders
-        .entries()?
-        .into_iter()
-        .chain(maps.violators.entries()?)
-    {
+    let intruders = maps.intruders.entries()?;
+    let violators = maps.violators.entries()?;
+    let mut over = BTreeSet::new();
+    for (key, _) in intruders.iter().chain(&violators) {
         if is_dead(maps, key.guard)? && maps.ended.get(&key.guard, 0).is_err() {
-            forgotten.insert(key.guard);
+            over.insert(key.guard);
         }
     }
-    forget(maps, &forgotten)?;
+    forget_those(maps, |id| over.contains(&id))?;
     // For each ancestor: the entries of the dead, and whether one below it lives.
     let mut marked: BTreeMap<CgroupKey, (Vec<(AncestorKey, GuardId)>, bool)> = BTreeMap::new();
     for (key, id) in maps.ancestors.entries()? {
@@ -294,17 +291,31 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
 }
 
 /// Removes what is kept of who did what to these guards.
-pub(super) fn forget(maps: &mut Maps, guards: &BTreeSet<GuardId>) -> Result<(), Error> {
-    if guards.is_empty() {
-        return Ok(());
+pub(super) fn forget(
+    maps: &mut Maps,
+    guards: impl IntoIterator<Item = (GuardId, Entry)>,
+) -> Result<(), Error> {
+    // To most, nobody did anything.
+    let some = |counts: [u64; Protection::COUNT]| counts != [0; Protection::COUNT];
+    let guards: BTreeSet<_> = guards
+        .into_iter()
+        .filter(|(_, entry)| some(entry.denials) || some(entry.disturbances))
+        .map(|(id, _)| id)
+        .collect();
+    match guards.is_empty() {
+        true => Ok(()),
+        false => forget_those(maps, |id| guards.contains(&id)),
     }
+}
+
+fn forget_those(maps: &mut Maps, is_over: impl Fn(GuardId) -> bool) -> Result<(), Error> {
     for (key, _) in maps.intruders.entries()? {
-        if guards.contains(&key.guard) {
+        if is_over(key.guard) {
             remove(&mut maps.intruders, "INTRUDERS", &key)?;
         }
     }
     for (key, _) in maps.violators.entries()? {
-        if guards.contains(&key.guard) {
+        if is_over(key.guard) {
             remove(&mut maps.violators, "VIOLATORS", &key)?;
         }
     }

@@ -255,10 +255,6 @@ impl Seen {
         Ok(all)
     }
 
-    pub(super) fn targets(&self) -> &[CgroupKey] {
-        &self.targets
-    }
-
     fn has_tried(&mut self, key: &IntruderKey, intruder: &Intruder) {
         let deed = Deed::of_intruder(key, intruder, Outcome::Refused);
         self.intruders.push(deed);
