@@ -59,14 +59,14 @@ mod programs {
     #[lsm(hook = "file_permission")]
     fn file_permission(ctx: LsmContext) -> i32 {
         const MAY_WRITE: i32 = 2;
-        let earlier = ctx.arg::<i32>(2);
-        if ctx.arg::<i32>(1) & MAY_WRITE == 0 {
+        let (mask, earlier) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+        if mask & MAY_WRITE == 0 || earlier != 0 {
             return earlier;
         }
         let file = ctx.arg(0);
-        match cgroup::is_in_cgroup(file) && earlier == 0 {
+        match cgroup::is_in_cgroup(file) {
             true => cgroup::check_write(file),
-            false => earlier,
+            false => 0,
         }
     }
 

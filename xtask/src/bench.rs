@@ -90,7 +90,6 @@ struct Scale {
     hierarchy: String,
     guards: usize,
     clients: usize,
-    service: bool,
     begin: f64,
     end: f64,
 }
@@ -244,7 +243,6 @@ const MORE: [More; 3] = [
             "guards on",
             "guards",
             "clients",
-            "service",
             "begun a second",
             "ended a second",
         ],
@@ -254,7 +252,6 @@ const MORE: [More; 3] = [
                     scale.hierarchy.clone(),
                     scale.guards.to_string(),
                     scale.clients.to_string(),
-                    yes_or_no(scale.service),
                     format!("{:.1}", 1e9 / scale.begin),
                     format!("{:.1}", 1e9 / scale.end),
                 ]

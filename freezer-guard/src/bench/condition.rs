@@ -44,51 +44,38 @@ impl Condition {
             Self::Empty => vec![Part::Empty],
             Self::Idle => vec![Part::Idle],
             Self::Watch => vec![Part::Watch],
-            Self::Guards(count) => clients(count),
+            // In one process: more would be more children for whom a `wait` looks.
+            Self::Guards(count) => vec![Part::Guards(0..count)],
         }
     }
-}
-
-/// How many processes begin guards at the same time.
-pub(super) const CLIENTS: usize = 64;
-
-/// Shares so many guards out among as many clients as there can be.
-pub(super) fn clients(guards: usize) -> Vec<Part> {
-    let each = guards.div_ceil(CLIENTS).max(1);
-    (0..guards)
-        .step_by(each)
-        .map(|first| Part::Guards(first..(first + each).min(guards)))
-        .collect()
 }
 
 /// A condition, for as long as this lives.
 pub(super) struct InForce(Option<Helpers>);
 
 impl InForce {
-    /// Brings it about. How long that took, once everything had started.
     pub(super) fn new(
         condition: Condition,
         top: &Path,
         waiting: Waiting<'_>,
-    ) -> Result<(Self, Duration), Error> {
+    ) -> Result<Self, Error> {
         be_alone()?;
         if condition == Condition::After {
             thread::sleep(ALL_SETTLED);
         }
         let parts = condition.parts();
         if parts.is_empty() {
-            return Ok((Self(None), Duration::ZERO));
+            return Ok(Self(None));
         }
         let mut helpers = Helpers::start(parts, top)?;
-        let (took, _) = helpers.begin(waiting)?;
-        Ok((Self(Some(helpers)), took))
+        helpers.begin(waiting)?;
+        Ok(Self(Some(helpers)))
     }
 
-    /// Ends it. How long that took.
-    pub(super) fn end(mut self, waiting: Waiting<'_>) -> Result<Duration, Error> {
+    pub(super) fn end(mut self, waiting: Waiting<'_>) -> Result<(), Error> {
         match &mut self.0 {
-            Some(helpers) => helpers.end(waiting),
-            None => Ok(Duration::ZERO),
+            Some(helpers) => helpers.end(waiting).map(drop),
+            None => Ok(()),
         }
     }
 }
@@ -114,21 +101,3 @@ pub(super) fn be_alone() -> Result<(), Error> {
 /// in the background, one program after the other. With many guards it takes longer.
 const SETTLED: Duration = Duration::from_secs(1);
 const ALL_SETTLED: Duration = Duration::from_secs(5);
-
-#[cfg(test)]
-mod tests {
-    use super::{CLIENTS, Part, clients};
-
-    #[test]
-    fn every_guard_has_one_client() {
-        for guards in [0, 1, 63, 64, 65, 100, 10_000] {
-            let parts = clients(guards);
-            assert!(parts.len() <= CLIENTS);
-            let numbers = parts.into_iter().flat_map(|part| match part {
-                Part::Guards(which) => which,
-                _ => 0..0,
-            });
-            assert!(numbers.eq(0..guards));
-        }
-    }
-}

@@ -12,7 +12,7 @@ use procfs::process::Process;
 
 use super::{
     Error,
-    condition::{be_alone, clients},
+    condition::be_alone,
     helper::{Helpers, Part, Waiting},
 };
 use crate::{
@@ -42,10 +42,8 @@ pub struct Scale {
     pub hierarchy: &'static str,
     /// How many.
     pub guards: usize,
-    /// By so many clients at once.
+    /// By so many clients at once, while the service runs.
     pub clients: usize,
-    /// Whether the service runs too.
-    pub service: bool,
     /// ns for each guard, of the time for all.
     pub begin: f64,
     /// The same.
@@ -159,6 +157,18 @@ fn run(path: &Path) -> Result<(f64, f64), Error> {
     }
 }
 
+/// How many processes begin guards at the same time.
+const CLIENTS: usize = 64;
+
+/// Shares so many guards out among as many clients as there can be.
+fn clients(guards: usize) -> Vec<Part> {
+    let each = guards.div_ceil(CLIENTS).max(1);
+    (0..guards)
+        .step_by(each)
+        .map(|first| Part::Guards(first..(first + each).min(guards)))
+        .collect()
+}
+
 /// Measures what is in memory while the service runs, without guards and with so many,
 /// and how fast many clients begin and end these.
 pub(super) fn scale(
@@ -197,7 +207,6 @@ pub(super) fn scale(
             hierarchy,
             guards,
             clients,
-            service: true,
             begin: each(begin.as_nanos()),
             end: each(end.as_nanos()),
         },
@@ -217,4 +226,22 @@ fn in_memory(hierarchy: &'static str, guards: usize, service: i32) -> Result<InM
         service: resident * 1024,
         kernel: Locked::wait()?.memory()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CLIENTS, Part, clients};
+
+    #[test]
+    fn every_guard_has_one_client() {
+        for guards in [0, 1, 63, 64, 65, 100, 10_000] {
+            let parts = clients(guards);
+            assert!(parts.len() <= CLIENTS);
+            let numbers = parts.into_iter().flat_map(|part| match part {
+                Part::Guards(which) => which,
+                _ => 0..0,
+            });
+            assert!(numbers.eq(0..guards));
+        }
+    }
 }

@@ -10,14 +10,17 @@ mod helper;
 mod life;
 mod operations;
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     cgroup::{self, New, Version},
     guard, kernel,
 };
 pub use clock::Sample;
-use condition::{CLIENTS, Condition, InForce};
+use condition::{Condition, InForce};
 use helper::target;
 pub use helper::{Part, hold};
 pub use life::{InMemory, Life, Scale};
@@ -196,12 +199,16 @@ fn measure_below(
     for number in 0..most {
         made.make(&target(&top, number))?;
     }
-    let elsewhere = top.with_extension("elsewhere");
-    made.make(&elsewhere)?;
+    made.make(&elsewhere(&top))?;
     let mut go_on = |what: &str| match progress(&format!("{hierarchy}: {what}")) {
         true => Ok(()),
         false => Err(Error::Stopped),
     };
+    // First, while this process is small.
+    if !operations.is_empty() {
+        let rows = measure_operations(hierarchy, version, plan, operations, &top, &mut go_on)?;
+        report.rows.extend(rows);
+    }
     if LIFE.contains(&plan.only) {
         for tasks in &plan.tasks {
             let what = format!("{LIFE}, {tasks} tasks");
@@ -218,10 +225,18 @@ fn measure_below(
         report.memory.extend(memory);
         report.scale.push(scale);
     }
-    if operations.is_empty() {
-        return Ok(());
-    }
-    let mut scene = Scene::new(version, &target(&top, 0), &elsewhere)?;
+    Ok(())
+}
+
+fn measure_operations(
+    hierarchy: &'static str,
+    version: Version,
+    plan: &Plan,
+    operations: &[Operation],
+    top: &Path,
+    go_on: &mut dyn FnMut(&str) -> Result<(), Error>,
+) -> Result<Vec<Row>, Error> {
+    let mut scene = Scene::new(version, &target(top, 0), &elsewhere(top))?;
     let mut rows: Vec<_> = operations
         .iter()
         .map(|operation| Row {
@@ -252,7 +267,7 @@ fn measure_below(
                 guard::count()?
             ))
         };
-        let (in_force, begin) = InForce::new(condition, &top, waiting)?;
+        let in_force = InForce::new(condition, top, waiting)?;
         let guarded = matches!(condition, Condition::Guards(_));
         for (&operation, row) in operations.iter().zip(&mut rows) {
             row.figures.push(Figure {
@@ -260,21 +275,14 @@ fn measure_below(
                 sample: scene.measure(operation, guarded)?,
             });
         }
-        let end = in_force.end(waiting)?;
-        if let Condition::Guards(guards) = condition {
-            let each = |nanoseconds: u128| nanoseconds as f64 / guards as f64;
-            report.scale.push(Scale {
-                hierarchy,
-                guards,
-                clients: guards.min(CLIENTS),
-                service: false,
-                begin: each(begin.as_nanos()),
-                end: each(end.as_nanos()),
-            });
-        }
+        in_force.end(waiting)?;
     }
-    report.rows.extend(rows);
-    Ok(())
+    Ok(rows)
+}
+
+/// The cgroup beside them that nobody guards.
+fn elsewhere(top: &Path) -> PathBuf {
+    top.with_extension("elsewhere")
 }
 
 /// What the cgroups of a process are called, with its pid.

@@ -85,15 +85,10 @@ fn more(report: &Report) -> String {
     }
     for scale in &report.scale {
         text += &format!(
-            "{} {} guards, {} clients at once{}: {:.0} begun a second, {:.0} ended a second\n",
+            "{} {} guards, {} clients at once: {:.0} begun a second, {:.0} ended a second\n",
             scale.hierarchy,
             scale.guards,
             scale.clients,
-            if scale.service {
-                " and the service"
-            } else {
-                ""
-            },
             1e9 / scale.begin,
             1e9 / scale.end,
         );
