@@ -8,7 +8,7 @@ use std::{
 };
 
 use procfs::{
-    ProcError, ProcResult,
+    FromBufRead as _, ProcError, ProcResult,
     process::{Process, Status},
 };
 
@@ -62,7 +62,7 @@ pub struct Report {
 pub fn roots(cgroups: &[&Cgroup]) -> Result<Vec<Task>, Error> {
     let mut parents = BTreeMap::new();
     for tid in inside(cgroups)?.into_values().flatten() {
-        if let Some(status) = found(Process::new(tid).and_then(|task| task.status()))? {
+        if let Some(status) = status(tid)? {
             parents.insert(status.tgid, status.ppid);
         }
     }
@@ -219,7 +219,8 @@ fn tree(tasks: &mut Tasks, root: i32) -> Result<Vec<i32>, Error> {
             children.entry(status.ppid).or_default().push(pid);
         }
     }
-    if tasks.read(root)?.is_none() {
+    // A thread is none.
+    if tasks.read(root)?.is_none_or(|status| status.tgid != root) {
         return Err(Error::NoProcess(root));
     }
     let mut tree = vec![root];
@@ -240,10 +241,7 @@ impl Tasks {
     fn read(&mut self, tid: i32) -> Result<Option<&Status>, Error> {
         let status = match self.0.entry(tid) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => {
-                let status = found(Process::new(tid).and_then(|task| task.status()))?;
-                unknown.insert(status)
-            }
+            Entry::Vacant(unknown) => unknown.insert(status(tid)?),
         };
         Ok(status.as_ref())
     }
@@ -260,6 +258,23 @@ impl Tasks {
             }
         }
         Ok(threads)
+    }
+}
+
+/// What `/proc` says of a task; `None` when it has ended. Its name may be any bytes.
+fn status(tid: i32) -> Result<Option<Status>, Error> {
+    let path = Path::new("/proc").join(tid.to_string()).join("status");
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            found(Status::from_buf_read(text.as_bytes()))
+        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        Err(source) => Err(Error::Io {
+            operation: "read",
+            path,
+            source,
+        }),
     }
 }
 

@@ -1,15 +1,20 @@
 //! All tasks of a checkpoint have to be in the guarded cgroup.
 
-use std::process::Command;
+use std::{
+    ffi::OsStr,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+    process::Command,
+};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::{
     List,
-    cgroups::{Cgroup, Hierarchy, Workload},
+    cgroups::{Cgroup, Hierarchy, Workload, eventually},
     lifecycle::expect_clean,
-    process::{Held, Process, guard, run},
+    process::{Held, LONG, Process, guard, run},
+    scratch_folder,
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -24,6 +29,7 @@ pub(super) fn list(list: &mut List<'_>) {
         guard(["verify", "--pid", "4194000"])?.expect(64)?;
         expect_clean()
     });
+    list.add("names_may_be_any_bytes", odd_name);
     if list.hierarchy == Hierarchy::V1 {
         list.add("stray_thread", stray_thread);
     } else {
@@ -65,6 +71,30 @@ fn stray(hierarchy: Hierarchy, criu: bool) -> Result<()> {
     expect_clean()
 }
 
+/// Of a process that is elsewhere, and of one that strays.
+fn odd_name(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let folder = scratch_folder("odd")?;
+    let program = folder.join(OsStr::from_bytes(b"odd-\xff"));
+    std::fs::write(&program, "#!/bin/sh\nread line\n")?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let mut odd = Process::spawn(&mut Command::new(&program))?;
+    let pid = odd.pid().to_string();
+    let comm = || Ok(std::fs::read(format!("/proc/{pid}/comm"))?.starts_with(b"odd-\xff"));
+    eventually("it has its name", comm)?;
+    let root = workload.pid.to_string();
+    guard(["verify", "--cgroup", &target.text(), "--pid", &root])?.expect(0)?;
+    run(&mut run_with(&target, workload.pid))?.expect(0)?;
+    guard(["verify", "--cgroup", &target.text(), "--pid", &pid])?
+        .expect(75)?
+        .says(&format!("pid {pid} (odd-"))?;
+    odd.tell("")?;
+    odd.wait(LONG)?.expect(0)?;
+    std::fs::remove_dir_all(folder)?;
+    expect_clean()
+}
+
 fn stray_thread(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let elsewhere = Cgroup::new(hierarchy)?;
@@ -82,6 +112,8 @@ fn stray_thread(hierarchy: Hierarchy) -> Result<()> {
     for finished in [named, unnamed] {
         finished.says(&format!("thread {thread} of pid {pid}"))?;
     }
+    // It is the root of nothing.
+    guard(["verify", "--cgroup", &target.text(), "--pid", thread])?.expect(64)?;
     stalled.tell("go")?;
     expect_clean()
 }
