@@ -112,11 +112,12 @@ pub(crate) fn has_ended(flags: u64, is_candidate: bool) {
     }
 }
 
-/// Whether an automatic guard has come to its end with this task, which was a
-/// member, though others may be left.
+/// The one with whom an automatic guard comes to its end, though others may be left;
+/// `None`: it ends with its last member.
 #[inline(always)]
-pub(crate) fn is_over(entry: &Guard, task: TaskPointer) -> bool {
-    entry.leader == task && (entry.is_candidate() || entry.flags & Guard::ENDS_WITH_LEADER != 0)
+pub(crate) fn leader(entry: &Guard) -> Option<TaskPointer> {
+    let ends = entry.is_candidate() || entry.flags & Guard::ENDS_WITH_LEADER != 0;
+    ends.then_some(entry.leader)
 }
 
 /// The task was moved to another cgroup. Who comes from a checkpointer and is put

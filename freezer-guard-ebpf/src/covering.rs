@@ -198,14 +198,22 @@ pub(crate) fn next_below(
     protections: u64,
     writer: Option<GuardId>,
 ) -> Option<(u64, GuardId)> {
+    /// One that ends between two looks must not hide those behind it.
+    const TRIES: u32 = 8;
     let packed = pack(cgroup, protections);
-    let place = place_below(packed, cgroup.kernfs_id, from, writer.unwrap_or(NOBODY));
-    if place >= u64::from(PLACES) {
-        return None;
+    let mut from = from;
+    for _ in 0..TRIES {
+        let place = place_below(packed, cgroup.kernfs_id, from, writer.unwrap_or(NOBODY));
+        if place >= u64::from(PLACES) {
+            return None;
+        }
+        if let Some(id) = ANCESTORS.get_ptr(AncestorKey::new(cgroup, place)) {
+            // SAFETY: a map value the verifier has seen checked.
+            return Some((place, unsafe { *id }));
+        }
+        from = place + 1;
     }
-    let id = ANCESTORS.get_ptr(AncestorKey::new(cgroup, place))?;
-    // SAFETY: a map value the verifier has seen checked.
-    Some((place, unsafe { *id }))
+    None
 }
 
 /// Counts for every one of these guards whose place is `from` or a later one that it was

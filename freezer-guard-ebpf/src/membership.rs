@@ -85,21 +85,33 @@ pub(crate) fn leave(task: TaskPointer) {
         return;
     };
     // SAFETY: as above.
-    let (members, flags) = unsafe { (&raw mut (*entry).members, (*entry).flags) };
+    let (members, flags, leader) = unsafe {
+        (
+            &raw mut (*entry).members,
+            &raw mut (*entry).flags,
+            automatic::leader(&*entry),
+        )
+    };
     atomic::add(members, u64::MAX);
     // Two that leave at once may both read zero: the second finds no entry. A
     // count that has reached zero stays there: only members make members.
-    let is_last = atomic::read(members) == 0;
-    if flags & Guard::OVER != 0 {
-        if is_last {
-            let _ = GUARDS.remove(id);
-        }
-    // SAFETY: as above.
-    } else if is_last || unsafe { automatic::is_over(&*entry, task) } {
-        if flags & Guard::HELD != 0 {
+    let is_last = || atomic::read(members) == 0;
+    let ends = match leader {
+        Some(leader) => leader == task,
+        None => is_last(),
+    };
+    if ends {
+        let was_held = atomic::read(flags) & Guard::HELD != 0;
+        end(id, leader.is_none());
+        // Not before: or it may be looked for while it is still in force.
+        if was_held {
             LEFT.add(1);
         }
-        end(id, is_last);
+    }
+    // The leader marks it as over and then looks at the count; the others count and then
+    // look for that: at least one of them sees both.
+    if leader.is_some() && atomic::read(flags) & Guard::OVER != 0 && is_last() {
+        let _ = GUARDS.remove(id);
     }
 }
 
@@ -215,7 +227,7 @@ fn begin(id: GuardId) -> u32 {
     }
     if is_held {
         // SAFETY: as above.
-        let_go(unsafe { (*entry).place });
+        let_go(id, unsafe { (*entry).place });
     }
     let _ = GUARDS.remove(id);
     control::FULL
@@ -273,13 +285,17 @@ pub(crate) fn hold(entry: *mut Guard, id: GuardId) -> bool {
     true
 }
 
-/// The guard with this place is not held any more.
+/// The guard, which had this place, is not held any more. Of several who end it, one
+/// finds it in its place: so it is counted out once.
 #[inline(always)]
-fn let_go(place: u64) {
-    HELD.add(u64::MAX);
-    occupied(place).add(u64::MAX);
-    if PLACES.remove(place).is_err() {
-        LEFT.add(1);
+fn let_go(id: GuardId, place: u64) {
+    // SAFETY: a map value the verifier has seen checked.
+    let is_there = PLACES
+        .get_ptr(place)
+        .is_some_and(|own| unsafe { *own } == id);
+    if is_there && PLACES.remove(place).is_ok() {
+        HELD.add(u64::MAX);
+        occupied(place).add(u64::MAX);
     }
 }
 
@@ -337,7 +353,7 @@ fn end(id: GuardId, remove: bool) {
         unsafe { (*entry).flags = flags | Guard::OVER };
     }
     if flags & Guard::HELD != 0 {
-        let_go(place);
+        let_go(id, place);
     }
     automatic::has_ended(flags, is_candidate);
     if !is_candidate {

@@ -147,6 +147,7 @@ impl Guard {
             control::DONE => {}
             answer => {
                 tidy(&lock, &maps)?;
+                lock.detach_unneeded(marks::hierarchies(&maps)?, lock.watches())?;
                 return Err(match answer {
                     control::OTHER_GUARD => Error::Nested,
                     _ => Error::Full("GUARDS"),
@@ -182,7 +183,10 @@ impl Guard {
     /// this one has ended.
     pub fn hand_over(mut self, process: &PidFd) -> Result<Status, Error> {
         let pid = process.pid()?;
+        // There is one order to enrol somebody at a time.
+        let lock = Locked::wait()?;
         self.maps.enrol(self.id, u64::from(pid))?;
+        drop(lock);
         // Its number may have been another's by then.
         process.pid()?;
         // Besides this thread.

@@ -1,7 +1,7 @@
 //! Guards that nobody asks for: the kernel side notices a checkpointer and begins
 //! them; what user space has to do for that is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use freezer_guard_ebpf::{Guard as Entry, GuardId, Level, control};
 
@@ -112,7 +112,8 @@ pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Erro
         return Ok(Vec::new());
     };
     let mut armed = Vec::new();
-    for id in ids {
+    // One that has several targets has begun several times.
+    for id in &ids.iter().copied().collect::<BTreeSet<_>>() {
         match maps.guard(*id)? {
             Some(entry) if entry.is_candidate() => {}
             Some(entry) if entry.leader == 0 => armed.push((*id, Ok(Vec::new()))),

@@ -154,14 +154,15 @@ pub(super) fn release(
         false => Seen::of_one(maps, id, &entry, marks.targets)?,
     };
     let status = seen.status(maps, id, &entry)?;
-    let are_left = marks.ancestors.is_none();
+    // A checkpointer may have written another freezer just now.
+    let are_left = marks.ancestors.is_none() || entry.leader != 0;
     maps.control(control::END, id, &[restored.into(), are_left.into()])?;
     if entry.leader == 0 && !daemon_runs() {
         // Nobody asks what became of it.
         remove(&mut maps.ended, "ENDED", &id)?;
         forget(maps, [(id, entry)])?;
     }
-    if entry.members > 1 {
+    if entry.members > 1 || !marks.is_own {
         // The element of the map is used again at once. A thread of the holder
         // that starts or ends just now must not count in the next guard.
         sys::wait_for_programs();
@@ -177,7 +178,13 @@ pub(super) fn place_target(maps: &mut Maps, key: CgroupKey, id: GuardId) -> Resu
 
 /// Makes the cgroup a target of the guard.
 pub(super) fn mark_target(maps: &mut Maps, cgroup: &Cgroup, id: GuardId) -> Result<(), Error> {
-    match maps.targets.insert(cgroup.key(), id, BPF_NOEXIST) {
+    let key = cgroup.key();
+    let marked = maps.targets.get(&key, 0);
+    if marked.is_ok() && live(maps, marked)?.is_none() {
+        // A guard has just ended, and its mark was not looked for yet.
+        remove(&mut maps.targets, "TARGETS", &key)?;
+    }
+    match maps.targets.insert(key, id, BPF_NOEXIST) {
         Err(MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::EEXIST) => {
             // A checkpointer was faster that nobody had guarded.
             Err(Error::Guarded {
@@ -218,6 +225,7 @@ pub(super) fn mark_ancestors(
 
 /// Removes what guards have left that were ended by the kernel side, if there is any.
 pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
+    drop_ended(maps)?;
     let left = maps.control(control::LEFT, 0, &[])?;
     if left == 0 {
         return Ok(());
@@ -227,20 +235,34 @@ pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
     Ok(())
 }
 
+/// Without a daemon nobody asks what became of guards that somebody had asked for.
+fn drop_ended(maps: &mut Maps) -> Result<(), Error> {
+    if maps.ended.keys().next().is_none() || daemon_runs() {
+        return Ok(());
+    }
+    for (id, entry) in maps.ended.entries()? {
+        if entry.leader == 0 {
+            remove(&mut maps.ended, "ENDED", &id)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes everything that no guard needs. Marks of the living are never missing in
 /// between.
 pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
-    if !daemon_runs() {
-        // Nobody asks what became of them.
-        for (id, entry) in maps.ended.entries()? {
-            if entry.leader == 0 {
-                remove(&mut maps.ended, "ENDED", &id)?;
-            }
+    drop_ended(maps)?;
+    let guards = maps.guards.entries()?;
+    let places = maps.places.entries()?;
+    // Whoever is just ending a guard shall be through with it: what it has not taken away
+    // by then, nobody does.
+    sys::wait_for_programs();
+    for (id, entry) in &guards {
+        if entry.flags & Entry::OVER != 0 && entry.members == 0 {
+            remove(&mut maps.guards, "GUARDS", id)?;
         }
     }
-    let known: BTreeSet<_> = maps
-        .guards
-        .entries()?
+    let known: BTreeSet<_> = guards
         .into_iter()
         .filter(|(_, entry)| entry.flags & Entry::OVER == 0)
         .map(|(id, _)| id)
@@ -255,8 +277,8 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
             remove(&mut maps.targets, "TARGETS", &key)?;
         }
     }
-    for (place, id) in maps.places.entries()? {
-        if is_dead(maps, id)? {
+    for (place, id) in places {
+        if is_dead(maps, id)? && maps.places.get(&place, 0).is_ok_and(|now| now == id) {
             remove(&mut maps.places, "PLACES", &place)?;
         }
     }
