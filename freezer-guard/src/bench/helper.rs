@@ -286,19 +286,25 @@ fn serve(orders: &Orders) -> Result<(), Error> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     sys::unblock_in_child(&mut command, SigSet::all());
-    let mut service = command.spawn().map_err(failed())?;
+    let mut service = Service(command.spawn().map_err(failed())?);
     let start = Instant::now();
     while !Locked::wait()?.watches() {
-        if service.try_wait().map_err(failed())?.is_some() || start.elapsed() > READY_WITHIN {
+        if service.0.try_wait().map_err(failed())?.is_some() || start.elapsed() > READY_WITHIN {
             return Err(Error::Helper(Part::Service.to_string()));
         }
         thread::sleep(Duration::from_millis(50));
     }
-    let waited = orders.wait(format_args!("{HELD} {}", service.id()));
-    // It may have ended by itself.
-    let _ = kill(Pid::from_raw(service.id() as i32), Signal::SIGTERM);
-    service.wait().map_err(failed())?;
-    waited
+    orders.wait(format_args!("{HELD} {}", service.0.id()))
+}
+
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
 }
 
 /// Each in a thread of its own, which is its holder; one after the other, as a client
@@ -329,7 +335,14 @@ fn hold_guards(orders: &Orders, top: &Path, which: Range<usize>) -> Result<(), E
                 let _turn = turn.lock();
                 guard.and_then(|guard| Ok(guard.end()?)).map(drop)
             });
-            holders.push(holder.map_err(Error::operation("start a thread"))?);
+            match holder {
+                Ok(holder) => holders.push(holder),
+                Err(error) => {
+                    // The others wait for it. With this process their guards end.
+                    eprintln!("freezer-guard: start a thread: {error}");
+                    std::process::exit(1);
+                }
+            }
         }
         begun.wait();
         let held = turn.lock().map_or(0, |held| *held);

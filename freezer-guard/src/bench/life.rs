@@ -16,6 +16,7 @@ use super::{
     helper::{Helpers, Part, Waiting},
 };
 use crate::{
+    cgroup::Cgroup,
     guard,
     kernel::{Locked, Memory},
 };
@@ -95,7 +96,10 @@ pub(super) fn measure(
         let mut ends = Vec::new();
         for _ in 0..TIMES {
             waiting()?;
-            let (begin, end) = run(path)?;
+            let (begin, end) = run(path).inspect_err(|_| {
+                // It may have left it frozen, and what is in it could not end.
+                let _ = Cgroup::open(path).and_then(|cgroup| cgroup.thaw());
+            })?;
             begins.push(begin);
             ends.push(end);
         }
