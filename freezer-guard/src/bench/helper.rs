@@ -310,12 +310,14 @@ impl Drop for Service {
 /// Each in a thread of its own, which is its holder; one after the other, as a client
 /// would do it.
 fn hold_guards(orders: &Orders, top: &Path, which: Range<usize>) -> Result<(), Error> {
-    // Each guard takes some descriptors.
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // If it is not enough, a guard says so.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
-    }
     let count = which.len();
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        /// Descriptors of a guard: two for each of its maps, and others.
+        const EACH: u64 = 24;
+        let wanted = most.max(256 + EACH * count as u64);
+        // If that is not allowed, a guard says so.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted);
+    }
     let turn = Mutex::new(0);
     let begun = Barrier::new(count + 1);
     let over = Barrier::new(count + 1);
