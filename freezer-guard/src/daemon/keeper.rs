@@ -65,23 +65,20 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
         let done = match job {
             Ok(Some(Job::Begun(mut ids))) => {
                 // Many that have begun are looked at together.
-                while next.is_none() {
-                    match jobs.try_recv() {
-                        Ok(Job::Begun(more)) => ids.extend(more),
-                        Ok(other) => next = Some(other),
-                        Err(_) => break,
+                next = gather(&mut jobs, |job| match job {
+                    Job::Begun(more) => {
+                        ids.extend(more);
+                        None
                     }
-                }
+                    other => Some(other),
+                });
                 keeper.begun(ids).await
             }
             Ok(Some(Job::Ended)) => {
-                while next.is_none() {
-                    match jobs.try_recv() {
-                        Ok(Job::Ended) => {}
-                        Ok(other) => next = Some(other),
-                        Err(_) => break,
-                    }
-                }
+                next = gather(&mut jobs, |job| match job {
+                    Job::Ended => None,
+                    other => Some(other),
+                });
                 keeper.ended().await
             }
             Ok(Some(Job::Stop)) => {
@@ -98,6 +95,19 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
             error!("{error:#}");
         }
     }
+}
+
+/// Lets `take` have the jobs that wait, until it returns one that it does not want.
+fn gather(
+    jobs: &mut mpsc::UnboundedReceiver<Job>,
+    mut take: impl FnMut(Job) -> Option<Job>,
+) -> Option<Job> {
+    while let Ok(job) = jobs.try_recv() {
+        if let Some(other) = take(job) {
+            return Some(other);
+        }
+    }
+    None
 }
 
 impl Keeper {

@@ -6,6 +6,7 @@ pub(crate) mod conditions;
 mod daemon;
 mod empty;
 mod maps;
+mod memory;
 mod pins;
 mod programs;
 mod readers;
@@ -17,7 +18,8 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 pub use daemon::{DaemonLock, daemon_runs};
 pub(crate) use empty::Empty;
 pub use maps::{Maps, Table};
-pub use pins::{Locked, Memory, PIN_DIR};
+pub use memory::Memory;
+pub use pins::{Locked, PIN_DIR};
 pub use programs::{Hierarchies, Levels, ProgramReport};
 pub use readers::Reader;
 

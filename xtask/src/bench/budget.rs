@@ -1,0 +1,117 @@
+//! What operations may cost.
+
+use super::Row;
+
+/// How much more than what empty programs add guards may add. docs/performance.md tells
+/// why older kernels have other limits, and why a `stat` has any.
+fn budget(kernel: &str, hierarchy: &str, operation: &str) -> Option<f64> {
+    Some(match (kernel, hierarchy, operation) {
+        (_, _, "read /dev/zero" | "read tmpfs") => 1.07,
+        ("5.10", _, "write /dev/null" | "write tmpfs") => 1.43,
+        ("6.1", _, "write /dev/null" | "write tmpfs") => 1.26,
+        (_, _, "write /dev/null" | "write tmpfs") => 1.20,
+        (_, _, "fork+exit") => 1.5,
+        ("5.10", "v2", "stat deep path") => 1.15,
+        (_, "v2", "stat deep path") => 1.07,
+        _ => return None,
+    })
+}
+
+/// How exact an operation's figure is, instructions. A process gets other pages each time;
+/// a path's names share their places in a table of the kernel's with others; and so do
+/// holders' threads and targets in ours.
+pub(super) fn exactness(operation: &str, figure: f64) -> f64 {
+    match operation {
+        "fork+exit" | "exec" => figure / 200.0,
+        "open+close" => figure / 25.0,
+        "stat deep path" => figure / 500.0,
+        "signal" | "write unrelated freezer" => 40.0,
+        "write unrelated cgroup file" => 1.0,
+        _ => 0.05,
+    }
+}
+
+/// What is not as it has to be.
+pub(super) fn complaints(kernel: &str, row: &Row) -> Vec<String> {
+    let (none, empty) = (row.at("none"), row.at("empty"));
+    let exactness = exactness(&row.operation, none);
+    let mut complaints = Vec::new();
+    for condition in ["idle", "after"] {
+        let more = row.at(condition) - none;
+        if more.abs() > exactness {
+            complaints.push(format!("{condition}: {more:+.2} instructions"));
+        }
+    }
+    if let Some(limit) = budget(kernel, &row.hierarchy, &row.operation) {
+        for (condition, instructions) in row.guarded() {
+            let is = (instructions - none - exactness) / (empty - none + exactness);
+            if is > limit {
+                complaints.push(format!(
+                    "{condition}: adds {is:.3} times what empty programs add, of {limit}"
+                ));
+            }
+        }
+    }
+    // Many cost what few cost.
+    if row.operation != "write guarded freezer"
+        && let Some((fewest, few)) = row.guarded().next()
+    {
+        for (condition, many) in row.guarded().skip(1) {
+            let more = many - few;
+            if more.abs() > exactness {
+                complaints.push(format!("{condition}: {more:+.2} instructions to {fewest}"));
+            }
+        }
+    }
+    complaints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Figure, Row, complaints};
+
+    /// A read, as it takes on 6.12, and with so many instructions here.
+    fn read(condition: &str, instructions: f64) -> Row {
+        let figures = [
+            ("none", 662.0),
+            ("empty", 847.0),
+            ("idle", 662.0),
+            ("guards-1", 851.0),
+            ("guards-100", 851.0),
+            ("after", 662.0),
+        ];
+        let figures = figures.map(|(name, usual)| {
+            let median = if name == condition {
+                instructions
+            } else {
+                usual
+            };
+            Figure {
+                condition: name.to_owned(),
+                median,
+                p10: median,
+                p90: median,
+            }
+        });
+        Row {
+            hierarchy: "v2".to_owned(),
+            operation: "read tmpfs".to_owned(),
+            figures: figures.into(),
+        }
+    }
+
+    #[test]
+    fn complains_of_what_is_over_its_budget() {
+        assert!(complaints("6.12", &read("none", 662.0)).is_empty());
+        for (condition, instructions) in [
+            ("idle", 663.0),
+            ("after", 661.0),
+            ("guards-1", 875.0),
+            ("guards-100", 852.0),
+        ] {
+            let said = complaints("6.12", &read(condition, instructions));
+            let is_named = said.iter().any(|said| said.contains(condition));
+            assert!(is_named, "{condition}: {said:?}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What was counted, as tables for people and for the docs, and as a picture.
+
+use super::{Counted, Report, Row, budget::exactness};
+use crate::{
+    docs,
+    plot::{Bar, Panel},
+};
+
+/// Where the operations go in the docs.
+pub(super) const BEGIN: &str = "<!-- made by `cargo xtask bench --kernel all --docs` -->\n";
+
+/// A row for each operation, kernel by kernel.
+pub(super) fn operations(counted: &[Counted]) -> String {
+    let mut rows = counted.iter().flat_map(|counted| &counted.report.rows);
+    let Some(first) = rows.next() else {
+        return String::new();
+    };
+    let conditions = first.figures.iter().map(|figure| &*figure.condition);
+    let head: Vec<_> = ["kernel", "guards on", "operation"]
+        .into_iter()
+        .chain(conditions)
+        .chain(["added, of what `empty` adds"])
+        .collect();
+    let mut text = docs::line(&head) + "|" + &"---|".repeat(head.len()) + "\n";
+    for Counted { kernel, report } in counted {
+        for row in &report.rows {
+            let mut cells = vec![(*kernel).to_owned(), row.hierarchy.clone()];
+            cells.push(row.operation.clone());
+            let figures = row.figures.iter();
+            cells.extend(
+                figures.map(|figure| format!("{:.0}", figure.instructions(&row.operation))),
+            );
+            let (none, empty) = (row.at("none"), row.at("empty"));
+            let added = row.guarded().map(|(_, instructions)| instructions - none);
+            let most = added.fold(0.0, f64::max);
+            cells.push(match empty - none > exactness(&row.operation, none) {
+                true => format!("{:.2}", most / (empty - none)),
+                false => String::new(),
+            });
+            text += &docs::line(&cells);
+        }
+    }
+    text
+}
+
+/// A table of what is no operation.
+pub(super) struct More {
+    /// Where it goes in the docs.
+    pub(super) begin: &'static str,
+    /// Of its columns, behind the kernel.
+    head: &'static [&'static str],
+    cells: fn(&Report) -> Vec<Vec<String>>,
+}
+
+pub(super) const MORE: [More; 3] = [
+    More {
+        begin: "<!-- run: made by `cargo xtask bench --kernel all --docs` -->\n",
+        head: &["guard on", "tasks", "service", "begin, ms", "end, ms"],
+        cells: |report| {
+            let cells = report.lives.iter().map(|life| {
+                vec![
+                    life.hierarchy.clone(),
+                    life.tasks.to_string(),
+                    yes_or_no(life.warm),
+                    format!("{:.1}", life.begin / 1e6),
+                    format!("{:.1}", life.end / 1e6),
+                ]
+            });
+            cells.collect()
+        },
+    },
+    More {
+        begin: "<!-- many: made by `cargo xtask bench --kernel all --docs` -->\n",
+        head: &[
+            "guards on",
+            "guards",
+            "clients",
+            "begun a second",
+            "ended a second",
+        ],
+        cells: |report| {
+            let cells = report.scale.iter().map(|scale| {
+                vec![
+                    scale.hierarchy.clone(),
+                    scale.guards.to_string(),
+                    scale.clients.to_string(),
+                    format!("{:.1}", 1e9 / scale.begin),
+                    format!("{:.1}", 1e9 / scale.end),
+                ]
+            });
+            cells.collect()
+        },
+    },
+    More {
+        begin: "<!-- memory: made by `cargo xtask bench --kernel all --docs` -->\n",
+        head: &[
+            "guards on",
+            "guards",
+            "service, KiB",
+            "maps, KiB",
+            "programs, KiB",
+        ],
+        cells: |report| {
+            let kib = |bytes: u64| (bytes / 1024).to_string();
+            let cells = report.memory.iter().map(|memory| {
+                vec![
+                    memory.hierarchy.clone(),
+                    memory.guards.to_string(),
+                    kib(memory.service),
+                    kib(memory.maps),
+                    kib(memory.programs),
+                ]
+            });
+            cells.collect()
+        },
+    },
+];
+
+fn yes_or_no(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
+}
+
+impl More {
+    /// With the kernel in front of each line; nothing if there is none.
+    pub(super) fn table(&self, counted: &[Counted]) -> String {
+        let mut text = String::new();
+        for Counted { kernel, report } in counted {
+            for mut cells in (self.cells)(report) {
+                cells.insert(0, (*kernel).to_owned());
+                text += &docs::line(&cells);
+            }
+        }
+        if text.is_empty() {
+            return text;
+        }
+        let head: Vec<_> = ["kernel"].iter().chain(self.head).collect();
+        docs::line(&head) + "|" + &"---|".repeat(head.len()) + "\n" + &text
+    }
+}
+
+/// What is added to the operations that hosts live by.
+pub(super) fn panels(counted: &[Counted]) -> Vec<Panel> {
+    let bar = |row: &Row| {
+        let none = row.at("none");
+        let percent = |instructions: f64| 100.0 * (instructions / none - 1.0).max(0.0);
+        Bar {
+            operation: row.operation.clone(),
+            by_empty: percent(row.at("empty")),
+            by_guard: percent(row.guarded().map(|(_, most)| most).fold(none, f64::max)),
+        }
+    };
+    let panel = |kernel: &str, hierarchy: &str, rows: &[Row]| Panel {
+        title: format!("{kernel}, guards on {hierarchy}"),
+        bars: rows
+            .iter()
+            .filter(|row| row.hierarchy == hierarchy && !row.operation.ends_with("freezer"))
+            .map(bar)
+            .collect(),
+    };
+    counted
+        .iter()
+        .flat_map(|counted| {
+            ["v1", "v2"].map(|name| panel(counted.kernel, name, &counted.report.rows))
+        })
+        .filter(|panel| !panel.bars.is_empty())
+        .collect()
+}
+
+/// For people.
+pub(super) fn print(kernel: &str, rows: &[Row]) {
+    let Some(first) = rows.first() else { return };
+    print!("{:<36}", format!("{kernel}: instructions"));
+    for figure in &first.figures {
+        print!("{:>11}", figure.condition);
+    }
+    println!();
+    for row in rows {
+        print!("{:<4}{:<32}", row.hierarchy, row.operation);
+        for figure in &row.figures {
+            print!("{:>11.2}", figure.instructions(&row.operation));
+        }
+        println!();
+    }
+}
