@@ -161,6 +161,7 @@ pub(crate) fn claim(cgroup: Pointer) {
     if unsafe { (*entry).leader } == 0 {
         return;
     }
+    let cgroup = covering::untyped(cgroup);
     let Some(key) = covering::key(cgroup) else {
         return;
     };

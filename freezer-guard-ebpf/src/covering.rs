@@ -301,10 +301,10 @@ fn chunk_after(place: u64) -> u64 {
     chunk_of(place) + u64::from(CHUNK)
 }
 
-/// What a global function is told in one number.
+/// The hierarchy, and what else a global function is told in the same number.
 #[inline(always)]
-fn pack(cgroup: CgroupKey, protections: u64) -> u64 {
-    u64::from(cgroup.hierarchy_id) | protections << 32
+pub(crate) fn pack(cgroup: CgroupKey, more: u64) -> u64 {
+    u64::from(cgroup.hierarchy_id) | more << 32
 }
 
 /// The guard with the place `offset` places into the chunk of `from`, if it is below the

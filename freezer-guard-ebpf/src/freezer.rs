@@ -8,7 +8,7 @@ use freezer_guard_ebpf::{Act, CgroupKey, Protection};
 
 use crate::{
     atomic::Word,
-    covering::{self, Covering, below, disturb_below, minds, next_below},
+    covering::{self, Covering, below, disturb_below, minds, next_below, pack},
     kernel::{self, Pointer, offset, opaque, probe},
     membership,
     telling::{self, Deed},
@@ -70,11 +70,12 @@ fn changing(changes: bool) -> u64 {
 /// those below it.
 #[inline(always)]
 fn changed(cgroup: Pointer, freeze: bool) {
+    let cgroup = covering::untyped(cgroup);
     let writer = membership::writer();
     let Some(key) = covering::key(cgroup) else {
         return;
     };
-    let packed = u64::from(key.hierarchy_id) | u64::from(freeze) << 32;
+    let packed = pack(key, u64::from(freeze));
     if let Covering::Guard(id) = covering::of_cgroup(cgroup)
         && minds(id, Protection::Freeze, writer)
     {

@@ -50,9 +50,7 @@ mod programs {
     };
     use freezer_guard_ebpf::Protection;
 
-    use crate::{
-        automatic, cgroup, covering::untyped, freezer, kernel, membership, migration, task,
-    };
+    use crate::{automatic, cgroup, freezer, kernel, membership, migration, task};
 
     /// `security_file_permission(file, mask)`: before every read and write of
     /// every file, so the cheapest test comes first.
@@ -128,8 +126,7 @@ mod programs {
 
     #[fentry(function = "cgroup_attach_permissions")]
     fn attach_permissions_entry(ctx: FEntryContext) -> i32 {
-        let (from, to) = (untyped(ctx.arg(0)), untyped(ctx.arg(1)));
-        migration::before_permission(from, to);
+        migration::before_permission(ctx.arg(0), ctx.arg(1));
         0
     }
 
@@ -141,7 +138,7 @@ mod programs {
 
     #[fentry(function = "cgroup_attach_task")]
     fn attach_task_entry(ctx: FEntryContext) -> i32 {
-        migration::before_attach(untyped(ctx.arg(0)), ctx.arg(1));
+        migration::before_attach(ctx.arg(0), ctx.arg(1));
         0
     }
 
@@ -179,15 +176,14 @@ mod programs {
 
     #[fentry(function = "cgroup_freeze")]
     fn freeze_entry(ctx: FEntryContext) -> i32 {
-        let cgroup = untyped(ctx.arg(0));
-        automatic::claim(cgroup);
-        freezer::before_v2(cgroup, ctx.arg::<u8>(1) != 0);
+        automatic::claim(ctx.arg(0));
+        freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
         0
     }
 
     #[fexit(function = "cgroup_freeze")]
     fn freeze_exit(ctx: FExitContext) -> i32 {
-        freezer::after_v2(untyped(ctx.arg(0)), ctx.arg::<u8>(1) != 0);
+        freezer::after_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
         0
     }
 

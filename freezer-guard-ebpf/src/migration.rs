@@ -10,7 +10,7 @@ use freezer_guard_ebpf::{Act, CgroupKey, GuardId, Protection, moves_one_thread};
 use crate::{
     atomic::Word,
     automatic,
-    covering::{self, Covering, below, minds},
+    covering::{self, Covering, below, minds, untyped},
     kernel::{self, Pointer, offset, probe},
     maps::{ATTACHING, Attaching},
     membership, pid,
@@ -92,7 +92,7 @@ static REFUSED: Word = Word::new();
 /// permission to write to the common ancestor and nothing else.
 #[inline(always)]
 pub(crate) fn before_permission(from: Pointer, to: Pointer) {
-    let Some(way) = Way::new(from, to) else {
+    let Some(way) = Way::new(untyped(from), untyped(to)) else {
         return;
     };
     if !way.too_deep && way.from.is_none() && way.to.is_none() {
@@ -142,7 +142,7 @@ pub(crate) fn before_attach(to: Pointer, task: Pointer) {
     if !membership::is_any_held() {
         return;
     }
-    let Some(attaching) = attaching(to, task) else {
+    let Some(attaching) = attaching(untyped(to), task) else {
         return;
     };
     // SAFETY: as above.
