@@ -329,6 +329,10 @@ pub mod names {
     pub const READERS: &str = "READERS";
     /// A reader's number → the events that did not fit into its ring buffer.
     pub const LOST: &str = "LOST";
+    /// 0 → a bit for each number that a reader may have.
+    pub const READING: &str = "READING";
+    /// The maps of those who follow the events.
+    pub const OF_READERS: [&str; 3] = [READERS, LOST, READING];
     /// The read-only global [`KernelOffsets`](super::KernelOffsets).
     pub const OFFSETS: &str = "OFFSETS";
     /// The read-only global `freezer_cgrp_id`, or [`NO_FREEZER`](super::NO_FREEZER).

@@ -50,6 +50,8 @@ pub(crate) static READERS: HashOfMaps<
 > = HashOfMaps::new();
 #[map]
 pub(crate) static LOST: Array<u64> = Array::with_max_entries(MAX_READERS, 0);
+#[map]
+pub(crate) static READING: Array<u64> = Array::with_max_entries(1, 0);
 
 /// A task that is being moved, from entry to return of `cgroup_attach_task`.
 #[repr(C)]

@@ -18,7 +18,7 @@ use freezer_guard_ebpf::{
 use crate::{
     atomic,
     kernel::opaque,
-    maps::{INTRUDERS, LOST, READERS, VIOLATORS, guard},
+    maps::{INTRUDERS, LOST, READERS, READING, VIOLATORS, guard},
 };
 
 /// What every refused operation returns, as the patch of 2009 had it.
@@ -184,10 +184,16 @@ pub(crate) fn tell_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: 
 
 #[inline(never)]
 fn send(event: &Event) {
+    // SAFETY: a map value the verifier has seen checked.
+    let reading = READING.get_ptr(0).map_or(0, |reading| unsafe { *reading });
+    if reading == 0 {
+        return;
+    }
     for reader in 0..MAX_READERS {
         // SAFETY: a ring stays as long as a program can see it, whoever takes
         // its place in the map.
-        if let Some(ring) = unsafe { READERS.get(&reader) }
+        if reading & 1 << reader != 0
+            && let Some(ring) = unsafe { READERS.get(&reader) }
             && ring.output(event, 0).is_err()
             && let Some(lost) = LOST.get_ptr_mut(reader)
         {

@@ -252,7 +252,7 @@ impl Locked {
         let mut loader = EbpfLoader::new();
         // Nothing in the object is to be relocated by it.
         loader.btf(None);
-        for name in [names::READERS, names::LOST] {
+        for name in names::OF_READERS {
             loader.map_pin_path(name, self.dir.join(name));
         }
         loader
@@ -260,7 +260,10 @@ impl Locked {
 
     /// Creates and pins the readers' maps if they are not there.
     pub(super) fn make_readers(&self) -> Result<(), Error> {
-        if self.dir.join(names::READERS).exists() && self.dir.join(names::LOST).exists() {
+        if names::OF_READERS
+            .iter()
+            .all(|name| self.dir.join(name).exists())
+        {
             return Ok(());
         }
         let _memory = Memlock::lift();
@@ -366,7 +369,7 @@ impl Locked {
         // The mark of completeness goes first.
         pins.sort_by_key(|path| !is_control(path));
         if readers::are_there() {
-            let kept = [names::READERS, names::LOST].map(|name| self.dir.join(name));
+            let kept = names::OF_READERS.map(|name| self.dir.join(name));
             pins.retain(|path| !kept.contains(path));
         }
         for path in pins {

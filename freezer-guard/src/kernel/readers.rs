@@ -29,11 +29,26 @@ fn lock(number: u32) -> io::Result<Option<Flock<File>>> {
     Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
 }
 
-/// Whether somebody follows the events.
-pub(super) fn are_there() -> bool {
+/// The numbers of those who follow the events, a bit each.
+fn reading() -> u64 {
     (0..MAX_READERS)
         .filter(|number| Path::new(RUN_DIR).join(name(*number)).exists())
-        .any(|number| matches!(lock(number), Ok(None)))
+        .filter(|number| matches!(lock(*number), Ok(None)))
+        .fold(0, |reading, number| reading | 1 << number)
+}
+
+/// Whether somebody follows the events.
+pub(super) fn are_there() -> bool {
+    reading() != 0
+}
+
+/// Lets the programs know for whom they have to write events. One who has gone without a
+/// word stays known until the next one comes or goes.
+fn tell(locked: &Locked) -> Result<(), Error> {
+    let mut map: Array<MapData, u64> = open(locked.dir(), names::READING, Map::Array)?
+        .try_into()
+        .map_err(failed)?;
+    map.set(0, reading(), 0).map_err(failed)
 }
 
 fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -82,6 +97,7 @@ impl Reader {
         lost.set(number, 0, 0).map_err(failed)?;
         // What a reader that crashed has left there goes.
         readers.insert(number, &ring, 0).map_err(failed)?;
+        tell(locked)?;
         Ok(Self {
             ring: sys::watch_events(ring).map_err(failed)?,
             number,
@@ -98,7 +114,11 @@ impl Reader {
     /// When the pins cannot be used.
     pub fn close(self) -> Result<(), Error> {
         drop(self);
-        Locked::wait()?.open().map(drop)
+        let locked = Locked::wait()?;
+        if locked.open()?.is_some() {
+            tell(&locked)?;
+        }
+        Ok(())
     }
 
     /// Returns when there may be an event.
