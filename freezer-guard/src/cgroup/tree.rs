@@ -7,10 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use procfs::{
-    FromBufRead as _, ProcError, ProcResult,
-    process::{Process, Status},
-};
+use procfs::{ProcError, ProcResult, process::Process};
 
 use super::{Cgroup, Error};
 
@@ -165,7 +162,7 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
     }
     let tree = match root {
         Some(root) => tree(&mut tasks, root)?,
-        None => processes.iter().copied().collect(),
+        None => processes,
     };
     let mut known = BTreeSet::new();
     for pid in tree {
@@ -211,25 +208,41 @@ fn look_for(
     Ok(threads)
 }
 
-/// The processes of the tree below `root`, itself included.
-fn tree(tasks: &mut Tasks, root: i32) -> Result<Vec<i32>, Error> {
-    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-    for pid in numbers(Path::new("/proc"))? {
-        if let Some(status) = tasks.read(pid)? {
-            children.entry(status.ppid).or_default().push(pid);
-        }
-    }
+/// The processes of the tree below `root`, itself included. Who is not of it is not
+/// looked at: there may be many, and the tree is frozen meanwhile.
+fn tree(tasks: &mut Tasks, root: i32) -> Result<BTreeSet<i32>, Error> {
     // A thread is none.
     if tasks.read(root)?.is_none_or(|status| status.tgid != root) {
         return Err(Error::NoProcess(root));
     }
-    let mut tree = vec![root];
-    let mut next = 0;
-    while let Some(pid) = tree.get(next) {
-        tree.extend(children.remove(pid).unwrap_or_default());
-        next += 1;
+    let mut tree = BTreeSet::from([root]);
+    let mut new = vec![root];
+    while let Some(pid) = new.pop() {
+        for tid in tasks.threads(pid)? {
+            let children = children(pid, tid)?;
+            new.extend(children.into_iter().filter(|child| tree.insert(*child)));
+        }
     }
     Ok(tree)
+}
+
+/// The processes that this thread has started, or got from one that has ended. CRIU
+/// finds them there too: the kernel has it if it can be checkpointed
+/// (`CONFIG_CHECKPOINT_RESTORE` selects `CONFIG_PROC_CHILDREN`).
+fn children(pid: i32, tid: i32) -> Result<Vec<i32>, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/task/{tid}/children"));
+    let pids = match fs::read_to_string(&path) {
+        Err(error) if is_gone(&error) && !path.with_file_name("status").exists() => String::new(),
+        pids => pids.map_err(|source| Error::Io {
+            operation: "read",
+            path,
+            source,
+        })?,
+    };
+    Ok(pids
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect())
 }
 
 /// What `/proc` says of tasks, read once.
@@ -252,7 +265,7 @@ impl Tasks {
         for tid in numbers(&Path::new("/proc").join(pid.to_string()).join("task"))? {
             if self
                 .read(tid)?
-                .is_some_and(|status| !status.state.starts_with(['Z', 'X']))
+                .is_some_and(|status| !matches!(status.state, 'Z' | 'X'))
             {
                 threads.push(tid);
             }
@@ -261,21 +274,52 @@ impl Tasks {
     }
 }
 
+/// What `/proc/PID/status` says of a task, as far as it is looked at. (procfs reads all of
+/// its 60 lines, which takes as long as the kernel takes to write them.)
+struct Status {
+    name: String,
+    state: char,
+    tgid: i32,
+    ppid: i32,
+    tracerpid: i32,
+}
+
+impl Status {
+    fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
+        };
+        Some(Self {
+            name: field("Name")?.to_owned(),
+            state: field("State")?.chars().next()?,
+            tgid: field("Tgid")?.parse().ok()?,
+            ppid: field("PPid")?.parse().ok()?,
+            tracerpid: field("TracerPid")?.parse().ok()?,
+        })
+    }
+}
+
 /// What `/proc` says of a task; `None` when it has ended. Its name may be any bytes.
 fn status(tid: i32) -> Result<Option<Status>, Error> {
-    let path = Path::new("/proc").join(tid.to_string()).join("status");
-    match fs::read(&path) {
-        Ok(bytes) => {
-            let text = String::from_utf8_lossy(&bytes);
-            found(Status::from_buf_read(text.as_bytes()))
-        }
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
-        Err(source) => Err(Error::Io {
-            operation: "read",
-            path,
-            source,
+    let path = PathBuf::from(format!("/proc/{tid}/status"));
+    let status = match fs::read(&path) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        bytes => bytes.and_then(|bytes| {
+            Status::parse(&String::from_utf8_lossy(&bytes))
+                .ok_or_else(|| io::ErrorKind::InvalidData.into())
         }),
-    }
+    };
+    status.map(Some).map_err(|source| Error::Io {
+        operation: "read",
+        path,
+        source,
+    })
+}
+
+/// Whether that is because a task has ended.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// The tasks that a folder of `/proc` lists; none when it has gone.
@@ -323,5 +367,31 @@ fn found<T>(result: ProcResult<T>) -> Result<Option<T>, Error> {
         Err(ProcError::NotFound(_)) => Ok(None),
         Err(ProcError::Io(error, _)) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, Status, status};
+
+    #[test]
+    fn reads_what_the_kernel_says() -> Result<(), &'static str> {
+        let text = "Name:\tState:\\n\nUmask:\t0022\nState:\tt (tracing stop)\nTgid:\t71\n\
+                    Ngid:\t0\nPid:\t72\nPPid:\t7\nTracerPid:\t34\nUid:\t0\t0\t0\t0\n";
+        let status = Status::parse(text).ok_or("it is not read")?;
+        assert_eq!(status.name, "State:\\n");
+        assert_eq!(status.state, 't');
+        assert_eq!((status.tgid, status.ppid, status.tracerpid), (71, 7, 34));
+        assert!(Status::parse("Name:\tcat\n").is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn reads_itself() -> Result<(), Error> {
+        let pid = std::process::id().cast_signed();
+        let own = status(pid)?.ok_or(Error::NoProcess(pid))?;
+        assert_eq!(own.tgid, pid);
+        assert!(status(i32::MAX)?.is_none());
+        Ok(())
     }
 }
