@@ -90,11 +90,12 @@ impl Cgroup {
 
     /// Returns when every freeze, thaw and move that the kernel was at has come to
     /// its end, tripwires included: it holds a mutex meanwhile, which this takes
-    /// too. For that, a pid that nobody can have is written to `cgroup.procs`
-    /// (`cgroup_kn_lock_live`, then ESRCH), and v1's state is read (`freezer_read`).
+    /// too. For that, what is no pid is written to `cgroup.procs`
+    /// (`cgroup_kn_lock_live`, then EINVAL), and v1's state is read (`freezer_read`).
+    /// For a pid that nobody has the kernel would stop every fork of the host and wait
+    /// for an RCU grace period (`cgroup_threadgroup_rwsem`).
     pub fn settle(&self) {
-        /// `PID_MAX_LIMIT` of `include/linux/threads.h`: pids are below it.
-        const NOBODY: &str = "4194304";
+        const NOBODY: &str = "-1";
         // Neither is for its result; a cgroup that is gone has nothing to wait for.
         let _ = self.write("cgroup.procs", NOBODY);
         let _ = self.freezer_state();
