@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// How many tasks to put into the cgroup that `run` guards
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1000])]
     tasks: Vec<usize>,
+    /// How much memory a process has that CRIU dumps with and without a guard, MiB
+    #[arg(long, value_name = "MIB", value_delimiter = ',', default_values_t = [1, 100, 500])]
+    dumps: Vec<usize>,
     /// Count only in this cgroup layout: v1 or v2
     #[arg(long, value_name = "LAYOUT")]
     cgroup: Option<Cgroup>,
@@ -106,12 +109,23 @@ struct Memory {
     programs: u64,
 }
 
+/// What a dump takes, ns.
+#[derive(Clone, Serialize, Deserialize)]
+struct Dump {
+    hierarchy: String,
+    mib: usize,
+    warm: bool,
+    bare: f64,
+    guarded: f64,
+}
+
 #[derive(Default, Serialize, Deserialize)]
 struct Report {
     rows: Vec<Row>,
     lives: Vec<Life>,
     scale: Vec<Scale>,
     memory: Vec<Memory>,
+    dumps: Vec<Dump>,
 }
 
 /// What was counted on one kernel.
@@ -215,6 +229,7 @@ impl Args {
             all.lives.extend(report.lives);
             all.scale.extend(report.scale);
             all.memory.extend(report.memory);
+            all.dumps.extend(report.dumps);
         }
         Ok(all)
     }
@@ -232,6 +247,8 @@ impl Args {
             &list(&self.guards),
             "--tasks",
             &list(&self.tasks),
+            "--dumps",
+            &list(&self.dumps),
             "--only",
             &self.only,
         ];

@@ -100,4 +100,4 @@ pub(super) fn be_alone() -> Result<(), Error> {
 /// How long the kernel may take to detach what nobody refers to any more: it does that
 /// in the background, one program after the other. With many guards it takes longer.
 const SETTLED: Duration = Duration::from_secs(1);
-const ALL_SETTLED: Duration = Duration::from_secs(5);
+pub(super) const ALL_SETTLED: Duration = Duration::from_secs(5);

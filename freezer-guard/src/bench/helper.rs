@@ -2,7 +2,8 @@
 //! not make this process bigger, nor its children members.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     ops::Range,
     os::fd::AsFd as _,
@@ -21,7 +22,7 @@ use nix::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill},
     },
-    unistd::Pid,
+    unistd::{Pid, dup2_stderr, getpid, setsid},
 };
 
 use super::Error;
@@ -47,6 +48,8 @@ pub enum Part {
     Guards(Range<usize>),
     /// So many tasks in a cgroup.
     Tasks(usize),
+    /// A session of one process in a cgroup that has written so many MiB of memory.
+    Memory(usize),
 }
 
 impl fmt::Display for Part {
@@ -58,6 +61,7 @@ impl fmt::Display for Part {
             Self::Service => formatter.write_str("service"),
             Self::Guards(which) => write!(formatter, "guards-{}-{}", which.start, which.end),
             Self::Tasks(count) => write!(formatter, "tasks-{count}"),
+            Self::Memory(mib) => write!(formatter, "memory-{mib}"),
         }
     }
 }
@@ -71,11 +75,13 @@ impl FromStr for Part {
             Some(Self::Guards(start.parse().ok()?..end.parse().ok()?))
         };
         let tasks = || Some(Self::Tasks(name.strip_prefix("tasks-")?.parse().ok()?));
+        let memory = || Some(Self::Memory(name.strip_prefix("memory-")?.parse().ok()?));
         [Self::Empty, Self::Idle, Self::Watch, Self::Service]
             .into_iter()
             .find(|part| part.to_string() == name)
             .or_else(guards)
             .or_else(tasks)
+            .or_else(memory)
             .ok_or_else(|| format!("{name} is nothing that can be brought about"))
     }
 }
@@ -242,11 +248,7 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
         Part::Service => serve(&orders)?,
         Part::Guards(which) => hold_guards(&orders, top, which)?,
         Part::Tasks(count) => {
-            let procs = top.join("cgroup.procs");
-            fs::write(&procs, "0").map_err(Error::operation(format!(
-                "enter the cgroup {}",
-                top.display()
-            )))?;
+            enter(top)?;
             for _ in 1..count {
                 small_thread()
                     .spawn(|| {
@@ -258,8 +260,31 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
             }
             orders.wait(HELD)?;
         }
+        Part::Memory(mib) => hold_memory(&orders, top, mib)?,
     }
     orders.say(OVER)
+}
+
+/// Its pid is said. It has nothing but these pipes that is another process's too: CRIU
+/// would not dump that.
+fn hold_memory(orders: &Orders, top: &Path, mib: usize) -> Result<(), Error> {
+    let detached = || -> io::Result<()> {
+        setsid()?;
+        Ok(dup2_stderr(File::options().write(true).open("/dev/null")?)?)
+    };
+    detached().map_err(Error::operation("begin a session"))?;
+    enter(top)?;
+    let memory = vec![1_u8; mib << 20];
+    orders.wait(format_args!("{HELD} {}", getpid()))?;
+    drop(std::hint::black_box(memory));
+    Ok(())
+}
+
+fn enter(cgroup: &Path) -> Result<(), Error> {
+    fs::write(cgroup.join("cgroup.procs"), "0").map_err(Error::operation(format!(
+        "enter the cgroup {}",
+        cgroup.display()
+    )))
 }
 
 /// Ten thousand have to fit.
@@ -389,6 +414,7 @@ mod tests {
             Part::Service,
             Part::Guards(3..157),
             Part::Tasks(100),
+            Part::Memory(500),
         ] {
             assert_eq!(part.to_string().parse(), Ok(part));
         }

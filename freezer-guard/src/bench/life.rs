@@ -5,6 +5,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::Instant,
 };
 
@@ -12,7 +13,7 @@ use procfs::process::Process;
 
 use super::{
     Error,
-    condition::be_alone,
+    condition::{ALL_SETTLED, be_alone},
     helper::{Helpers, Part, Waiting},
 };
 use crate::{
@@ -66,7 +67,7 @@ pub struct InMemory {
 }
 
 /// How often each is done.
-const TIMES: usize = 3;
+pub(super) const TIMES: usize = 3;
 /// The threads of each process of those that are guarded.
 const THREADS: usize = 100;
 
@@ -96,6 +97,10 @@ pub(super) fn measure(
         let mut ends = Vec::new();
         for _ in 0..TIMES {
             waiting()?;
+            if !warm {
+                // The kernel removes the programs of the guard before in the background.
+                thread::sleep(ALL_SETTLED);
+            }
             let (begin, end) = run(path).inspect_err(|_| {
                 // It may have left it frozen, and what is in it could not end.
                 let _ = Cgroup::open(path).and_then(|cgroup| cgroup.thaw());
@@ -118,7 +123,7 @@ pub(super) fn measure(
     Ok(lives)
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+pub(super) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }

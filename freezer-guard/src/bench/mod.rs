@@ -6,6 +6,7 @@
 
 mod clock;
 mod condition;
+mod dump;
 mod helper;
 mod life;
 mod operations;
@@ -21,6 +22,7 @@ use crate::{
 };
 pub use clock::Sample;
 use condition::{Condition, InForce};
+pub use dump::Dump;
 use helper::target;
 pub use helper::{Part, hold};
 pub use life::{InMemory, Life, Scale};
@@ -123,12 +125,16 @@ pub struct Report {
     pub scale: Vec<Scale>,
     /// What is in memory.
     pub memory: Vec<InMemory>,
+    /// What whole dumps take.
+    pub dumps: Vec<Dump>,
 }
 
 /// The name of what is measured besides operations: what `run` takes.
 pub const LIFE: &str = "begin and end";
 /// The service's memory, and many clients at once.
 pub const SERVICE: &str = "service and memory";
+/// CRIU with a guard and without.
+pub const DUMPS: &str = "whole dumps";
 
 /// See [`measure`].
 pub type Progress<'a> = &'a mut dyn FnMut(&str) -> bool;
@@ -141,6 +147,9 @@ pub struct Plan {
     /// How many tasks are to be in the cgroup that `run` guards; one number after the
     /// other.
     pub tasks: Vec<usize>,
+    /// How much memory a process is to have, MiB, that CRIU dumps; one number after the
+    /// other.
+    pub dumps: Vec<usize>,
     /// Only what has a name that contains this.
     pub only: String,
 }
@@ -155,9 +164,10 @@ pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
         .into_iter()
         .filter(|operation| operation.name().contains(&plan.only))
         .collect();
-    if operations.is_empty() && ![LIFE, SERVICE].iter().any(|name| name.contains(&plan.only)) {
+    let others = [LIFE, SERVICE, DUMPS];
+    if operations.is_empty() && !others.iter().any(|name| name.contains(&plan.only)) {
         let mut there = Operation::ALL.map(Operation::name).to_vec();
-        there.extend([LIFE, SERVICE]);
+        there.extend(others);
         return Err(Error::NoOperation {
             wanted: plan.only.clone(),
             there,
@@ -224,6 +234,14 @@ fn measure_below(
         let (memory, scale) = life::scale(hierarchy, most, &top, waiting)?;
         report.memory.extend(memory);
         report.scale.push(scale);
+    }
+    if DUMPS.contains(&plan.only) {
+        for mib in &plan.dumps {
+            let what = format!("{DUMPS}, {mib} MiB");
+            let waiting = &mut || go_on(&what);
+            let dumps = dump::measure(hierarchy, *mib, &target(&top, 0), &top, waiting)?;
+            report.dumps.extend(dumps);
+        }
     }
     Ok(())
 }

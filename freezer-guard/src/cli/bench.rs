@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// How many tasks to put into the cgroup that `run` guards
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1000])]
     tasks: Vec<usize>,
+    /// Dump processes with so much memory too, MiB, with criu and into $TMPDIR
+    #[arg(long, value_name = "MIB", value_delimiter = ',')]
+    dumps: Vec<usize>,
     /// Only what has a name that contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
@@ -40,6 +43,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let plan = Plan {
         guards: args.guards.clone(),
         tasks: args.tasks.clone(),
+        dumps: args.dumps.clone(),
         only: args.only.clone(),
     };
     // What it has made has to go again. (The process that holds guards inherits this: it
@@ -74,11 +78,7 @@ fn more(report: &Report) -> String {
             "{} run, {} tasks, {}: begin {:.1} ms, end {:.1} ms\n",
             life.hierarchy,
             life.tasks,
-            if life.warm {
-                "with the service"
-            } else {
-                "cold"
-            },
+            with_service(life.warm),
             life.begin / 1e6,
             life.end / 1e6,
         );
@@ -103,7 +103,22 @@ fn more(report: &Report) -> String {
             memory.kernel.programs / 1024,
         );
     }
+    for dump in &report.dumps {
+        text += &format!(
+            "{} dump of {} MiB, {}: {:.1} ms, guarded {:.1} ms ({:.3})\n",
+            dump.hierarchy,
+            dump.mib,
+            with_service(dump.warm),
+            dump.bare / 1e6,
+            dump.guarded / 1e6,
+            dump.guarded / dump.bare,
+        );
+    }
     text
+}
+
+fn with_service(warm: bool) -> &'static str {
+    if warm { "with the service" } else { "cold" }
 }
 
 /// ns for each operation, and how many times what it takes without us.

@@ -14,7 +14,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, eventually, within},
     lifecycle::expect_clean,
-    process::{Held, LONG, Process, guard, guards},
+    process::{Held, LONG, Process, guard, guards, run},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -22,6 +22,10 @@ pub(super) fn list(list: &mut List<'_>) {
     if list.hierarchy == Hierarchy::V2 || !Hierarchy::V2.is_here() {
         list.add("measures", measures);
         list.add("measures_the_life_of_guards", measures_lives);
+        list.add("holds_as_many_guards_as_there_can_be", most_guards);
+        if list.can_dump() {
+            list.add("measures_whole_dumps", measures_dumps);
+        }
     }
     list.add("wants_to_be_alone", wants_to_be_alone);
     list.add("notices_that_a_guard_has_gone", loses);
@@ -83,6 +87,34 @@ fn measures_lives(_: Hierarchy) -> Result<()> {
     guard(["bench", "--tasks", "1", "--only", "begin"])?
         .expect(0)?
         .says("measuring")?;
+    expect_clean()
+}
+
+/// Before 6.1 their memory is taken in advance, and there can be 1,024.
+fn most_guards(_: Hierarchy) -> Result<()> {
+    let guards = |count: &str| guard(["bench", "--only", "memory", "--guards", count]);
+    guards("1024")?.expect(0)?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    match release.starts_with("5.10.") {
+        true => guards("1025")?.expect(70)?.says("the map GUARDS is full")?,
+        false => guards("1025")?.expect(0)?,
+    };
+    expect_clean()
+}
+
+fn measures_dumps(_: Hierarchy) -> Result<()> {
+    let arguments = ["bench", "--json", "--only", "dumps", "--dumps", "1,3"];
+    let finished = guard(arguments)?.expect(0)?;
+    let report: Value = serde_json::from_str(&finished.stdout)?;
+    let dumps = report["dumps"].as_array().context("dumps")?;
+    ensure!(dumps.len() == 4, "{report}");
+    for dump in dumps {
+        let ns = |name: &str| dump[name].as_f64().unwrap_or_default();
+        ensure!(ns("guarded") > ns("bare") && ns("bare") > 0.0, "{dump}");
+    }
+    let mut without_criu = Command::new("/guest/bin/freezer-guard");
+    without_criu.args(arguments).env("PATH", "/nowhere");
+    run(&mut without_criu)?.expect(70)?.says("run criu")?;
     expect_clean()
 }
 

@@ -1,10 +1,6 @@
-//! What the guard costs a real dump, of small and of large trees.
+//! A dump of a large tree under the guard.
 
-use std::{
-    fs,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -22,59 +18,27 @@ const MEMORY: u64 = 2 << 20;
 const LIMIT: Duration = Duration::from_secs(900);
 
 pub(super) fn list(list: &mut List<'_>) {
-    if !list.can_dump() {
-        return;
+    if list.can_dump() {
+        list.add("512_tasks_and_1_gib", |h| dump(h, 512));
     }
-    list.add("1_task_and_2_mib", |h| compare(h, 1, 9));
-    list.add("50_tasks_and_100_mib", |h| compare(h, 50, 5));
-    list.add("250_tasks_and_500_mib", |h| compare(h, 250, 3));
-    list.add("512_tasks_and_1_gib", |h| compare(h, 512, 3));
 }
 
-/// Dumps so many processes with and without a guard, by turns, so often; tells the
-/// ratio of the medians of their times.
-fn compare(hierarchy: Hierarchy, processes: usize, rounds: usize) -> Result<()> {
+/// Dumps so many processes, which go on.
+fn dump(hierarchy: Hierarchy, processes: usize) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start_slow(&target, processes - 1)?;
-    let mut times = [Vec::new(), Vec::new()];
-    for round in 1..=rounds {
-        for (guarded, times) in [false, true].into_iter().zip(&mut times) {
-            let took = dump(&target, &workload, processes, guarded)?.as_secs_f64();
-            eprintln!("round {round}, guarded {guarded}: {took:.1} s");
-            times.push(took);
-        }
-    }
-    let [bare, guarded] = times.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        times[rounds / 2]
-    });
-    eprintln!(
-        "{processes} tasks: a guarded dump takes {:.3} times as long",
-        guarded / bare
-    );
-    workload.expect_counting()
-}
-
-fn dump(target: &Cgroup, workload: &Workload, processes: usize, guarded: bool) -> Result<Duration> {
     let images = scratch_folder("images")?;
-    let mut command = match guarded {
-        true => Held::command(&[target]),
-        false => Command::new("env"),
-    };
-    command.args(guarded.then_some("--"));
-    criu_dump(&mut command, workload.pid, target, &images);
+    let mut command = Held::command(&[&target]);
+    command.arg("--");
+    criu_dump(&mut command, workload.pid, &target, &images);
     command.args(["--leave-running", "--timeout", "300"]);
-    let start = Instant::now();
     let mut process = Process::spawn(&mut command)?;
     process.close_input();
     let finished = process.wait(LIMIT)?;
-    let took = start.elapsed();
-    let finished = finished
+    finished
         .expect(0)
-        .with_context(|| log(&images, "dump.log"))?;
-    if guarded {
-        finished.says("refused nothing")?;
-    }
+        .with_context(|| log(&images, "dump.log"))?
+        .says("refused nothing")?;
     let (mut tasks, mut bytes) = (0, 0);
     for entry in fs::read_dir(&images)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -89,5 +53,5 @@ fn dump(target: &Cgroup, workload: &Workload, processes: usize, guarded: bool) -
         "the image holds {bytes} bytes of memory"
     );
     fs::remove_dir_all(&images)?;
-    Ok(took)
+    workload.expect_counting()
 }

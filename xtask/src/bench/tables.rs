@@ -52,7 +52,7 @@ pub(super) struct More {
     cells: fn(&Report) -> Vec<Vec<String>>,
 }
 
-pub(super) const MORE: [More; 3] = [
+pub(super) const MORE: [More; 4] = [
     More {
         begin: "<!-- run: made by `cargo xtask bench --kernel all --docs` -->\n",
         head: &["guard on", "tasks", "service", "begin, ms", "end, ms"],
@@ -109,6 +109,30 @@ pub(super) const MORE: [More; 3] = [
                     kib(memory.service),
                     kib(memory.maps),
                     kib(memory.programs),
+                ]
+            });
+            cells.collect()
+        },
+    },
+    More {
+        begin: "<!-- dumps: made by `cargo xtask bench --kernel all --docs` -->\n",
+        head: &[
+            "guard on",
+            "MiB",
+            "service",
+            "`criu dump`, ms",
+            "guarded, ms",
+            "ratio",
+        ],
+        cells: |report| {
+            let cells = report.dumps.iter().map(|dump| {
+                vec![
+                    dump.hierarchy.clone(),
+                    dump.mib.to_string(),
+                    yes_or_no(dump.warm),
+                    format!("{:.1}", dump.bare / 1e6),
+                    format!("{:.1}", dump.guarded / 1e6),
+                    format!("{:.3}", dump.guarded / dump.bare),
                 ]
             });
             cells.collect()
