@@ -1,15 +1,16 @@
 //! Which guard covers a cgroup or a task, found through the kernel's pointers.
 
 use freezer_guard_ebpf::{
-    Actor, AncestorKey, CHUNK, CHUNKS, CgroupKey, GuardId, MAX_DEPTH, NO_FREEZER, PLACES,
-    Protection, TaskPointer,
+    Actor, AncestorKey, CHUNK, CHUNKS, CgroupKey, GuardId, MAX_DEPTH, NO_FREEZER, Protection,
+    TaskPointer,
 };
 
 use crate::{
     atomic::Word,
+    freezer,
     kernel::{self, Pointer, offset, opaque, probe},
     maps::{ANCESTORS, FREEZER, TARGETS, guard},
-    membership, telling,
+    membership,
 };
 
 /// How the way up from a cgroup ended.
@@ -34,7 +35,7 @@ pub(crate) fn key(cgroup: Pointer) -> Option<CgroupKey> {
 }
 
 /// No guard has these ids.
-const NOBODY: GuardId = 0;
+pub(crate) const NOBODY: GuardId = 0;
 const TOO_DEEP: GuardId = GuardId::MAX;
 
 /// The guard of the cgroup or of one above it.
@@ -47,7 +48,7 @@ pub(crate) fn of_cgroup(cgroup: Pointer) -> Covering {
     }
 }
 
-/// The same as a number. A global function: see [`place_below`]. So its argument must
+/// The same as a number. A global function: see [`first_below`]. So its argument must
 /// not be a pointer for the verifier: see [`untyped`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -181,124 +182,81 @@ pub(crate) fn below(
     protections: u64,
     writer: Option<GuardId>,
 ) -> Option<GuardId> {
-    let last = ANCESTORS.get_ptr(AncestorKey::new(cgroup, AncestorKey::ANY))?;
-    // SAFETY: a map value the verifier has seen checked.
-    let last = unsafe { *last };
+    let last = last_below(cgroup)?;
     if minds_any(last, protections, writer) {
         return Some(last);
     }
-    next_below(cgroup, 0, protections, writer).map(|(_, id)| id)
-}
-
-/// The first of those whose place is `from` or a later one, and that place.
-#[inline(always)]
-pub(crate) fn next_below(
-    cgroup: CgroupKey,
-    from: u64,
-    protections: u64,
-    writer: Option<GuardId>,
-) -> Option<(u64, GuardId)> {
-    /// One that ends between two looks must not hide those behind it.
-    const TRIES: u32 = 8;
     let packed = pack(cgroup, protections);
-    let mut from = from;
-    for _ in 0..TRIES {
-        let place = place_below(packed, cgroup.kernfs_id, from, writer.unwrap_or(NOBODY));
-        if place >= u64::from(PLACES) {
-            return None;
-        }
-        if let Some(id) = ANCESTORS.get_ptr(AncestorKey::new(cgroup, place)) {
-            // SAFETY: a map value the verifier has seen checked.
-            return Some((place, unsafe { *id }));
-        }
-        from = place + 1;
+    match first_below(packed, cgroup.kernfs_id, writer.unwrap_or(NOBODY)) {
+        NOBODY => None,
+        id => Some(id),
     }
-    None
 }
 
-/// Counts for every one of these guards whose place is `from` or a later one that it was
-/// frozen or thawed.
+/// The last guard that was begun below a cgroup, if any: it may have ended.
 #[inline(always)]
-pub(crate) fn disturb_below(cgroup: CgroupKey, from: u64, writer: Option<GuardId>) {
-    let packed = pack(cgroup, Protection::Freeze.bit());
-    disturb_from(packed, cgroup.kernfs_id, from, writer.unwrap_or(NOBODY));
+pub(crate) fn last_below(cgroup: CgroupKey) -> Option<GuardId> {
+    // SAFETY: a map value the verifier has seen checked.
+    ANCESTORS
+        .get_ptr(AncestorKey::new(cgroup, AncestorKey::ANY))
+        .map(|last| unsafe { *last })
 }
 
 // What follows are global functions, which the verifier walks once each and not wherever
 // they are called: so loops do not multiply. All they can take is numbers.
 
-/// The place of the first guard that minds, `from` or a later one; [`PLACES`] if there is
-/// none.
+/// The one with the lowest place, or [`NOBODY`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn place_below(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
-    let mut from = from;
-    for _ in 0..CHUNKS {
-        if from >= u64::from(PLACES) {
-            break;
-        }
-        if occupied(from).get() != 0 {
-            let place = place_in_chunk(packed, kernfs_id, from, writer);
-            if place < u64::from(PLACES) {
-                return place;
+extern "C" fn first_below(packed: u64, kernfs_id: u64, writer: u64) -> GuardId {
+    for chunk in 0..u64::from(CHUNKS) {
+        if occupied(chunk * u64::from(CHUNK)).get() != 0 {
+            let id = first_in_chunk(packed, kernfs_id, chunk, writer);
+            if id != NOBODY {
+                return id;
             }
         }
-        from = chunk_after(from);
     }
-    u64::from(PLACES)
+    NOBODY
 }
 
-/// The same in the chunk of `from`.
+/// The same in one chunk of places.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn place_in_chunk(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
+extern "C" fn first_in_chunk(packed: u64, kernfs_id: u64, chunk: u64, writer: u64) -> GuardId {
     for offset in 0..u64::from(CHUNK) {
-        if minding_at(packed, kernfs_id, from, offset, writer).is_some() {
-            return chunk_of(from) + offset;
+        let place = chunk * u64::from(CHUNK) + offset;
+        if let Some(id) = minding_at(packed, kernfs_id, place, writer) {
+            return id;
         }
     }
-    u64::from(PLACES)
+    NOBODY
 }
 
-/// Counts for each of those.
+/// Tells every one of these guards that it was frozen or thawed. A global function: see
+/// [`first_below`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn disturb_from(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
-    let mut from = from;
-    for _ in 0..CHUNKS {
-        if from >= u64::from(PLACES) {
-            break;
-        }
-        if occupied(from).get() != 0 {
-            disturb_chunk(packed, kernfs_id, from, writer);
-        }
-        from = chunk_after(from);
-    }
-    0
-}
-
-/// The same in the chunk of `from`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn disturb_chunk(packed: u64, kernfs_id: u64, from: u64, writer: u64) -> u64 {
-    for offset in 0..u64::from(CHUNK) {
-        if let Some(id) = minding_at(packed, kernfs_id, from, offset, writer) {
-            telling::disturbed_by_somebody(id, Protection::Freeze);
+pub(crate) extern "C" fn disturb_below(packed: u64, kernfs_id: u64, writer: u64) -> u64 {
+    for chunk in 0..u64::from(CHUNKS) {
+        if occupied(chunk * u64::from(CHUNK)).get() != 0 {
+            disturb_chunk(packed, kernfs_id, chunk, writer);
         }
     }
     0
 }
 
-/// Where the chunk of a place begins.
-#[inline(always)]
-fn chunk_of(place: u64) -> u64 {
-    place / u64::from(CHUNK) * u64::from(CHUNK)
-}
-
-/// Where the next chunk begins.
-#[inline(always)]
-fn chunk_after(place: u64) -> u64 {
-    chunk_of(place) + u64::from(CHUNK)
+/// The same in one chunk of places.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn disturb_chunk(packed: u64, kernfs_id: u64, chunk: u64, writer: u64) -> u64 {
+    for offset in 0..u64::from(CHUNK) {
+        let place = chunk * u64::from(CHUNK) + offset;
+        if let Some(id) = minding_at(packed, kernfs_id, place, writer) {
+            freezer::disturb(id, packed, kernfs_id);
+        }
+    }
+    0
 }
 
 /// The hierarchy, and what else a global function is told in the same number.
@@ -307,14 +265,9 @@ pub(crate) fn pack(cgroup: CgroupKey, more: u64) -> u64 {
     u64::from(cgroup.hierarchy_id) | more << 32
 }
 
-/// The guard with the place `offset` places into the chunk of `from`, if it is below the
-/// cgroup, its place is not before `from`, and it minds.
+/// The guard with this place, if it is below the cgroup and minds.
 #[inline(always)]
-fn minding_at(packed: u64, kernfs_id: u64, from: u64, offset: u64, writer: u64) -> Option<u64> {
-    let place = chunk_of(from) + offset;
-    if place < from {
-        return None;
-    }
+fn minding_at(packed: u64, kernfs_id: u64, place: u64, writer: u64) -> Option<GuardId> {
     let cgroup = CgroupKey::new(packed as u32, kernfs_id);
     let id = ANCESTORS.get_ptr(AncestorKey::new(cgroup, place))?;
     // SAFETY: a map value the verifier has seen checked.

@@ -8,8 +8,8 @@ use freezer_guard_ebpf::{Act, CgroupKey, Protection};
 
 use crate::{
     atomic::Word,
-    covering::{self, Covering, below, disturb_below, minds, next_below, pack},
-    kernel::{self, Pointer, offset, opaque, probe},
+    covering::{self, Covering, NOBODY, disturb_below, last_below, minds, pack},
+    kernel::{self, Pointer, offset, probe},
     membership,
     telling::{self, Deed},
 };
@@ -75,36 +75,27 @@ fn changed(cgroup: Pointer, freeze: bool) {
     let Some(key) = covering::key(cgroup) else {
         return;
     };
-    let packed = pack(key, u64::from(freeze));
+    let protection = Protection::Freeze;
+    let packed = pack(key, protection.bit() | if freeze { FREEZES } else { 0 });
     if let Covering::Guard(id) = covering::of_cgroup(cgroup)
-        && minds(id, Protection::Freeze, writer)
+        && minds(id, protection, writer)
     {
         disturb(id, packed, key.kernfs_id);
     }
-    // There may be many: only the first few are told who it was, and the others that
-    // it was.
-    const TOLD: u64 = 8;
-    let protections = Protection::Freeze.bit();
-    if below(key, protections, writer).is_none() {
-        return;
+    if last_below(key).is_some() {
+        disturb_below(packed, key.kernfs_id, writer.unwrap_or(NOBODY));
     }
-    let mut from = 0;
-    for _ in 0..TOLD {
-        let Some((place, id)) = next_below(key, from, protections, writer) else {
-            return;
-        };
-        disturb(id, packed, key.kernfs_id);
-        from = u64::from(opaque(place as u32)) + 1;
-    }
-    disturb_below(key, from, writer);
 }
 
+/// Beside the bits of protections: it was frozen, and not thawed.
+const FREEZES: u64 = 1 << 31;
+
 /// Tells the guard that a cgroup was frozen, or thawed. Global: see
-/// `covering::place_below`.
+/// `covering::first_below`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn disturb(id: u64, packed: u64, kernfs_id: u64) -> u64 {
-    let freeze = packed >> 32 != 0;
+pub(crate) extern "C" fn disturb(id: u64, packed: u64, kernfs_id: u64) -> u64 {
+    let freeze = packed >> 32 & FREEZES != 0;
     let deed = Deed {
         act: if freeze { Act::Freeze } else { Act::Thaw },
         protection: Protection::Freeze,

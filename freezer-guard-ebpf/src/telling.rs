@@ -45,18 +45,6 @@ pub(crate) fn disturbed(id: GuardId, deed: &Deed) {
     record(id, EventKind::Disturbance, deed);
 }
 
-/// Counts it, and no more.
-#[inline(always)]
-pub(crate) fn disturbed_by_somebody(id: GuardId, protection: Protection) {
-    if let Some(guard) = guard(id) {
-        // SAFETY: a map value that the verifier has seen checked.
-        atomic::add(
-            unsafe { &raw mut (*guard).disturbances[protection as usize] },
-            1,
-        );
-    }
-}
-
 #[inline(never)]
 fn record(id: GuardId, kind: EventKind, deed: &Deed) {
     let Some(checkpointing) = count(id, kind, deed.protection) else {
