@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 100])]
     guards: Vec<usize>,
     /// How many tasks to put into the cgroup that `run` guards
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1000])]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1000, 10_000])]
     tasks: Vec<usize>,
     /// How much memory a process has that CRIU dumps with and without a guard, MiB
     #[arg(long, value_name = "MIB", value_delimiter = ',', default_values_t = [1, 100, 500])]
@@ -169,20 +169,23 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         fs::write(path, serde_json::to_vec_pretty(&counted)?)
             .with_context(|| format!("write {}", path.display()))?;
     }
-    let mut over = 0;
+    let mut over = Vec::new();
     for Counted { kernel, report } in &counted {
         for row in &report.rows {
-            for complaint in budget::complaints(kernel, row) {
-                println!(
-                    "OVER BUDGET: {kernel} {} {}: {complaint}",
-                    row.hierarchy, row.operation
-                );
-                over += 1;
-            }
+            let what = format!("{kernel} {} {}", row.hierarchy, row.operation);
+            let complaints = budget::complaints(kernel, row);
+            over.extend(complaints.iter().map(|said| format!("{what}: {said}")));
+        }
+        for dump in &report.dumps {
+            let what = format!("{kernel} {} dump of {} MiB", dump.hierarchy, dump.mib);
+            over.extend(budget::dump_complaint(dump).map(|said| format!("{what}: {said}")));
         }
     }
-    println!("{over} over budget");
-    Ok(if args.check && over > 0 {
+    for complaint in &over {
+        println!("OVER BUDGET: {complaint}");
+    }
+    println!("{} over budget", over.len());
+    Ok(if args.check && !over.is_empty() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS

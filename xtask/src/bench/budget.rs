@@ -1,6 +1,6 @@
 //! What operations may cost.
 
-use super::Row;
+use super::{Dump, Row};
 
 /// How much more than what empty programs add guards may add. docs/performance.md tells
 /// why older kernels have other limits, and why a `stat` has any.
@@ -29,6 +29,14 @@ pub(super) fn exactness(operation: &str, figure: f64) -> f64 {
         "write unrelated cgroup file" => 1.0,
         _ => 0.05,
     }
+}
+
+/// What is not as it has to be: with the service a dump of 100 MiB takes hardly longer.
+pub(super) fn dump_complaint(dump: &Dump) -> Option<String> {
+    const LIMIT: f64 = 1.05;
+    let ratio = dump.guarded / dump.bare;
+    (dump.warm && dump.mib >= 100 && ratio > LIMIT)
+        .then(|| format!("takes {ratio:.3} times as long under a guard, of {LIMIT}"))
 }
 
 /// What is not as it has to be.
@@ -68,7 +76,7 @@ pub(super) fn complaints(kernel: &str, row: &Row) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Figure, Row, complaints};
+    use super::{super::Figure, Dump, Row, complaints, dump_complaint};
 
     /// A read, as it takes on 6.12, and with so many instructions here.
     fn read(condition: &str, instructions: f64) -> Row {
@@ -113,5 +121,20 @@ mod tests {
             let is_named = said.iter().any(|said| said.contains(condition));
             assert!(is_named, "{condition}: {said:?}");
         }
+    }
+
+    #[test]
+    fn complains_of_a_dump_that_takes_longer() {
+        let dump = |mib, warm, guarded| Dump {
+            hierarchy: "v2".to_owned(),
+            mib,
+            warm,
+            bare: 240.0,
+            guarded,
+        };
+        assert!(dump_complaint(&dump(100, true, 250.0)).is_none());
+        assert!(dump_complaint(&dump(100, true, 255.0)).is_some());
+        assert!(dump_complaint(&dump(100, false, 2500.0)).is_none());
+        assert!(dump_complaint(&dump(1, true, 255.0)).is_none());
     }
 }
