@@ -233,8 +233,9 @@ extern "C" fn first_in_chunk(packed: u64, kernfs_id: u64, chunk: u64, writer: u6
     NOBODY
 }
 
-/// Tells every one of these guards that it was frozen or thawed. A global function: see
-/// [`first_below`].
+/// Tells every one of these guards that it was frozen or thawed. (If they are more than fit
+/// into `VIOLATORS` and the readers' rings, those count it, and the readers know that they
+/// have missed something.) A global function: see [`first_below`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn disturb_below(packed: u64, kernfs_id: u64, writer: u64) -> u64 {

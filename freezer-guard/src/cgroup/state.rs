@@ -95,7 +95,9 @@ impl Cgroup {
     /// For a pid that nobody has the kernel would stop every fork of the host and wait
     /// for an RCU grace period (`cgroup_threadgroup_rwsem`).
     pub fn settle(&self) {
-        const NOBODY: &str = "-1";
+        /// No `int`, but for the programs a number that no task has: what they cannot
+        /// read they refuse where somebody else guards.
+        const NOBODY: &str = "2147483648";
         // Neither is for its result; a cgroup that is gone has nothing to wait for.
         let _ = self.write("cgroup.procs", NOBODY);
         let _ = self.freezer_state();

@@ -239,6 +239,8 @@ impl Locked {
             .try_into()
             .map_err(Error::failed("find the BPF program control"))?;
         control.load().map_err(Error::load(names::CONTROL))?;
+        // The map may be new, and a reader there from before.
+        readers::tell(self)?;
         let path = self.control(level);
         control
             .pin(&path)

@@ -44,7 +44,7 @@ pub(super) fn are_there() -> bool {
 
 /// Lets the programs know for whom they have to write events. One who has gone without a
 /// word stays known until the next one comes or goes.
-fn tell(locked: &Locked) -> Result<(), Error> {
+pub(super) fn tell(locked: &Locked) -> Result<(), Error> {
     let mut map: Array<MapData, u64> = open(locked.dir(), names::READING, Map::Array)?
         .try_into()
         .map_err(failed)?;

@@ -20,6 +20,7 @@ use super::{
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("hundred_on_one_cgroup", hundred);
+    list.add("leaves_others_alone", leaves_others_alone);
     list.add("ten_siblings", siblings);
     list.add("parent_then_child", |h| overlap(h, true));
     list.add("child_then_parent", |h| overlap(h, false));
@@ -106,6 +107,21 @@ fn counts_for_all(hierarchy: Hierarchy) -> Result<()> {
         held.release()?.expect(73)?.says("freeze")?;
     }
     drop(targets);
+    expect_clean()
+}
+
+/// Nothing that a guard does is refused by another one, or counts there.
+fn leaves_others_alone(hierarchy: Hierarchy) -> Result<()> {
+    let (other, target) = (Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?);
+    let bystander = Held::new(&[&other])?;
+    Held::new(&[&target])?.release()?.expect(0)?;
+    let told = guards()?;
+    for protection in ["freeze", "kill", "migrate", "ptrace"] {
+        ensure!(told[0]["denials"][protection] == 0, "{told:?}");
+        ensure!(told[0]["violations"][protection] == 0, "{told:?}");
+    }
+    ensure!(told.len() == 1, "{told:?}");
+    bystander.release()?.expect(0)?.says("refused nothing")?;
     expect_clean()
 }
 
