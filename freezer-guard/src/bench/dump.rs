@@ -9,13 +9,15 @@ use std::{
     time::Instant,
 };
 
+use procfs::{Current as _, Meminfo};
+
 use super::{
-    Error,
+    Error, NAME,
     condition::{ALL_SETTLED, be_alone},
     helper::{Helpers, Part, Waiting},
-    life::{TIMES, median},
+    life::{TIMES, median, thawed},
 };
-use crate::cgroup::Cgroup;
+use crate::criu::Criu;
 
 /// What a dump takes with and without a guard, ns each: medians of dumps by turns.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -44,46 +46,46 @@ pub(super) fn measure(
     let mut process = Helpers::start(vec![Part::Memory(mib)], path)?;
     let (_, said) = process.begin(waiting)?;
     let pid = said.concat();
-    let mut dumps = Vec::new();
-    for warm in [false, true] {
-        let mut service = None;
-        if warm {
-            let mut helpers = Helpers::start(vec![Part::Service], top)?;
-            helpers.begin(waiting)?;
-            service = Some(helpers);
-        }
-        let (mut bare, mut guarded) = (Vec::new(), Vec::new());
-        for _ in 0..TIMES {
-            waiting()?;
-            bare.push(dump(&pid, path, false)?);
-            if !warm {
-                // The kernel removes the programs of the guard before in the background.
-                thread::sleep(ALL_SETTLED);
-            }
-            guarded.push(dump(&pid, path, true)?);
-        }
-        dumps.push(Dump {
-            hierarchy,
-            mib,
-            warm,
-            bare: median(bare),
-            guarded: median(guarded),
-        });
-        if let Some(mut service) = service {
-            service.end(waiting)?;
-        }
+    let mut dump = |guarded| {
+        waiting()?;
+        thawed(dump(&pid, path, guarded), path, waiting)
+    };
+    let (mut bare, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..TIMES {
+        // The kernel removes the programs of the guard before in the background.
+        thread::sleep(ALL_SETTLED);
+        bare.push(dump(false)?);
+        cold.push(dump(true)?);
     }
+    // It would guard a bare dump by itself.
+    let mut service = Helpers::start(vec![Part::Service], top)?;
+    service.begin(&mut || Ok(()))?;
+    for _ in 0..TIMES {
+        warm.push(dump(true)?);
+    }
+    service.end(waiting)?;
     process.end(waiting)?;
-    Ok(dumps)
+    let bare = median(bare);
+    let dumps = [(false, cold), (true, warm)].map(|(warm, guarded)| Dump {
+        hierarchy,
+        mib,
+        warm,
+        bare,
+        guarded: median(guarded),
+    });
+    Ok(dumps.into())
 }
 
 /// How long one dump takes, ns. It says nothing but why it fails.
 fn dump(pid: &str, path: &Path, guarded: bool) -> Result<f64, Error> {
-    let images = tempfile::tempdir().map_err(Error::operation(format!(
-        "create a folder for images in {}",
-        env::temp_dir().display()
-    )))?;
-    let criu = ["criu", "dump", "--leave-running", "-v0", "-t", pid];
+    let images = tempfile::Builder::new()
+        .prefix(&format!("{NAME}{}.", std::process::id()))
+        .tempdir()
+        .map_err(Error::operation(format!(
+            "create a folder for images in {}",
+            env::temp_dir().display()
+        )))?;
+    let criu = ["criu", "dump", "--leave-running", "-v1", "-t", pid];
     let mut words: Vec<&OsStr> = criu.iter().map(OsStr::new).collect();
     words.extend([OsStr::new("-D"), images.path().as_os_str()]);
     words.extend([OsStr::new("--freeze-cgroup"), path.as_os_str()]);
@@ -102,12 +104,21 @@ fn dump(pid: &str, path: &Path, guarded: bool) -> Result<f64, Error> {
         .args(words)
         .stdin(Stdio::null())
         .status()
-        .map_err(Error::operation("run criu: is it installed?"))?;
+        .map_err(Error::operation("run criu"))?;
     let took = start.elapsed().as_nanos() as f64;
-    if !ended.success() {
-        // It may have left it frozen, and what is in it could not end.
-        let _ = Cgroup::open(path).and_then(|cgroup| cgroup.thaw());
-        return Err(Error::Helper("`criu dump`".to_owned()));
+    match ended.success() {
+        true => Ok(took),
+        false => Err(Error::Helper("`criu dump`".to_owned())),
     }
-    Ok(took)
+}
+
+/// Whether there is CRIU, and enough memory for such a process.
+pub(super) fn check(mib: usize) -> Result<(), Error> {
+    Criu::find(None)?;
+    let memory = Meminfo::current().map_err(|error| Error::Helper(error.to_string()))?;
+    let available = memory.mem_available.unwrap_or(memory.mem_free) >> 20;
+    match mib as u64 > available {
+        true => Err(Error::NoMemory { mib, available }),
+        false => Ok(()),
+    }
 }

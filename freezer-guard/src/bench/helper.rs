@@ -268,13 +268,13 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
 /// Its pid is said. It has nothing but these pipes that is another process's too: CRIU
 /// would not dump that.
 fn hold_memory(orders: &Orders, top: &Path, mib: usize) -> Result<(), Error> {
+    enter(top)?;
+    let memory = vec![1_u8; mib << 20];
     let detached = || -> io::Result<()> {
         setsid()?;
         Ok(dup2_stderr(File::options().write(true).open("/dev/null")?)?)
     };
     detached().map_err(Error::operation("begin a session"))?;
-    enter(top)?;
-    let memory = vec![1_u8; mib << 20];
     orders.wait(format_args!("{HELD} {}", getpid()))?;
     drop(std::hint::black_box(memory));
     Ok(())

@@ -101,10 +101,7 @@ pub(super) fn measure(
                 // The kernel removes the programs of the guard before in the background.
                 thread::sleep(ALL_SETTLED);
             }
-            let (begin, end) = run(path).inspect_err(|_| {
-                // It may have left it frozen, and what is in it could not end.
-                let _ = Cgroup::open(path).and_then(|cgroup| cgroup.thaw());
-            })?;
+            let (begin, end) = thawed(run(path), path, waiting)?;
             begins.push(begin);
             ends.push(end);
         }
@@ -121,6 +118,20 @@ pub(super) fn measure(
     }
     crowd.end(waiting)?;
     Ok(lives)
+}
+
+/// After a failure: it may have left the cgroup frozen, and what is in it could not end;
+/// and it may have failed because we are to stop.
+pub(super) fn thawed<T>(
+    result: Result<T, Error>,
+    path: &Path,
+    waiting: Waiting<'_>,
+) -> Result<T, Error> {
+    if result.is_err() {
+        let _ = Cgroup::open(path).and_then(|cgroup| cgroup.thaw());
+        waiting()?;
+    }
+    result
 }
 
 pub(super) fn median(mut figures: Vec<f64>) -> f64 {

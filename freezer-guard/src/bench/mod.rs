@@ -12,13 +12,13 @@ mod life;
 mod operations;
 
 use std::{
-    fs, io,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
 use crate::{
     cgroup::{self, New, Version},
-    guard, kernel,
+    criu, guard, kernel,
 };
 pub use clock::Sample;
 use condition::{Condition, InForce};
@@ -46,6 +46,17 @@ pub enum Error {
         wanted: String,
         /// All that there are.
         there: Vec<&'static str>,
+    },
+    /// Dumps of which size?
+    #[error("say how big the processes are to be that are dumped, MiB: --dumps 1,100,500")]
+    NoDumps,
+    /// A process that is to be dumped would be too big.
+    #[error("a process with {mib} MiB does not fit: {available} MiB are available")]
+    NoMemory {
+        /// What it was to have, MiB.
+        mib: usize,
+        /// What there is, MiB.
+        available: u64,
     },
     /// It was told to stop.
     #[error("stopped")]
@@ -81,6 +92,9 @@ pub enum Error {
     /// About a guard.
     #[error(transparent)]
     Guard(#[from] guard::Error),
+    /// About CRIU.
+    #[error(transparent)]
+    Criu(#[from] criu::Error),
     /// About BPF.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -173,6 +187,17 @@ pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
             there,
         });
     }
+    if DUMPS.contains(&plan.only) {
+        match plan.dumps.iter().max() {
+            Some(most) => dump::check(*most)?,
+            None if !others[..2].iter().any(|name| name.contains(&plan.only))
+                && operations.is_empty() =>
+            {
+                return Err(Error::NoDumps);
+            }
+            None => {}
+        }
+    }
     let mut report = Report::default();
     let mut any = false;
     for (version, mount) in [
@@ -202,7 +227,17 @@ fn measure_below(
         Version::V1 => "v1",
         Version::V2 => "v2",
     };
-    sweep(mount);
+    for path in left_in(mount) {
+        let below = fs::read_dir(&path).into_iter().flatten().flatten();
+        for path in below.map(|below| below.path()).chain([path]) {
+            // A file, or a cgroup that somebody uses: neither goes.
+            let _ = fs::remove_dir(path);
+        }
+    }
+    for images in left_in(&env::temp_dir()) {
+        // Somebody else's stay.
+        let _ = fs::remove_dir_all(images);
+    }
     let mut made = New::default();
     let top = mount.join(format!("{NAME}{}", std::process::id()));
     let most = plan.guards.iter().copied().max().unwrap_or(1).max(1);
@@ -303,22 +338,17 @@ fn elsewhere(top: &Path) -> PathBuf {
     top.with_extension("elsewhere")
 }
 
-/// What the cgroups of a process are called, with its pid.
+/// What the cgroups and folders of a process are called, with its pid.
 const NAME: &str = "freezer-guard-bench-";
 
-/// Removes the cgroups of those that were killed.
-fn sweep(mount: &Path) {
-    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name
-            .strip_prefix(NAME)
-            .and_then(|rest| rest.split('.').next());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            let below = fs::read_dir(entry.path()).into_iter().flatten().flatten();
-            for path in below.map(|below| below.path()).chain([entry.path()]) {
-                // A file, or a cgroup that somebody uses: neither goes.
-                let _ = fs::remove_dir(path);
-            }
-        }
-    }
+/// What those have left in a folder that were killed.
+fn left_in(folder: &Path) -> Vec<PathBuf> {
+    let is_left = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix(NAME)?;
+        let pid = name.split('.').next()?;
+        (!Path::new("/proc").join(pid).exists()).then_some(())
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    paths.filter(|path| is_left(path).is_some()).collect()
 }

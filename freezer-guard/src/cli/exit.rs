@@ -115,9 +115,10 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
 
 fn of_bench(error: &bench::Error) -> Option<Code> {
     match error {
-        bench::Error::NoOperation { .. } => Some(USAGE),
+        bench::Error::NoOperation { .. } | bench::Error::NoDumps => Some(USAGE),
         bench::Error::InUse => Some(BUSY),
-        bench::Error::NoFreezer => Some(UNAVAILABLE),
+        bench::Error::NoFreezer | bench::Error::NoMemory { .. } => Some(UNAVAILABLE),
+        bench::Error::Criu(error) => of_criu(error),
         bench::Error::Cgroup(error) => of_cgroup(error),
         bench::Error::Guard(error) => of_guard(error),
         bench::Error::Kernel(error) => Some(of_kernel(error)),

@@ -22,7 +22,7 @@ pub(super) fn list(list: &mut List<'_>) {
     if list.hierarchy == Hierarchy::V2 || !Hierarchy::V2.is_here() {
         list.add("measures", measures);
         list.add("measures_the_life_of_guards", measures_lives);
-        list.add("holds_as_many_guards_as_there_can_be", most_guards);
+        list.add("holds_1024_guards_and_since_6_1_more", most_guards);
         if list.can_dump() {
             list.add("measures_whole_dumps", measures_dumps);
         }
@@ -111,7 +111,13 @@ fn measures_dumps(_: Hierarchy) -> Result<()> {
     }
     let mut without_criu = Command::new("/guest/bin/freezer-guard");
     without_criu.args(arguments).env("PATH", "/nowhere");
-    run(&mut without_criu)?.expect(70)?.says("run criu")?;
+    run(&mut without_criu)?.expect(127)?.says("was not found")?;
+    guard(["bench", "--only", "dumps"])?
+        .expect(64)?
+        .says("--dumps")?;
+    guard(["bench", "--only", "dumps", "--dumps", "99999999"])?
+        .expect(69)?
+        .says("does not fit")?;
     expect_clean()
 }
 
