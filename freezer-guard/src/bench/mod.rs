@@ -179,24 +179,19 @@ pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
         .filter(|operation| operation.name().contains(&plan.only))
         .collect();
     let others = [LIFE, SERVICE, DUMPS];
-    if operations.is_empty() && !others.iter().any(|name| name.contains(&plan.only)) {
-        let mut there = Operation::ALL.map(Operation::name).to_vec();
-        there.extend(others);
-        return Err(Error::NoOperation {
-            wanted: plan.only.clone(),
-            there,
-        });
-    }
-    if DUMPS.contains(&plan.only) {
-        match plan.dumps.iter().max() {
-            Some(most) => dump::check(*most)?,
-            None if !others[..2].iter().any(|name| name.contains(&plan.only))
-                && operations.is_empty() =>
-            {
-                return Err(Error::NoDumps);
-            }
-            None => {}
+    let is_wanted = others.map(|name| name.contains(&plan.only));
+    match (is_wanted, plan.dumps.iter().max()) {
+        ([_, _, true], Some(most)) => dump::check(*most)?,
+        ([false, false, true], None) if operations.is_empty() => return Err(Error::NoDumps),
+        ([false, false, false], _) if operations.is_empty() => {
+            let mut there = Operation::ALL.map(Operation::name).to_vec();
+            there.extend(others);
+            return Err(Error::NoOperation {
+                wanted: plan.only.clone(),
+                there,
+            });
         }
+        _ => {}
     }
     let mut report = Report::default();
     let mut any = false;
