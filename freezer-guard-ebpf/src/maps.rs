@@ -1,4 +1,4 @@
-//! The maps. User space pins every one under its name.
+//! The maps. User space pins every one under its name (but for the globals).
 //!
 //! Before Linux 6.1 all are preallocated: `task_free` and the tracepoint run where a
 //! program may not allocate. From then on those that grow with the number of guards

@@ -18,8 +18,9 @@ use aya::{
     Pod,
     maps::{MapData, RingBuf},
 };
-use aya_obj::generated::{
-    bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_prog_type,
+use aya_obj::{
+    EbpfSectionKind,
+    generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_prog_type},
 };
 use nix::{
     sys::{signal::SigSet, signalfd::SignalFd, wait::waitpid},
@@ -114,6 +115,16 @@ pub(crate) struct Attachment {
     pub(crate) target: u32,
 }
 
+impl Attachment {
+    /// Of a program that nothing runs but bpf(2).
+    pub(crate) const BY_BPF: Self = Self {
+        program_type: bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT,
+        // 0, which is what programs have that need none.
+        attach_type: bpf_attach_type::BPF_CGROUP_INET_INGRESS,
+        target: 0,
+    };
+}
+
 /// The functions of a program, for the verifier: which are global, and what they take.
 pub(crate) struct Functions<'a> {
     /// The BTF that describes them; see [`load_btf`].
@@ -139,7 +150,66 @@ pub(crate) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(btf) })
 }
 
-/// Loads a program of a type that is attached to something in the kernel's BTF.
+/// Makes a map. One of maps takes such as `inner`. One of read-only data holds it, and
+/// user space cannot change that any more.
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn create_map(
+    name: &str,
+    definition: &aya_obj::Map,
+    inner: Option<&OwnedFd>,
+) -> io::Result<OwnedFd> {
+    // SAFETY: as in `load`.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the arm of the union that `BPF_MAP_CREATE` reads.
+    let create = unsafe { &mut attributes.__bindgen_anon_1 };
+    create.map_type = definition.map_type();
+    create.key_size = definition.key_size();
+    create.value_size = definition.value_size();
+    create.max_entries = definition.max_entries();
+    create.map_flags = definition.map_flags();
+    if let Some(inner) = inner {
+        create.inner_map_fd = inner.as_raw_fd() as u32;
+    }
+    put_name(&mut create.map_name, name);
+    // SAFETY: there are no pointers in it.
+    let map = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attributes) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    let map = unsafe { OwnedFd::from_raw_fd(map) };
+    if definition.section_kind() == EbpfSectionKind::Rodata {
+        let data = definition.data();
+        if data.len() != definition.value_size() as usize {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let key = 0_u32;
+        // SAFETY: as in `load`.
+        let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+        // SAFETY: the arm of the union that `BPF_MAP_UPDATE_ELEM` and `_FREEZE` read.
+        let update = unsafe { &mut attributes.__bindgen_anon_2 };
+        update.map_fd = map.as_raw_fd() as u32;
+        update.key = &raw const key as u64;
+        update.__bindgen_anon_1.value = data.as_ptr() as u64;
+        // SAFETY: both outlive the call and are as long as the map's keys and values.
+        unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }?;
+        // SAFETY: as in `load`.
+        let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+        attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+        // SAFETY: there are no pointers in it.
+        unsafe { bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attributes) }?;
+    }
+    Ok(map)
+}
+
+/// As much of it as there is room for, and a NUL.
+fn put_name(to: &mut [libc::c_char], name: &str) {
+    let room = to.len() - 1;
+    for (to, from) in to[..room].iter_mut().zip(name.bytes()) {
+        *to = from as _;
+    }
+}
+
+/// Loads a program.
 ///
 /// # Errors
 /// What bpf(2) says, with the log of the verifier.
@@ -168,11 +238,7 @@ pub(crate) fn load(
         load.func_info_rec_size = size_of::<bpf_func_info>() as u32;
     }
     load.license = license.as_ptr() as u64;
-    // The last byte stays NUL.
-    let room = load.prog_name.len() - 1;
-    for (to, from) in load.prog_name[..room].iter_mut().zip(name.bytes()) {
-        *to = from as _;
-    }
+    put_name(&mut load.prog_name, name);
     // SAFETY: `instructions`, `functions` and `license` outlive the call.
     let error = match unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) } {
         // SAFETY: a new descriptor that nobody else owns.

@@ -98,7 +98,7 @@ const OVER: &str = "over";
 
 /// What is done while one waits for them, and how often, ms.
 pub(super) type Waiting<'a> = &'a mut dyn FnMut() -> Result<(), Error>;
-const WAITING: u16 = 10_000;
+const WAITING: u16 = 3_000;
 
 /// Helpers that do their parts at the same time.
 pub(super) struct Helpers(Vec<Helper>);

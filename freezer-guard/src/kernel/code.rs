@@ -1,33 +1,53 @@
-//! The code of the programs, and how it gets into the kernel.
+//! The object: its maps and its programs, and how they get into the kernel.
 //!
-//! aya makes the maps. It has no programs that modify what a function returns, and
-//! parses all of the kernel's BTF for each kind that it has: the rest is done here.
+//! aya-obj parses and relocates it. aya's own loader has no programs that modify what
+//! a function returns, and parses all of the kernel's BTF, of which nothing is relocated
+//! here.
 
 use std::{
     collections::HashSet,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
 };
 
-use aya::{
-    Ebpf,
-    maps::{Map, MapData},
-};
-use aya_obj::Object;
+use aya_obj::{EbpfSectionKind, Object};
+use freezer_guard_ebpf::names;
 
-use super::{Error, pins::missing};
+use super::{Error, btf::Facts, memory, pins::missing};
 use crate::sys::{self, Attachment, Functions};
 
-/// The object, with the maps of a loaded one in it.
+/// The BPF object, for the verifier.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/freezer-guard.bpf.o"));
+
+const DOING: &str = "prepare the BPF object";
+
+/// The code of the programs, and the maps that they use.
 pub(super) struct Code {
     object: Object,
     btf: OwnedFd,
+    /// The code has their numbers.
+    _maps: Vec<OwnedFd>,
 }
 
 impl Code {
-    /// `maps`: the same object as aya has loaded it.
-    pub(super) fn new(object: &[u8], maps: &Ebpf) -> Result<Self, Error> {
-        const DOING: &str = "prepare the BPF object";
-        let mut object = Object::parse(object).map_err(Error::failed(DOING))?;
+    /// Makes the maps, for this kernel, and pins them in `dir`.
+    pub(super) fn new(facts: &Facts, dir: &Path) -> Result<Self, Error> {
+        let mut object = parse()?;
+        let bytes = |words: &[u32]| -> Vec<u8> {
+            words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        };
+        let globals = [
+            (names::OFFSETS, bytes(&facts.offsets.values())),
+            (names::FREEZER, bytes(&[facts.freezer])),
+            (names::HAS_TASK_PT_REGS, bytes(&[facts.has_task_pt_regs])),
+        ];
+        let globals = globals
+            .iter()
+            .map(|(name, bytes)| (*name, (&**bytes, true)));
+        object
+            .patch_map_data(globals.collect())
+            .map_err(Error::failed(DOING))?;
         let features = aya::features().btf().ok_or_else(|| missing("BTF"))?;
         let btf = object
             .fixup_and_sanitize_btf(features)
@@ -39,19 +59,26 @@ impl Code {
             .keys()
             .map(|(section_index, _)| *section_index)
             .collect();
-        let own = object.maps.clone();
-        let made: Vec<_> = maps
-            .maps()
-            .filter_map(|(name, made)| Some((name, data(made)?, own.get(name)?)))
-            .map(|(name, data, own)| (name, data.fd().as_fd().as_raw_fd(), own))
-            .collect();
+        let definitions = object.maps.clone();
+        let maps = definitions
+            .iter()
+            .map(|(name, definition)| make(name, definition, dir))
+            .collect::<Result<Vec<_>, _>>()?;
+        let made = definitions.iter().zip(&maps);
         object
-            .relocate_maps(made.into_iter(), &text_sections)
+            .relocate_maps(
+                made.map(|((name, definition), map)| (&**name, map.as_raw_fd(), definition)),
+                &text_sections,
+            )
             .map_err(Error::failed(DOING))?;
         object
             .relocate_calls(&text_sections)
             .map_err(Error::failed(DOING))?;
-        Ok(Self { object, btf })
+        Ok(Self {
+            object,
+            btf,
+            _maps: maps,
+        })
     }
 
     /// Loads the program `name`.
@@ -89,10 +116,46 @@ impl Code {
     }
 }
 
-/// The kinds of map that the programs use.
-fn data(map: &Map) -> Option<&MapData> {
-    match map {
-        Map::Array(data) | Map::HashMap(data) | Map::HashOfMaps(data) => Some(data),
-        _ => None,
+fn parse() -> Result<Object, Error> {
+    Object::parse(OBJECT).map_err(Error::failed(DOING))
+}
+
+/// Makes the readers' maps and pins them in `dir`.
+pub(super) fn make_readers(dir: &Path) -> Result<(), Error> {
+    let object = parse()?;
+    for name in names::OF_READERS {
+        let definition = object.maps.get(name).ok_or_else(|| missing(name))?;
+        make(name, definition, dir)?;
     }
+    Ok(())
+}
+
+/// Makes a map, and pins it unless it is one of the globals'. The readers' maps may be
+/// there already: they outlive the programs for as long as somebody follows the events.
+fn make(name: &str, definition: &aya_obj::Map, dir: &Path) -> Result<OwnedFd, Error> {
+    let pin = dir.join(name);
+    if names::OF_READERS.contains(&name)
+        && let Ok(map) = sys::open_pin(&pin)
+    {
+        return Ok(map);
+    }
+    let create = |definition: &aya_obj::Map, inner: Option<&OwnedFd>| {
+        sys::create_map(name, definition, inner).map_err(|source| Error::Load {
+            program: "(its maps)",
+            source,
+            log: String::new(),
+        })
+    };
+    let inner = definition.inner().map(|inner| create(&inner, None));
+    let map = create(
+        &memory::sized(name, definition),
+        inner.transpose()?.as_ref(),
+    )?;
+    if !matches!(
+        definition.section_kind(),
+        EbpfSectionKind::Bss | EbpfSectionKind::Rodata
+    ) {
+        sys::pin(&map, &pin).map_err(Error::failed(format!("pin {}", pin.display())))?;
+    }
+    Ok(map)
 }

@@ -5,26 +5,17 @@ use std::{
     collections::BTreeSet,
     fs,
     os::fd::{AsFd as _, AsRawFd as _},
-    path::{Path, PathBuf},
 };
 
-use aya::{
-    maps::{MapData, loaded_maps},
-    programs::ProgramInfo,
-};
-use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_HASH;
-use freezer_guard_ebpf::{
-    AncestorKey, CgroupKey, Guard, GuardId, MAX_CANDIDATES, MAX_GUARDS, names,
-};
+use aya::{maps::loaded_maps, programs::ProgramInfo};
+use aya_obj::Map;
+use freezer_guard_ebpf::{MAX_CANDIDATES, MAX_GUARDS, names};
 
 use super::{Error, Locked, conditions, programs::PROGRAMS};
 
 /// A map that has entries for each guard: their memory is taken when they are needed.
 struct Growing {
     name: &'static str,
-    /// Sizes, bytes.
-    key: usize,
-    value: usize,
     /// How many entries each guard can have, on the average; and how many there are
     /// besides.
     each: u32,
@@ -34,29 +25,21 @@ struct Growing {
 const GROWING: [Growing; 4] = [
     Growing {
         name: names::GUARDS,
-        key: size_of::<GuardId>(),
-        value: size_of::<Guard>(),
         each: 1,
         more: 2 * MAX_CANDIDATES,
     },
     Growing {
         name: names::PLACES,
-        key: size_of::<u64>(),
-        value: size_of::<GuardId>(),
         each: 1,
         more: 0,
     },
     Growing {
         name: names::TARGETS,
-        key: size_of::<CgroupKey>(),
-        value: size_of::<GuardId>(),
         each: 2,
         more: 0,
     },
     Growing {
         name: names::ANCESTORS,
-        key: size_of::<AncestorKey>(),
-        value: size_of::<GuardId>(),
         each: 10,
         more: 0,
     },
@@ -65,9 +48,9 @@ const GROWING: [Growing; 4] = [
 /// How many guards there can be where the memory for all of them is taken at once.
 const ALLOCATED_GUARDS: u32 = 1024;
 
-/// Creates the maps that have entries for each guard, and pins them in `dir`: their names
-/// and pins.
-pub(super) fn make_growing(dir: &Path) -> Result<Vec<(&'static str, PathBuf)>, Error> {
+/// The definition of a map as it is for this kernel: those that have entries for each
+/// guard are as big as can be.
+pub(super) fn sized(name: &str, definition: &Map) -> Map {
     /// `BPF_F_NO_PREALLOC`
     const BY_NEED: u32 = 1;
     // Before that, a program that allocates could come to harm.
@@ -75,23 +58,16 @@ pub(super) fn make_growing(dir: &Path) -> Result<Vec<(&'static str, PathBuf)>, E
         true => (ALLOCATED_GUARDS, 0),
         false => (MAX_GUARDS, BY_NEED),
     };
-    let mut made = Vec::new();
-    for map in &GROWING {
-        let path = dir.join(map.name);
-        let definition = aya_obj::Map::new_from_params(
-            BPF_MAP_TYPE_HASH as u32,
-            map.key as u32,
-            map.value as u32,
+    match GROWING.iter().find(|map| map.name == name) {
+        Some(map) => Map::new_from_params(
+            definition.map_type(),
+            definition.key_size(),
+            definition.value_size(),
             map.more + map.each * guards,
             flags,
-        );
-        MapData::create(definition, map.name, None)
-            .map_err(|error| Error::object(error.into()))?
-            .pin(&path)
-            .map_err(Error::failed(format!("pin {}", path.display())))?;
-        made.push((map.name, path));
+        ),
+        None => definition.clone(),
     }
-    Ok(made)
 }
 
 /// What the kernel has taken for the programs and their maps, bytes, as it tells in

@@ -13,8 +13,6 @@ mod readers;
 
 use std::{io, path::PathBuf};
 
-use aya::{EbpfError, maps::MapError, programs::ProgramError};
-
 pub use daemon::{DaemonLock, daemon_runs};
 pub(crate) use empty::Empty;
 pub use maps::{Maps, Table};
@@ -133,35 +131,6 @@ impl Error {
         |source| Self::Failed {
             operation,
             source: source.into(),
-        }
-    }
-
-    fn load(program: &'static str) -> impl FnOnce(ProgramError) -> Self {
-        move |error| match error {
-            ProgramError::LoadError {
-                io_error,
-                verifier_log,
-            } => Self::Load {
-                program,
-                source: io_error,
-                log: verifier_log.to_string(),
-            },
-            error => Self::Failed {
-                operation: format!("load the BPF program {program}"),
-                source: error.into(),
-            },
-        }
-    }
-
-    /// When maps cannot be made.
-    fn object(error: EbpfError) -> Self {
-        match error {
-            EbpfError::MapError(MapError::CreateError { io_error, .. }) => Self::Load {
-                program: "(its maps)",
-                source: io_error,
-                log: String::new(),
-            },
-            error => Self::failed("load the BPF object")(error),
         }
     }
 

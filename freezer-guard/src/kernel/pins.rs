@@ -8,26 +8,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{EbpfLoader, programs::RawTracePoint};
 use freezer_guard_ebpf::{Level, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     Error, Levels, Maps,
     btf::Facts,
-    code::Code,
+    code::{self, Code},
     conditions::{self, Memlock},
-    memory,
     programs::{self, Hierarchies, PROGRAMS, Program, ProgramReport},
     readers,
 };
+use crate::sys::{self, Attachment};
 
 /// The folder of our pins.
 pub const PIN_DIR: &str = "/sys/fs/bpf/freezer-guard";
-
-/// The BPF object, for the verifier.
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/freezer-guard.bpf.o"));
 
 pub(super) const OBJECT_ID: &str = env!("FREEZER_GUARD_OBJECT_ID");
 
@@ -196,29 +191,7 @@ impl Locked {
     /// `None`: the kernel permits nothing that refuses at this level.
     fn load_and_pin(&self, level: Level, reasons: &mut Vec<Error>) -> Result<Option<Maps>, Error> {
         let facts = Facts::of_kernel()?;
-        let mut loader = self.loader();
-        for (name, pin) in memory::make_growing(&self.dir)? {
-            loader.map_pin_path(name, pin);
-        }
-        let mut ebpf = loader
-            .override_global(names::OFFSETS, &facts.offsets, true)
-            .override_global(names::FREEZER, &facts.freezer, true)
-            .override_global(names::HAS_TASK_PT_REGS, &facts.has_task_pt_regs, true)
-            .load(OBJECT)
-            .map_err(Error::object)?;
-        for name in [
-            names::INTRUDERS,
-            names::VIOLATORS,
-            names::ENDED,
-            names::TEMPLATES,
-            names::ENROLLING,
-        ] {
-            let map = ebpf.map(name).ok_or_else(|| missing(name))?;
-            let path = self.dir.join(name);
-            map.pin(&path)
-                .map_err(Error::failed(format!("pin {}", path.display())))?;
-        }
-        let code = Code::new(OBJECT, &ebpf)?;
+        let code = Code::new(&facts, &self.dir)?;
         let mut permitted = level != Level::BestEffort;
         for program in programs::at(level) {
             match program.load(level, &code, &facts, &self.dir) {
@@ -233,31 +206,12 @@ impl Locked {
         for name in [names::MEMBERS_ITER, names::ENROL_ITER] {
             programs::load_iterator(name, &code, &facts, &self.dir)?;
         }
-        let control: &mut RawTracePoint = ebpf
-            .program_mut(names::CONTROL)
-            .ok_or_else(|| missing(names::CONTROL))?
-            .try_into()
-            .map_err(Error::failed("find the BPF program control"))?;
-        control.load().map_err(Error::load(names::CONTROL))?;
+        let control = code.load(names::CONTROL, Attachment::BY_BPF)?;
         // The map may be new, and a reader there from before.
         readers::tell(self)?;
         let path = self.control(level);
-        control
-            .pin(&path)
-            .map_err(Error::failed(format!("pin {}", path.display())))?;
+        sys::pin(&control, &path).map_err(Error::failed(format!("pin {}", path.display())))?;
         Maps::open(&self.dir, &path).map(Some)
-    }
-
-    /// The readers' maps may be there already: they outlive the programs for as
-    /// long as somebody follows the events.
-    fn loader(&self) -> EbpfLoader<'static> {
-        let mut loader = EbpfLoader::new();
-        // Nothing in the object is to be relocated by it.
-        loader.btf(None);
-        for name in names::OF_READERS {
-            loader.map_pin_path(name, self.dir.join(name));
-        }
-        loader
     }
 
     /// Creates and pins the readers' maps if they are not there.
@@ -269,10 +223,7 @@ impl Locked {
             return Ok(());
         }
         let _memory = Memlock::lift();
-        self.loader()
-            .load(OBJECT)
-            .map(drop)
-            .map_err(Error::failed("make the maps for the readers of events"))
+        code::make_readers(&self.dir)
     }
 
     /// The folder of the pins.
