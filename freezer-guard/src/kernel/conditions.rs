@@ -1,6 +1,6 @@
 //! What has to hold before anything is loaded.
 
-use std::{fs, io};
+use std::{fs, io, sync::LazyLock};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -9,7 +9,7 @@ use nix::{
         statfs::{BPF_FS_MAGIC, statfs},
     },
 };
-use procfs::{process::Process, sys::kernel::Version};
+use procfs::{ProcResult, process::Process, sys::kernel::Version};
 
 use super::Error;
 
@@ -19,7 +19,9 @@ const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 /// Whether the running kernel is older than this version.
 pub(crate) fn kernel_is_before(major: u8, minor: u8) -> bool {
-    Version::current().is_ok_and(|version| (version.major, version.minor) < (major, minor))
+    static RUNNING: LazyLock<ProcResult<Version>> = LazyLock::new(Version::current);
+    let running = RUNNING.as_ref();
+    running.is_ok_and(|version| (version.major, version.minor) < (major, minor))
 }
 
 /// `CAP_SYS_ADMIN`, or `CAP_BPF` together with `CAP_PERFMON` (`capability.h`).

@@ -10,7 +10,6 @@ use std::{
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapError},
-    programs::{RawTracePoint, TestRun as _},
 };
 use freezer_guard_ebpf::{
     ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, Guard, GuardId, Intruder, IntruderKey,
@@ -39,7 +38,7 @@ pub struct Maps {
     pub violators: Table<IntruderKey, Intruder>,
     /// The guards that have ended and of which nobody has read what became of them.
     pub ended: Table<GuardId, Guard>,
-    control: RawTracePoint,
+    control: OwnedFd,
 }
 
 impl Maps {
@@ -52,7 +51,7 @@ impl Maps {
             intruders: Table::open(dir, names::INTRUDERS)?,
             violators: Table::open(dir, names::VIOLATORS)?,
             ended: Table::open(dir, names::ENDED)?,
-            control: RawTracePoint::from_pin(control)
+            control: sys::open_pin(control)
                 .map_err(Error::failed(format!("open {}", control.display())))?,
         })
     }
@@ -63,12 +62,10 @@ impl Maps {
     /// # Errors
     /// When the kernel does not run it.
     pub fn control(&self, operation: u64, guard: GuardId, more: &[u64]) -> Result<u32, Error> {
-        let mut options = aya::programs::RawTracePointRunOptions::default();
-        options.args[..2].copy_from_slice(&[operation, guard]);
-        options.args[2..2 + more.len()].copy_from_slice(more);
-        self.control
-            .test_run(options)
-            .map(|result| result.return_value)
+        let mut arguments = [0; 12];
+        arguments[..2].copy_from_slice(&[operation, guard]);
+        arguments[2..2 + more.len()].copy_from_slice(more);
+        sys::test_run(&self.control, &arguments)
             .map_err(Error::failed("run the BPF program control"))
     }
 
