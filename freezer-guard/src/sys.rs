@@ -350,7 +350,7 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Runs a program for a raw tracepoint on the calling thread: what it returns. (aya finds
-/// out first what the kernel can do, by a dozen other programs, 3,600,000 instructions.)
+/// out first what the kernel can do, by two dozen other calls: 1,200,000 instructions.)
 ///
 /// # Errors
 /// What bpf(2) says.

@@ -30,23 +30,28 @@ impl Mount {
     }
 }
 
-/// The first mount of the freezer (v1) or of v2; the one that shows most comes first.
-fn mount(v1: bool) -> Result<Option<Mount>, Error> {
-    let mut mounts: Vec<_> = Process::myself()?
-        .mountinfo()?
-        .0
-        .into_iter()
-        .filter(|mount| match v1 {
-            true => mount.fs_type == "cgroup" && mount.super_options.contains_key("freezer"),
-            false => mount.fs_type == "cgroup2",
-        })
-        .map(|mount| Mount {
+/// The first mount of the freezer (v1) and of v2; the one that shows most comes first.
+fn mounts() -> Result<[Option<Mount>; 2], Error> {
+    let mut mounts = [const { None::<Mount> }; 2];
+    for mount in Process::myself()?.mountinfo()? {
+        let place = match &*mount.fs_type {
+            "cgroup" if mount.super_options.contains_key("freezer") => &mut mounts[0],
+            "cgroup2" => &mut mounts[1],
+            _ => continue,
+        };
+        let mount = Mount {
             point: mount.mount_point,
             root: mount.root.into(),
-        })
-        .collect();
-    mounts.sort_by_key(|mount| mount.root.components().count());
-    Ok(mounts.into_iter().next())
+        };
+        let depth = |mount: &Mount| mount.root.components().count();
+        if place
+            .as_ref()
+            .is_none_or(|first| depth(&mount) < depth(first))
+        {
+            *place = Some(mount);
+        }
+    }
+    Ok(mounts)
 }
 
 /// Where the v1 freezer is mounted.
@@ -54,7 +59,8 @@ fn mount(v1: bool) -> Result<Option<Mount>, Error> {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn freezer_mount() -> Result<Option<PathBuf>, Error> {
-    Ok(mount(true)?.map(|mount| mount.point))
+    let [freezer, _] = mounts()?;
+    Ok(freezer.map(|mount| mount.point))
 }
 
 /// Where v2 is mounted.
@@ -62,7 +68,8 @@ pub fn freezer_mount() -> Result<Option<PathBuf>, Error> {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn unified_mount() -> Result<Option<PathBuf>, Error> {
-    Ok(mount(false)?.map(|mount| mount.point))
+    let [_, unified] = mounts()?;
+    Ok(unified.map(|mount| mount.point))
 }
 
 /// The id of the v1 freezer's hierarchy.
@@ -81,7 +88,7 @@ pub(super) fn freezer_hierarchy_id() -> Result<u32, Error> {
 /// # Errors
 /// When one of them cannot be opened.
 pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Vec<Cgroup>>, Error> {
-    let mounts = [freezer_mount()?, unified_mount()?];
+    let mounts = mounts()?.map(|mount| Some(mount?.point));
     // v2 may be mounted below v1's folder: the longest one it is.
     let within = |path: &Path| {
         let below = mounts.iter().flatten();
@@ -122,12 +129,12 @@ pub fn of_pid(pid: i32) -> Result<Vec<Cgroup>, Error> {
         Err(error) => return Err(error.into()),
     };
     let mut found = Vec::new();
-    for v1 in [true, false] {
+    for (v1, mount) in [true, false].into_iter().zip(mounts()?) {
         let path = cgroups.0.iter().find(|cgroup| match v1 {
             true => cgroup.controllers.iter().any(|name| name == "freezer"),
             false => cgroup.hierarchy == 0,
         });
-        if let (Some(path), Some(mount)) = (path, mount(v1)?)
+        if let (Some(path), Some(mount)) = (path, mount)
             && let Some(path) = mount.locate(Path::new(&path.pathname))
         {
             match Cgroup::open(&path) {
@@ -163,8 +170,8 @@ pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
         }));
     }
     let mut found = Vec::new();
-    for v1 in [true, false] {
-        if let Some(path) = mount(v1)?.and_then(|mount| mount.locate(Path::new(&path)))
+    for mount in mounts()?.into_iter().flatten() {
+        if let Some(path) = mount.locate(Path::new(&path))
             && path.is_dir()
         {
             found.push(Cgroup::open(&path)?);
@@ -180,7 +187,12 @@ pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
 
 /// The path of a cgroup with this identity, if it still exists and is mounted.
 pub fn by_key(key: CgroupKey) -> Option<PathBuf> {
-    let mount = mount(key.hierarchy_id != 0).ok()??;
+    let [freezer, unified] = mounts().ok()?;
+    let mount = if key.hierarchy_id == 0 {
+        unified
+    } else {
+        freezer
+    }?;
     let node = sys::open_kernfs_node(&File::open(mount.point).ok()?, key.kernfs_id).ok()?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&node));
     std::fs::read_link(link).ok().filter(|path| path.is_dir())

@@ -29,10 +29,11 @@ pub(crate) fn capabilities() -> Result<(), Error> {
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_PERFMON: u64 = 1 << 38;
     const CAP_BPF: u64 = 1 << 39;
-    let effective = Process::myself()
-        .and_then(|process| process.status())
-        .map_err(Error::failed("read /proc/self/status"))?
-        .capeff;
+    // This process gives none up, and looks at them for each guard.
+    static EFFECTIVE: LazyLock<ProcResult<u64>> =
+        LazyLock::new(|| Ok(Process::myself()?.status()?.capeff));
+    let effective = EFFECTIVE.as_ref().map_err(ToString::to_string);
+    let effective = *effective.map_err(Error::failed("read /proc/self/status"))?;
     let enough = effective & CAP_SYS_ADMIN != 0
         || effective & (CAP_BPF | CAP_PERFMON) == CAP_BPF | CAP_PERFMON;
     if enough {

@@ -147,22 +147,30 @@ pub(super) fn run(work: Work<'_>) -> Result<Done> {
 
 async fn begin(mut work: Work<'_>) -> Result<Done> {
     let mut signals = Signals::catch()?;
-    let (hold, reader) = match kernel::may_use_bpf() {
+    let (hold, names, reader) = match kernel::may_use_bpf() {
         Ok(()) => begin_here(&mut work, &mut signals)?,
         Err(denied) => match client::connect().await? {
-            Some(daemon) => tokio::select! {
-                hold = Hold::by_service(daemon, &mut work) => (hold?, None),
-                // The service sees that we have gone.
-                caught = signals.next() => return Err(Error::Interrupted(caught?.signal).into()),
-            },
+            Some(daemon) => {
+                let mut hold = tokio::select! {
+                    hold = Hold::by_service(daemon, &mut work) => hold?,
+                    // The service sees that we have gone.
+                    caught = signals.next() => return Err(Error::Interrupted(caught?.signal).into()),
+                };
+                let names = say_guarding(work.options, &hold.status().await?);
+                (hold, names, None)
+            }
             None => return Err(denied.into()),
         },
     };
-    hold_on(work, hold, reader, signals).await
+    hold_on(work, hold, names, reader, signals).await
 }
 
-/// A guard of our own, CHECKPOINTING, and the reader of what it refuses.
-fn begin_here(work: &mut Work<'_>, signals: &mut Signals) -> Result<(Hold, Option<Reader>)> {
+/// A guard of our own, CHECKPOINTING, the names of what it guards, and the reader of what
+/// it refuses.
+fn begin_here(
+    work: &mut Work<'_>,
+    signals: &mut Signals,
+) -> Result<(Hold, String, Option<Reader>)> {
     let options = work.options;
     let wanted = Wanted {
         allowed: Protection::ALL
@@ -173,7 +181,7 @@ fn begin_here(work: &mut Work<'_>, signals: &mut Signals) -> Result<(Hold, Optio
         at_most: options.level,
     };
     let mut guard = Guard::begin(std::mem::take(&mut work.targets), &wanted)?;
-    say_guarding(options, &guard.status()?);
+    let names = say_guarding(options, &guard.status()?);
     for reason in guard.weak_because() {
         options.step(format_args!("it is no stronger: {}", guard::chain(reason)));
         if options.verbose {
@@ -185,30 +193,27 @@ fn begin_here(work: &mut Work<'_>, signals: &mut Signals) -> Result<(Hold, Optio
         false => None,
     };
     prepare(work, &mut guard, signals)?;
-    Ok((Hold::here(guard), reader))
+    Ok((Hold::here(guard), names, reader))
 }
 
-fn say_guarding(options: &Options, guard: &Status) {
-    options.step(format_args!(
-        "guarding {} ({})",
-        names(guard),
-        describe_level(guard)
-    ));
+/// Returns the names of what is guarded.
+fn say_guarding(options: &Options, guard: &Status) -> String {
+    let paths = guard.cgroups.iter().map(|path| path.display().to_string());
+    let names = paths.collect::<Vec<_>>().join(", ");
+    let level = describe_level(guard);
+    options.step(format_args!("guarding {names} ({level})"));
+    names
 }
 
 /// Runs COMMAND while the guard is held, and ends it.
 async fn hold_on(
     mut work: Work<'_>,
     mut hold: Hold,
+    names: String,
     reader: Option<Reader>,
     mut signals: Signals,
 ) -> Result<Done> {
     let (options, command) = (work.options, work.command);
-    let begun = hold.status().await?;
-    let names = names(&begun);
-    if matches!(hold, Hold::Service { .. }) {
-        say_guarding(options, &begun);
-    }
     if let Some(signal) = signals.pending()? {
         return Err(Error::Interrupted(signal).into());
     }
@@ -278,11 +283,6 @@ fn prepare(work: &Work<'_>, guard: &mut Guard, signals: &mut Signals) -> Result<
         verify::warn_of_foreign(root, &report.foreign);
     }
     Ok(())
-}
-
-fn names(guard: &Status) -> String {
-    let paths = guard.cgroups.iter().map(|path| path.display().to_string());
-    paths.collect::<Vec<_>>().join(", ")
 }
 
 /// Says that COMMAND is not there before anything is frozen.
