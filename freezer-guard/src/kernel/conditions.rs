@@ -1,6 +1,6 @@
 //! What has to hold before anything is loaded.
 
-use std::{fs, io, sync::LazyLock};
+use std::{fs, io, sync::OnceLock};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -19,9 +19,17 @@ const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 /// Whether the running kernel is older than this version.
 pub(crate) fn kernel_is_before(major: u8, minor: u8) -> bool {
-    static RUNNING: LazyLock<ProcResult<Version>> = LazyLock::new(Version::current);
-    let running = RUNNING.as_ref();
-    running.is_ok_and(|version| (version.major, version.minor) < (major, minor))
+    static RUNNING: OnceLock<Version> = OnceLock::new();
+    once(&RUNNING, Version::current)
+        .is_ok_and(|version| (version.major, version.minor) < (major, minor))
+}
+
+/// Reads what does not change, and is asked for several times for each guard.
+fn once<T>(known: &OnceLock<T>, read: impl FnOnce() -> ProcResult<T>) -> ProcResult<&T> {
+    match known.get() {
+        Some(value) => Ok(value),
+        None => read().map(|value| known.get_or_init(|| value)),
+    }
 }
 
 /// `CAP_SYS_ADMIN`, or `CAP_BPF` together with `CAP_PERFMON` (`capability.h`).
@@ -29,11 +37,10 @@ pub(crate) fn capabilities() -> Result<(), Error> {
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_PERFMON: u64 = 1 << 38;
     const CAP_BPF: u64 = 1 << 39;
-    // This process gives none up, and looks at them for each guard.
-    static EFFECTIVE: LazyLock<ProcResult<u64>> =
-        LazyLock::new(|| Ok(Process::myself()?.status()?.capeff));
-    let effective = EFFECTIVE.as_ref().map_err(ToString::to_string);
-    let effective = *effective.map_err(Error::failed("read /proc/self/status"))?;
+    // This process gives none up.
+    static EFFECTIVE: OnceLock<u64> = OnceLock::new();
+    let effective = *once(&EFFECTIVE, || Ok(Process::myself()?.status()?.capeff))
+        .map_err(Error::failed("read /proc/self/status"))?;
     let enough = effective & CAP_SYS_ADMIN != 0
         || effective & (CAP_BPF | CAP_PERFMON) == CAP_BPF | CAP_PERFMON;
     if enough {
