@@ -35,9 +35,9 @@ pub(crate) struct Args {
     /// Count only in this cgroup layout: v1 or v2
     #[arg(long, value_name = "LAYOUT")]
     cgroup: Option<Cgroup>,
-    /// Only what has a name that contains this
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
+    /// Only what has a name that contains this, or one of these
+    #[arg(long, value_name = "TEXT", value_delimiter = ',')]
+    only: Vec<String>,
     /// Fail when something costs more than its budget
     #[arg(long)]
     check: bool,
@@ -252,10 +252,9 @@ impl Args {
             &list(&self.tasks),
             "--dumps",
             &list(&self.dumps),
-            "--only",
-            &self.only,
         ];
-        let command = command.iter().map(|&word| word.to_owned()).collect();
+        let only = self.only.iter().flat_map(|text| ["--only", text]);
+        let command = command.into_iter().chain(only).map(str::to_owned).collect();
         let mut vm = Vm::new(kernel.name, cgroup, Image::Initramfs, command);
         vm.counts_instructions = true;
         let mut report: Option<Report> = None;

@@ -164,8 +164,14 @@ pub struct Plan {
     /// How much memory a process is to have, MiB, that CRIU dumps; one number after the
     /// other.
     pub dumps: Vec<usize>,
-    /// Only what has a name that contains this.
-    pub only: String,
+    /// Only what has a name that contains one of these; everything when there is none.
+    pub only: Vec<String>,
+}
+
+impl Plan {
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|text| name.contains(text))
+    }
 }
 
 /// Measures, in each hierarchy that has a freezer. `progress` hears what is to be done
@@ -176,21 +182,22 @@ pub struct Plan {
 pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
     let operations: Vec<_> = Operation::ALL
         .into_iter()
-        .filter(|operation| operation.name().contains(&plan.only))
+        .filter(|operation| plan.wants(operation.name()))
         .collect();
     let others = [LIFE, SERVICE, DUMPS];
-    let is_wanted = others.map(|name| name.contains(&plan.only));
-    match (is_wanted, plan.dumps.iter().max()) {
-        ([_, _, true], Some(most)) => dump::check(*most)?,
-        ([false, false, true], None) if operations.is_empty() => return Err(Error::NoDumps),
-        ([false, false, false], _) if operations.is_empty() => {
-            let mut there = Operation::ALL.map(Operation::name).to_vec();
-            there.extend(others);
-            return Err(Error::NoOperation {
-                wanted: plan.only.clone(),
-                there,
-            });
-        }
+    let mut there = Operation::ALL.map(Operation::name).to_vec();
+    there.extend(others);
+    let is_nothing = |text: &&String| !there.iter().any(|name| name.contains(&**text));
+    if let Some(wanted) = plan.only.iter().find(is_nothing).cloned() {
+        return Err(Error::NoOperation { wanted, there });
+    }
+    let are_dumps = |text: &String| {
+        let mut meant = there.iter().filter(|name| name.contains(text));
+        meant.all(|name| *name == DUMPS)
+    };
+    match (plan.wants(DUMPS), plan.dumps.iter().max()) {
+        (true, Some(most)) => dump::check(*most)?,
+        (true, None) if plan.only.iter().any(are_dumps) => return Err(Error::NoDumps),
         _ => {}
     }
     let mut report = Report::default();
@@ -249,7 +256,7 @@ fn measure_below(
         let rows = measure_operations(hierarchy, version, plan, operations, &top, &mut go_on)?;
         report.rows.extend(rows);
     }
-    if LIFE.contains(&plan.only) {
+    if plan.wants(LIFE) {
         for tasks in &plan.tasks {
             let what = format!("{LIFE}, {tasks} tasks");
             let waiting = &mut || go_on(&what);
@@ -257,7 +264,7 @@ fn measure_below(
             report.lives.extend(lives);
         }
     }
-    if SERVICE.contains(&plan.only) {
+    if plan.wants(SERVICE) {
         let what = format!("{SERVICE}, {most} guards");
         go_on(&what)?;
         let waiting = &mut || go_on(&format!("{what}, {} are held", guard::count()?));
@@ -265,7 +272,7 @@ fn measure_below(
         report.memory.extend(memory);
         report.scale.push(scale);
     }
-    if DUMPS.contains(&plan.only) {
+    if plan.wants(DUMPS) {
         for mib in &plan.dumps {
             let what = format!("{DUMPS}, {mib} MiB");
             let waiting = &mut || go_on(&what);

@@ -27,9 +27,9 @@ pub(super) struct Args {
     /// Dump processes with so much memory too, MiB, with criu and into $TMPDIR
     #[arg(long, value_name = "MIB", value_delimiter = ',')]
     dumps: Vec<usize>,
-    /// Only what has a name that contains this
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
+    /// Only what has a name that contains this, or one of these
+    #[arg(long, value_name = "TEXT", value_delimiter = ',')]
+    only: Vec<String>,
     /// Bring this about for the cgroups below PATH, until standard input ends
     #[arg(long, num_args = 2, value_names = ["PART", "PATH"], hide = true)]
     hold: Option<Vec<String>>,

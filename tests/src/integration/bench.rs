@@ -33,7 +33,8 @@ pub(super) fn list(list: &mut List<'_>) {
 }
 
 fn measures(_: Hierarchy) -> Result<()> {
-    let finished = guard(["bench", "--json", "--guards", "1,3", "--only", "freezer"])?.expect(0)?;
+    let arguments = ["--json", "--guards", "1,3", "--only", "freezer,signal"];
+    let finished = guard(["bench"].iter().chain(&arguments))?.expect(0)?;
     let report: Value = serde_json::from_str(&finished.stdout)?;
     let rows = report["rows"].as_array().context("rows")?;
     for hierarchy in [Hierarchy::V1, Hierarchy::V2] {
@@ -42,6 +43,9 @@ fn measures(_: Hierarchy) -> Result<()> {
             .filter(|row| row["hierarchy"] == hierarchy.name());
         ensure!(here.next().is_some() == hierarchy.is_here(), "{report}");
     }
+    let is_signal = |row: &Value| row["operation"] == "signal";
+    let (signals, freezers): (Vec<_>, Vec<_>) = rows.iter().partition(|row| is_signal(row));
+    ensure!(freezers.len() == 2 * signals.len(), "{report}");
     for row in rows {
         let figures = row["figures"].as_array().context("figures")?;
         let conditions: Vec<_> = figures
@@ -128,7 +132,7 @@ fn wants_to_be_alone(hierarchy: Hierarchy) -> Result<()> {
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     held.release()?.expect(0)?;
     guard(["bench", "--guards", "many"])?.expect(64)?;
-    guard(["bench", "--only", "nothing"])?
+    guard(["bench", "--only", "stat,nothing"])?
         .expect(64)?
         .says("write guarded freezer")?;
     expect_clean()
