@@ -308,8 +308,6 @@ pub mod names {
     pub const TARGETS: &str = "TARGETS";
     /// [`AncestorKey`](super::AncestorKey) → [`GuardId`](super::GuardId).
     pub const ANCESTORS: &str = "ANCESTORS";
-    /// [`TaskPointer`](super::TaskPointer) → [`GuardId`](super::GuardId).
-    pub const MEMBERS: &str = "MEMBERS";
     /// Who was refused: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
     pub const INTRUDERS: &str = "INTRUDERS";
     /// Who got through: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
@@ -384,7 +382,6 @@ mod pod {
         super::Intruder,
         super::Event,
         super::Member,
-        super::Enrolling,
-        super::KernelOffsets
+        super::Enrolling
     );
 }

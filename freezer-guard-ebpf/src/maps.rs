@@ -14,24 +14,24 @@ use freezer_guard_ebpf::{
     MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES, TaskPointer,
 };
 
-/// User space makes it, as big as the kernel allows.
-const MADE_BEFORE: u32 = 1;
+/// User space sets how many, as the kernel allows.
+const SIZED_LATER: u32 = 1;
 
 #[map]
-pub(crate) static GUARDS: HashMap<GuardId, Guard> = HashMap::with_max_entries(MADE_BEFORE, 0);
+pub(crate) static GUARDS: HashMap<GuardId, Guard> = HashMap::with_max_entries(SIZED_LATER, 0);
 #[map]
 pub(crate) static ENDED: HashMap<GuardId, Guard> = HashMap::with_max_entries(MAX_ENDED, 0);
 #[map]
 pub(crate) static TEMPLATES: Array<Guard> = Array::with_max_entries(2, 0);
 #[map]
-pub(crate) static PLACES: HashMap<u64, GuardId> = HashMap::with_max_entries(MADE_BEFORE, 0);
+pub(crate) static PLACES: HashMap<u64, GuardId> = HashMap::with_max_entries(SIZED_LATER, 0);
 #[map]
 pub(crate) static ENROLLING: Array<Enrolling> = Array::with_max_entries(1, 0);
 #[map]
-pub(crate) static TARGETS: HashMap<CgroupKey, GuardId> = HashMap::with_max_entries(MADE_BEFORE, 0);
+pub(crate) static TARGETS: HashMap<CgroupKey, GuardId> = HashMap::with_max_entries(SIZED_LATER, 0);
 #[map]
 pub(crate) static ANCESTORS: HashMap<AncestorKey, GuardId> =
-    HashMap::with_max_entries(MADE_BEFORE, 0);
+    HashMap::with_max_entries(SIZED_LATER, 0);
 #[map]
 pub(crate) static MEMBERS: HashMap<TaskPointer, GuardId> =
     HashMap::with_max_entries(MAX_MEMBERS, 0);

@@ -1,4 +1,5 @@
-//! The system calls that no crate wraps: the only unsafe code of user space.
+//! The system calls that no crate wraps, or none as they are needed here: the only unsafe
+//! code of user space.
 
 #![expect(unsafe_code, reason = "raw system calls; each block argues for itself")]
 
@@ -20,7 +21,9 @@ use aya::{
 };
 use aya_obj::{
     EbpfSectionKind,
-    generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_prog_type},
+    generated::{
+        bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_map_type, bpf_prog_type,
+    },
 };
 use nix::{
     sys::{signal::SigSet, signalfd::SignalFd, wait::waitpid},
@@ -150,8 +153,8 @@ pub(crate) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(btf) })
 }
 
-/// Makes a map. One of maps takes such as `inner`. One of read-only data holds it, and
-/// user space cannot change that any more.
+/// Makes a map. One of maps takes such as `inner`. One for globals holds them, and user
+/// space cannot change those that are read-only any more.
 ///
 /// # Errors
 /// What bpf(2) says.
@@ -177,21 +180,29 @@ pub(crate) fn create_map(
     let map = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attributes) }?;
     // SAFETY: a new descriptor that nobody else owns.
     let map = unsafe { OwnedFd::from_raw_fd(map) };
-    if definition.section_kind() == EbpfSectionKind::Rodata {
-        let data = definition.data();
-        if data.len() != definition.value_size() as usize {
+    let data = definition.data();
+    if !data.is_empty() {
+        let size = u32::try_from(data.len()).map_err(io::Error::other)?;
+        let is = [
+            definition.map_type(),
+            definition.key_size(),
+            definition.value_size(),
+        ];
+        if is != [bpf_map_type::BPF_MAP_TYPE_ARRAY as u32, 4, size] {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let key = 0_u32;
         // SAFETY: as in `load`.
         let mut attributes: bpf_attr = unsafe { mem::zeroed() };
-        // SAFETY: the arm of the union that `BPF_MAP_UPDATE_ELEM` and `_FREEZE` read.
+        // SAFETY: the arm of the union that `BPF_MAP_UPDATE_ELEM` reads.
         let update = unsafe { &mut attributes.__bindgen_anon_2 };
         update.map_fd = map.as_raw_fd() as u32;
         update.key = &raw const key as u64;
         update.__bindgen_anon_1.value = data.as_ptr() as u64;
         // SAFETY: both outlive the call and are as long as the map's keys and values.
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }?;
+    }
+    if definition.section_kind() == EbpfSectionKind::Rodata {
         // SAFETY: as in `load`.
         let mut attributes: bpf_attr = unsafe { mem::zeroed() };
         attributes.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
@@ -315,7 +326,7 @@ pub(crate) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
     }
 }
 
-/// Pins a program or a link in bpffs.
+/// Pins a map, a program or a link in bpffs.
 ///
 /// # Errors
 /// What bpf(2) says.
@@ -331,8 +342,9 @@ pub(crate) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes) }.map(drop)
 }
 
-/// Opens a program that is pinned. (aya's `from_pin` asks for the BTF that it was
-/// loaded with too, by its id, which takes `CAP_SYS_ADMIN`.)
+/// Opens a map or a program that is pinned. (aya's `from_pin` asks for the BTF that a
+/// program was loaded with too, by its id, which takes `CAP_SYS_ADMIN`; and finds out what
+/// the kernel can do, by two dozen calls, 1,200,000 instructions.)
 ///
 /// # Errors
 /// What bpf(2) says.
@@ -344,13 +356,12 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let object = unsafe { &mut attributes.__bindgen_anon_4 };
     object.pathname = path.as_ptr() as u64;
     // SAFETY: `path` outlives the call.
-    let program = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }?;
+    let object = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }?;
     // SAFETY: a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+    Ok(unsafe { OwnedFd::from_raw_fd(object) })
 }
 
-/// Runs a program for a raw tracepoint on the calling thread: what it returns. (aya finds
-/// out first what the kernel can do, by two dozen other calls: 1,200,000 instructions.)
+/// Runs a program for a raw tracepoint on the calling thread: what it returns.
 ///
 /// # Errors
 /// What bpf(2) says.

@@ -27,6 +27,8 @@ const MEMORY_MIB: &str = "4096";
 
 /// A guest whose serial ports say nothing for this long is taken for dead.
 const SILENCE: Duration = Duration::from_secs(180);
+/// One whose clock counts instructions may have a second take a minute.
+const LONG_SILENCE: Duration = Duration::from_secs(1800);
 
 /// A KVM that works has reached init long before.
 const KVM_PATIENCE: Duration = Duration::from_secs(10);
@@ -214,11 +216,15 @@ impl Vm {
             if kvm && start.elapsed() > KVM_PATIENCE && !up() {
                 return Ok(false);
             }
+            let silence = match self.counts_instructions {
+                true => LONG_SILENCE,
+                false => SILENCE,
+            };
             ensure!(
-                last_sign.elapsed() < SILENCE,
+                last_sign.elapsed() < silence,
                 "the guest ({}) has been silent for {} s\n{}",
                 self.config.label(),
-                SILENCE.as_secs(),
+                silence.as_secs(),
                 console(dir)
             );
         }

@@ -6,11 +6,12 @@
 
 use std::{
     collections::HashSet,
+    io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
 };
 
-use aya_obj::{EbpfSectionKind, Object};
+use aya_obj::Object;
 use freezer_guard_ebpf::names;
 
 use super::{Error, btf::Facts, memory, pins::missing};
@@ -48,22 +49,25 @@ impl Code {
         object
             .patch_map_data(globals.collect())
             .map_err(Error::failed(DOING))?;
-        let features = aya::features().btf().ok_or_else(|| missing("BTF"))?;
-        let btf = object
-            .fixup_and_sanitize_btf(features)
-            .map_err(Error::failed(DOING))?
-            .ok_or_else(|| missing("BTF"))?;
-        let btf = sys::load_btf(&btf.to_bytes()).map_err(Error::failed(DOING))?;
-        let text_sections: HashSet<_> = object
-            .functions
-            .keys()
-            .map(|(section_index, _)| *section_index)
-            .collect();
         let definitions = object.maps.clone();
         let maps = definitions
             .iter()
             .map(|(name, definition)| make(name, definition, dir))
             .collect::<Result<Vec<_>, _>>()?;
+        // After the maps: where bpf(2) is forbidden there seem to be no features.
+        let features = aya::features().btf();
+        let features =
+            features.ok_or_else(|| Error::failed(DOING)("the kernel takes no BTF of programs"))?;
+        let btf = object
+            .fixup_and_sanitize_btf(features)
+            .map_err(Error::failed(DOING))?
+            .ok_or_else(|| missing("BTF"))?;
+        let btf = sys::load_btf(&btf.to_bytes()).map_err(not_loaded("(its BTF)"))?;
+        let text_sections: HashSet<_> = object
+            .functions
+            .keys()
+            .map(|(section_index, _)| *section_index)
+            .collect();
         let made = definitions.iter().zip(&maps);
         object
             .relocate_maps(
@@ -116,6 +120,14 @@ impl Code {
     }
 }
 
+fn not_loaded(program: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Load {
+        program,
+        source,
+        log: String::new(),
+    }
+}
+
 fn parse() -> Result<Object, Error> {
     Object::parse(OBJECT).map_err(Error::failed(DOING))
 }
@@ -140,21 +152,14 @@ fn make(name: &str, definition: &aya_obj::Map, dir: &Path) -> Result<OwnedFd, Er
         return Ok(map);
     }
     let create = |definition: &aya_obj::Map, inner: Option<&OwnedFd>| {
-        sys::create_map(name, definition, inner).map_err(|source| Error::Load {
-            program: "(its maps)",
-            source,
-            log: String::new(),
-        })
+        sys::create_map(name, definition, inner).map_err(not_loaded("(its maps)"))
     };
     let inner = definition.inner().map(|inner| create(&inner, None));
     let map = create(
         &memory::sized(name, definition),
         inner.transpose()?.as_ref(),
     )?;
-    if !matches!(
-        definition.section_kind(),
-        EbpfSectionKind::Bss | EbpfSectionKind::Rodata
-    ) {
+    if definition.symbol_index().is_some() {
         sys::pin(&map, &pin).map_err(Error::failed(format!("pin {}", pin.display())))?;
     }
     Ok(map)
