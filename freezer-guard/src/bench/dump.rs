@@ -60,6 +60,8 @@ pub(super) fn measure(
     // It would guard a bare dump by itself.
     let mut service = Helpers::start(vec![Part::Service], top)?;
     service.begin(&mut || Ok(()))?;
+    // As above.
+    thread::sleep(ALL_SETTLED);
     for _ in 0..TIMES {
         warm.push(dump(true)?);
     }

@@ -95,9 +95,9 @@ pub(super) fn measure(
         }
         let mut begins = Vec::new();
         let mut ends = Vec::new();
-        for _ in 0..TIMES {
+        for time in 0..TIMES {
             waiting()?;
-            if !warm {
+            if !warm || time == 0 {
                 // The kernel removes the programs of the guard before in the background.
                 thread::sleep(ALL_SETTLED);
             }
