@@ -38,12 +38,18 @@ fn as_user(uid: u32, groups: &str, client: &Command) -> Command {
     command
 }
 
-fn who_may(hierarchy: Hierarchy) -> Result<()> {
+/// 777 is the group whose members may.
+fn make_group() -> Result<()> {
     const GROUP: &str = "freezer-guard:x:777:\n";
     let groups = fs::read_to_string("/etc/group")?;
     if !groups.contains(GROUP) {
         fs::write("/etc/group", groups + GROUP)?;
     }
+    Ok(())
+}
+
+fn who_may(hierarchy: Hierarchy) -> Result<()> {
+    make_group()?;
     let target = Cgroup::new(hierarchy)?;
     let list = command("io.freezerguard.List", &json!({}));
     expect_error(&run(&mut as_user(1001, "", &list))?, "PermissionDenied")?;
@@ -92,6 +98,7 @@ fn who_may(hierarchy: Hierarchy) -> Result<()> {
 
 /// `status`, `end` and `events` of one who may not use BPF himself.
 fn commands(hierarchy: Hierarchy) -> Result<()> {
+    make_group()?;
     let target = Cgroup::new(hierarchy)?;
     let mut held = Held::new(&[&target])?;
     let guard_as = |uid, groups, arguments: &[&str]| {
@@ -116,6 +123,7 @@ fn commands(hierarchy: Hierarchy) -> Result<()> {
 
 /// `run` of one who may not use BPF himself.
 fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
+    make_group()?;
     let target = Cgroup::new(hierarchy)?;
     let run_as = |uid, groups, arguments: &[&str]| {
         let mut command = Command::new("/usr/bin/freezer-guard");
