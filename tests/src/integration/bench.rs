@@ -166,7 +166,7 @@ fn stopped(hierarchy: Hierarchy) -> Result<()> {
         (Signal::SIGKILL, 137),
     ] {
         let mut command = Command::new("freezer-guard");
-        let process = Process::spawn(command.args(["bench", "--guards", "2"]))?;
+        let process = Process::spawn(command.args(["bench", "--guards", "2", "--only", "exec"]))?;
         within(LONG, "it holds guards", || Ok(guards()?.len() == 2))?;
         process.signal(signal)?;
         process.wait(LONG)?.expect(code)?;

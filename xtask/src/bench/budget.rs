@@ -28,7 +28,7 @@ pub(super) fn exactness(kernel: &str, operation: &str, figure: f64) -> f64 {
         (_, "stat deep path") => figure / 500.0,
         (_, "signal" | "write unrelated freezer") => 40.0,
         ("5.10", "write unrelated cgroup file" | "write guarded freezer") => 2.5,
-        (_, "write unrelated cgroup file") => 1.0,
+        (_, "write unrelated cgroup file" | "write guarded freezer") => 1.0,
         _ => 0.05,
     }
 }
