@@ -28,7 +28,7 @@ use nix::{
 use super::Error;
 use crate::{
     cgroup::{Cgroup, Version},
-    guard::{Guard, Wanted, automatic},
+    guard::{self, Guard, Wanted, automatic},
     kernel::{Empty, Hierarchies, Locked},
     sys,
 };
@@ -44,6 +44,8 @@ pub enum Part {
     Watch,
     /// The service.
     Service,
+    /// Nothing. It says how many guards are in force.
+    Count,
     /// The guards with these numbers, each of a cgroup of its own.
     Guards(Range<usize>),
     /// So many tasks in a cgroup.
@@ -59,6 +61,7 @@ impl fmt::Display for Part {
             Self::Idle => formatter.write_str("idle"),
             Self::Watch => formatter.write_str("watch"),
             Self::Service => formatter.write_str("service"),
+            Self::Count => formatter.write_str("count"),
             Self::Guards(which) => write!(formatter, "guards-{}-{}", which.start, which.end),
             Self::Tasks(count) => write!(formatter, "tasks-{count}"),
             Self::Memory(mib) => write!(formatter, "memory-{mib}"),
@@ -76,13 +79,19 @@ impl FromStr for Part {
         };
         let tasks = || Some(Self::Tasks(name.strip_prefix("tasks-")?.parse().ok()?));
         let memory = || Some(Self::Memory(name.strip_prefix("memory-")?.parse().ok()?));
-        [Self::Empty, Self::Idle, Self::Watch, Self::Service]
-            .into_iter()
-            .find(|part| part.to_string() == name)
-            .or_else(guards)
-            .or_else(tasks)
-            .or_else(memory)
-            .ok_or_else(|| format!("{name} is nothing that can be brought about"))
+        [
+            Self::Empty,
+            Self::Idle,
+            Self::Watch,
+            Self::Service,
+            Self::Count,
+        ]
+        .into_iter()
+        .find(|part| part.to_string() == name)
+        .or_else(guards)
+        .or_else(tasks)
+        .or_else(memory)
+        .ok_or_else(|| format!("{name} is nothing that can be brought about"))
     }
 }
 
@@ -190,6 +199,14 @@ impl Helpers {
     }
 }
 
+/// How many guards are in force: with many of them that takes memory, and a fork of a
+/// process copies the page tables of what it has ever taken.
+pub(super) fn count(top: &Path) -> Result<String, Error> {
+    let mut helpers = Helpers::start(vec![Part::Count], top)?;
+    let (_, said) = helpers.begin(&mut || Ok(()))?;
+    Ok(said.concat())
+}
+
 impl Drop for Helpers {
     fn drop(&mut self) {
         for helper in &mut self.0 {
@@ -246,6 +263,7 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
             waited?;
         }
         Part::Service => serve(&orders)?,
+        Part::Count => orders.wait(format_args!("{HELD} {}", guard::count()?))?,
         Part::Guards(which) => hold_guards(&orders, top, which)?,
         Part::Tasks(count) => {
             enter(top)?;
@@ -412,6 +430,7 @@ mod tests {
             Part::Idle,
             Part::Watch,
             Part::Service,
+            Part::Count,
             Part::Guards(3..157),
             Part::Tasks(100),
             Part::Memory(500),

@@ -23,8 +23,8 @@ use crate::{
 pub use clock::Sample;
 use condition::{Condition, InForce};
 pub use dump::Dump;
-use helper::target;
 pub use helper::{Part, hold};
+use helper::{count, target};
 pub use life::{InMemory, Life, Scale};
 use operations::{Operation, Scene};
 
@@ -267,7 +267,7 @@ fn measure_below(
     if plan.wants(SERVICE) {
         let what = format!("{SERVICE}, {most} guards");
         go_on(&what)?;
-        let waiting = &mut || go_on(&format!("{what}, {} are held", guard::count()?));
+        let waiting = &mut || go_on(&format!("{what}, {} are held", count(&top)?));
         let (memory, scale) = life::scale(hierarchy, most, &top, waiting)?;
         report.memory.extend(memory);
         report.scale.push(scale);
@@ -315,13 +315,7 @@ fn measure_operations(
     .chain([Condition::After]);
     for condition in conditions {
         go_on(&condition.name())?;
-        let waiting = &mut || {
-            go_on(&format!(
-                "{}, {} are held",
-                condition.name(),
-                guard::count()?
-            ))
-        };
+        let waiting = &mut || go_on(&format!("{}, {} are held", condition.name(), count(top)?));
         let in_force = InForce::new(condition, top, waiting)?;
         let guarded = matches!(condition, Condition::Guards(_));
         for (&operation, row) in operations.iter().zip(&mut rows) {

@@ -25,7 +25,7 @@ pub(super) fn exactness(kernel: &str, operation: &str, figure: f64) -> f64 {
     match (kernel, operation) {
         (_, "fork+exit" | "exec") => figure / 200.0,
         (_, "open+close") => figure / 25.0,
-        (_, "stat deep path") => figure / 500.0,
+        (_, "stat deep path") => figure / 250.0,
         (_, "signal" | "write unrelated freezer") => 40.0,
         ("5.10", "write unrelated cgroup file" | "write guarded freezer") => 2.5,
         (_, "write unrelated cgroup file" | "write guarded freezer") => 1.0,
