@@ -35,12 +35,11 @@ pub(crate) struct Kernel {
 /// A new kernel is a new line here. (`docs/kernels.md` is made anew with it, and
 /// `TESTED` of the product has to name it: a test compares them.)
 #[rustfmt::skip]
-pub(crate) const KERNELS: [Kernel; 5] = [
-    kernel("5.10", "bullseye", r"^linux-image-5\.10\.0-[0-9]+-cloud-amd64$", &BOOKWORM, None, false),
+pub(crate) const KERNELS: [Kernel; 4] = [
     kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$", &BOOKWORM, Some(Cgroup::V1), true),
     kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$", &BOOKWORM, Some(Cgroup::V2), false),
     kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13-cloud-amd64$", &TRIXIE, None, true),
-    kernel("7.2", "trixie-backports", r"^linux-image-7\.2\.[0-9]+\+deb13-cloud-amd64$", &FORKY, None, true),
+    kernel("7.3", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13-cloud-amd64$", &FORKY, None, true),
 ];
 
 const fn kernel(
@@ -103,27 +102,6 @@ impl Kernel {
             true => Ok(KERNELS.iter().collect()),
             false => names.iter().map(|name| Self::named(name)).collect(),
         }
-    }
-
-    /// Major and minor version.
-    pub(crate) fn version(&self) -> (u32, u32) {
-        let number = |text: &str| text.parse().unwrap_or(0);
-        let (major, minor) = self.name.split_once('.').unwrap_or((self.name, ""));
-        (number(major), number(minor))
-    }
-
-    /// What it takes to have `bpf` among the active security modules: Debian has
-    /// it there since 6.1.
-    pub(crate) fn boot(&self) -> &'static [&'static str] {
-        match self.version() < (6, 1) {
-            true => &["lsm=lockdown,yama,bpf"],
-            false => &[],
-        }
-    }
-
-    /// Whether `preempt=full` has an effect (`CONFIG_PREEMPT_DYNAMIC`).
-    pub(crate) fn preempts_on_demand(&self) -> bool {
-        self.version() >= (6, 1)
     }
 
     pub(crate) fn dir(&self) -> PathBuf {

@@ -110,15 +110,13 @@ fn guests(kernel: &'static Kernel) -> Vec<Guest> {
         Some(Suite::Levels),
         Suite::Full,
     ));
-    if kernel.preempts_on_demand() {
-        for cgroup in [Cgroup::V1, Cgroup::V2, Cgroup::Hybrid] {
-            guests.push(in_memory(cgroup, &[PREEMPT_FULL], None, Suite::Full));
-        }
-        let leaks = &[NO_BPF, PREEMPT_FULL];
-        let in_ci = kernel.all_tests.map(|_| Suite::Levels);
-        guests.push(in_memory(Cgroup::V1, leaks, None, Suite::Levels));
-        guests.push(in_memory(Cgroup::V2, leaks, in_ci, Suite::Levels));
+    for cgroup in [Cgroup::V1, Cgroup::V2, Cgroup::Hybrid] {
+        guests.push(in_memory(cgroup, &[PREEMPT_FULL], None, Suite::Full));
     }
+    let leaks = &[NO_BPF, PREEMPT_FULL];
+    let in_ci = kernel.all_tests.map(|_| Suite::Levels);
+    guests.push(in_memory(Cgroup::V1, leaks, None, Suite::Levels));
+    guests.push(in_memory(Cgroup::V2, leaks, in_ci, Suite::Levels));
     if kernel.all_tests == Some(Cgroup::V2) {
         guests.push(in_memory(
             Cgroup::V2,

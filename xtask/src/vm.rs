@@ -257,8 +257,6 @@ impl Vm {
                 ]),
             }
         }
-        cmdline.extend(kernel.boot());
-        // Of two the last one counts.
         cmdline.extend(self.config.boot.iter().map(String::as_str));
         let port = |name: &str| {
             let mut value = OsString::from("file:");

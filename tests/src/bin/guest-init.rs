@@ -233,14 +233,6 @@ fn run_command(config: &Config) -> Result<Infallible> {
         .env("TERM", "linux")
         .env("LANG", "C.UTF-8")
         .env("RUST_BACKTRACE", "1")
-        // Before 5.13 the kernel does not tell CRIU how a task uses rseq, and glibc
-        // uses it since 2.35, which is newer than such kernels.
-        .envs(
-            config
-                .kernel
-                .starts_with("5.")
-                .then_some(("GLIBC_TUNABLES", "glibc.pthread.rseq=0")),
-        )
         .stdin(Stdio::from(port.try_clone()?))
         .stdout(Stdio::from(port.try_clone()?))
         .stderr(Stdio::from(port.try_clone()?))

@@ -101,10 +101,9 @@ impl Hierarchy {
         }
     }
 
-    /// Whether there is `cgroup.kill`: on v2, since 5.14.
+    /// Whether there is `cgroup.kill`.
     pub(super) fn has_kill(self) -> bool {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease");
-        self == Self::V2 && !release.is_ok_and(|release| release.starts_with("5.10."))
+        self == Self::V2
     }
 
     /// The files that take pids.

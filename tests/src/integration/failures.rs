@@ -94,14 +94,7 @@ fn missing_tripwire(hierarchy: Hierarchy) -> Result<()> {
 /// What cannot be refused is noticed still.
 fn missing_refusal(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
-    let all = ["cgroup_attach_permissions=xgroup_attach_permissions"];
-    let old = ["cgroup_procs_write_permission=xgroup_procs_write_permission"];
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let way = renamed(if release.starts_with("5.10.") {
-        &old
-    } else {
-        &all
-    });
+    let way = renamed(&["cgroup_attach_permissions=xgroup_attach_permissions"]);
     expect_too_weak(guarded(&way, &target, &[])?, &target)?
         .says("(migrate: detect)")?
         .says("cgroup_attach_permissions")?;

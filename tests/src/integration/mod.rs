@@ -56,7 +56,9 @@ pub fn main() -> ExitCode {
         Ok((label, trials)) => {
             println!("here: {label}");
             thread::spawn(say_that_it_lives);
-            libtest_mimic::run(&arguments, trials).exit_code()
+            let conclusion = libtest_mimic::run(&arguments, trials);
+            print_slowest();
+            conclusion.exit_code()
         }
         Err(error) => {
             eprintln!("integration: {error:#}");
@@ -234,18 +236,42 @@ impl List<'_> {
     ) {
         let hierarchy = self.hierarchy;
         let name = format!("{}::{}::{name}", hierarchy.name(), self.module);
+        let name_of_test = name.clone();
         let run = move || {
             *begun() = Instant::now();
-            hold_another((beside == Beside::AnotherGuard).then_some(hierarchy))
+            let result = hold_another((beside == Beside::AnotherGuard).then_some(hierarchy))
                 .and_then(|()| match beside {
                     Beside::TheService => package::ensure_installed(),
                     _ => Ok(()),
                 })
                 .and_then(|()| test(hierarchy))
-                .map_err(|error| Failed::from(format!("{error:?}")))
+                .map_err(|error| Failed::from(format!("{error:?}")));
+            let took = begun().elapsed();
+            if took >= SLOW {
+                slow().push((took, name_of_test.clone()));
+            }
+            result
         };
         self.trials
             .push(Trial::test(name, run).with_kind(self.config.label()));
+    }
+}
+
+/// The runner shows a test that takes longer.
+const SLOW: Duration = Duration::from_millis(200);
+
+/// The slow tests that have ended.
+fn slow() -> MutexGuard<'static, Vec<(Duration, String)>> {
+    static SLOW_TESTS: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+    SLOW_TESTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prints the slow tests, the slowest first. `xtask` reads the lines.
+fn print_slowest() {
+    let mut slow = slow();
+    slow.sort_by_key(|(took, _)| std::cmp::Reverse(*took));
+    for (took, name) in slow.iter() {
+        println!("took {:.1} s: {name}", took.as_secs_f64());
     }
 }
 

@@ -19,7 +19,6 @@ use crate::sys;
 
 /// Waits until the thread sleeps in a kernel function with this in its name.
 fn wait_asleep(tid: i32, place: &str) -> Result<()> {
-    // `wchan` tells nothing on 5.10.
     let path = format!("/proc/self/task/{tid}/stack");
     while !std::fs::read_to_string(&path)?.contains(place) {
         thread::sleep(Duration::from_millis(10));

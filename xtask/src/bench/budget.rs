@@ -7,11 +7,9 @@ use super::{Dump, Row};
 fn budget(kernel: &str, hierarchy: &str, operation: &str) -> Option<f64> {
     Some(match (kernel, hierarchy, operation) {
         (_, _, "read /dev/zero" | "read tmpfs") => 1.07,
-        ("5.10", _, "write /dev/null" | "write tmpfs") => 1.43,
         ("6.1", _, "write /dev/null" | "write tmpfs") => 1.26,
         (_, _, "write /dev/null" | "write tmpfs") => 1.20,
         (_, _, "fork+exit") => 1.5,
-        ("5.10", "v2", "stat deep path") => 1.15,
         (_, "v2", "stat deep path") => 1.07,
         _ => return None,
     })
@@ -19,16 +17,14 @@ fn budget(kernel: &str, hierarchy: &str, operation: &str) -> Option<f64> {
 
 /// How exact an operation's figure is, instructions. A process gets other pages each time;
 /// a path's names share their places in a table of the kernel's with others; and so do
-/// holders' threads and targets in ours. (On 5.10 a cgroup's file took two more in one of
-/// two runs, from `idle` on and to the end: nobody knows why.)
-pub(super) fn exactness(kernel: &str, operation: &str, figure: f64) -> f64 {
-    match (kernel, operation) {
-        (_, "fork+exit" | "exec") => figure / 200.0,
-        (_, "open+close") => figure / 25.0,
-        (_, "stat deep path") => figure / 250.0,
-        (_, "signal" | "write unrelated freezer") => 40.0,
-        ("5.10", "write unrelated cgroup file" | "write guarded freezer") => 2.5,
-        (_, "write unrelated cgroup file" | "write guarded freezer") => 1.0,
+/// holders' threads and targets in ours.
+pub(super) fn exactness(operation: &str, figure: f64) -> f64 {
+    match operation {
+        "fork+exit" | "exec" => figure / 200.0,
+        "open+close" => figure / 25.0,
+        "stat deep path" => figure / 250.0,
+        "signal" | "write unrelated freezer" => 40.0,
+        "write unrelated cgroup file" | "write guarded freezer" => 1.0,
         _ => 0.05,
     }
 }
@@ -44,7 +40,7 @@ pub(super) fn dump_complaint(dump: &Dump) -> Option<String> {
 /// What is not as it has to be.
 pub(super) fn complaints(kernel: &str, row: &Row) -> Vec<String> {
     let (none, empty) = (row.at("none"), row.at("empty"));
-    let exactness = exactness(kernel, &row.operation, none);
+    let exactness = exactness(&row.operation, none);
     let mut complaints = Vec::new();
     for condition in ["idle", "after"] {
         let more = row.at(condition) - none;
