@@ -14,7 +14,8 @@ use crate::{
     config::{Cgroup, Image},
     docs,
     kernel::{KERNELS, Kernel},
-    plot, setup,
+    plot,
+    setup::{self, Needs},
     vm::Vm,
 };
 
@@ -137,10 +138,12 @@ struct Counted {
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    setup::setup(false)?;
+    let kernels = Kernel::chosen(&args.kernel)?;
+    let guests = kernels.iter().map(|kernel| (*kernel, Image::Initramfs));
+    setup::setup(&Needs::guests(guests))?;
     let programs = build::guest_programs()?;
     let mut counted = Vec::new();
-    for kernel in Kernel::chosen(&args.kernel)? {
+    for kernel in kernels {
         let report = args.count_on(kernel, &programs)?;
         tables::print(kernel.name, &report.rows);
         counted.push(Counted {

@@ -11,7 +11,7 @@ use crate::{
     config::{Cgroup, Image},
     kernel::{KERNELS, Kernel},
     report::{Program, Report},
-    setup,
+    setup::{self, Needs},
     test::NO_BPF,
     vm::Vm,
 };
@@ -76,7 +76,8 @@ fn write(baseline: Baseline) -> Result<()> {
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    setup::setup(false)?;
+    let guests = KERNELS.iter().map(|kernel| (kernel, Image::Initramfs));
+    setup::setup(&Needs::guests(guests))?;
     let programs = build::guest_programs()?;
     let mut found = Baseline::new();
     let mut complaints = Vec::new();

@@ -37,7 +37,6 @@ pub(crate) fn guest_programs() -> Result<Vec<PathBuf>> {
     run(cargo()
         .args([
             "build",
-            "--quiet",
             "--locked",
             "--release",
             "--bins",

@@ -10,7 +10,8 @@ use anyhow::Result;
 use crate::{
     build,
     config::{Cgroup, Image},
-    kernel, setup,
+    kernel::{self, Kernel},
+    setup::{self, Needs},
     vm::Vm,
 };
 
@@ -31,8 +32,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    setup::setup(false)?;
-    eprintln!("building freezer-guard …");
+    let kernel = Kernel::named(&args.kernel)?;
+    setup::setup(&Needs::guests([(kernel, Image::Initramfs)]))?;
     let programs = build::guest_programs()?;
     eprintln!(
         "booting a guest: Linux {}, cgroup {} …",

@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, run, setup};
+use crate::{
+    build, run,
+    setup::{self, Needs},
+};
 
 /// That of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -25,7 +28,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
-    setup::setup_to_package()?;
+    setup::setup(&Needs::default().with_package())?;
     let time = time_of_sources()?;
     let out = match &args.out {
         Some(dir) => dir.clone(),
@@ -44,7 +47,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// The package that is installed in guests.
 pub(crate) fn package_for_guests() -> Result<PathBuf> {
-    setup::setup_to_package()?;
+    setup::setup(&Needs::default().with_package())?;
     let out = build::workspace().join("target/dist");
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     generate()?;

@@ -3,10 +3,14 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, run, setup, toolchain::Toolchain};
+use crate::{
+    build, run,
+    setup::{self, Needs},
+    toolchain::Toolchain,
+};
 
 pub(crate) fn check() -> Result<()> {
-    setup::setup(false)?;
+    setup::setup(&Needs::default())?;
     let toolchain = Toolchain::find().context("no BPF toolchain: run `cargo xtask setup`")?;
     run(toolchain
         .cargo("check")

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
 
 fn try_main() -> Result<ExitCode> {
     match Cli::parse().command {
-        Task::Setup => setup::setup(true).map(|()| ExitCode::SUCCESS),
+        Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Ebpf => ebpf::check().map(|()| ExitCode::SUCCESS),
         Task::Vm(args) => vm::main(args),
         Task::Test(args) => test::main(&args),

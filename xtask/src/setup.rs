@@ -1,20 +1,23 @@
-//! `cargo xtask setup`: everything a fresh machine lacks.
+//! `cargo xtask setup`: everything a fresh machine lacks. Other commands fetch only what
+//! they use.
 
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::{
     cache,
+    config::Image,
     debian::{Apt, host_release},
-    image::USERLANDS,
-    kernel::KERNELS,
+    image::{USERLANDS, Userland},
+    kernel::{KERNELS, Kernel},
     run,
     toolchain::{self, Toolchain},
     tools,
@@ -26,151 +29,192 @@ const BPF_LINKER: &str = "0.13.0";
 /// The release of cargo-deb that makes our package.
 const CARGO_DEB: &str = "3.8.0";
 
-type Fetch = Box<dyn Fn(&Step) -> Result<()>>;
+/// What a command uses, besides the toolchain of the BPF programs.
+#[derive(Default)]
+pub(crate) struct Needs {
+    guests: Vec<(&'static Kernel, Image)>,
+    package: bool,
+}
 
+impl Needs {
+    /// Every kernel with both images, and the package.
+    fn everything() -> Self {
+        let images = [Image::Initramfs, Image::Systemd];
+        let guests = KERNELS
+            .iter()
+            .flat_map(|kernel| images.map(|image| (kernel, image)));
+        Self {
+            guests: guests.collect(),
+            package: true,
+        }
+    }
+
+    /// What these guests are booted from.
+    pub(crate) fn guests(guests: impl IntoIterator<Item = (&'static Kernel, Image)>) -> Self {
+        Self {
+            guests: guests.into_iter().collect(),
+            package: false,
+        }
+    }
+
+    /// And what makes the package.
+    pub(crate) fn with_package(self) -> Self {
+        Self {
+            package: true,
+            ..self
+        }
+    }
+
+    fn boots(&self, kernel: &Kernel) -> bool {
+        let mut guests = self.guests.iter();
+        guests.any(|(wanted, _)| wanted.name == kernel.name)
+    }
+
+    fn uses(&self, userland: &Userland, image: Image) -> bool {
+        let mut guests = self.guests.iter();
+        guests.any(|(kernel, wanted)| kernel.userland.name() == userland.name() && *wanted == image)
+    }
+
+    /// What is downloaded and unpacked, in this order.
+    fn to_fetch(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if !self.guests.is_empty() {
+            steps.push(Step::file(
+                "QEMU (Debian's, unpacked only; ~40 MB)",
+                tools::dir(),
+                tools::fetch,
+            ));
+        }
+        for kernel in KERNELS.iter().filter(|kernel| self.boots(kernel)) {
+            let name = format!("kernel {} (~40 MB)", kernel.name);
+            steps.push(Step::file(name, kernel.dir(), || kernel.fetch()));
+        }
+        for userland in USERLANDS {
+            let initramfs = self.uses(userland, Image::Initramfs);
+            let disk = self.uses(userland, Image::Systemd);
+            let name = userland.name();
+            if initramfs || disk {
+                steps.push(Step::file(
+                    format!("packages of the guest from {name}: CRIU, systemd, podman … (~100 MB)"),
+                    userland.packages(),
+                    || userland.fetch_packages(),
+                ));
+            }
+            if initramfs {
+                let step = format!("image initramfs, {name}");
+                steps.push(Step::file(step, userland.initramfs(), || {
+                    userland.make_initramfs()
+                }));
+            }
+            if disk {
+                let step = format!("image systemd, {name}");
+                steps.push(Step::file(step, userland.disk(), || userland.make_disk()));
+            }
+        }
+        steps
+    }
+
+    /// What is compiled here, meanwhile.
+    fn to_compile(&self) -> Vec<Step> {
+        let mut steps = vec![Step::new(
+            "bpf-linker (compiled here, about a minute)",
+            || Toolchain::find().is_some(),
+            build_linker,
+        )];
+        if self.package {
+            steps.push(Step::file(
+                "cargo-deb (compiled here, about a minute)",
+                cargo_deb(),
+                build_cargo_deb,
+            ));
+        }
+        steps
+    }
+}
+
+/// Something that is fetched or made once.
 struct Step {
     name: String,
-    there: fn(&Step) -> bool,
-    path: PathBuf,
-    fetch: Fetch,
+    there: Box<dyn Fn() -> bool + Send>,
+    fetch: Box<dyn Fn() -> Result<()> + Send>,
 }
 
 impl Step {
     fn new(
         name: impl Into<String>,
-        path: PathBuf,
-        there: fn(&Self) -> bool,
-        fetch: impl Fn(&Self) -> Result<()> + 'static,
+        there: impl Fn() -> bool + Send + 'static,
+        fetch: impl Fn() -> Result<()> + Send + 'static,
     ) -> Self {
         Self {
             name: name.into(),
-            there,
-            path,
+            there: Box::new(there),
             fetch: Box::new(fetch),
         }
     }
-}
 
-fn exists(step: &Step) -> bool {
-    step.path.exists()
-}
-
-/// What the programs are made with.
-fn steps_to_build() -> Vec<Step> {
-    vec![
-        Step::new(
-            "BPF compiler (Debian's, unpacked only; ~150 MB)",
-            toolchain::prebuilt_rustc(),
-            |step| exists(step) || matches!(Toolchain::find(), Some(Toolchain::RustSrc { .. })),
-            |_| fetch_compiler(),
-        ),
-        Step::new(
-            "bpf-linker (compiled here, about a minute)",
-            toolchain::built_linker(),
-            |_| Toolchain::find().is_some(),
-            |_| build_linker(),
-        ),
-    ]
-}
-
-/// What the package is made with.
-fn steps_to_package() -> Vec<Step> {
-    vec![Step::new(
-        "cargo-deb (compiled here, about a minute)",
-        cargo_deb(),
-        exists,
-        |_| build_cargo_deb(),
-    )]
-}
-
-fn steps_for_guests() -> Vec<Step> {
-    let mut steps = vec![Step::new(
-        "QEMU (Debian's, unpacked only; ~40 MB)",
-        tools::dir(),
-        exists,
-        |_| tools::fetch(),
-    )];
-    for kernel in &KERNELS {
-        steps.push(Step::new(
-            format!("kernel {} (~40 MB)", kernel.name),
-            kernel.dir(),
-            exists,
-            |_| kernel.fetch(),
-        ));
+    /// One that makes this file or folder.
+    fn file(
+        name: impl Into<String>,
+        path: PathBuf,
+        fetch: impl Fn() -> Result<()> + Send + 'static,
+    ) -> Self {
+        Self::new(name, move || path.exists(), fetch)
     }
-    for userland in USERLANDS {
-        let name = userland.name();
-        steps.push(Step::new(
-            format!("packages of the guest from {name}: CRIU, systemd, podman … (~100 MB)"),
-            userland.packages(),
-            exists,
-            |_| userland.fetch_packages(),
-        ));
-        steps.push(Step::new(
-            format!("image initramfs, {name}"),
-            userland.initramfs(),
-            exists,
-            |_| userland.make_initramfs(),
-        ));
-        steps.push(Step::new(
-            format!("image systemd, {name}"),
-            userland.disk(),
-            exists,
-            |_| userland.make_disk(),
-        ));
-    }
-    steps
-}
 
-/// Fetches what is missing to build and to run guests. With `all`, also what
-/// makes the package, and says what is there.
-pub(crate) fn setup(all: bool) -> Result<()> {
-    let mut steps = steps_to_build();
-    steps.extend(steps_for_guests());
-    if all {
-        steps.extend(steps_to_package());
-    }
-    take(&steps, all)
-}
-
-/// Fetches what is missing to build and to package, and nothing for guests.
-pub(crate) fn setup_to_package() -> Result<()> {
-    let mut steps = steps_to_build();
-    steps.extend(steps_to_package());
-    take(&steps, false)
-}
-
-fn take(steps: &[Step], verbose: bool) -> Result<()> {
-    if !verbose && steps.iter().all(|step| (step.there)(step)) {
-        return Ok(());
-    }
-    let _lock = cache::lock()?;
-    let count = steps.len();
-    for (number, step) in steps
-        .iter()
-        .enumerate()
-        .map(|(index, step)| (index + 1, step))
-    {
-        if (step.there)(step) {
-            eprintln!("[{number}/{count}] {}: there", step.name);
-            continue;
+    fn take(&self) -> Result<()> {
+        let name = &self.name;
+        if (self.there)() {
+            eprintln!("{name}: there");
+            return Ok(());
         }
-        eprintln!("[{number}/{count}] {} …", step.name);
+        eprintln!("{name} …");
         let start = Instant::now();
-        (step.fetch)(step).with_context(|| format!("set up {}", step.name))?;
-        ensure!(
-            (step.there)(step),
-            "{} is still missing after its set-up",
-            step.name
-        );
-        eprintln!(
-            "[{number}/{count}] {}: done in {} s",
-            step.name,
-            start.elapsed().as_secs()
-        );
+        (self.fetch)().with_context(|| format!("set up {name}"))?;
+        ensure!((self.there)(), "{name} is still missing after its set-up");
+        eprintln!("{name}: done in {} s", start.elapsed().as_secs());
+        Ok(())
     }
+}
+
+/// Fetches everything, and says what is there.
+pub(crate) fn everything() -> Result<()> {
+    take(&Needs::everything())
+}
+
+/// Fetches what is missing; says nothing if nothing is.
+pub(crate) fn setup(needs: &Needs) -> Result<()> {
+    let mut steps = needs.to_compile();
+    steps.push(compiler());
+    steps.extend(needs.to_fetch());
+    match steps.iter().all(|step| (step.there)()) {
+        true => Ok(()),
+        false => take(needs),
+    }
+}
+
+/// Compiles while it downloads. The compiler comes first: bpf-linker is linked with its
+/// LLVM.
+fn take(needs: &Needs) -> Result<()> {
+    let _lock = cache::lock()?;
+    let all = |steps: Vec<Step>| steps.iter().try_for_each(Step::take);
+    compiler().take()?;
+    thread::scope(|scope| {
+        let compile = scope.spawn(|| all(needs.to_compile()));
+        let fetched = all(needs.to_fetch());
+        let compiled = compile.join();
+        fetched.and(compiled.map_err(|_| anyhow!("a thread that compiles has panicked"))?)
+    })?;
     eprintln!("everything is there, in {}", cache::dir().display());
     Ok(())
+}
+
+fn compiler() -> Step {
+    let there = || {
+        let is_another = || matches!(Toolchain::find(), Some(Toolchain::RustSrc { .. }));
+        toolchain::prebuilt_rustc().exists() || is_another()
+    };
+    let name = "BPF compiler (Debian's, unpacked only; ~150 MB)";
+    Step::new(name, there, fetch_compiler)
 }
 
 /// Debian's `rustc-web` packages would replace a user's own `rustc`: unpack them.
@@ -248,11 +292,16 @@ fn build_cargo_deb() -> Result<()> {
     run(&mut cargo_install("cargo-deb", CARGO_DEB, root))
 }
 
+/// A tool that runs for a second or two is not worth minutes of optimisation.
 fn cargo_install(name: &str, version: &str, root: &Path) -> Command {
     let mut cargo = Command::new("cargo");
     cargo
-        .args(["install", "--quiet", name, "--version", version, "--locked"])
+        .args(["install", name, "--version", version, "--locked"])
         .arg("--root")
-        .arg(root);
+        .arg(root)
+        .envs([
+            ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
+            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+        ]);
     cargo
 }

@@ -20,7 +20,7 @@ use crate::{
     dist, docs,
     kernel::{KERNELS, Kernel},
     report::Report,
-    setup,
+    setup::{self, Needs},
     vm::Vm,
 };
 
@@ -183,8 +183,9 @@ impl Sum {
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    setup::setup(false)?;
     let guests = args.guests()?;
+    let needs = Needs::guests(guests.iter().map(|(guest, _)| (guest.kernel, guest.image)));
+    setup::setup(&needs)?;
     ensure!(
         !args.docs || (args.kernel == ["all"] && args.cgroup.is_empty() && args.image.is_empty()),
         "--docs goes with --kernel all alone: the tables are about all guests"

@@ -19,7 +19,8 @@ use crate::{
     config::{self, Cgroup, Config, Image, Suite},
     image::Archive,
     kernel::{self, Kernel},
-    setup, tools,
+    setup::{self, Needs},
+    tools,
 };
 
 /// Half of it is what its `/tmp` may hold.
@@ -97,7 +98,8 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
             .with_context(|| format!("--copy {copy}: write SRC:DST with an absolute DST"))?;
         vm.copies.push((source.into(), destination.to_owned()));
     }
-    setup::setup(false)?;
+    let kernel = Kernel::named(&args.kernel)?;
+    setup::setup(&Needs::guests([(kernel, args.image)]))?;
     let programs = build::guest_programs()?;
     let code = vm.boot(&programs, |line| println!("{line}"))?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
