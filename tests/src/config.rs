@@ -83,18 +83,22 @@ named!(
 );
 
 named!(
-    /// How much is tested.
+    /// How much is tested: `integration/table.rs` says what is part of each.
     Suite {
         /// How far protections go, and what `doctor` says.
         Levels = "levels",
+        /// That a kernel which is locked down can have no guard.
+        Lockdown = "lockdown",
         /// The host's service and `checkpoint`, in a guest with systemd.
         Service = "service",
         /// Real checkpointers and container engines, in a guest with systemd.
         Engines = "engines",
         /// What tells quickly whether a kernel will do.
         Core = "core",
-        /// Everything.
+        /// Everything that needs no systemd, no engine and no patience.
         Full = "full",
+        /// What takes long: storms, many guards, CRIU without a guard, the benchmark.
+        Soak = "soak",
     }
 );
 

@@ -10,9 +10,9 @@ use crate::{
     build,
     config::{Cgroup, Image},
     kernel::{KERNELS, Kernel},
+    matrix::NO_BPF,
     report::{Program, Report},
     setup::{self, Needs},
-    test::NO_BPF,
     vm::Vm,
 };
 

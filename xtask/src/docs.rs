@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::{build, test::Outcome};
+use crate::{build, outcome::Outcome};
 
 const PROTECTIONS: [&str; 4] = ["freeze", "kill", "migrate", "ptrace"];
 /// Stands before the JSON in what the integration tests write.
@@ -123,12 +123,12 @@ pub(crate) fn put(name: &str, begin: &str, what: &str) -> Result<()> {
     fs::write(&path, all).with_context(|| format!("write {name}"))
 }
 
-/// What the files say otherwise than the guests do.
-pub(crate) fn compare(outcomes: &[Outcome]) -> Result<Vec<String>> {
+/// What the files say otherwise than the guest does.
+pub(crate) fn compare(outcome: &Outcome) -> Result<Vec<String>> {
     let mut complaints = Vec::new();
     for table in &TABLES {
         let text = table.text()?;
-        let rows = outcomes.iter().flat_map(table.rows);
+        let rows = (table.rows)(outcome).into_iter();
         let lines = rows.map(|cells| line(&cells[..table.certain.min(cells.len())]));
         let missing = lines.filter(|line| !text.contains(line.trim_end()));
         complaints.extend(missing.map(|line| format!("{} does not say: {line}", table.file)));
@@ -155,7 +155,8 @@ fn levels(outcome: &Outcome) -> Option<Vec<String>> {
         let levels = report.levels.as_ref()?;
         levels.get(protection).cloned()
     };
-    let mut cells = vec![outcome.kernel.to_owned(), outcome.boot.clone()];
+    let guest = &outcome.guest;
+    let mut cells = vec![guest.kernel.name.to_owned(), guest.boot.join(" ")];
     cells.extend(PROTECTIONS.map(|name| level(name).unwrap_or_else(|| "nothing".to_owned())));
     Some(cells)
 }

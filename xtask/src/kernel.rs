@@ -12,7 +12,6 @@ use object::{Object as _, ObjectSection as _};
 
 use crate::{
     cache,
-    config::Cgroup,
     debian::Apt,
     image::{BOOKWORM, FORKY, TRIXIE, Userland},
 };
@@ -26,20 +25,16 @@ pub(crate) struct Kernel {
     package: &'static str,
     /// Whose programs go with it in a guest: CRIU has to start on it.
     pub(crate) userland: &'static Userland,
-    /// The layout that CI runs all tests in; `None`: it runs a part of them.
-    pub(crate) all_tests: Option<Cgroup>,
-    /// Whether container engines are tested on it: once for each userland.
-    pub(crate) engines: bool,
 }
 
-/// A new kernel is a new line here. (`docs/kernels.md` is made anew with it, and
-/// `TESTED` of the product has to name it: a test compares them.)
+/// A new kernel is a new line here; `matrix.rs` says what runs on it. (`docs/kernels.md` is
+/// made anew with it, and `TESTED` of the product has to name it: a test compares them.)
 #[rustfmt::skip]
 pub(crate) const KERNELS: [Kernel; 4] = [
-    kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$", &BOOKWORM, Some(Cgroup::V1), true),
-    kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$", &BOOKWORM, Some(Cgroup::V2), false),
-    kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13-cloud-amd64$", &TRIXIE, None, true),
-    kernel("7.3", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13-cloud-amd64$", &FORKY, None, true),
+    kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$", &BOOKWORM),
+    kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$", &BOOKWORM),
+    kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13-cloud-amd64$", &TRIXIE),
+    kernel("7.3", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13-cloud-amd64$", &FORKY),
 ];
 
 const fn kernel(
@@ -47,16 +42,12 @@ const fn kernel(
     release: &'static str,
     package: &'static str,
     userland: &'static Userland,
-    all_tests: Option<Cgroup>,
-    engines: bool,
 ) -> Kernel {
     Kernel {
         name,
         release,
         package,
         userland,
-        all_tests,
-        engines,
     }
 }
 

@@ -1,35 +1,36 @@
 //! `cargo xtask test`: unit tests here, integration tests in guests, one sum.
 
 use std::{
-    collections::BTreeMap,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{ExitCode, Stdio},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    bpf_stats, build, config,
+    build, config,
     config::{Cgroup, Image, Suite},
     dist, docs,
+    history::History,
     kernel::{KERNELS, Kernel},
-    report::Report,
+    matrix::{self, Guest},
+    outcome::{Outcome, Reading, Sum},
     setup::{self, Needs},
-    vm::Vm,
 };
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run only the tests whose names contain this
     name: Option<String>,
-    /// Run all tests on this kernel, or on `all`: without it, all tests on two
-    /// kernels and a part of them on the others
+    /// Run all tests on this kernel, or on `all`: without it, what each change has to
+    /// pass
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
     /// Only these cgroup layouts: v1, v2 or hybrid
@@ -38,10 +39,13 @@ pub(crate) struct Args {
     /// Only these images: initramfs or systemd
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
-    /// Only this part in each guest: levels, service, engines,
-    /// core or full
+    /// Only this part in each guest: levels, lockdown, service, engines, core, full or
+    /// soak
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
+    /// Skip the guests that have passed at this commit
+    #[arg(long, conflicts_with_all = ["name", "docs"])]
+    resume: bool,
     /// Write the tables of docs/ that are made from results; with `--kernel all`, and
     /// `doctor::tells` or `engines::` for a NAME
     #[arg(long)]
@@ -51,228 +55,318 @@ pub(crate) struct Args {
     jobs: usize,
 }
 
-/// A list of security modules without `bpf`.
-pub(crate) const NO_BPF: &str = "lsm=lockdown,yama";
-const PREEMPT_FULL: &str = "preempt=full";
-const LOCKED_DOWN: &str = "lockdown=confidentiality";
-
-/// A guest of the matrix.
-struct Guest {
-    kernel: &'static Kernel,
-    cgroup: Cgroup,
-    image: Image,
-    boot: &'static [&'static str],
-    /// What CI runs in it, if anything.
-    in_ci: Option<Suite>,
-    /// What is run in it when its kernel is asked for.
-    in_all: Suite,
-}
-
-/// The guests that a release must pass in on this kernel.
-fn guests(kernel: &'static Kernel) -> Vec<Guest> {
-    let guest = |cgroup, image, boot, in_ci, in_all| Guest {
-        kernel,
-        cgroup,
-        image,
-        boot,
-        in_ci,
-        in_all,
-    };
-    let in_memory =
-        |cgroup, boot, in_ci, in_all| guest(cgroup, Image::Initramfs, boot, in_ci, in_all);
-    let mut guests = Vec::new();
-    for cgroup in [Cgroup::V1, Cgroup::V2] {
-        let in_ci = match kernel.all_tests == Some(cgroup) {
-            true => Suite::Full,
-            false => Suite::Core,
-        };
-        guests.push(in_memory(cgroup, &[], Some(in_ci), Suite::Full));
-    }
-    let is_newest = KERNELS.last().is_some_and(|last| last.name == kernel.name);
-    for cgroup in kernel.userland.layouts.iter().copied() {
-        let in_ci = match (kernel.all_tests, cgroup) {
-            (Some(Cgroup::V1), Cgroup::Hybrid) => Some(Suite::Core),
-            (Some(Cgroup::V2), Cgroup::V2) => Some(Suite::Service),
-            // The newest, whose systemd has varlinkctl.
-            (None, Cgroup::V2) if is_newest => Some(Suite::Service),
-            _ => None,
-        };
-        guests.push(guest(cgroup, Image::Systemd, &[], in_ci, Suite::Full));
-        if kernel.engines {
-            guests.push(guest(cgroup, Image::Systemd, &[], None, Suite::Engines));
-        }
-    }
-    guests.push(in_memory(Cgroup::Hybrid, &[], None, Suite::Full));
-    guests.push(in_memory(Cgroup::V1, &[NO_BPF], None, Suite::Full));
-    guests.push(in_memory(
-        Cgroup::V2,
-        &[NO_BPF],
-        Some(Suite::Levels),
-        Suite::Full,
-    ));
-    for cgroup in [Cgroup::V1, Cgroup::V2, Cgroup::Hybrid] {
-        guests.push(in_memory(cgroup, &[PREEMPT_FULL], None, Suite::Full));
-    }
-    let leaks = &[NO_BPF, PREEMPT_FULL];
-    let in_ci = kernel.all_tests.map(|_| Suite::Levels);
-    guests.push(in_memory(Cgroup::V1, leaks, None, Suite::Levels));
-    guests.push(in_memory(Cgroup::V2, leaks, in_ci, Suite::Levels));
-    if kernel.all_tests == Some(Cgroup::V2) {
-        guests.push(in_memory(
-            Cgroup::V2,
-            &[LOCKED_DOWN],
-            Some(Suite::Levels),
-            Suite::Levels,
-        ));
-    }
-    guests
-}
-
-#[derive(Default)]
-struct Sum {
-    passed: usize,
-    failed: usize,
-    /// What libtest says of those that failed, to be said again at the end: a log of
-    /// many guests is long, and is often kept by its end alone.
-    failures: Vec<String>,
-    in_failures: bool,
-}
-
-impl Sum {
-    /// Adds a failure that is no test's.
-    fn add_failure(&mut self, complaint: String) {
-        self.failed += 1;
-        self.failures.push(complaint);
-    }
-
-    /// Adds what another counted, of which `label` tells where.
-    fn add(&mut self, other: Self, label: &str) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        let failures = other.failures.into_iter();
-        self.failures
-            .extend(failures.map(|line| format!("{label}: {line}")));
-    }
-
-    /// Adds what a line of libtest says; `true` for a `test result:` line.
-    fn add_line(&mut self, line: &str) -> bool {
-        let Some((_, result)) = line.split_once("test result: ") else {
-            self.in_failures |= line.trim_end() == "failures:";
-            if self.in_failures && !line.trim().is_empty() {
-                self.failures.push(line.to_owned());
-            }
-            return false;
-        };
-        self.in_failures = false;
-        let count = |word: &str| {
-            let mut words = result
-                .split([' ', ';', '.'])
-                .filter(|part| !part.is_empty());
-            let mut last = "";
-            let found = words.find_map(|part| {
-                let number = (part == word).then(|| last.parse().ok()).flatten();
-                last = part;
-                number
-            });
-            found.unwrap_or(0)
-        };
-        self.passed += count("passed");
-        self.failed += count("failed");
-        true
-    }
-}
+/// How many of the slowest tests are shown.
+const SLOWEST: usize = 20;
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let guests = args.guests()?;
-    let needs = Needs::guests(guests.iter().map(|(guest, _)| (guest.kernel, guest.image)));
-    setup::setup(&needs)?;
     ensure!(
         !args.docs || (args.kernel == ["all"] && args.cgroup.is_empty() && args.image.is_empty()),
         "--docs goes with --kernel all alone: the tables are about all guests"
     );
     ensure!(
         !guests.is_empty(),
-        "no guest of the matrix has this kernel, layout and image"
+        "no guest of the matrix has this kernel, layout, image and suite"
     );
+    let history = History::open()?;
     let mut sum = Sum::default();
-    sum.add(unit_tests(args.name.as_deref())?, "host");
-    let mut outcomes = in_guests(args, &guests)?;
-    for outcome in &mut outcomes {
-        sum.add(std::mem::take(&mut outcome.sum), &outcome.label);
-    }
-    if args.docs {
-        ensure!(
-            sum.failed == 0,
-            "nothing is written from tests that have failed: {:#?}",
-            sum.failures
-        );
-        docs::write(&outcomes)?;
-    }
-    let mut complaints = docs::compare(&outcomes)?;
-    for (outcome, (guest, _)) in outcomes.iter().zip(&guests) {
-        if let Some(report) = &outcome.report {
-            complaints.extend(bpf_stats::compare(
-                guest.kernel,
-                guest.boot,
-                &report.programs,
-            )?);
-        }
-    }
-    for complaint in complaints {
-        sum.add_failure(complaint);
-    }
-    if let Some(name) = args
-        .name
-        .as_deref()
-        .filter(|_| sum.passed + sum.failed == 0)
-    {
-        anyhow::bail!("no test has a name that contains {name}");
-    }
-    for line in &sum.failures {
-        println!("FAILED: {line}");
-    }
-    println!("{} passed, {} failed", sum.passed, sum.failed);
-    Ok(if sum.failed == 0 {
-        ExitCode::SUCCESS
+    let guests = match args.resume {
+        true => skip(guests, &history, &mut sum)?,
+        false => guests,
+    };
+    let needs = Needs::guests(guests.iter().map(|guest| (guest.kernel, guest.image)));
+    let installs = guests.iter().any(|guest| guest.image == Image::Systemd);
+    setup::setup(&if installs {
+        needs.with_package()
     } else {
-        ExitCode::FAILURE
-    })
+        needs
+    })?;
+    let run = Run::new(args, guests, history, sum)?;
+    run.everything()?;
+    run.conclude(args)
 }
 
 impl Args {
-    /// The guests that are asked for, and what to run in each.
-    fn guests(&self) -> Result<Vec<(Guest, Suite)>> {
+    /// The guests that are asked for.
+    fn guests(&self) -> Result<Vec<Guest>> {
         let kernels = match self.kernel.is_empty() {
             true => KERNELS.iter().collect(),
             false => Kernel::chosen(&self.kernel)?,
         };
-        let mut wanted: Vec<_> = kernels
-            .into_iter()
-            .flat_map(guests)
-            .filter(|guest| self.cgroup.is_empty() || self.cgroup.contains(&guest.cgroup))
-            .filter(|guest| self.image.is_empty() || self.image.contains(&guest.image))
-            .filter(|guest| !self.docs || guest.is_for_docs())
-            .filter_map(|guest| {
-                let suite = match self.suite {
-                    Some(asked) => asked,
-                    None if self.kernel.is_empty() => guest.in_ci?,
-                    None => guest.in_all,
-                };
-                guest.has(suite).then_some((guest, suite))
-            })
-            .collect();
-        // What takes longest comes first: then the last ones end together.
-        wanted.sort_by_key(|(_, suite)| match suite {
-            Suite::Full => 0,
-            Suite::Engines => 1,
-            Suite::Core | Suite::Service => 2,
-            Suite::Levels => 3,
+        let guests = match self.suite {
+            Some(suite) => matrix::with_suite(&kernels, suite),
+            None if self.kernel.is_empty() => matrix::change(),
+            None => matrix::release(&kernels),
+        };
+        let wanted = guests.into_iter().filter(|guest| {
+            (self.cgroup.is_empty() || self.cgroup.contains(&guest.cgroup))
+                && (self.image.is_empty() || self.image.contains(&guest.image))
+                && (!self.docs || guest.is_for_docs())
         });
-        Ok(wanted)
+        Ok(wanted.collect())
+    }
+}
+
+/// Leaves out the guests that have passed at this commit, and counts their tests.
+fn skip(guests: Vec<Guest>, history: &History, sum: &mut Sum) -> Result<Vec<Guest>> {
+    history.ensure_clean()?;
+    let mut left = Vec::new();
+    for guest in guests {
+        let label = guest.label();
+        match history.passed(&label) {
+            Some(earlier) => {
+                println!(
+                    "{label}: has passed at this commit ({} tests)",
+                    earlier.passed
+                );
+                sum.passed += earlier.passed;
+            }
+            None => left.push(guest),
+        }
+    }
+    Ok(left)
+}
+
+/// The tests that run here, or in a guest.
+enum Job {
+    Host,
+    Guest(Guest),
+}
+
+/// One run of tests, by several threads.
+struct Run {
+    name: Option<String>,
+    threads: usize,
+    jobs: Vec<Job>,
+    /// The next of the jobs.
+    next: AtomicUsize,
+    programs: Vec<PathBuf>,
+    /// The Debian package, once a guest has wanted it.
+    package: Mutex<Option<PathBuf>>,
+    history: History,
+    /// How long each guest may take, by its label.
+    left: Mutex<Vec<(String, u64)>>,
+    results: Mutex<(Sum, Vec<Outcome>)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Run {
+    fn new(args: &Args, guests: Vec<Guest>, history: History, sum: Sum) -> Result<Self> {
+        let seconds = |guest: &Guest| {
+            let before = history.seconds(&guest.label());
+            before.unwrap_or_else(|| guest.usual_seconds())
+        };
+        let mut guests: Vec<_> = guests
+            .into_iter()
+            .map(|guest| (seconds(&guest), guest))
+            .collect();
+        longest_first(&mut guests);
+        let left = guests
+            .iter()
+            .map(|(seconds, guest)| (guest.label(), *seconds));
+        let left = Mutex::new(left.collect());
+        let mut jobs: Vec<_> = guests
+            .into_iter()
+            .map(|(_, guest)| Job::Guest(guest))
+            .collect();
+        // The tests here take the second thread, while the longest guest has the first.
+        jobs.insert(jobs.len().min(1), Job::Host);
+        Ok(Self {
+            name: args.name.clone(),
+            threads: args.jobs.max(1),
+            jobs,
+            next: AtomicUsize::new(0),
+            programs: build::guest_programs()?,
+            package: Mutex::new(None),
+            history,
+            left,
+            results: Mutex::new((sum, Vec::new())),
+        })
+    }
+
+    fn everything(&self) -> Result<()> {
+        println!("testing {}", self.history.commit());
+        self.print_left();
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.threads)
+                .map(|_| scope.spawn(|| self.work()))
+                .collect();
+            let ends = threads.into_iter().map(|thread| thread.join());
+            let ends: Vec<_> = ends.collect();
+            ends.into_iter()
+                .try_for_each(|end| end.map_err(|_| anyhow::anyhow!("a thread has panicked"))?)
+        })
+    }
+
+    /// Takes one job after the other.
+    fn work(&self) -> Result<()> {
+        while let Some(job) = self.jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            match job {
+                Job::Host => {
+                    let tests = unit_tests(self.name.as_deref())?;
+                    lock(&self.results).0.add(tests, "host");
+                }
+                Job::Guest(guest) => self.in_guest(guest)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Tests in a guest, shows what it has written and keeps what has come of it.
+    fn in_guest(&self, guest: &Guest) -> Result<()> {
+        let label = guest.label();
+        println!("{label}: begins");
+        let mut kept = String::new();
+        let mut outcome = self.test(guest, |line| {
+            if self.threads > 1 {
+                kept += &format!("{label}: {line}\n");
+            } else {
+                println!("{label}: {line}");
+            }
+        });
+        print!("{kept}");
+        if self.name.is_none() {
+            outcome.compare()?;
+        }
+        let (sum, seconds) = (&outcome.sum, outcome.took.as_secs());
+        for failure in &sum.failures {
+            println!("{label}: FAILED: {failure}");
+        }
+        println!(
+            "{label}: {} passed, {} failed, in {seconds} s",
+            sum.passed, sum.failed
+        );
+        if self.name.is_none() {
+            self.history.add(&label, sum.passed, sum.failed, seconds)?;
+        }
+        lock(&self.left).retain(|(left, _)| *left != label);
+        self.print_left();
+        let mut results = lock(&self.results);
+        results.0.add(std::mem::take(&mut outcome.sum), &label);
+        results.1.push(outcome);
+        Ok(())
+    }
+
+    fn test(&self, guest: &Guest, mut show: impl FnMut(&str)) -> Outcome {
+        let mut command = vec!["integration".to_owned()];
+        command.extend(self.name.clone());
+        let mut vm = guest.vm(command);
+        let mut reading = Reading::of(guest);
+        if guest.image == Image::Systemd {
+            match self.package() {
+                Ok(path) => vm.copies.push((path, config::PACKAGE_PATH.to_owned())),
+                Err(error) => return reading.end(Err(error)),
+            }
+        }
+        let ended = vm.boot(&self.programs, |line| {
+            if reading.add_line(line) {
+                show(line);
+            }
+        });
+        reading.end(ended)
+    }
+
+    /// The package: the first guest that wants it makes it.
+    fn package(&self) -> Result<PathBuf> {
+        let mut package = lock(&self.package);
+        match &*package {
+            Some(path) => Ok(path.clone()),
+            None => Ok(package.insert(dist::package_for_guests()?).clone()),
+        }
+    }
+
+    /// Shows which guests are not done, and about how long they take.
+    fn print_left(&self) {
+        let left = lock(&self.left);
+        let labels: Vec<_> = left.iter().map(|(label, _)| format!("[{label}]")).collect();
+        let seconds = left_seconds(left.iter().map(|(_, seconds)| *seconds), self.threads);
+        if !labels.is_empty() {
+            let count = labels.len();
+            let minutes = seconds.div_ceil(60);
+            println!(
+                "{count} guests left, about {minutes} min: {}",
+                labels.join(" ")
+            );
+        }
+    }
+
+    /// Shows the times and the sum, and writes `docs/` if that is asked for.
+    fn conclude(self, args: &Args) -> Result<ExitCode> {
+        let results = self.results.into_inner();
+        let (sum, outcomes) = results.unwrap_or_else(PoisonError::into_inner);
+        if args.docs {
+            ensure!(
+                sum.failed == 0,
+                "nothing is written from tests that have failed: {:#?}",
+                sum.failures
+            );
+            docs::write(&outcomes)?;
+        }
+        if let Some(name) = args
+            .name
+            .as_deref()
+            .filter(|_| sum.passed + sum.failed == 0)
+        {
+            anyhow::bail!("no test has a name that contains {name}");
+        }
+        print_times(&outcomes);
+        for line in &sum.failures {
+            println!("FAILED: {line}");
+        }
+        println!("{} passed, {} failed", sum.passed, sum.failed);
+        Ok(match sum.failed {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        })
+    }
+}
+
+/// So the last ones end together.
+fn longest_first<T>(guests: &mut [(u64, T)]) {
+    guests.sort_by_key(|(seconds, _)| std::cmp::Reverse(*seconds));
+}
+
+/// How long all take, when so many run at a time.
+fn left_seconds(guests: impl Iterator<Item = u64>, threads: usize) -> u64 {
+    let mut ends = vec![0; threads.max(1)];
+    for seconds in guests {
+        if let Some(first) = ends.iter_mut().min() {
+            *first += seconds;
+        }
+    }
+    ends.into_iter().max().unwrap_or(0)
+}
+
+/// Shows how long the guests and the slowest tests took.
+fn print_times(outcomes: &[Outcome]) {
+    let mut guests: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| (outcome.took.as_secs(), outcome.guest.label()))
+        .collect();
+    longest_first(&mut guests);
+    for (seconds, label) in guests {
+        println!("took {seconds} s: {label}");
+    }
+    let mut slow: Vec<_> = outcomes
+        .iter()
+        .flat_map(|outcome| {
+            outcome
+                .slow
+                .iter()
+                .map(|slow| (outcome.guest.label(), slow))
+        })
+        .collect();
+    slow.sort_by(|(_, one), (_, other)| other.seconds.total_cmp(&one.seconds));
+    for (label, slow) in slow.into_iter().take(SLOWEST) {
+        println!("took {:.1} s: {label}: {}", slow.seconds, slow.test);
     }
 }
 
 fn unit_tests(name: Option<&str>) -> Result<Sum> {
+    let start = Instant::now();
     let mut cargo = build::cargo();
     cargo
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
@@ -290,180 +384,35 @@ fn unit_tests(name: Option<&str>) -> Result<Sum> {
     if !child.wait()?.success() && sum.failed == 0 {
         sum.add_failure("cargo test failed".to_owned());
     }
+    let took: Duration = start.elapsed();
+    println!("host: took {} s", took.as_secs());
     Ok(sum)
-}
-
-/// What came of the tests in one guest.
-pub(crate) struct Outcome {
-    pub(crate) kernel: &'static str,
-    /// Its boot parameters.
-    pub(crate) boot: String,
-    label: String,
-    sum: Sum,
-    /// What `doctor` said in it.
-    pub(crate) report: Option<Report>,
-    /// What its tests said for tables.
-    pub(crate) rows: Vec<docs::Row>,
-}
-
-impl Outcome {
-    /// Its place in tables: kernels from the oldest on, the plain boot first.
-    pub(crate) fn order(&self) -> (usize, String) {
-        let place = KERNELS.iter().position(|kernel| kernel.name == self.kernel);
-        (place.unwrap_or(usize::MAX), self.boot.clone())
-    }
-}
-
-/// In the order of the guests.
-fn in_guests(args: &Args, guests: &[(Guest, Suite)]) -> Result<Vec<Outcome>> {
-    let programs = build::guest_programs()?;
-    let systemd = |(guest, _): &(Guest, Suite)| guest.image == Image::Systemd;
-    let package = match guests.iter().any(systemd) {
-        true => Some(dist::package_for_guests()?),
-        false => None,
-    };
-    let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
-    let work = || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some((guest, suite)) = guests.get(number) else {
-                break;
-            };
-            let mut kept = String::new();
-            let outcome = guest.test(
-                *suite,
-                args.name.as_deref(),
-                &programs,
-                package.as_deref(),
-                |line| {
-                    if args.jobs > 1 {
-                        kept += line;
-                        kept.push('\n');
-                    } else {
-                        println!("{line}");
-                    }
-                },
-            );
-            print!("{kept}");
-            outcomes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(number, outcome);
-        }
-    };
-    thread::scope(|scope| {
-        let threads: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().map_err(|_| ()))
-    })
-    .map_err(|()| anyhow::anyhow!("a thread that runs a guest has panicked"))?;
-    let outcomes = outcomes
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    Ok(outcomes.into_values().collect())
-}
-
-impl Guest {
-    /// Whether there is anything of this suite in it.
-    fn has(&self, suite: Suite) -> bool {
-        let engines = self.in_all == Suite::Engines;
-        engines == (suite == Suite::Engines)
-            && (suite != Suite::Service || self.image == Image::Systemd)
-    }
-
-    /// Whether tables are made from it: each boot once, and engines. Every other run
-    /// compares the rest.
-    fn is_for_docs(&self) -> bool {
-        (self.cgroup, self.image) == (Cgroup::V2, Image::Initramfs) || self.in_all == Suite::Engines
-    }
-
-    /// Runs the integration tests; a guest without a result counts as one failure.
-    fn test(
-        &self,
-        suite: Suite,
-        name: Option<&str>,
-        programs: &[PathBuf],
-        package: Option<&Path>,
-        mut show: impl FnMut(&str),
-    ) -> Outcome {
-        let mut command = vec!["integration".to_owned()];
-        command.extend(name.map(str::to_owned));
-        let mut vm = Vm::new(self.kernel.name, self.cgroup, self.image, command);
-        vm.config.suite = suite;
-        vm.config.boot = self.boot.iter().map(|&word| word.to_owned()).collect();
-        if self.image == Image::Systemd {
-            let package = package.map(|path| (path.to_owned(), config::PACKAGE_PATH.to_owned()));
-            vm.copies.extend(package);
-        }
-        let label = vm.config.label();
-        let mut sum = Sum::default();
-        let mut has_result = false;
-        let mut last = String::new();
-        let mut report = None;
-        let mut rows = Vec::new();
-        let ended = vm.boot(programs, |line| {
-            has_result |= sum.add_line(line);
-            if line.starts_with("test ") {
-                line.clone_into(&mut last);
-            }
-            rows.extend(docs::Row::in_line(line));
-            match Report::in_line(line) {
-                Some(said) => report = report.take().or(Some(said)),
-                None => show(&format!("{label}: {line}")),
-            }
-        });
-        let complaint = match ended {
-            Err(error) => Some(format!("{error:#}; the last test was: {last}")),
-            Ok(code) if !has_result => Some(format!(
-                "ended with {code} and without a result; the last test was: {last}"
-            )),
-            Ok(code) if code != 0 && sum.failed == 0 => Some(format!("ended with {code}")),
-            Ok(_) => None,
-        };
-        if let Some(complaint) = complaint {
-            show(&format!("{label}: FAILED: {complaint}"));
-            sum.add_failure(complaint);
-        }
-        Outcome {
-            kernel: self.kernel.name,
-            boot: self.boot.join(" "),
-            label,
-            sum,
-            report,
-            rows,
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Sum;
+    use super::{left_seconds, longest_first};
 
     #[test]
-    fn sums_up_result_lines() {
-        let mut sum = Sum::default();
-        assert!(!sum.add_line("test v1::dump::thawed ... ok"));
-        assert!(sum.add_line("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured"));
-        assert!(sum.add_line("test result: FAILED. 12 passed; 2 failed; 0 ignored"));
-        assert_eq!((sum.passed, sum.failed), (15, 2));
+    fn the_longest_comes_first() {
+        let mut guests = [
+            (10, "core"),
+            (300, "full"),
+            (10, "levels"),
+            (200, "service"),
+        ];
+        longest_first(&mut guests);
+        assert_eq!(
+            guests.map(|(_, name)| name),
+            ["full", "service", "core", "levels"]
+        );
     }
 
     #[test]
-    fn keeps_what_is_said_of_failures() {
-        let mut guest = Sum::default();
-        let failures = ["failures:", "", "---- thawed ----", "left: 1"];
-        for line in ["test thawed ... FAILED"].iter().chain(&failures) {
-            guest.add_line(line);
-        }
-        assert!(guest.add_line("test result: FAILED. 0 passed; 1 failed"));
-        guest.add_line("[    4.2] reboot: Power down");
-        let mut sum = Sum::default();
-        sum.add(guest, "6.1");
-        assert_eq!(sum.failed, 1);
-        assert_eq!(
-            sum.failures,
-            ["6.1: failures:", "6.1: ---- thawed ----", "6.1: left: 1"]
-        );
+    fn two_at_a_time_take_half_as_long() {
+        assert_eq!(left_seconds([300, 200, 100, 50].into_iter(), 2), 350);
+        assert_eq!(left_seconds([300, 10].into_iter(), 2), 300);
+        assert_eq!(left_seconds([300, 10].into_iter(), 1), 310);
+        assert_eq!(left_seconds([].into_iter(), 2), 0);
     }
 }

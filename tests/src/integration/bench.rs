@@ -18,16 +18,24 @@ use super::{
 };
 
 pub(super) fn list(list: &mut List<'_>) {
-    // It measures in every hierarchy that there is.
-    if list.hierarchy == Hierarchy::V2 || !Hierarchy::V2.is_here() {
+    list.add("wants_to_be_alone", wants_to_be_alone);
+    if measures_here(list) && list.can_dump() {
+        list.add("measures_whole_dumps", measures_dumps);
+    }
+}
+
+/// It measures in every hierarchy that there is.
+fn measures_here(list: &List<'_>) -> bool {
+    list.hierarchy == Hierarchy::V2 || !Hierarchy::V2.is_here()
+}
+
+/// What takes minutes.
+pub(super) fn list_long(list: &mut List<'_>) {
+    if measures_here(list) {
         list.add("measures", measures);
         list.add("measures_the_life_of_guards", measures_lives);
         list.add("holds_more_than_1024_guards", most_guards);
-        if list.can_dump() {
-            list.add("measures_whole_dumps", measures_dumps);
-        }
     }
-    list.add("wants_to_be_alone", wants_to_be_alone);
     list.add("notices_that_a_guard_has_gone", loses);
     list.add("leaves_nothing_when_stopped", stopped);
 }

@@ -13,13 +13,13 @@ use super::{
     lifecycle::expect_clean,
     process::{Held, guard, run},
 };
-use crate::config::Suite;
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("tells_the_truth", truth);
-    if list.config.suite != Suite::Full {
-        return;
-    }
+}
+
+/// Where it finds more than an unused host.
+pub(super) fn list_beside(list: &mut List<'_>) {
     list.add("beside_a_guard", beside);
     list.add("after_a_crash", after_crash);
     list.add("other_user", other_user);

@@ -14,13 +14,13 @@ use super::{
     lifecycle::expect_clean,
     process::{Finished, Held, guard, guards, run, tool},
 };
-use crate::config::Suite;
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("is_told", told);
-    if list.config.suite == Suite::Core {
-        return;
-    }
+}
+
+/// Each level.
+pub(super) fn list_each(list: &mut List<'_>) {
     list.add("required", required);
     list.add("detect_refuses_nothing_and_tells", detect);
     list.add("a_lower_one_waits_for_a_higher", busy);

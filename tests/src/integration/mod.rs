@@ -1,5 +1,5 @@
-//! The trials, one module for each part of the promise; one list for the
-//! layout that this guest has.
+//! The trials, one module for each part of the promise. `table` says which suite has which
+//! of them.
 
 mod automatic;
 mod bench;
@@ -26,6 +26,7 @@ mod refuse;
 mod service;
 mod status;
 mod storms;
+mod table;
 mod varlink;
 mod verify;
 mod violations;
@@ -42,7 +43,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::config::{CONFIG_PATH, Cgroup as Layout, Config, Image, Suite};
+use crate::config::{CONFIG_PATH, Cgroup as Layout, Config, Suite};
 use cgroups::{Cgroup, Hierarchy};
 use process::Held;
 
@@ -79,90 +80,17 @@ fn list() -> Result<(String, Vec<Trial>)> {
     };
     for hierarchy in hierarchies.iter().copied() {
         ensure!(hierarchy.is_here(), "{} is not mounted", hierarchy.name());
-        let mut list = List {
-            config: &config,
-            hierarchy,
-            beside: Beside::Nothing,
-            module: "",
-            trials: &mut trials,
-        };
-        if is_locked_down()? {
-            list.modules(Beside::Nothing, &[("doctor", failures::list_locked_down)]);
-            continue;
+        for part in &table::PARTS {
+            if part.suites.contains(&config.suite) {
+                (part.list)(&mut List {
+                    config: &config,
+                    hierarchy,
+                    beside: part.beside,
+                    module: part.module,
+                    trials: &mut trials,
+                });
+            }
         }
-        if config.suite == Suite::Engines {
-            list.modules(
-                Beside::AnotherGuard,
-                &[("checkpoint", checkpoint::list), ("large", large::list)],
-            );
-            list.modules(Beside::Nothing, &[("engines", engines::list)]);
-            continue;
-        }
-        if config.image == Image::Systemd && config.suite != Suite::Levels {
-            list.modules(
-                Beside::TheService,
-                &[
-                    ("package", package::list),
-                    ("service", service::list),
-                    ("automatic", automatic::list),
-                    ("varlink", varlink::list),
-                    ("package", package::list_end),
-                ],
-            );
-        }
-        if config.suite == Suite::Service {
-            list.modules(Beside::AnotherGuard, &[("checkpoint", checkpoint::list)]);
-            continue;
-        }
-        list.modules(
-            Beside::Nothing,
-            &[("levels", levels::list), ("doctor", doctor::list)],
-        );
-        if config.suite == Suite::Levels {
-            continue;
-        }
-        list.modules(
-            Beside::AnotherGuard,
-            &[
-                ("dump", dump::list),
-                ("refuse", refuse::list),
-                ("places", places::list),
-                ("holders", holders::list),
-                ("violations", violations::list),
-            ],
-        );
-        if config.suite == Suite::Core {
-            continue;
-        }
-        list.modules(
-            Beside::Nothing,
-            &[("failures", failures::list), ("bench", bench::list)],
-        );
-        list.modules(
-            Beside::AnotherGuard,
-            &[
-                ("misuse", misuse::list),
-                ("paths", paths::list),
-                ("status", status::list),
-                ("verify", verify::list),
-                ("checkpoint", checkpoint::list),
-            ],
-        );
-        // They take minutes, and no unit of systemd's plays a part in them.
-        if config.image == Image::Initramfs {
-            list.modules(
-                Beside::AnotherGuard,
-                &[("outsiders", outsiders::list), ("storms", storms::list)],
-            );
-        }
-        list.modules(
-            Beside::Nothing,
-            &[
-                ("parallel", parallel::list),
-                ("lifecycle", lifecycle::list),
-                ("events", events::list),
-            ],
-        );
     }
     let suite = config.suite.name();
     ensure!(!trials.is_empty(), "{suite} has no tests for this guest");
@@ -173,12 +101,6 @@ fn list() -> Result<(String, Vec<Trial>)> {
 fn has_bpf() -> Result<bool> {
     let active = fs::read_to_string("/sys/kernel/security/lsm").context("read the LSM list")?;
     Ok(active.trim().split(',').any(|name| name == "bpf"))
-}
-
-/// Whether programs may not read the kernel's memory.
-fn is_locked_down() -> Result<bool> {
-    let modes = fs::read_to_string("/sys/kernel/security/lockdown").context("read lockdown")?;
-    Ok(modes.contains("[confidentiality]"))
 }
 
 /// What is there while a trial runs, and must not matter.
@@ -192,8 +114,11 @@ enum Beside {
     TheService,
 }
 
-/// Its name, and what puts its trials into the list.
-type Module = (&'static str, fn(&mut List<'_>));
+/// The parts of the tests by the names of their modules, and the suites that have them.
+pub fn parts() -> impl Iterator<Item = (&'static str, &'static [Suite])> {
+    let parts = table::PARTS.iter();
+    parts.map(|part| (part.module, part.suites))
+}
 
 /// What the modules put their trials into.
 struct List<'a> {
@@ -205,14 +130,6 @@ struct List<'a> {
 }
 
 impl List<'_> {
-    fn modules(&mut self, beside: Beside, modules: &[Module]) {
-        for (name, list) in modules {
-            self.module = name;
-            self.beside = beside;
-            list(self);
-        }
-    }
-
     /// Whether CRIU can dump in this hierarchy: where both are mounted, 3.17 takes any
     /// freezer for one of v1.
     fn can_dump(&self) -> bool {

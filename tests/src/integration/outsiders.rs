@@ -35,8 +35,21 @@ pub(super) fn list(list: &mut List<'_>) {
         guarded(h, Window::BeforeSeize)
     });
     list.add("guarded_after_the_thaw", |h| guarded(h, Window::AfterThaw));
+    list_harms(list, &HARMS[..1]);
+}
+
+/// And every harm that is done without a guard.
+pub(super) fn list_all(list: &mut List<'_>) {
+    if !list.can_dump() {
+        return;
+    }
+    list_harms(list, &HARMS[1..]);
     list.add("unguarded_parent_frozen_before", frozen_before);
-    for (act, window, harm) in HARMS {
+    list.add("guarded_criu_is_killed", criu_is_killed);
+}
+
+fn list_harms(list: &mut List<'_>, harms: &[(Act, Window, Harm)]) {
+    for (act, window, harm) in harms.iter().copied() {
         if act == Act::CgroupKill && !list.hierarchy.has_kill() {
             continue;
         }
@@ -48,7 +61,6 @@ pub(super) fn list(list: &mut List<'_>) {
             unguarded(h, act, window, harm)
         });
     }
-    list.add("guarded_criu_is_killed", criu_is_killed);
 }
 
 /// When the outsider comes.

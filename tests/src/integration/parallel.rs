@@ -19,14 +19,18 @@ use super::{
 };
 
 pub(super) fn list(list: &mut List<'_>) {
-    list.add("hundred_on_one_cgroup", hundred);
     list.add("leaves_others_alone", leaves_others_alone);
     list.add("ten_siblings", siblings);
     list.add("parent_then_child", |h| overlap(h, true));
     list.add("child_then_parent", |h| overlap(h, false));
     list.add("two_cgroups_in_one_guard", two);
-    list.add("two_hundred_below_one", two_hundred);
     list.add("what_is_done_above_counts_for_all", counts_for_all);
+}
+
+/// A hundred guards and more.
+pub(super) fn list_many(list: &mut List<'_>) {
+    list.add("hundred_on_one_cgroup", hundred);
+    list.add("two_hundred_below_one", two_hundred);
 }
 
 /// By the processes of which `bench` starts many.

@@ -29,8 +29,14 @@ pub(super) fn list(list: &mut List<'_>) {
         return;
     }
     undisturbed::list(list);
-    disturbed::list(list);
-    wrong::list(list);
+}
+
+/// What may go wrong.
+pub(super) fn list_disturbed(list: &mut List<'_>) {
+    if list.can_dump() {
+        disturbed::list(list);
+        wrong::list(list);
+    }
 }
 
 /// A workload, and a place for images of it. In the order in which they can be removed.

@@ -1,0 +1,87 @@
+//! Which tests a suite has: the only place. `xtask/src/matrix.rs` says which suites run in
+//! which guests.
+
+use super::{
+    Beside::{self, AnotherGuard, Nothing, TheService},
+    List, automatic, bench, checkpoint, doctor, dump, engines, events, failures, holders, large,
+    levels, lifecycle, misuse, outsiders, package, parallel, paths, places, refuse, service,
+    status, storms, varlink, verify, violations,
+};
+use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak};
+
+/// A part of the tests, in the order in which they run.
+pub(super) struct Part {
+    /// The module of its tests. A module may have more than one part.
+    pub(super) module: &'static str,
+    /// Puts its tests into the list.
+    pub(super) list: fn(&mut List<'_>),
+    pub(super) beside: Beside,
+    pub(super) suites: &'static [Suite],
+}
+
+#[rustfmt::skip]
+pub(super) const PARTS: [Part; 34] = [
+    part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
+    part("package", package::list, TheService, &[Service]),
+    part("service", service::list, TheService, &[Service]),
+    part("automatic", automatic::list, TheService, &[Service]),
+    part("varlink", varlink::list, TheService, &[Service]),
+    part("package", package::list_end, TheService, &[Service]),
+    part("levels", levels::list, Nothing, &[Levels, Core, Full]),
+    part("levels", levels::list_each, Nothing, &[Levels, Full]),
+    part("doctor", doctor::list, Nothing, &[Levels, Core, Full]),
+    part("doctor", doctor::list_beside, Nothing, &[Full]),
+    part("dump", dump::list, AnotherGuard, &[Core, Full]),
+    part("refuse", refuse::list, AnotherGuard, &[Core, Full]),
+    part("places", places::list, AnotherGuard, &[Core, Full]),
+    part("holders", holders::list, AnotherGuard, &[Core, Full]),
+    part("violations", violations::list, AnotherGuard, &[Core, Full]),
+    part("failures", failures::list, Nothing, &[Full]),
+    part("bench", bench::list, Nothing, &[Full]),
+    part("bench", bench::list_long, Nothing, &[Soak]),
+    part("misuse", misuse::list, AnotherGuard, &[Full]),
+    part("paths", paths::list, AnotherGuard, &[Full]),
+    part("status", status::list, AnotherGuard, &[Full]),
+    part("verify", verify::list, AnotherGuard, &[Full]),
+    part("checkpoint", checkpoint::list, AnotherGuard, &[Service, Full, Engines]),
+    part("checkpoint", checkpoint::list_disturbed, AnotherGuard, &[Full, Engines]),
+    part("outsiders", outsiders::list, AnotherGuard, &[Full]),
+    part("outsiders", outsiders::list_all, AnotherGuard, &[Soak]),
+    part("storms", storms::list, AnotherGuard, &[Full]),
+    part("storms", storms::list_long, AnotherGuard, &[Soak]),
+    part("large", large::list, AnotherGuard, &[Engines]),
+    part("engines", engines::list, Nothing, &[Engines]),
+    part("parallel", parallel::list, Nothing, &[Full]),
+    part("parallel", parallel::list_many, Nothing, &[Soak]),
+    part("lifecycle", lifecycle::list, Nothing, &[Full]),
+    part("events", events::list, Nothing, &[Full]),
+];
+
+const fn part(
+    module: &'static str,
+    list: fn(&mut List<'_>),
+    beside: Beside,
+    suites: &'static [Suite],
+) -> Part {
+    Part {
+        module,
+        list,
+        beside,
+        suites,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PARTS;
+
+    #[test]
+    fn every_part_is_in_a_suite_once() {
+        for part in &PARTS {
+            let names: Vec<_> = part.suites.iter().map(|suite| suite.name()).collect();
+            let mut once = names.clone();
+            once.dedup();
+            assert!(!names.is_empty() && names == once, "{}", part.module);
+        }
+    }
+}

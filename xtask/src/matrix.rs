@@ -1,0 +1,264 @@
+//! Which guests there are, and which suite of tests runs in each: the only place.
+//! `tests/src/integration/table.rs` says which tests a suite has.
+
+use crate::{
+    config::{
+        Cgroup::{self, Hybrid, V1, V2},
+        Image::{self, Initramfs, Systemd},
+        Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak},
+    },
+    kernel::{KERNELS, Kernel},
+    vm::Vm,
+};
+
+/// A list of security modules without `bpf`.
+pub(crate) const NO_BPF: &str = "lsm=lockdown,yama";
+const PREEMPT_FULL: &str = "preempt=full";
+const LOCKED_DOWN: &str = "lockdown=confidentiality";
+
+/// All of [`KERNELS`].
+const ALL: &[&str] = &[];
+
+/// Guests that differ in their kernel alone.
+struct Row {
+    cgroup: Cgroup,
+    image: Image,
+    boot: &'static [&'static str],
+    kernels: &'static [&'static str],
+    /// What a release passes on each of these kernels, one boot for each suite.
+    release: &'static [Suite],
+    /// What each change passes, and on which kernel.
+    change: &'static [(&'static str, Suite)],
+}
+
+#[rustfmt::skip]
+const MATRIX: [Row; 15] = [
+    row(V1, Initramfs, &[], ALL, &[Full, Soak], &[("6.1", Core)]),
+    row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full), ("7.3", Core)]),
+    row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Core)]),
+    row(V1, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
+    row(V2, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
+    row(V1, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
+    row(V2, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
+    row(Hybrid, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
+    row(V1, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels], &[]),
+    row(V2, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels], &[("6.12", Levels)]),
+    row(V2, Initramfs, &[LOCKED_DOWN], &["6.12"], &[Lockdown], &[("6.12", Lockdown)]),
+    // Once for each userland.
+    row(V2, Systemd, &[], &["6.1", "6.18", "7.3"], &[Engines], &[]),
+    row(Hybrid, Systemd, &[], &["6.1"], &[Engines], &[]),
+    row(V2, Systemd, &[], ALL, &[Service, Full], &[("7.3", Service)]),
+    row(Hybrid, Systemd, &[], ALL, &[Service, Full], &[]),
+];
+
+const fn row(
+    cgroup: Cgroup,
+    image: Image,
+    boot: &'static [&'static str],
+    kernels: &'static [&'static str],
+    release: &'static [Suite],
+    change: &'static [(&'static str, Suite)],
+) -> Row {
+    Row {
+        cgroup,
+        image,
+        boot,
+        kernels,
+        release,
+        change,
+    }
+}
+
+impl Row {
+    /// Whether there is such a guest: not every systemd can mount every layout.
+    fn has(&self, kernel: &Kernel) -> bool {
+        (self.kernels.is_empty() || self.kernels.contains(&kernel.name))
+            && (self.image == Initramfs || kernel.userland.layouts.contains(&self.cgroup))
+    }
+
+    /// Whether a suite that is asked for has tests in such a guest.
+    fn takes(&self, suite: Suite) -> bool {
+        match suite {
+            Service | Engines | Lockdown => self.release.contains(&suite),
+            Levels | Core | Full | Soak => {
+                !self.release.contains(&Engines) && !self.release.contains(&Lockdown)
+            }
+        }
+    }
+
+    fn guest(&self, kernel: &'static Kernel, suite: Suite) -> Guest {
+        Guest {
+            kernel,
+            cgroup: self.cgroup,
+            image: self.image,
+            boot: self.boot,
+            suite,
+        }
+    }
+}
+
+/// One boot, and what runs in it.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    pub(crate) kernel: &'static Kernel,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) image: Image,
+    pub(crate) boot: &'static [&'static str],
+    pub(crate) suite: Suite,
+}
+
+/// The guests of a release on these kernels.
+pub(crate) fn release(kernels: &[&'static Kernel]) -> Vec<Guest> {
+    guests(kernels, |row, _| row.release.to_vec())
+}
+
+/// The guests of each change.
+pub(crate) fn change() -> Vec<Guest> {
+    let all: Vec<_> = KERNELS.iter().collect();
+    guests(&all, |row, kernel| {
+        let here = row.change.iter().filter(|(name, _)| *name == kernel.name);
+        here.map(|(_, suite)| *suite).collect()
+    })
+}
+
+/// All guests that have tests of this suite, on these kernels.
+pub(crate) fn with_suite(kernels: &[&'static Kernel], suite: Suite) -> Vec<Guest> {
+    guests(kernels, |row, _| match row.takes(suite) {
+        true => vec![suite],
+        false => Vec::new(),
+    })
+}
+
+fn guests(kernels: &[&'static Kernel], suites: impl Fn(&Row, &Kernel) -> Vec<Suite>) -> Vec<Guest> {
+    let mut guests = Vec::new();
+    for kernel in kernels.iter().copied() {
+        for row in MATRIX.iter().filter(|row| row.has(kernel)) {
+            let suites = suites(row, kernel).into_iter();
+            guests.extend(suites.map(|suite| row.guest(kernel, suite)));
+        }
+    }
+    guests
+}
+
+impl Guest {
+    /// `6.12 v2 initramfs preempt=full, full`: no other guest has this label.
+    pub(crate) fn label(&self) -> String {
+        format!(
+            "{}, {}",
+            self.vm(Vec::new()).config.label(),
+            self.suite.name()
+        )
+    }
+
+    /// The guest that runs this command.
+    pub(crate) fn vm(&self, command: Vec<String>) -> Vm {
+        let mut vm = Vm::new(self.kernel.name, self.cgroup, self.image, command);
+        vm.config.suite = self.suite;
+        vm.config.boot = self.boot.iter().map(|&word| word.to_owned()).collect();
+        vm
+    }
+
+    /// Whether tables of `docs/` are made from it: each boot once, and engines. Every
+    /// other run compares the rest.
+    pub(crate) fn is_for_docs(&self) -> bool {
+        match self.suite {
+            Engines => true,
+            Full | Levels | Lockdown => (self.cgroup, self.image) == (V2, Initramfs),
+            _ => false,
+        }
+    }
+
+    /// How long it takes on two cores without KVM, seconds: a guess for a guest that has
+    /// not been timed.
+    pub(crate) fn usual_seconds(&self) -> u64 {
+        let each = match self.suite {
+            Lockdown => 20,
+            Levels => 120,
+            Core => 180,
+            Service | Full => 420,
+            Engines | Soak => 900,
+        };
+        // Both hierarchies are tested.
+        each * if self.cgroup == Hybrid { 2 } else { 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{Guest, KERNELS, MATRIX, Systemd, change, release};
+
+    fn labels(guests: &[Guest]) -> BTreeSet<String> {
+        let labels: BTreeSet<_> = guests.iter().map(Guest::label).collect();
+        assert_eq!(labels.len(), guests.len(), "two guests have one label");
+        labels
+    }
+
+    fn whole_release() -> Vec<Guest> {
+        release(&KERNELS.iter().collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn rows_name_kernels_that_there_are() {
+        for row in &MATRIX {
+            let changes = row.change.iter().map(|(kernel, _)| kernel);
+            for name in row.kernels.iter().chain(changes) {
+                let kernel = KERNELS.iter().find(|kernel| kernel.name == *name);
+                let kernel = kernel.unwrap_or_else(|| panic!("no kernel is called {name}"));
+                assert!(row.has(kernel), "{name} is not in its own row");
+            }
+        }
+    }
+
+    #[test]
+    fn a_release_passes_more_than_a_change_in_every_guest() {
+        let boot = |guest: &Guest| guest.label().split(", ").next().map(str::to_owned);
+        let all: BTreeSet<_> = whole_release().iter().map(boot).collect();
+        for guest in change() {
+            assert!(all.contains(&boot(&guest)), "{}", guest.label());
+        }
+        assert!(labels(&change()).len() < labels(&whole_release()).len());
+    }
+
+    #[test]
+    fn every_layout_of_a_userland_is_tested() {
+        let all = whole_release();
+        for kernel in &KERNELS {
+            for layout in kernel.userland.layouts {
+                let mut here = all.iter().filter(|guest| guest.kernel.name == kernel.name);
+                let found = here.any(|guest| (guest.image, guest.cgroup) == (Systemd, *layout));
+                assert!(found, "{} {}", kernel.name, layout.name());
+            }
+        }
+    }
+
+    /// The names of the modules that have tests in these guests.
+    fn modules(guests: &[Guest]) -> BTreeSet<&'static str> {
+        let suites: BTreeSet<_> = guests.iter().map(|guest| guest.suite.name()).collect();
+        freezer_guard_tests::integration::parts()
+            .filter(|(_, of)| of.iter().any(|suite| suites.contains(suite.name())))
+            .map(|(module, _)| module)
+            .collect()
+    }
+
+    #[test]
+    fn a_release_tests_every_part_of_every_module() {
+        let all = whole_release();
+        let suites: BTreeSet<_> = all.iter().map(|guest| guest.suite.name()).collect();
+        for (module, of) in freezer_guard_tests::integration::parts() {
+            let is_tested = of.iter().any(|suite| suites.contains(suite.name()));
+            assert!(is_tested, "{module}");
+        }
+    }
+
+    #[test]
+    fn each_change_tests_every_module_but_two() {
+        let (mut all, change) = (modules(&whole_release()), modules(&change()));
+        // They take too long, and need what no other test does.
+        for name in ["engines", "large"] {
+            assert!(all.remove(name), "there is no module {name}");
+        }
+        assert_eq!(change, all);
+    }
+}
