@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::builder::PossibleValuesParser;
-use object::{Object as _, ObjectSection as _};
+use goblin::elf::Elf;
 
 use crate::{
     cache,
@@ -211,12 +211,13 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn dependencies(module: &[u8]) -> Result<Vec<String>> {
-    let file = object::File::parse(module)?;
-    let modinfo = file
-        .section_by_name(".modinfo")
+    let file = Elf::parse(module)?;
+    let mut sections = file.section_headers.iter();
+    let modinfo = sections
+        .find(|section| file.shdr_strtab.get_at(section.sh_name) == Some(".modinfo"))
+        .and_then(|section| module.get(section.file_range()?))
         .context("no section .modinfo")?;
     Ok(modinfo
-        .data()?
         .split(|byte| *byte == 0)
         .filter_map(|entry| std::str::from_utf8(entry).ok()?.strip_prefix("depends="))
         .flat_map(|names| names.split(','))

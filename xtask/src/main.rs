@@ -26,6 +26,7 @@ mod ebpf;
 mod history;
 mod image;
 mod kernel;
+mod lint;
 mod matrix;
 mod outcome;
 mod plot;

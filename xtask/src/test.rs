@@ -20,6 +20,7 @@ use crate::{
     dist, docs,
     history::History,
     kernel::{KERNELS, Kernel},
+    lint,
     matrix::{self, Guest},
     outcome::{Outcome, Reading, Sum},
     setup::{self, Needs},
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// `doctor::tells` or `engines::` for a NAME
     #[arg(long)]
     docs: bool,
+    /// Lint, too, while guests run: what clippy or rustdoc complains of has failed
+    #[arg(long)]
+    lint: bool,
     /// Guests to run at the same time
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
@@ -136,6 +140,7 @@ enum Job {
 /// One run of tests, by several threads.
 struct Run {
     name: Option<String>,
+    lints: bool,
     threads: usize,
     jobs: Vec<Job>,
     /// The next of the jobs.
@@ -176,6 +181,7 @@ impl Run {
         jobs.insert(jobs.len().min(1), Job::Host);
         Ok(Self {
             name: args.name.clone(),
+            lints: args.lint,
             threads: args.jobs.max(1),
             jobs,
             next: AtomicUsize::new(0),
@@ -206,8 +212,13 @@ impl Run {
         while let Some(job) = self.jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             match job {
                 Job::Host => {
-                    let tests = unit_tests(self.name.as_deref())?;
-                    lock(&self.results).0.add(tests, "host");
+                    let mut here = unit_tests(self.name.as_deref())?;
+                    if self.lints {
+                        lint::failures()
+                            .into_iter()
+                            .for_each(|lint| here.add_failure(lint));
+                    }
+                    lock(&self.results).0.add(here, "host");
                 }
                 Job::Guest(guest) => self.in_guest(guest)?,
             }
