@@ -239,9 +239,7 @@ impl Run {
             }
         });
         print!("{kept}");
-        if self.name.is_none() {
-            outcome.compare()?;
-        }
+        outcome.compare()?;
         let (sum, seconds) = (&outcome.sum, outcome.took.as_secs());
         for failure in &sum.failures {
             println!("{label}: FAILED: {failure}");
