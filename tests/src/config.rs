@@ -83,11 +83,11 @@ named!(
 );
 
 named!(
-    /// How much is tested: `integration/table.rs` says what is part of each.
+    /// A part of the tests: `integration/table.rs` lists the contents of each.
     Suite {
         /// How far protections go, and what `doctor` says.
         Levels = "levels",
-        /// That a kernel which is locked down can have no guard.
+        /// A locked-down kernel refuses guards, with a clear error.
         Lockdown = "lockdown",
         /// The host's service and `checkpoint`, in a guest with systemd.
         Service = "service",
@@ -97,7 +97,7 @@ named!(
         Core = "core",
         /// Everything that needs no systemd, no engine and no patience.
         Full = "full",
-        /// What takes long: storms, many guards, CRIU without a guard, the benchmark.
+        /// Long tests: storms, many guards, CRIU without a guard, the benchmark.
         Soak = "soak",
     }
 );

@@ -123,7 +123,7 @@ pub(crate) fn put(name: &str, begin: &str, what: &str) -> Result<()> {
     fs::write(&path, all).with_context(|| format!("write {name}"))
 }
 
-/// What the files say otherwise than the guest does.
+/// Returns a sentence for each row of the guest that a file lacks.
 pub(crate) fn compare(outcome: &Outcome) -> Result<Vec<String>> {
     let mut complaints = Vec::new();
     for table in &TABLES {

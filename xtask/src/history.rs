@@ -1,5 +1,4 @@
-//! What guests have come to in earlier runs: how long each takes, and which have passed
-//! at this commit.
+//! Results of guests in earlier runs: for `--resume`, and to guess how long a run takes.
 
 use std::{
     fs::{self, File},
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build;
 
-/// What a guest has come to. A line of the file.
+/// The result of one guest: a line of the file.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Entry {
     /// The commit that was tested; `COMMIT-dirty` if something had been changed since.
@@ -25,7 +24,7 @@ pub(crate) struct Entry {
     pub(crate) seconds: u64,
 }
 
-/// All that is known of earlier runs, the oldest first.
+/// The results of earlier runs, the oldest first.
 pub(crate) struct History {
     path: PathBuf,
     commit: String,
@@ -33,7 +32,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Reads the file, which need not be there.
+    /// Reads the file, if there is one.
     pub(crate) fn open() -> Result<Self> {
         let path = build::workspace().join("target/guests.jsonl");
         let text = match path.exists() {
@@ -54,16 +53,16 @@ impl History {
         &self.commit
     }
 
-    /// Fails if there is no commit that a result could belong to.
+    /// Fails if the work tree differs from its commit.
     pub(crate) fn ensure_clean(&self) -> Result<()> {
         ensure!(
             !self.commit.ends_with(DIRTY),
-            "--resume goes by commits, and there are changes: commit or stash them"
+            "--resume skips guests by commit, and the work tree has changes: commit or stash them"
         );
         Ok(())
     }
 
-    /// The result of a guest that has passed at this commit.
+    /// Returns the result of this guest if it has passed at this commit.
     pub(crate) fn passed(&self, guest: &str) -> Option<&Entry> {
         let mut entries = self.entries.iter().rev();
         entries
@@ -71,14 +70,14 @@ impl History {
             .filter(|entry| entry.failed == 0 && entry.passed > 0)
     }
 
-    /// How long a guest has taken the last time.
+    /// Returns how long this guest took last time, seconds.
     pub(crate) fn seconds(&self, guest: &str) -> Option<u64> {
         let mut entries = self.entries.iter().rev();
         let last = entries.find(|entry| entry.guest == guest);
         last.map(|entry| entry.seconds)
     }
 
-    /// Writes down what a guest has come to.
+    /// Appends the result of a guest.
     pub(crate) fn add(
         &self,
         guest: &str,
@@ -105,7 +104,7 @@ impl History {
 
 const DIRTY: &str = "-dirty";
 
-/// The commit of the work tree. What is no clone is taken for changed.
+/// Returns the commit of the work tree. Without git the tree counts as changed.
 fn commit() -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git")
@@ -121,7 +120,7 @@ fn commit() -> String {
     format!("{}{dirty}", head.trim())
 }
 
-/// A run that was killed may have left half a line.
+/// Skips half a line: a killed run can leave one.
 fn entries(text: &str) -> Vec<Entry> {
     let lines = text.lines();
     lines

@@ -27,7 +27,7 @@ pub(crate) struct Kernel {
     pub(crate) userland: &'static Userland,
 }
 
-/// A new kernel is a new line here; `matrix.rs` says what runs on it. (`docs/kernels.md` is
+/// A new kernel is a new line here; `matrix.rs` lists its guests. (`docs/kernels.md` is
 /// made anew with it, and `TESTED` of the product has to name it: a test compares them.)
 #[rustfmt::skip]
 pub(crate) const KERNELS: [Kernel; 4] = [

@@ -1,4 +1,4 @@
-//! What each change passes besides its tests: clippy, the BPF crate, rustdoc.
+//! Lints: clippy, the BPF crate for its own target, rustdoc.
 
 use std::process::Command;
 
@@ -6,12 +6,12 @@ use anyhow::Result;
 
 use crate::{build, ebpf, run};
 
-/// A lint, and how to run it.
+/// The name of a lint, and its command.
 type Lint = (&'static str, fn() -> Result<()>);
 
 const LINTS: [Lint; 4] = [
     ("clippy", || clippy(&["--workspace", "--all-targets"])),
-    ("clippy of what writes man pages", || {
+    ("clippy with the feature generate", || {
         clippy(&["--package", "freezer-guard", "--features", "generate"])
     }),
     ("the BPF crate", ebpf::check),

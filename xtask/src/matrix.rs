@@ -1,5 +1,5 @@
-//! Which guests there are, and which suite of tests runs in each: the only place.
-//! `tests/src/integration/table.rs` says which tests a suite has.
+//! The table of guests and suites. `tests/src/integration/table.rs` has the table of suites
+//! and tests.
 
 use crate::{
     config::{
@@ -25,9 +25,9 @@ struct Row {
     image: Image,
     boot: &'static [&'static str],
     kernels: &'static [&'static str],
-    /// What a release passes on each of these kernels, one boot for each suite.
+    /// The suites of a release, on each of these kernels. Each suite has a boot of its own.
     release: &'static [Suite],
-    /// What each change passes, and on which kernel.
+    /// The suites of each change, with their kernels.
     change: &'static [(&'static str, Suite)],
 }
 
@@ -70,13 +70,13 @@ const fn row(
 }
 
 impl Row {
-    /// Whether there is such a guest: not every systemd can mount every layout.
+    /// Not every systemd can mount every layout.
     fn has(&self, kernel: &Kernel) -> bool {
         (self.kernels.is_empty() || self.kernels.contains(&kernel.name))
             && (self.image == Initramfs || kernel.userland.layouts.contains(&self.cgroup))
     }
 
-    /// Whether a suite that is asked for has tests in such a guest.
+    /// Returns whether this suite has tests in such a guest.
     fn takes(&self, suite: Suite) -> bool {
         match suite {
             Service | Engines | Lockdown => self.release.contains(&suite),
@@ -97,7 +97,7 @@ impl Row {
     }
 }
 
-/// One boot, and what runs in it.
+/// One boot and its suite.
 #[derive(Clone)]
 pub(crate) struct Guest {
     pub(crate) kernel: &'static Kernel,
@@ -121,7 +121,7 @@ pub(crate) fn change() -> Vec<Guest> {
     })
 }
 
-/// All guests that have tests of this suite, on these kernels.
+/// All guests with tests of this suite, on these kernels.
 pub(crate) fn with_suite(kernels: &[&'static Kernel], suite: Suite) -> Vec<Guest> {
     guests(kernels, |row, _| match row.takes(suite) {
         true => vec![suite],
@@ -158,8 +158,7 @@ impl Guest {
         vm
     }
 
-    /// Whether tables of `docs/` are made from it: each boot once, and engines. Every
-    /// other run compares the rest.
+    /// Returns whether `--docs` boots this guest. Each boot counts once, and engines do.
     pub(crate) fn is_for_docs(&self) -> bool {
         match self.suite {
             Engines => true,
@@ -255,7 +254,7 @@ mod tests {
     #[test]
     fn each_change_tests_every_module_but_two() {
         let (mut all, change) = (modules(&whole_release()), modules(&change()));
-        // They take too long, and need what no other test does.
+        // They take too long.
         for name in ["engines", "large"] {
             assert!(all.remove(name), "there is no module {name}");
         }

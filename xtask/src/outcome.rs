@@ -1,4 +1,4 @@
-//! What comes of tests: counts, failures, times, and what they say for `docs/`.
+//! Results of tests: counts, failures, times and rows for `docs/`.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ use crate::{bpf_stats, docs, kernel::KERNELS, matrix::Guest, report::Report};
 pub(crate) struct Sum {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
-    /// What libtest says of those that failed, to be said again at the end: a log of
-    /// many guests is long, and is often kept by its end alone.
+    /// The report of libtest on failures. The runner repeats it at the end: the log of many
+    /// guests is long, and often only its end is kept.
     pub(crate) failures: Vec<String>,
     in_failures: bool,
 }
 
 impl Sum {
-    /// Adds a failure that is no test's.
+    /// Adds a failure that no test has reported.
     pub(crate) fn add_failure(&mut self, complaint: String) {
         self.failed += 1;
         self.failures.push(complaint);
     }
 
-    /// Adds what another counted, of which `label` tells where.
+    /// Adds the counts of another one. Its failures get this label.
     pub(crate) fn add(&mut self, other: Self, label: &str) {
         self.passed += other.passed;
         self.failed += other.failed;
@@ -33,7 +33,7 @@ impl Sum {
             .extend(failures.map(|line| format!("{label}: {line}")));
     }
 
-    /// Adds what a line of libtest says; `true` for a `test result:` line.
+    /// Adds a line of libtest; returns whether it is a `test result:` line.
     pub(crate) fn add_line(&mut self, line: &str) -> bool {
         let Some((_, result)) = line.split_once("test result: ") else {
             self.in_failures |= line.trim_end() == "failures:";
@@ -61,7 +61,7 @@ impl Sum {
     }
 }
 
-/// A test that took long.
+/// A slow test.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Slow {
     pub(crate) seconds: f64,
@@ -79,15 +79,15 @@ impl Slow {
     }
 }
 
-/// What came of the tests in one guest.
+/// The results of one guest.
 pub(crate) struct Outcome {
     pub(crate) guest: Guest,
     pub(crate) sum: Sum,
     pub(crate) took: Duration,
     pub(crate) slow: Vec<Slow>,
-    /// What `doctor` said in it.
+    /// The report of `doctor` in it.
     pub(crate) report: Option<Report>,
-    /// What its tests said for tables.
+    /// The rows of its tests for tables.
     pub(crate) rows: Vec<docs::Row>,
 }
 
@@ -100,7 +100,7 @@ impl Outcome {
         (place.unwrap_or(usize::MAX), boot, self.guest.label())
     }
 
-    /// Counts as failures what this guest has shown and the repository says otherwise.
+    /// Compares its rows and its programs with the repository: differences are failures.
     pub(crate) fn compare(&mut self) -> Result<()> {
         let mut complaints = docs::compare(self)?;
         if let Some(report) = &self.report {
@@ -114,7 +114,7 @@ impl Outcome {
     }
 }
 
-/// Collects what a guest writes.
+/// Reads the output of a guest.
 pub(crate) struct Reading {
     outcome: Outcome,
     start: Instant,
@@ -141,7 +141,7 @@ impl Reading {
         }
     }
 
-    /// Takes a line; `false` if it is for us alone.
+    /// Reads a line; returns whether to show it.
     pub(crate) fn add_line(&mut self, line: &str) -> bool {
         let outcome = &mut self.outcome;
         self.has_result |= outcome.sum.add_line(line);
@@ -156,7 +156,7 @@ impl Reading {
         !is_report
     }
 
-    /// The guest has ended with this exit code. One without a result counts as one
+    /// The guest has ended with this exit code. A guest without a result counts as one
     /// failure.
     pub(crate) fn end(mut self, ended: Result<i32>) -> Outcome {
         let (sum, last) = (&mut self.outcome.sum, self.last);

@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: everything a fresh machine lacks. Other commands fetch only what
-//! they use.
+//! `cargo xtask setup`: everything a fresh machine lacks. Every other command fetches its
+//! own part of that.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ const BPF_LINKER: &str = "0.13.0";
 /// The release of cargo-deb that makes our package.
 const CARGO_DEB: &str = "3.8.0";
 
-/// What a command uses, besides the toolchain of the BPF programs.
+/// The needs of a command, besides the toolchain of the BPF programs.
 #[derive(Default)]
 pub(crate) struct Needs {
     guests: Vec<(&'static Kernel, Image)>,
@@ -49,7 +49,7 @@ impl Needs {
         }
     }
 
-    /// What these guests are booted from.
+    /// Kernels and images of these guests.
     pub(crate) fn guests(guests: impl IntoIterator<Item = (&'static Kernel, Image)>) -> Self {
         Self {
             guests: guests.into_iter().collect(),
@@ -57,7 +57,7 @@ impl Needs {
         }
     }
 
-    /// And what makes the package.
+    /// Adds the tool that makes the package.
     pub(crate) fn with_package(self) -> Self {
         Self {
             package: true,
@@ -75,7 +75,7 @@ impl Needs {
         guests.any(|(kernel, wanted)| kernel.userland.name() == userland.name() && *wanted == image)
     }
 
-    /// What is downloaded and unpacked, in this order.
+    /// Downloads and images, in this order.
     fn to_fetch(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         if !self.guests.is_empty() {
@@ -114,7 +114,7 @@ impl Needs {
         steps
     }
 
-    /// What is compiled here, meanwhile.
+    /// Tools to compile here, meanwhile.
     fn to_compile(&self) -> Vec<Step> {
         let mut steps = vec![Step::new(
             "bpf-linker (compiled here, about a minute)",
@@ -132,7 +132,7 @@ impl Needs {
     }
 }
 
-/// Something that is fetched or made once.
+/// A step of the set-up, done once.
 struct Step {
     name: String,
     there: Box<dyn Fn() -> bool + Send>,
@@ -152,7 +152,7 @@ impl Step {
         }
     }
 
-    /// One that makes this file or folder.
+    /// A step that makes this file or folder.
     fn file(
         name: impl Into<String>,
         path: PathBuf,
@@ -176,12 +176,12 @@ impl Step {
     }
 }
 
-/// Fetches everything, and says what is there.
+/// Fetches everything.
 pub(crate) fn everything() -> Result<()> {
     take(&Needs::everything())
 }
 
-/// Fetches what is missing; says nothing if nothing is.
+/// Fetches the missing parts, in silence if there are none.
 pub(crate) fn setup(needs: &Needs) -> Result<()> {
     let mut steps = needs.to_compile();
     steps.push(compiler());
@@ -192,8 +192,7 @@ pub(crate) fn setup(needs: &Needs) -> Result<()> {
     }
 }
 
-/// Compiles while it downloads. The compiler comes first: bpf-linker is linked with its
-/// LLVM.
+/// Compiles while it downloads. The compiler comes first: bpf-linker links with its LLVM.
 fn take(needs: &Needs) -> Result<()> {
     let _lock = cache::lock()?;
     let all = |steps: Vec<Step>| steps.iter().try_for_each(Step::take);
@@ -292,7 +291,7 @@ fn build_cargo_deb() -> Result<()> {
     run(&mut cargo_install("cargo-deb", CARGO_DEB, root))
 }
 
-/// A tool that runs for a second or two is not worth minutes of optimisation.
+/// These tools run for seconds: optimising them would take longer.
 fn cargo_install(name: &str, version: &str, root: &Path) -> Command {
     let mut cargo = Command::new("cargo");
     cargo

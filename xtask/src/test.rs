@@ -30,8 +30,8 @@ use crate::{
 pub(crate) struct Args {
     /// Run only the tests whose names contain this
     name: Option<String>,
-    /// Run all tests on this kernel, or on `all`: without it, what each change has to
-    /// pass
+    /// Run all tests on this kernel, or on `all`. The default is a few guests that differ
+    /// in what matters most
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
     /// Only these cgroup layouts: v1, v2 or hybrid
@@ -47,11 +47,11 @@ pub(crate) struct Args {
     /// Skip the guests that have passed at this commit
     #[arg(long, conflicts_with_all = ["name", "docs"])]
     resume: bool,
-    /// Write the tables of docs/ that are made from results; with `--kernel all`, and
+    /// Write the tables of docs/ from results; with `--kernel all`, and
     /// `doctor::tells` or `engines::` for a NAME
     #[arg(long)]
     docs: bool,
-    /// Lint, too, while guests run: what clippy or rustdoc complains of has failed
+    /// Lint while guests run; a complaint counts as a failure
     #[arg(long)]
     lint: bool,
     /// Guests to run at the same time
@@ -111,7 +111,7 @@ impl Args {
     }
 }
 
-/// Leaves out the guests that have passed at this commit, and counts their tests.
+/// Removes the guests that have passed at this commit, and adds up their tests.
 fn skip(guests: Vec<Guest>, history: &History, sum: &mut Sum) -> Result<Vec<Guest>> {
     history.ensure_clean()?;
     let mut left = Vec::new();
@@ -131,7 +131,7 @@ fn skip(guests: Vec<Guest>, history: &History, sum: &mut Sum) -> Result<Vec<Gues
     Ok(left)
 }
 
-/// The tests that run here, or in a guest.
+/// A task for a thread: the tests of the host, or one guest.
 enum Job {
     Host,
     Guest(Guest),
@@ -146,10 +146,10 @@ struct Run {
     /// The next of the jobs.
     next: AtomicUsize,
     programs: Vec<PathBuf>,
-    /// The Debian package, once a guest has wanted it.
+    /// The Debian package, once a guest needs it.
     package: Mutex<Option<PathBuf>>,
     history: History,
-    /// How long each guest may take, by its label.
+    /// The guests to come: label, and seconds they may take.
     left: Mutex<Vec<(String, u64)>>,
     results: Mutex<(Sum, Vec<Outcome>)>,
 }
@@ -177,7 +177,7 @@ impl Run {
             .into_iter()
             .map(|(_, guest)| Job::Guest(guest))
             .collect();
-        // The tests here take the second thread, while the longest guest has the first.
+        // The host takes the second thread, while the longest guest has the first.
         jobs.insert(jobs.len().min(1), Job::Host);
         Ok(Self {
             name: args.name.clone(),
@@ -226,7 +226,7 @@ impl Run {
         Ok(())
     }
 
-    /// Tests in a guest, shows what it has written and keeps what has come of it.
+    /// Runs a guest, shows its output and stores its result.
     fn in_guest(&self, guest: &Guest) -> Result<()> {
         let label = guest.label();
         println!("{label}: begins");
@@ -278,7 +278,7 @@ impl Run {
         reading.end(ended)
     }
 
-    /// The package: the first guest that wants it makes it.
+    /// Returns the package. The first guest that needs it makes it.
     fn package(&self) -> Result<PathBuf> {
         let mut package = lock(&self.package);
         match &*package {
@@ -287,7 +287,7 @@ impl Run {
         }
     }
 
-    /// Shows which guests are not done, and about how long they take.
+    /// Shows the guests to come, and about how long they take.
     fn print_left(&self) {
         let left = lock(&self.left);
         let labels: Vec<_> = left.iter().map(|(label, _)| format!("[{label}]")).collect();
@@ -302,14 +302,14 @@ impl Run {
         }
     }
 
-    /// Shows the times and the sum, and writes `docs/` if that is asked for.
+    /// Shows times and the sum, and writes `docs/` on request.
     fn conclude(self, args: &Args) -> Result<ExitCode> {
         let results = self.results.into_inner();
         let (sum, outcomes) = results.unwrap_or_else(PoisonError::into_inner);
         if args.docs {
             ensure!(
                 sum.failed == 0,
-                "nothing is written from tests that have failed: {:#?}",
+                "failed tests make no tables: {:#?}",
                 sum.failures
             );
             docs::write(&outcomes)?;
@@ -333,12 +333,12 @@ impl Run {
     }
 }
 
-/// So the last ones end together.
+/// Sorts so that the last guests end at about the same time.
 fn longest_first<T>(guests: &mut [(u64, T)]) {
     guests.sort_by_key(|(seconds, _)| std::cmp::Reverse(*seconds));
 }
 
-/// How long all take, when so many run at a time.
+/// Returns how long all take together, if so many run at a time.
 fn left_seconds(guests: impl Iterator<Item = u64>, threads: usize) -> u64 {
     let mut ends = vec![0; threads.max(1)];
     for seconds in guests {
@@ -349,7 +349,7 @@ fn left_seconds(guests: impl Iterator<Item = u64>, threads: usize) -> u64 {
     ends.into_iter().max().unwrap_or(0)
 }
 
-/// Shows how long the guests and the slowest tests took.
+/// Shows the times of guests and of the slowest tests.
 fn print_times(outcomes: &[Outcome]) {
     let mut guests: Vec<_> = outcomes
         .iter()

@@ -29,7 +29,7 @@ fn measures_here(list: &List<'_>) -> bool {
     list.hierarchy == Hierarchy::V2 || !Hierarchy::V2.is_here()
 }
 
-/// What takes minutes.
+/// These take minutes.
 pub(super) fn list_long(list: &mut List<'_>) {
     if measures_here(list) {
         list.add("measures", measures);

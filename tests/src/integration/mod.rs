@@ -1,5 +1,4 @@
-//! The trials, one module for each part of the promise. `table` says which suite has which
-//! of them.
+//! The trials, one module for each part of the promise. `table` assigns them to suites.
 
 mod automatic;
 mod bench;

@@ -19,7 +19,7 @@ pub(super) fn list(list: &mut List<'_>) {
     }
 }
 
-/// What takes minutes.
+/// These take minutes.
 pub(super) fn list_long(list: &mut List<'_>) {
     match list.hierarchy {
         Hierarchy::V1 => list.add("moves_by_a_changing_write", changing_write),

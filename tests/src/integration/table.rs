@@ -1,5 +1,4 @@
-//! Which tests a suite has: the only place. `xtask/src/matrix.rs` says which suites run in
-//! which guests.
+//! The table of tests and suites. `xtask/src/matrix.rs` has the table of suites and guests.
 
 use super::{
     Beside::{self, AnotherGuard, Nothing, TheService},

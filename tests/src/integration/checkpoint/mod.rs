@@ -31,7 +31,7 @@ pub(super) fn list(list: &mut List<'_>) {
     undisturbed::list(list);
 }
 
-/// What may go wrong.
+/// Disturbances and mistakes.
 pub(super) fn list_disturbed(list: &mut List<'_>) {
     if list.can_dump() {
         disturbed::list(list);
