@@ -7,7 +7,7 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -21,13 +21,19 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// A private apt for one release of Debian.
 pub(crate) struct Apt {
     dir: PathBuf,
+    /// Locked, so that a second thread waits instead of failing.
+    _lock: File,
 }
 
 impl Apt {
     /// Opens it and fetches the package lists when they are not there yet.
     pub(crate) fn open(release: &str) -> Result<Self> {
         let dir = cache::dir().join("apt").join(release);
-        let apt = Self { dir };
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let lock = File::create(dir.join("lock"))?;
+        lock.lock()
+            .with_context(|| format!("lock {}", dir.display()))?;
+        let apt = Self { dir, _lock: lock };
         if !apt.dir.join("updated").is_file() {
             apt.update(release)
                 .with_context(|| format!("fetch the package lists of Debian {release}"))?;

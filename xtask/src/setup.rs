@@ -114,13 +114,21 @@ impl Needs {
         steps
     }
 
-    /// Tools to compile here, meanwhile.
+    /// Tools to compile here, meanwhile. bpf-linker links with the LLVM of the compiler.
     fn to_compile(&self) -> Vec<Step> {
-        let mut steps = vec![Step::new(
-            "bpf-linker (compiled here, about a minute)",
-            || Toolchain::find().is_some(),
-            build_linker,
-        )];
+        let is_other = || matches!(Toolchain::find(), Some(Toolchain::RustSrc { .. }));
+        let mut steps = vec![
+            Step::new(
+                "BPF compiler (Debian's, unpacked only; ~150 MB)",
+                move || toolchain::prebuilt_rustc().exists() || is_other(),
+                fetch_compiler,
+            ),
+            Step::new(
+                "bpf-linker (compiled here, about a minute)",
+                || Toolchain::find().is_some(),
+                build_linker,
+            ),
+        ];
         if self.package {
             steps.push(Step::file(
                 "cargo-deb (compiled here, about a minute)",
@@ -184,7 +192,6 @@ pub(crate) fn everything() -> Result<()> {
 /// Fetches the missing parts, in silence if there are none.
 pub(crate) fn setup(needs: &Needs) -> Result<()> {
     let mut steps = needs.to_compile();
-    steps.push(compiler());
     steps.extend(needs.to_fetch());
     match steps.iter().all(|step| (step.there)()) {
         true => Ok(()),
@@ -192,11 +199,10 @@ pub(crate) fn setup(needs: &Needs) -> Result<()> {
     }
 }
 
-/// Compiles while it downloads. The compiler comes first: bpf-linker links with its LLVM.
+/// Compiles while it downloads.
 fn take(needs: &Needs) -> Result<()> {
     let _lock = cache::lock()?;
     let all = |steps: Vec<Step>| steps.iter().try_for_each(Step::take);
-    compiler().take()?;
     thread::scope(|scope| {
         let compile = scope.spawn(|| all(needs.to_compile()));
         let fetched = all(needs.to_fetch());
@@ -205,15 +211,6 @@ fn take(needs: &Needs) -> Result<()> {
     })?;
     eprintln!("everything is there, in {}", cache::dir().display());
     Ok(())
-}
-
-fn compiler() -> Step {
-    let there = || {
-        let is_another = || matches!(Toolchain::find(), Some(Toolchain::RustSrc { .. }));
-        toolchain::prebuilt_rustc().exists() || is_another()
-    };
-    let name = "BPF compiler (Debian's, unpacked only; ~150 MB)";
-    Step::new(name, there, fetch_compiler)
 }
 
 /// Debian's `rustc-web` packages would replace a user's own `rustc`: unpack them.
