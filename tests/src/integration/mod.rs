@@ -174,7 +174,7 @@ impl List<'_> {
 }
 
 /// The runner shows a test that takes longer.
-const SLOW: Duration = Duration::from_millis(200);
+const SLOW: Duration = Duration::from_secs(5);
 
 /// The slow tests that have ended.
 fn slow() -> MutexGuard<'static, Vec<(Duration, String)>> {
