@@ -195,13 +195,16 @@ impl Run {
 
     fn everything(&self) -> Result<()> {
         println!("testing {}", self.history.commit());
+        for (label, _) in lock(&self.left).iter() {
+            println!("to test: {label}");
+        }
         self.print_left();
         thread::scope(|scope| {
             let threads: Vec<_> = (0..self.threads)
                 .map(|_| scope.spawn(|| self.work()))
                 .collect();
-            let ends = threads.into_iter().map(|thread| thread.join());
-            let ends: Vec<_> = ends.collect();
+            // All of them, before the first error counts.
+            let ends: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
             ends.into_iter()
                 .try_for_each(|end| end.map_err(|_| anyhow::anyhow!("a thread has panicked"))?)
         })
@@ -213,11 +216,8 @@ impl Run {
             match job {
                 Job::Host => {
                     let mut here = unit_tests(self.name.as_deref())?;
-                    if self.lints {
-                        lint::failures()
-                            .into_iter()
-                            .for_each(|lint| here.add_failure(lint));
-                    }
+                    let lints = self.lints.then(lint::failures).unwrap_or_default();
+                    lints.into_iter().for_each(|lint| here.add_failure(lint));
                     lock(&self.results).0.add(here, "host");
                 }
                 Job::Guest(guest) => self.in_guest(guest)?,
@@ -263,13 +263,13 @@ impl Run {
         let mut command = vec!["integration".to_owned()];
         command.extend(self.name.clone());
         let mut vm = guest.vm(command);
-        let mut reading = Reading::of(guest);
         if guest.image == Image::Systemd {
             match self.package() {
                 Ok(path) => vm.copies.push((path, config::PACKAGE_PATH.to_owned())),
-                Err(error) => return reading.end(Err(error)),
+                Err(error) => return Reading::of(guest).end(Err(error)),
             }
         }
+        let mut reading = Reading::of(guest);
         let ended = vm.boot(&self.programs, |line| {
             if reading.add_line(line) {
                 show(line);
@@ -287,19 +287,12 @@ impl Run {
         }
     }
 
-    /// Shows the guests to come, and about how long they take.
+    /// Shows how many guests are to come, and about how long they take.
     fn print_left(&self) {
         let left = lock(&self.left);
-        let labels: Vec<_> = left.iter().map(|(label, _)| format!("[{label}]")).collect();
         let seconds = left_seconds(left.iter().map(|(_, seconds)| *seconds), self.threads);
-        if !labels.is_empty() {
-            let count = labels.len();
-            let minutes = seconds.div_ceil(60);
-            println!(
-                "{count} guests left, about {minutes} min: {}",
-                labels.join(" ")
-            );
-        }
+        let minutes = seconds.div_ceil(60);
+        println!("guests left: {}, about {minutes} min", left.len());
     }
 
     /// Shows times and the sum, and writes `docs/` on request.
