@@ -1,7 +1,5 @@
 //! Lints: clippy, the BPF crate for its own target, rustdoc.
 
-use std::process::Command;
-
 use anyhow::Result;
 
 use crate::{build, ebpf, run};
@@ -10,9 +8,10 @@ use crate::{build, ebpf, run};
 type Lint = (&'static str, fn() -> Result<()>);
 
 const LINTS: [Lint; 4] = [
-    ("clippy", || clippy(&["--workspace", "--all-targets"])),
+    ("clippy", || clippy(&["--all-targets"])),
+    // For the whole workspace, so that the crates it depends on need not be checked again.
     ("clippy with the feature generate", || {
-        clippy(&["--package", "freezer-guard", "--features", "generate"])
+        clippy(&["--features", "freezer-guard/generate"])
     }),
     ("the BPF crate", ebpf::check),
     ("rustdoc", || {
@@ -32,7 +31,8 @@ pub(crate) fn failures() -> Vec<String> {
 }
 
 fn clippy(arguments: &[&str]) -> Result<()> {
-    let mut cargo: Command = build::cargo();
-    cargo.arg("clippy").args(arguments);
-    run(cargo.args(["--locked", "--", "-D", "warnings"]))
+    run(build::cargo()
+        .args(["clippy", "--workspace", "--locked"])
+        .args(arguments)
+        .args(["--", "-D", "warnings"]))
 }
