@@ -209,7 +209,7 @@ pub(super) fn scale(
     let clients = parts.len();
     let mut helpers = Helpers::start(parts, top)?;
     let (begin, _) = helpers.begin(waiting)?;
-    let held = guard::list()?.len();
+    let held = guard::count()?;
     if held != guards {
         return Err(Error::Lost { guards, held });
     }
