@@ -25,7 +25,7 @@ use condition::{Condition, InForce};
 pub use dump::Dump;
 pub use helper::{Part, hold};
 use helper::{count, target};
-pub use life::{InMemory, Life, Scale};
+pub use life::{Found, InMemory, Life, Scale};
 use operations::{Operation, Scene};
 
 /// Why nothing can be measured.
