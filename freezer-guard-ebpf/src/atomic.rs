@@ -2,14 +2,11 @@
 
 use core::{
     cell::UnsafeCell,
-    intrinsics::{AtomicOrdering, atomic_xadd},
+    intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg},
     ptr,
 };
 
 /// Adds to a counter in a map.
-///
-/// The result of the addition is thrown away, which makes it the plain `xadd`
-/// that every kernel has; BPF has no fetching one before 5.12.
 #[inline(always)]
 pub(crate) fn add(counter: *mut u64, amount: u64) {
     // SAFETY: the callers pass a pointer into a map value, which the verifier
@@ -24,6 +21,14 @@ pub(crate) fn add(counter: *mut u64, amount: u64) {
 pub(crate) fn read(counter: *const u64) -> u64 {
     // SAFETY: as for `add`; the read is one load of an aligned word.
     unsafe { ptr::read_volatile(counter) }
+}
+
+/// Sets a word in a map and returns what it was: of several programs that set it, one
+/// finds the old value (`BPF_XCHG`, Linux 5.12).
+#[inline(always)]
+pub(crate) fn swap(word: *mut u64, value: u64) -> u64 {
+    // SAFETY: as for `add`.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word, value) }
 }
 
 /// A global word, here and not in a map of its own: a program reads it without

@@ -4,21 +4,24 @@
 //! A candidate has an entry among the guards, as its holder to be, and no target
 //! yet: so its descendants are counted like those of any holder.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
 };
 use freezer_guard_ebpf::{
-    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_DEPTH,
-    TaskPointer, Unguarded,
+    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, TaskPointer,
+    Unguarded,
 };
 
 use crate::{
     atomic::Word,
     covering::{self, Covering, below},
+    each::{self, GO_ON, STOP},
     freezer::FREEZING_SELF,
     kernel::{self, Pointer, load, offset, probe},
-    maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, guard},
+    maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS, guard},
     membership, telling,
 };
 
@@ -120,20 +123,17 @@ pub(crate) fn leader(entry: &Guard) -> Option<TaskPointer> {
     ends.then_some(entry.leader)
 }
 
-/// The task was moved to another cgroup. Who comes from a checkpointer and is put
-/// there, other than itself, is a process that it restores.
-///
-/// Not inlined: what it needs of the stack shall not count where more is needed.
-#[inline(never)]
-pub(crate) fn moved(task: Pointer) {
-    let task = task as TaskPointer;
+/// The task was moved to another cgroup. If it comes from a checkpointer and is another
+/// task, it is a process that the checkpointer restores.
+#[inline(always)]
+pub(crate) fn moved(task: TaskPointer) {
     if let Some(id) = membership::of(task)
         && let Some(entry) = guard(id)
     {
         // SAFETY: a map value the verifier has seen checked.
         let leader = unsafe { (*entry).leader };
         if leader != 0 && leader != task {
-            membership::leave(task);
+            membership::leave(task as Pointer);
         }
     }
 }
@@ -158,10 +158,22 @@ pub(crate) fn claim(cgroup: Pointer) {
     };
     let Some(entry) = guard(id) else { return };
     // SAFETY: a map value the verifier has seen checked.
-    if unsafe { (*entry).leader } == 0 {
-        return;
+    if unsafe { (*entry).leader } != 0 {
+        claim_for(id, kernel::number(cgroup));
     }
-    let cgroup = covering::untyped(cgroup);
+}
+
+/// The guard of a checkpointer takes the cgroup. A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_for(id: GuardId, cgroup: u64) -> u64 {
+    take(id, cgroup as Pointer);
+    0
+}
+
+#[inline(always)]
+fn take(id: GuardId, cgroup: Pointer) {
+    let Some(entry) = guard(id) else { return };
     let Some(key) = covering::key(cgroup) else {
         return;
     };
@@ -178,7 +190,7 @@ pub(crate) fn claim(cgroup: Pointer) {
         let _ = TARGETS.remove(key);
     }
     // What is done to it from here on counts; a moment later, as a violation.
-    if !membership::hold(entry, id) || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
+    if !membership::hold(entry) || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
         return unguarded(id, key, Unguarded::Full);
     }
     // SAFETY: as above. The writes of one hierarchy come one after the other, and
@@ -192,8 +204,7 @@ pub(crate) fn claim(cgroup: Pointer) {
             has_ended((*entry).flags, true);
         }
     }
-    // SAFETY: as above.
-    mark_ancestors(cgroup, id, unsafe { (*entry).place });
+    mark_ancestors(cgroup, id);
     if is_inside(cgroup) {
         // SAFETY: as above.
         unsafe { (*entry).flags |= Guard::ENDS_WITH_LEADER };
@@ -216,21 +227,40 @@ fn is_inside(cgroup: Pointer) -> bool {
 }
 
 /// Marks each ancestor. What does not fit is marked by `arm`.
-#[inline(never)]
-fn mark_ancestors(cgroup: Pointer, id: GuardId, place: u64) {
-    let mut cgroup = cgroup;
-    for _ in 0..MAX_DEPTH {
-        let Some(parent) = covering::parent(cgroup) else {
-            return;
-        };
-        if let Some(key) = covering::key(parent) {
-            for place in [place, AncestorKey::ANY] {
-                let key = AncestorKey::new(key, place);
-                let _ = ANCESTORS.insert(key, id, u64::from(BPF_ANY));
-            }
+#[inline(always)]
+fn mark_ancestors(cgroup: Pointer, id: GuardId) {
+    let mut marking = Marking {
+        cgroup: cgroup as u64,
+        id,
+    };
+    each::element(&TURNS, mark_parent, &mut marking);
+}
+
+/// The way up from a cgroup that this guard has claimed.
+struct Marking {
+    cgroup: u64,
+    id: GuardId,
+}
+
+extern "C" fn mark_parent(
+    _: *const c_void,
+    _: *const u32,
+    _: *mut u8,
+    marking: *mut Marking,
+) -> u64 {
+    // SAFETY: `mark_ancestors` passes it, from its own stack.
+    let marking = unsafe { &mut *marking };
+    let Some(parent) = covering::parent(marking.cgroup as Pointer) else {
+        return STOP;
+    };
+    if let Some(key) = covering::key(parent) {
+        for guard in [marking.id, AncestorKey::ANY] {
+            let key = AncestorKey::new(key, guard);
+            let _ = ANCESTORS.insert(key, marking.id, u64::from(BPF_ANY));
         }
-        cgroup = parent;
     }
+    marking.cgroup = parent as u64;
+    GO_ON
 }
 
 #[inline(always)]

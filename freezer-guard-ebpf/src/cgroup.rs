@@ -4,14 +4,13 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use freezer_guard_ebpf::{
-    Act, CgroupKey, GuardId, MAX_DEPTH, PROTECTED_FILES, Place, Protection, acts_downwards, denies,
-    name_words,
+    Act, GuardId, PROTECTED_FILES, Place, Protection, acts_downwards, denies, name_words,
+    protection_of,
 };
 
 use crate::{
-    covering::{Covering, below, minds},
+    covering::{self, Covering, below, minds},
     kernel::{Pointer, load, offset, opaque, probe},
-    maps::{TARGETS, guard},
     membership, migration,
     telling::{self, Deed, EBUSY},
 };
@@ -32,45 +31,40 @@ pub(crate) fn is_in_cgroup(file: Pointer) -> bool {
     magic == CGROUP2_SUPER_MAGIC || magic == CGROUP_SUPER_MAGIC
 }
 
-/// The answer of `file_permission` for a write to `file`, which is a cgroup's.
+/// The answer of `file_permission` for a write to `file`, which is a cgroup's. `WITH_V1`:
+/// whether a guard may have a target on v1.
 ///
 /// Not inlined: what it needs of the stack and of registers costs every read where it
 /// is.
 #[inline(never)]
-pub(crate) fn check_write(file: Pointer) -> i32 {
+pub(crate) fn check_write<const WITH_V1: bool>(file: Pointer) -> i32 {
     // SAFETY: `file` is the hook's argument; everything is loaded from it.
-    let dentry: Pointer = unsafe { load(file, offset!(file_f_path) + offset!(path_dentry)) };
-    let Some((index, protection)) = protected_file(dentry) else {
+    let node: Pointer = unsafe {
+        let inode: Pointer = load(file, offset!(file_f_inode));
+        load(inode, offset!(inode_i_private))
+    };
+    let Some(index) = protected_file(node) else {
         return 0;
     };
-    // SAFETY: as above.
-    let directory: Pointer = unsafe { load(dentry, offset!(dentry_d_parent)) };
-    let Some(hierarchy_id) = hierarchy_id(directory) else {
+    // The file's node lies in that of its cgroup.
+    let Some(cgroup) = probe::<Pointer>(node, offset!(kernfs_node_parent))
+        .and_then(|directory| probe::<Pointer>(directory, offset!(kernfs_node_priv)))
+    else {
         return 0;
     };
-    // The verifier shall not walk what follows once for each of the names.
-    let write = Write {
-        index: opaque(index),
-        protection: Protection::numbered(opaque(protection as u32)),
-        hierarchy_id,
-    };
-    write.check(directory)
+    let (cgroup, index) = (cgroup as u64, index.into());
+    // The verifier wants to see each answer of a hook.
+    match check_file(cgroup, index) != 0 || WITH_V1 && check_v1_move(cgroup, index) != 0 {
+        true => -EBUSY,
+        false => 0,
+    }
 }
 
-/// The place of the file in [`PROTECTED_FILES`], by its name.
+/// The place of the file in [`PROTECTED_FILES`], by its name. (Not by its dentry's: that of
+/// a file that was opened by handle may have none.)
 #[inline(always)]
-fn protected_file(dentry: Pointer) -> Option<(u32, Protection)> {
-    // SAFETY: `dentry` was loaded from the hook's argument.
-    let (length, name): (u32, Pointer) = unsafe {
-        let d_name = offset!(dentry_d_name);
-        (
-            load(dentry, d_name + offset!(qstr_len)),
-            load(dentry, d_name + offset!(qstr_name)),
-        )
-    };
-    if !(5..16).contains(&length) {
-        return None;
-    }
+fn protected_file(node: Pointer) -> Option<u32> {
+    let name: Pointer = probe(node, offset!(kernfs_node_name))?;
     let mut words = MaybeUninit::<[u64; 2]>::uninit();
     let start = words.as_mut_ptr().cast::<u64>();
     // SAFETY: both words are written, word by word since `[0; 2]` would become a
@@ -86,7 +80,8 @@ fn protected_file(dentry: Pointer) -> Option<(u32, Protection)> {
     let mut index = 0;
     while index < PROTECTED_FILES.len() {
         if words == NAMES[index] {
-            return Some((index as u32, PROTECTED_FILES[index].protection));
+            // The verifier shall not walk what follows once for each of the names.
+            return Some(opaque(index as u32));
         }
         index += 1;
     }
@@ -104,94 +99,51 @@ const NAMES: [[u64; 2]; PROTECTED_FILES.len()] = {
     names
 };
 
-/// The hierarchy of a cgroup's directory.
-#[inline(always)]
-fn hierarchy_id(directory: Pointer) -> Option<u32> {
-    // SAFETY: `directory` was loaded from the hook's argument.
-    let node: Pointer = unsafe {
-        let inode: Pointer = load(directory, offset!(dentry_d_inode));
-        load(inode, offset!(inode_i_private))
+/// Whether a write to the file with this place in [`PROTECTED_FILES`] is refused: 0 or 1. A
+/// global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
+    let cgroup = cgroup as Pointer;
+    let protection = protection_of(index as u32);
+    let Some(written) = covering::key(cgroup) else {
+        return 0;
     };
-    let cgroup: Pointer = probe(node, offset!(kernfs_node_priv))?;
-    let root: Pointer = probe(cgroup, offset!(cgroup_root))?;
-    probe(root, offset!(cgroup_root_hierarchy_id))
+    let writer = membership::writer();
+    let refusing = match covering::of_cgroup(cgroup) {
+        // Not knowing must not let anything through.
+        Covering::TooDeep => return 1,
+        Covering::Guard(id) if refuses(id, protection, writer) => Some(id),
+        Covering::Guard(_) | Covering::Nobody if acts_downwards(protection) => {
+            below(written, protection.bit(), writer)
+        }
+        Covering::Guard(_) | Covering::Nobody => None,
+    };
+    let Some(id) = refusing else { return 0 };
+    let mut deed = Deed::new(Act::Write, protection, written);
+    deed.detail = index as u32;
+    telling::refused(id, &deed);
+    1
 }
 
-/// A write to a protected file.
-struct Write {
-    index: u32,
-    protection: Protection,
-    hierarchy_id: u32,
+/// Whether the guard is in force and refuses the write, which is inside.
+#[inline(always)]
+fn refuses(id: GuardId, protection: Protection, writer: Option<GuardId>) -> bool {
+    denies(id, Place::Inside, protection, writer) && minds(id, protection, writer)
 }
 
-impl Write {
-    #[inline(always)]
-    fn check(&self, directory: Pointer) -> i32 {
-        let written = self.key(directory);
-        let writer = membership::writer();
-        let refusing = match self.way_up(directory) {
-            // Not knowing must not let anything through.
-            Covering::TooDeep => return -EBUSY,
-            Covering::Guard(id) if self.refuses(id, writer) => Some(id),
-            Covering::Guard(_) | Covering::Nobody if acts_downwards(self.protection) => {
-                below(written, self.protection.bit(), writer)
-            }
-            Covering::Guard(_) | Covering::Nobody => None,
-        };
-        match refusing {
-            Some(id) => {
-                let deed = Deed {
-                    act: Act::Write,
-                    protection: self.protection,
-                    detail: self.index,
-                    cgroup: written,
-                    victim: 0,
-                };
-                telling::refused(id, &deed);
-                -EBUSY
-            }
-            None if matches!(self.protection, Protection::Migrate) && self.hierarchy_id != 0 => {
-                migration::check_v1(written, self.index, writer)
-            }
-            None => 0,
+/// Whether a write that [`check_file`] does not mind is refused, 0 or 1: on v1 it may move a
+/// task out of a target. A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn check_v1_move(cgroup: u64, index: u64) -> u64 {
+    let index = index as u32;
+    match covering::key(cgroup as Pointer) {
+        Some(written)
+            if written.hierarchy_id != 0 && matches!(protection_of(index), Protection::Migrate) =>
+        {
+            migration::moves_out(written, index, membership::writer()).into()
         }
-    }
-
-    #[inline(always)]
-    fn way_up(&self, directory: Pointer) -> Covering {
-        let mut cgroup = directory;
-        for _ in 0..MAX_DEPTH {
-            if let Some(id) = TARGETS.get_ptr(self.key(cgroup)) {
-                // SAFETY: a map value the verifier has seen checked.
-                let id = unsafe { *id };
-                // What a dead guard has left must not hide one further up.
-                if guard(id).is_some() {
-                    return Covering::Guard(id);
-                }
-            }
-            // SAFETY: `cgroup` was loaded from the hook's argument.
-            let parent: Pointer = unsafe { load(cgroup, offset!(dentry_d_parent)) };
-            if parent == cgroup {
-                return Covering::Nobody;
-            }
-            cgroup = parent;
-        }
-        Covering::TooDeep
-    }
-
-    /// Whether the guard is in force and refuses the write, which is inside.
-    #[inline(always)]
-    fn refuses(&self, id: GuardId, writer: Option<GuardId>) -> bool {
-        denies(id, Place::Inside, self.protection, writer) && minds(id, self.protection, writer)
-    }
-
-    #[inline(always)]
-    fn key(&self, directory: Pointer) -> CgroupKey {
-        // SAFETY: `directory` was loaded from the hook's argument.
-        let kernfs_id = unsafe {
-            let inode: Pointer = load(directory, offset!(dentry_d_inode));
-            load(inode, offset!(inode_i_ino))
-        };
-        CgroupKey::new(self.hierarchy_id, kernfs_id)
+        _ => 0,
     }
 }

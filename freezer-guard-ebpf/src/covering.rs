@@ -1,15 +1,15 @@
 //! Which guard covers a cgroup or a task, found through the kernel's pointers.
 
+use core::ffi::c_void;
+
 use freezer_guard_ebpf::{
-    Actor, AncestorKey, CHUNK, CHUNKS, CgroupKey, GuardId, MAX_DEPTH, NO_FREEZER, Protection,
-    TaskPointer,
+    Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Protection, TaskPointer,
 };
 
 use crate::{
-    atomic::Word,
-    freezer,
-    kernel::{self, Pointer, offset, opaque, probe},
-    maps::{ANCESTORS, FREEZER, TARGETS, guard},
+    each::{self, GO_ON, STOP},
+    kernel::{self, Pointer, offset, probe},
+    maps::{ANCESTORS, FREEZER, GUARDS, TARGETS, TURNS, guard},
     membership,
 };
 
@@ -48,38 +48,55 @@ pub(crate) fn of_cgroup(cgroup: Pointer) -> Covering {
     }
 }
 
-/// The same as a number. A global function: see [`first_below`]. So its argument must
-/// not be a pointer for the verifier: see [`untyped`].
+/// The same as a number. A global function, which the verifier walks once, and not wherever
+/// it is called. So its argument must be a plain number: see [`kernel::number`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn covering(cgroup: u64) -> GuardId {
-    let mut cgroup = cgroup as Pointer;
-    for _ in 0..MAX_DEPTH {
-        let Some(key) = key(cgroup) else {
-            return NOBODY;
-        };
-        if let Some(id) = TARGETS.get_ptr(key) {
-            // SAFETY: a map value the verifier has seen checked.
-            let id = unsafe { *id };
-            // What a dead guard has left must not hide one further up.
-            if guard(id).is_some() {
-                return id;
-            }
-        }
-        match parent(cgroup) {
-            Some(above) => cgroup = above,
-            None => return NOBODY,
-        }
-    }
-    TOO_DEEP
+    let mut climb = Climb {
+        cgroup,
+        found: TOO_DEEP,
+    };
+    each::element(&TURNS, look_and_climb, &mut climb);
+    climb.found
 }
 
-/// A cgroup that is an argument of a hook, and so a pointer for the verifier: the same
-/// one as a number that it knows nothing of, out of what it points to.
+/// The way up from a cgroup.
+struct Climb {
+    /// Where it has come to.
+    cgroup: u64,
+    /// [`NOBODY`] at the root, [`TOO_DEEP`] on the way.
+    found: GuardId,
+}
+
+extern "C" fn look_and_climb(
+    _: *const c_void,
+    _: *const u32,
+    _: *mut u8,
+    climb: *mut Climb,
+) -> u64 {
+    // SAFETY: `covering` passes it, from its own stack.
+    let climb = unsafe { &mut *climb };
+    let cgroup = climb.cgroup as Pointer;
+    match (guard_on(cgroup), parent(cgroup)) {
+        (Some(id), _) => climb.found = id,
+        (None, Some(above)) => {
+            climb.cgroup = above as u64;
+            return GO_ON;
+        }
+        (None, None) => climb.found = NOBODY,
+    }
+    STOP
+}
+
+/// The guard in force whose target this very cgroup is.
 #[inline(always)]
-pub(crate) fn untyped(cgroup: Pointer) -> Pointer {
-    let own = offset!(cgroup_self) + offset!(cgroup_subsys_state_cgroup);
-    probe(cgroup, own).unwrap_or(core::ptr::null())
+fn guard_on(cgroup: Pointer) -> Option<GuardId> {
+    let id = TARGETS.get_ptr(key(cgroup)?)?;
+    // SAFETY: a map value the verifier has seen checked.
+    let id = unsafe { *id };
+    // The mark of a guard that has ended must not hide another guard further up.
+    guard(id).map(|_| id)
 }
 
 /// The cgroup above a cgroup.
@@ -93,22 +110,38 @@ pub(crate) fn parent(cgroup: Pointer) -> Option<Pointer> {
     probe(parent, offset!(cgroup_subsys_state_cgroup))
 }
 
+/// The set of cgroups (`struct css_set`) that the task is in.
+#[inline(always)]
+pub(crate) fn set_of(task: Pointer) -> Option<Pointer> {
+    probe(task, offset!(task_struct_cgroups))
+}
+
 /// The cgroup that the task is in, in v2.
 #[inline(always)]
 pub(crate) fn v2_of(task: Pointer) -> Option<Pointer> {
-    let set: Pointer = probe(task, offset!(task_struct_cgroups))?;
-    probe(set, offset!(css_set_dfl_cgrp))
+    v2_of_set(set_of(task)?)
 }
 
 /// The cgroup that the task is in, in the hierarchy of the v1 freezer. Where
 /// that is not mounted it is the root of v2.
 #[inline(always)]
 pub(crate) fn v1_of(task: Pointer) -> Option<Pointer> {
+    v1_of_set(set_of(task)?)
+}
+
+/// The cgroup of v2 in a `struct css_set`.
+#[inline(always)]
+pub(crate) fn v2_of_set(set: Pointer) -> Option<Pointer> {
+    probe(set, offset!(css_set_dfl_cgrp))
+}
+
+/// The cgroup in the hierarchy of the v1 freezer in a `struct css_set`.
+#[inline(always)]
+pub(crate) fn v1_of_set(set: Pointer) -> Option<Pointer> {
     let freezer = kernel::read_offset(&FREEZER);
     if freezer == NO_FREEZER as usize {
         return None;
     }
-    let set: Pointer = probe(task, offset!(task_struct_cgroups))?;
     let state: Pointer = probe(
         set,
         offset!(css_set_subsys) + freezer * size_of::<Pointer>(),
@@ -148,44 +181,28 @@ pub(crate) fn is_traced_by_holder(task: Pointer, id: GuardId) -> bool {
 /// is not its holder.
 #[inline(always)]
 pub(crate) fn minds(id: GuardId, protection: Protection, writer: Option<GuardId>) -> bool {
-    minds_any(id, protection.bit(), writer)
-}
-
-/// The same for the bits of protections: without any, whether it is another guard
-/// that is in force.
-#[inline(always)]
-fn minds_any(id: GuardId, protections: u64, writer: Option<GuardId>) -> bool {
     writer != Some(id)
         && guard(id).is_some_and(|guard| {
             // SAFETY: a map value the verifier has seen checked.
-            let allowed = unsafe { (*guard).allowed };
-            allowed & protections == 0
+            objects(unsafe { &*guard }, protection.bit())
         })
 }
 
-/// The guards with a place in each chunk of places.
-static OCCUPIED: [Word; CHUNKS as usize] = [const { Word::new() }; CHUNKS as usize];
-
-/// The guards with a place in the chunk that this place is in.
+/// Whether a guard in force protects from all of these. (Without any: whether it is there.)
 #[inline(always)]
-pub(crate) fn occupied(place: u64) -> &'static Word {
-    let chunk = (place / u64::from(CHUNK)) % u64::from(CHUNKS);
-    // SAFETY: it is below the length. (The compiler, who knows that too, would leave the
-    // remainder out that the verifier has to see.)
-    unsafe { OCCUPIED.get_unchecked(opaque(chunk as u32) as usize % CHUNKS as usize) }
+fn objects(guard: &Guard, protections: u64) -> bool {
+    guard.is_in_force() && guard.allowed & protections == 0
 }
 
-/// The first of the guards below a cgroup that minds (see [`minds_any`]), if any.
+/// A guard below a cgroup, other than the writer's own, that protects from all of
+/// `protections`, if there is one. Without any, it is any other guard in force.
 #[inline(always)]
 pub(crate) fn below(
     cgroup: CgroupKey,
     protections: u64,
     writer: Option<GuardId>,
 ) -> Option<GuardId> {
-    let last = last_below(cgroup)?;
-    if minds_any(last, protections, writer) {
-        return Some(last);
-    }
+    last_below(cgroup)?;
     let packed = pack(cgroup, protections);
     match first_below(packed, cgroup.kernfs_id, writer.unwrap_or(NOBODY)) {
         NOBODY => None,
@@ -202,76 +219,71 @@ pub(crate) fn last_below(cgroup: CgroupKey) -> Option<GuardId> {
         .map(|last| unsafe { *last })
 }
 
-// What follows are global functions, which the verifier walks once each and not wherever
-// they are called: so loops do not multiply. All they can take is numbers.
+/// What is looked for among all guards.
+pub(crate) struct Search {
+    pub(crate) cgroup: CgroupKey,
+    protections: u64,
+    writer: GuardId,
+    found: GuardId,
+}
 
-/// The one with the lowest place, or [`NOBODY`].
+impl Search {
+    /// For the guards below the cgroup that `packed` (see [`pack`]) and `kernfs_id` name.
+    #[inline(always)]
+    pub(crate) fn new(packed: u64, kernfs_id: u64, writer: GuardId) -> Self {
+        Self {
+            cgroup: CgroupKey::new(packed as u32, kernfs_id),
+            protections: packed >> 32,
+            writer,
+            found: NOBODY,
+        }
+    }
+
+    /// Whether this guard is one of them.
+    #[inline(always)]
+    pub(crate) fn is_met_by(&self, id: GuardId, guard: &Guard) -> bool {
+        id != self.writer
+            && objects(guard, self.protections)
+            && ANCESTORS
+                .get_ptr(AncestorKey::new(self.cgroup, id))
+                .is_some()
+    }
+}
+
+/// The same as [`below`], as numbers. A global function: see [`covering`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn first_below(packed: u64, kernfs_id: u64, writer: u64) -> GuardId {
-    for chunk in 0..u64::from(CHUNKS) {
-        if occupied(chunk * u64::from(CHUNK)).get() != 0 {
-            let id = first_in_chunk(packed, kernfs_id, chunk, writer);
-            if id != NOBODY {
-                return id;
-            }
-        }
+    let mut search = Search::new(packed, kernfs_id, writer);
+    // Nearly always it is the last: then there is no need to look at all guards.
+    if let Some(last) = last_below(search.cgroup)
+        && let Some(guard) = guard(last)
+        // SAFETY: a map value the verifier has seen checked.
+        && last != writer && objects(unsafe { &*guard }, search.protections)
+    {
+        return last;
     }
-    NOBODY
+    each::element(&GUARDS, look_below, &mut search);
+    search.found
 }
 
-/// The same in one chunk of places.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn first_in_chunk(packed: u64, kernfs_id: u64, chunk: u64, writer: u64) -> GuardId {
-    for offset in 0..u64::from(CHUNK) {
-        let place = chunk * u64::from(CHUNK) + offset;
-        if let Some(id) = minding_at(packed, kernfs_id, place, writer) {
-            return id;
-        }
+extern "C" fn look_below(
+    _: *const c_void,
+    id: *const GuardId,
+    guard: *mut Guard,
+    search: *mut Search,
+) -> u64 {
+    // SAFETY: a key and a value of `GUARDS`, and what `first_below` passes from its stack.
+    let (id, guard, search) = unsafe { (*id, &*guard, &mut *search) };
+    if !search.is_met_by(id, guard) {
+        return GO_ON;
     }
-    NOBODY
-}
-
-/// Tells every one of these guards that it was frozen or thawed. (If they are more than fit
-/// into `VIOLATORS` and the readers' rings, those count it, and the readers know that they
-/// have missed something.) A global function: see [`first_below`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn disturb_below(packed: u64, kernfs_id: u64, writer: u64) -> u64 {
-    for chunk in 0..u64::from(CHUNKS) {
-        if occupied(chunk * u64::from(CHUNK)).get() != 0 {
-            disturb_chunk(packed, kernfs_id, chunk, writer);
-        }
-    }
-    0
-}
-
-/// The same in one chunk of places.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn disturb_chunk(packed: u64, kernfs_id: u64, chunk: u64, writer: u64) -> u64 {
-    for offset in 0..u64::from(CHUNK) {
-        let place = chunk * u64::from(CHUNK) + offset;
-        if let Some(id) = minding_at(packed, kernfs_id, place, writer) {
-            freezer::disturb(id, packed, kernfs_id);
-        }
-    }
-    0
+    search.found = id;
+    STOP
 }
 
 /// The hierarchy, and what else a global function is told in the same number.
 #[inline(always)]
 pub(crate) fn pack(cgroup: CgroupKey, more: u64) -> u64 {
     u64::from(cgroup.hierarchy_id) | more << 32
-}
-
-/// The guard with this place, if it is below the cgroup and minds.
-#[inline(always)]
-fn minding_at(packed: u64, kernfs_id: u64, place: u64, writer: u64) -> Option<GuardId> {
-    let cgroup = CgroupKey::new(packed as u32, kernfs_id);
-    let id = ANCESTORS.get_ptr(AncestorKey::new(cgroup, place))?;
-    // SAFETY: a map value the verifier has seen checked.
-    let id = unsafe { *id };
-    minds_any(id, packed >> 32, Some(writer)).then_some(id)
 }

@@ -101,6 +101,23 @@ pub const fn moves_one_thread(index: u32) -> bool {
     FILES >> (index % u32::BITS) & 1 != 0
 }
 
+/// What a write to the file with this place in [`PROTECTED_FILES`] would do. (The verifier
+/// would want to see the bounds of an index, and walk what follows once for each file.)
+#[inline(always)]
+pub const fn protection_of(index: u32) -> Protection {
+    /// Four bits each.
+    const PROTECTIONS: u32 = {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < PROTECTED_FILES.len() {
+            bits |= (PROTECTED_FILES[index].protection as u32) << (4 * index);
+            index += 1;
+        }
+        bits
+    };
+    Protection::numbered(PROTECTIONS >> (4 * index % u32::BITS) & 0xf)
+}
+
 /// A name of at most 15 bytes as two words, for a comparison without a loop.
 pub const fn name_words(name: &str) -> [u64; 2] {
     let name = name.as_bytes();
@@ -203,6 +220,13 @@ mod tests {
     fn one_thread_is_moved_by_what_is_listed_so() {
         for (index, file) in PROTECTED_FILES.iter().enumerate() {
             assert_eq!(moves_one_thread(index as u32), file.moves_one_thread);
+        }
+    }
+
+    #[test]
+    fn a_write_does_what_is_listed() {
+        for (index, file) in PROTECTED_FILES.iter().enumerate() {
+            assert_eq!(protection_of(index as u32), file.protection);
         }
     }
 

@@ -11,7 +11,7 @@ macro_rules! kernel_fields {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
         pub struct KernelOffsets {
             $(
-                #[doc = concat!("`", $struct, ".", $member, "`")]
+                #[doc = concat!("`", $struct, ".", $member, "`; `|` stands between names of several releases")]
                 pub $field: u32,
             )+
         }
@@ -49,7 +49,6 @@ kernel_fields! {
     vfsmount_mnt_flags = "vfsmount"."mnt_flags";
     path_dentry = "path"."dentry";
     inode_i_sb = "inode"."i_sb";
-    inode_i_ino = "inode"."i_ino";
     inode_i_mode = "inode"."i_mode";
     inode_i_uid = "inode"."i_uid";
     inode_i_private = "inode"."i_private";
@@ -57,10 +56,10 @@ kernel_fields! {
     user_namespace_level = "user_namespace"."level";
     super_block_s_magic = "super_block"."s_magic";
     dentry_d_name = "dentry"."d_name";
-    dentry_d_parent = "dentry"."d_parent";
-    dentry_d_inode = "dentry"."d_inode";
     qstr_len = "qstr"."len";
     qstr_name = "qstr"."name";
+    kernfs_node_name = "kernfs_node"."name";
+    kernfs_node_parent = "kernfs_node"."parent|__parent";
     kernfs_node_priv = "kernfs_node"."priv";
     kernfs_node_id = "kernfs_node"."id";
     cgroup_root = "cgroup"."root";
@@ -77,7 +76,6 @@ kernel_fields! {
     task_struct_pid = "task_struct"."pid";
     task_struct_cgroups = "task_struct"."cgroups";
     task_struct_flags = "task_struct"."flags";
-    task_struct_stack = "task_struct"."stack";
     task_struct_ptrace = "task_struct"."ptrace";
     task_struct_parent = "task_struct"."parent";
     task_struct_real_parent = "task_struct"."real_parent";

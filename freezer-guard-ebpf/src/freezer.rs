@@ -4,12 +4,16 @@
 //! The programs on entry see whether anything changes; those on return count.
 //! What is counted has been done.
 
-use freezer_guard_ebpf::{Act, CgroupKey, Protection};
+use core::ffi::c_void;
+
+use freezer_guard_ebpf::{Act, CgroupKey, Guard, GuardId, Protection};
 
 use crate::{
     atomic::Word,
-    covering::{self, Covering, NOBODY, disturb_below, last_below, minds, pack},
+    covering::{self, Covering, NOBODY, Search, last_below, minds, pack},
+    each::{self, GO_ON},
     kernel::{self, Pointer, offset, probe},
+    maps::GUARDS,
     membership,
     telling::{self, Deed},
 };
@@ -70,39 +74,75 @@ fn changing(changes: bool) -> u64 {
 /// those below it.
 #[inline(always)]
 fn changed(cgroup: Pointer, freeze: bool) {
-    let cgroup = covering::untyped(cgroup);
+    tell_all(kernel::number(cgroup), freeze.into());
+}
+
+/// Beside the bits of protections: it was frozen, and not thawed.
+const FREEZES: u64 = 1 << 31;
+
+/// The same as numbers. A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_all(cgroup: u64, freeze: u64) -> u64 {
+    let cgroup = cgroup as Pointer;
     let writer = membership::writer();
     let Some(key) = covering::key(cgroup) else {
-        return;
+        return 0;
     };
     let protection = Protection::Freeze;
-    let packed = pack(key, protection.bit() | if freeze { FREEZES } else { 0 });
+    let packed = pack(
+        key,
+        protection.bit() | if freeze != 0 { FREEZES } else { 0 },
+    );
     if let Covering::Guard(id) = covering::of_cgroup(cgroup)
         && minds(id, protection, writer)
     {
         disturb(id, packed, key.kernfs_id);
     }
     if last_below(key).is_some() {
-        disturb_below(packed, key.kernfs_id, writer.unwrap_or(NOBODY));
+        let protects = pack(key, protection.bit());
+        let mut telling = Telling {
+            search: Search::new(protects, key.kernfs_id, writer.unwrap_or(NOBODY)),
+            packed,
+        };
+        each::element(&GUARDS, tell_below, &mut telling);
     }
+    0
 }
 
-/// Beside the bits of protections: it was frozen, and not thawed.
-const FREEZES: u64 = 1 << 31;
+/// Which guards are told of what.
+struct Telling {
+    search: Search,
+    packed: u64,
+}
 
-/// Tells the guard that a cgroup was frozen, or thawed. Global: see
-/// `covering::first_below`.
+/// Tells a guard, if it is one of them. (If they are more than fit into `VIOLATORS` and the
+/// readers' rings, their counters still count it, and the readers know that they have
+/// missed something.)
+extern "C" fn tell_below(
+    _: *const c_void,
+    id: *const GuardId,
+    guard: *mut Guard,
+    telling: *mut Telling,
+) -> u64 {
+    // SAFETY: a key and a value of `GUARDS`, and what `tell_all` passes from its stack.
+    let (id, guard, telling) = unsafe { (*id, &*guard, &*telling) };
+    if telling.search.is_met_by(id, guard) {
+        disturb(id, telling.packed, telling.search.cgroup.kernfs_id);
+    }
+    GO_ON
+}
+
+/// Tells the guard that a cgroup was frozen, or thawed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn disturb(id: u64, packed: u64, kernfs_id: u64) -> u64 {
+extern "C" fn disturb(id: u64, packed: u64, kernfs_id: u64) -> u64 {
     let freeze = packed >> 32 & FREEZES != 0;
-    let deed = Deed {
-        act: if freeze { Act::Freeze } else { Act::Thaw },
-        protection: Protection::Freeze,
-        detail: 0,
-        cgroup: CgroupKey::new(packed as u32, kernfs_id),
-        victim: 0,
-    };
+    let deed = Deed::new(
+        if freeze { Act::Freeze } else { Act::Thaw },
+        Protection::Freeze,
+        CgroupKey::new(packed as u32, kernfs_id),
+    );
     telling::disturbed(id, &deed);
     0
 }

@@ -20,7 +20,7 @@ mod record;
 
 pub use decision::{
     Actor, PROTECTED_FILES, Place, ProtectedFile, Protection, acts_downwards, denies, denies_task,
-    moves_one_thread, name_words,
+    moves_one_thread, name_words, protection_of,
 };
 pub use fields::KernelOffsets;
 pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, Unguarded};
@@ -62,19 +62,19 @@ impl CgroupKey {
 pub struct AncestorKey {
     /// The ancestor of a target.
     pub cgroup: CgroupKey,
-    /// The [`Guard::place`] of the guard; or [`AncestorKey::ANY`].
-    pub place: u64,
+    /// The guard; or [`AncestorKey::ANY`].
+    pub guard: GuardId,
 }
 
 impl AncestorKey {
-    /// In place of a place: the guard that was marked last. Without it there is none
-    /// below the cgroup, and has been none.
-    pub const ANY: u64 = u64::MAX;
+    /// Stands for the guard that was marked last. Without this key no guard is below the
+    /// cgroup.
+    pub const ANY: GuardId = GuardId::MAX;
 
-    /// The key of the guard with this place.
+    /// The key of this guard below this ancestor.
     #[inline(always)]
-    pub const fn new(cgroup: CgroupKey, place: u64) -> Self {
-        Self { cgroup, place }
+    pub const fn new(cgroup: CgroupKey, guard: GuardId) -> Self {
+        Self { cgroup, guard }
     }
 }
 
@@ -110,14 +110,12 @@ pub struct Guard {
     pub leader: TaskPointer,
     /// [`Guard::ENDS_WITH_LEADER`] and the others.
     pub flags: u64,
-    /// When it ended, `CLOCK_BOOTTIME`, ns; 0 before.
+    /// When it ended, `CLOCK_BOOTTIME`, ns; 0 before. The program that finds 0 when it
+    /// sets this ends the guard. The entry stays while the guard has members left.
     pub ended_ns: u64,
     /// The first target: when there is a `leader`, the first cgroup whose freezer
     /// the holder wrote, and zeros before: then the holder is a mere candidate.
     pub target: CgroupKey,
-    /// A number below [`PLACES`] that no other guard has meanwhile: those below an
-    /// ancestor are found by it.
-    pub place: u64,
 }
 
 /// How far a protection goes.
@@ -167,10 +165,14 @@ impl Guard {
     pub const FROZE: u64 = 4;
     /// Its targets were FROZEN, and have to be so when it ends.
     pub const FOUND_FROZEN: u64 = 8;
-    /// It has ended, with members left: the last of them takes the entry away.
-    pub const OVER: u64 = 16;
     /// Somebody other than root executed the checkpointer.
     pub const OF_USER: u64 = 32;
+
+    /// Whether the guard has not ended.
+    #[inline(always)]
+    pub const fn is_in_force(&self) -> bool {
+        self.ended_ns == 0
+    }
 
     /// Whether a checkpointer runs that has not written any freezer yet: there is
     /// nothing that it guards.
@@ -225,22 +227,13 @@ pub struct Enrolling {
 
 /// The number of guards that can be held at once.
 pub const MAX_GUARDS: u32 = 10_000;
-/// The number of [`Guard::place`]s. Fewer guards have them, so that a free one is
-/// found by trying a few.
-pub const PLACES: u32 = CHUNK * CHUNKS;
-/// So many places are looked through at a time. The verifier walks a loop of this
-/// length, and one of the number of chunks: one after the other, for a global
-/// function is verified on its own.
-pub const CHUNK: u32 = 128;
-/// See [`CHUNK`].
-pub const CHUNKS: u32 = 128;
 /// The number of checkpointers that can run without having written a freezer, for
 /// root and for all others together.
 pub const MAX_CANDIDATES: u32 = 512;
 /// The number of ended guards that wait for somebody to read what became of them.
 pub const MAX_ENDED: u32 = 1024;
 /// The number of threads that all holders together can have. A fork beyond it
-/// fails with EAGAIN: it would otherwise leave the holder unnoticed.
+/// fails with EAGAIN: the child would otherwise be an outsider.
 pub const MAX_MEMBERS: u32 = 65_536;
 /// The number of intruders that are told apart; others are counted only.
 pub const MAX_INTRUDERS: u32 = 4096;
@@ -250,7 +243,6 @@ pub const MAX_READERS: u32 = 16;
 pub const RING_BYTES: u32 = 256 * 1024;
 /// How deep below a target something is still recognised. What is done deeper is
 /// refused while any guard exists: not knowing must not let anything through.
-/// The verifier walks loops of this length.
 pub const MAX_DEPTH: u32 = 32;
 
 /// What the program `control` does for the process that runs it. Its arguments
@@ -284,9 +276,9 @@ pub mod control {
     pub const FOUND: u64 = 6;
     /// Answers how many guards have ended whose marks may be left. The guard's id is
     /// not looked at.
-    pub const LEFT: u64 = 8;
+    pub const STALE: u64 = 8;
     /// Their marks are gone. In place of the guard's id: how many they were.
-    pub const TIDIED: u64 = 9;
+    pub const SWEPT: u64 = 9;
     /// `control` did it.
     pub const DONE: u32 = 0;
     /// There is no such guard (any more).
@@ -308,6 +300,8 @@ pub mod names {
     pub const TARGETS: &str = "TARGETS";
     /// [`AncestorKey`](super::AncestorKey) → [`GuardId`](super::GuardId).
     pub const ANCESTORS: &str = "ANCESTORS";
+    /// [`TaskPointer`](super::TaskPointer) of a holder's thread → [`GuardId`](super::GuardId).
+    pub const MEMBERS: &str = "MEMBERS";
     /// Who was refused: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
     pub const INTRUDERS: &str = "INTRUDERS";
     /// Who got through: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
@@ -319,8 +313,6 @@ pub mod names {
     /// candidate begins with; no `members`: there shall be none.
     /// [`ASKED_FOR`](super::ASKED_FOR) → what the next guard begins with.
     pub const TEMPLATES: &str = "TEMPLATES";
-    /// [`Guard::place`](super::Guard::place) → [`GuardId`](super::GuardId).
-    pub const PLACES: &str = "PLACES";
     /// 0 → [`Enrolling`](super::Enrolling).
     pub const ENROLLING: &str = "ENROLLING";
     /// A reader's number → the ring buffer of its [`Event`](super::Event)s.
@@ -335,8 +327,6 @@ pub mod names {
     pub const OFFSETS: &str = "OFFSETS";
     /// The read-only global `freezer_cgrp_id`, or [`NO_FREEZER`](super::NO_FREEZER).
     pub const FREEZER: &str = "FREEZER";
-    /// The read-only global: whether there is the helper `bpf_task_pt_regs`, 0 or 1.
-    pub const HAS_TASK_PT_REGS: &str = "HAS_TASK_PT_REGS";
     /// The program that user space runs to change a guard from inside.
     pub const CONTROL: &str = "control";
     /// The iterator over all [`Member`](super::Member)s.
@@ -357,7 +347,7 @@ pub const NO_FREEZER: u32 = u32::MAX;
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<AncestorKey>() == 24);
-    assert!(size_of::<Guard>() == 8 * (11 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
+    assert!(size_of::<Guard>() == 8 * (10 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
     assert!(size_of::<Enrolling>() == 16);
     assert!(size_of::<IntruderKey>() == 24);
     assert!(size_of::<Intruder>() == 64);

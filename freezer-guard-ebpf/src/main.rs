@@ -26,6 +26,8 @@ mod cgroup;
 #[cfg(target_arch = "bpf")]
 mod covering;
 #[cfg(target_arch = "bpf")]
+mod each;
+#[cfg(target_arch = "bpf")]
 mod freezer;
 #[cfg(target_arch = "bpf")]
 mod kernel;
@@ -50,12 +52,23 @@ mod programs {
     };
     use freezer_guard_ebpf::Protection;
 
-    use crate::{automatic, cgroup, freezer, kernel, membership, migration, task};
+    use crate::{automatic, cgroup, freezer, membership, migration, task};
 
     /// `security_file_permission(file, mask)`: before every read and write of
     /// every file, so the cheapest test comes first.
     #[lsm(hook = "file_permission")]
     fn file_permission(ctx: LsmContext) -> i32 {
+        permit::<true>(&ctx)
+    }
+
+    /// The same where no guard has a target on v1.
+    #[lsm(hook = "file_permission")]
+    fn file_permission_v2(ctx: LsmContext) -> i32 {
+        permit::<false>(&ctx)
+    }
+
+    #[inline(always)]
+    fn permit<const WITH_V1: bool>(ctx: &LsmContext) -> i32 {
         const MAY_WRITE: i32 = 2;
         let (mask, earlier) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
         if mask & MAY_WRITE == 0 || earlier != 0 {
@@ -63,7 +76,7 @@ mod programs {
         }
         let file = ctx.arg(0);
         match cgroup::is_in_cgroup(file) {
-            true => cgroup::check_write(file),
+            true => cgroup::check_write::<WITH_V1>(file),
             false => 0,
         }
     }
@@ -78,17 +91,10 @@ mod programs {
         membership::inherit(ctx.arg(0))
     }
 
-    /// `security_task_free(task)`: the backstop, when nobody refers to the task.
+    /// `security_task_free(task)`: a fork that has failed after `task_alloc`. (Every other
+    /// task has left before, see `move_task_exit`.)
     #[lsm(hook = "task_free")]
     fn task_free(ctx: LsmContext) -> i32 {
-        membership::leave(ctx.arg(0));
-        0
-    }
-
-    /// The prompt end of a thread. It may be missed on preemptible kernels
-    /// (FACTS: 7.2): `task_free` sees every one.
-    #[btf_tracepoint(function = "sched_process_exit")]
-    fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
         membership::leave(ctx.arg(0));
         0
     }
@@ -136,28 +142,11 @@ mod programs {
         0
     }
 
-    #[fentry(function = "cgroup_attach_task")]
-    fn attach_task_entry(ctx: FEntryContext) -> i32 {
-        migration::before_attach(ctx.arg(0), ctx.arg(1));
-        0
-    }
-
-    /// What a function returned stands behind its arguments.
-    #[fexit(function = "cgroup_attach_task")]
-    fn attach_task_exit(ctx: FExitContext) -> i32 {
-        let result = ctx.arg(3);
-        migration::after_attach(result);
-        if result == 0 {
-            automatic::moved(ctx.arg(1));
-        }
-        0
-    }
-
-    /// `css_set_move_task(task, from_cset, to_cset, use_mg_tasks)`, under
-    /// `css_set_lock`: the one place that a clone into a cgroup passes.
+    /// `css_set_move_task(task, from_cset, to_cset, use_mg_tasks)`, under `css_set_lock`: the
+    /// one place that each fork, each end and each move of a thread passes.
     #[fexit(function = "css_set_move_task")]
     fn move_task_exit(ctx: FExitContext) -> i32 {
-        migration::after_fork(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+        migration::after_move(ctx.arg(0), ctx.arg(1), ctx.arg(2));
         0
     }
 
@@ -209,32 +198,7 @@ mod programs {
         0
     }
 
-    // Below the level `enforce` these stand in for `task_alloc`, `task_free` and
-    // `ptrace_access_check`.
-
-    /// `attach_pid(task, type)`: with interrupts off, so that no event is missed;
-    /// the child has not run yet, and nothing can make the fork fail any more.
-    #[fentry(function = "attach_pid")]
-    fn attach_pid_entry(ctx: FEntryContext) -> i32 {
-        /// `PIDTYPE_PID`: once for each thread.
-        const THREAD: u32 = 0;
-        if ctx.arg::<u32>(1) == THREAD {
-            // A fork that cannot be enrolled cannot be made to fail here: the
-            // child is an outsider then, and is refused.
-            let _ = membership::inherit(ctx.arg(0));
-        }
-        0
-    }
-
-    /// `posix_cpu_timers_exit(task)`, on the way of `release_task`: with
-    /// interrupts off, so that no event is missed. It is on the way of `execve` too.
-    #[fentry(function = "posix_cpu_timers_exit")]
-    fn timers_exit_entry(ctx: FEntryContext) -> i32 {
-        if kernel::is_exiting(ctx.arg(0)) {
-            membership::leave(ctx.arg(0));
-        }
-        0
-    }
+    // Below the level `enforce` this stands in for `ptrace_access_check`.
 
     #[fexit(function = "security_ptrace_access_check")]
     fn ptrace_access_exit(ctx: FExitContext) -> i32 {

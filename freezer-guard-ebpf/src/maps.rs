@@ -1,8 +1,7 @@
 //! The maps. User space pins every one under its name (but for the globals).
 //!
-//! Before Linux 6.1 all are preallocated: `task_free` and the tracepoint run where a
-//! program may not allocate. From then on those that grow with the number of guards
-//! are not.
+//! User space sets the size of those that grow with guards, members and intruders. Their
+//! memory is taken by need, where the kernel lets a program allocate anywhere (Linux 6.1).
 
 use aya_ebpf::{
     btf_maps::{HashOfMaps, RingBuf},
@@ -11,7 +10,8 @@ use aya_ebpf::{
 };
 use freezer_guard_ebpf::{
     AncestorKey, CgroupKey, Enrolling, Event, Guard, GuardId, Intruder, IntruderKey, KernelOffsets,
-    MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES, TaskPointer,
+    MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES,
+    TaskPointer,
 };
 
 /// User space sets how many, as the kernel allows.
@@ -23,8 +23,6 @@ pub(crate) static GUARDS: HashMap<GuardId, Guard> = HashMap::with_max_entries(SI
 pub(crate) static ENDED: HashMap<GuardId, Guard> = HashMap::with_max_entries(MAX_ENDED, 0);
 #[map]
 pub(crate) static TEMPLATES: Array<Guard> = Array::with_max_entries(2, 0);
-#[map]
-pub(crate) static PLACES: HashMap<u64, GuardId> = HashMap::with_max_entries(SIZED_LATER, 0);
 #[map]
 pub(crate) static ENROLLING: Array<Enrolling> = Array::with_max_entries(1, 0);
 #[map]
@@ -53,24 +51,9 @@ pub(crate) static LOST: Array<u64> = Array::with_max_entries(MAX_READERS, 0);
 #[map]
 pub(crate) static READING: Array<u64> = Array::with_max_entries(1, 0);
 
-/// A task that is being moved, from entry to return of `cgroup_attach_task`.
-#[repr(C)]
-pub(crate) struct Attaching {
-    /// The thread that moves it, or 0.
-    pub(crate) task: TaskPointer,
-    /// The guard that it leaves and that minds, or 0.
-    pub(crate) from: GuardId,
-    /// The guard that it enters and that minds, or 0.
-    pub(crate) to: GuardId,
-    pub(crate) from_key: CgroupKey,
-    pub(crate) to_key: CgroupKey,
-    /// The process that is moved.
-    pub(crate) victim: u64,
-}
-
-/// One is enough: `cgroup_mutex` is held.
+/// Has nothing in it: a loop over it takes [`MAX_DEPTH`] turns, see `each`.
 #[map]
-pub(crate) static ATTACHING: Array<Attaching> = Array::with_max_entries(1, 0);
+pub(crate) static TURNS: Array<u8> = Array::with_max_entries(MAX_DEPTH, 0);
 
 /// Filled in before the load; see [`KernelOffsets`].
 #[unsafe(no_mangle)]
@@ -80,16 +63,11 @@ pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::ZERO;
 #[unsafe(no_mangle)]
 pub(crate) static FREEZER: u32 = NO_FREEZER;
 
-/// Whether there is the helper `bpf_task_pt_regs` (Linux 5.15), filled in before
-/// the load.
-#[unsafe(no_mangle)]
-pub(crate) static HAS_TASK_PT_REGS: u32 = 0;
-
 /// The guard's entry, if it is in force.
 #[inline(always)]
 pub(crate) fn guard(id: GuardId) -> Option<*mut Guard> {
-    // SAFETY: a map value that the verifier has seen checked.
-    GUARDS
-        .get_ptr_mut(id)
-        .filter(|entry| unsafe { (**entry).flags } & Guard::OVER == 0)
+    GUARDS.get_ptr_mut(id).filter(|entry| {
+        // SAFETY: a map value that the verifier has seen checked.
+        unsafe { (**entry).is_in_force() }
+    })
 }

@@ -5,16 +5,15 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write},
 };
 use freezer_guard_ebpf::{
-    ASKED_FOR, CHUNK, CgroupKey, ENROLLED, EventKind, Guard, GuardId, MAX_GUARDS, Member, NO_ROOM,
+    ASKED_FOR, CgroupKey, ENROLLED, EventKind, Guard, GuardId, MAX_GUARDS, Member, NO_ROOM,
     Protection, TaskPointer, control,
 };
 
 use crate::{
     atomic::{self, Word},
     automatic,
-    covering::occupied,
     kernel::{self, Pointer, load, offset, opaque},
-    maps::{ENDED, ENROLLING, GUARDS, MEMBERS, PLACES, TEMPLATES, guard},
+    maps::{ENDED, ENROLLING, GUARDS, MEMBERS, TEMPLATES, guard},
     telling,
 };
 
@@ -48,17 +47,19 @@ pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
     guard(id).map(|_| id)
 }
 
-/// The child of a member becomes a member before it can run.
+/// Makes the child of a member a member before it can run, unless it is one already. The
+/// answer is that of `task_alloc`.
 #[inline(always)]
 pub(crate) fn inherit(child: TaskPointer) -> i32 {
-    let Some(id) = of_current() else { return 0 };
-    join(child, id)
+    match of_current() {
+        Some(id) if MEMBERS.get_ptr(child).is_none() => join(child, id),
+        _ => 0,
+    }
 }
 
 #[inline(always)]
 fn join(task: TaskPointer, id: GuardId) -> i32 {
     let Some(entry) = guard(id) else { return 0 };
-    // BPF_ANY: what may stand there is about a task that is long gone.
     if MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
         return -EAGAIN;
     }
@@ -67,28 +68,38 @@ fn join(task: TaskPointer, id: GuardId) -> i32 {
     0
 }
 
-/// The task is no member any more; the guard goes with its last one.
+/// Takes the task out of its holder. The guard goes with its last member.
 ///
-/// Both the tracepoint and `task_free` come here. Whoever removes the task's
-/// entry counts it, and the kernel lets one of them remove it.
+/// The end of a task comes here, and so does a fork that fails. One of them removes the
+/// task's entry, and that one counts.
 #[inline(always)]
-pub(crate) fn leave(task: TaskPointer) {
+pub(crate) fn leave(task: Pointer) {
+    if MEMBERS.get_ptr(task as TaskPointer).is_some() {
+        remove(kernel::number(task));
+    }
+}
+
+/// A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remove(task: TaskPointer) -> u64 {
     let Some(id) = MEMBERS.get_ptr(task) else {
-        return;
+        return 0;
     };
     // SAFETY: a map value the verifier has seen checked.
     let id = unsafe { *id };
     if MEMBERS.remove(task).is_err() {
-        return;
+        return 0;
     }
     let Some(entry) = GUARDS.get_ptr_mut(id) else {
-        return;
+        return 0;
     };
     // SAFETY: as above.
-    let (members, flags, leader) = unsafe {
+    let (members, flags, ended_ns, leader) = unsafe {
         (
             &raw mut (*entry).members,
             &raw mut (*entry).flags,
+            &raw const (*entry).ended_ns,
             automatic::leader(&*entry),
         )
     };
@@ -105,14 +116,15 @@ pub(crate) fn leave(task: TaskPointer) {
         end(id, leader.is_none());
         // Not before: or it may be looked for while it is still in force.
         if was_held {
-            LEFT.add(1);
+            STALE.add(1);
         }
     }
-    // The leader marks it as over and then looks at the count; the others count and then
-    // look for that: at least one of them sees both.
-    if leader.is_some() && atomic::read(flags) & Guard::OVER != 0 && is_last() {
+    // The leader ends it and then looks at the count; the others count and then look
+    // whether it has ended: at least one of them sees both.
+    if leader.is_some() && atomic::read(ended_ns) != 0 && is_last() {
         let _ = GUARDS.remove(id);
     }
+    0
 }
 
 /// Whether the thread belongs to the holder of another guard. A candidate guards
@@ -125,7 +137,7 @@ fn is_taken(task: TaskPointer, id: GuardId) -> bool {
     };
     // SAFETY: a map value the verifier has seen checked.
     if own != id && unsafe { (*entry).is_candidate() } {
-        leave(task);
+        leave(task as Pointer);
         return false;
     }
     own != id
@@ -136,9 +148,9 @@ fn is_taken(task: TaskPointer, id: GuardId) -> bool {
 pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT]) -> u32 {
     match operation {
         control::BEGIN => return begin(id),
-        control::LEFT => return LEFT.get() as u32,
-        control::TIDIED => {
-            LEFT.add(id.wrapping_neg());
+        control::STALE => return STALE.get() as u32,
+        control::SWEPT => {
+            STALE.add(id.wrapping_neg());
             return control::DONE;
         }
         _ => {}
@@ -169,12 +181,12 @@ pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT
             }
             end(id, true);
             if more[1] != 0 {
-                LEFT.add(1);
+                STALE.add(1);
             }
             control::DONE
         }
         control::LEAVE => {
-            leave(kernel::current() as TaskPointer);
+            leave(kernel::current());
             control::DONE
         }
         control::FOUND => {
@@ -221,13 +233,12 @@ fn begin(id: GuardId) -> u32 {
     let Some(entry) = guard(id) else {
         return control::FULL;
     };
-    let is_held = hold(entry, id);
+    let is_held = hold(entry);
     if is_held && join(task, id) == 0 {
         return control::DONE;
     }
     if is_held {
-        // SAFETY: as above.
-        let_go(id, unsafe { (*entry).place });
+        HELD.add(u64::MAX);
     }
     let _ = GUARDS.remove(id);
     control::FULL
@@ -264,20 +275,18 @@ pub(crate) fn is_any_held() -> bool {
 }
 
 /// How many have ended whose marks user space has not removed.
-static LEFT: Word = Word::new();
+static STALE: Word = Word::new();
 
-/// The guard is held from here on. Comes before its marks. Whether there was a place
-/// for it.
+/// Counts the guard among those that are held. Comes before its marks. Whether there was
+/// room for one more.
 #[inline(always)]
-pub(crate) fn hold(entry: *mut Guard, id: GuardId) -> bool {
+pub(crate) fn hold(entry: *mut Guard) -> bool {
     // SAFETY: a map value the verifier has seen checked. One task begins a guard.
     unsafe {
         if (*entry).flags & Guard::HELD == 0 {
-            let place = take_place(id);
-            if place >= u64::from(freezer_guard_ebpf::PLACES) {
+            if HELD.get() >= u64::from(MAX_GUARDS) {
                 return false;
             }
-            (*entry).place = place;
             (*entry).flags |= Guard::HELD;
             HELD.add(1);
         }
@@ -285,75 +294,33 @@ pub(crate) fn hold(entry: *mut Guard, id: GuardId) -> bool {
     true
 }
 
-/// The guard, which had this place, is not held any more. Of several who end it, one
-/// finds it in its place: so it is counted out once.
-#[inline(always)]
-fn let_go(id: GuardId, place: u64) {
-    // SAFETY: a map value the verifier has seen checked.
-    let is_there = PLACES
-        .get_ptr(place)
-        .is_some_and(|own| unsafe { *own } == id);
-    if is_there && PLACES.remove(place).is_ok() {
-        HELD.add(u64::MAX);
-        occupied(place).add(u64::MAX);
-    }
-}
-
-/// Takes a place for the guard; [`freezer_guard_ebpf::PLACES`] if there is none.
+/// Ends the guard, tells the readers, and keeps what became of it until somebody has read
+/// that. Of several that end it at once, the first does all this.
 ///
-/// It is one of the first twice as many as there are guards, so that those who look for
-/// guards have few to look through.
-#[inline(never)]
-fn take_place(id: GuardId) -> u64 {
-    const NONE: u64 = freezer_guard_ebpf::PLACES as u64;
-    /// Of a linear congruential generator (Knuth's MMIX).
-    const FACTOR: u64 = 6_364_136_223_846_793_005;
-    const TRIES: u32 = 32;
-    let held = HELD.get();
-    if held >= u64::from(MAX_GUARDS) {
-        return NONE;
-    }
-    let room = (2 * held + u64::from(CHUNK)).min(NONE);
-    let mut number = id;
-    for _ in 0..TRIES {
-        number = number.wrapping_mul(FACTOR).wrapping_add(1);
-        let place = (number >> 32) % room;
-        // Who is faster has it.
-        if PLACES.insert(place, id, u64::from(BPF_NOEXIST)).is_ok() {
-            occupied(place).add(1);
-            return place;
-        }
-    }
-    NONE
-}
-
-/// Ends the guard; whoever does it tells. Nobody may have been there to read what
-/// became of it: that is kept. `remove`: nobody will come to take the entry away.
-/// (One with members left must not be used again at once: they may be counting.)
+/// `remove`: no member is left that will remove the entry. (An entry with members left must
+/// not be used again at once: they may be counting in it.)
 #[inline(always)]
 fn end(id: GuardId, remove: bool) {
     let Some(entry) = guard(id) else { return };
-    // SAFETY: a map value the verifier has seen checked. Whoever else ends it
-    // writes the same.
-    let (value, is_candidate, flags, place) = unsafe {
-        (*entry).ended_ns = bpf_ktime_get_boot_ns();
-        let value = &*entry;
-        (value, value.is_candidate(), value.flags, value.place)
+    // SAFETY: `bpf_ktime_get_boot_ns` has no preconditions; a map value the verifier has
+    // seen checked.
+    let (before, value) = unsafe {
+        let now = bpf_ktime_get_boot_ns();
+        (atomic::swap(&raw mut (*entry).ended_ns, now), &*entry)
     };
+    if before != 0 {
+        return;
+    }
+    let (is_candidate, flags) = (value.is_candidate(), value.flags);
     if !is_candidate {
-        // Without room for it, who reads of the end finds no more than that.
+        // Without room for it, a reader of the event finds no more than that.
         let _ = ENDED.insert(id, value, u64::from(BPF_ANY));
     }
     if remove {
-        if GUARDS.remove(id).is_err() {
-            return;
-        }
-    } else {
-        // SAFETY: as above; the leader ends once.
-        unsafe { (*entry).flags = flags | Guard::OVER };
+        let _ = GUARDS.remove(id);
     }
     if flags & Guard::HELD != 0 {
-        let_go(id, place);
+        HELD.add(u64::MAX);
     }
     automatic::has_ended(flags, is_candidate);
     if !is_candidate {
@@ -410,7 +377,7 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     };
     // It may have been counted out before it was counted in.
     if kernel::is_exiting(task) {
-        leave(task as TaskPointer);
+        leave(task);
     }
     // SAFETY: `seq` comes from the context, `said` lives on our stack.
     unsafe {
@@ -426,14 +393,14 @@ pub(crate) fn list(ctx: *const TaskIter) {
     if task.is_null() {
         return;
     }
-    let Some(id) = MEMBERS.get_ptr(task as TaskPointer) else {
-        return;
-    };
-    // SAFETY: a map value the verifier has seen checked.
-    let id = unsafe { *id };
-    if guard(id).is_none() {
+    // Since Linux 7.2 a task leaves its cgroups, and so the holder, some time after its
+    // parent has heard of its end.
+    if kernel::is_exiting(task) {
         return;
     }
+    let Some(id) = of(task as TaskPointer) else {
+        return;
+    };
     // SAFETY: `task` is a `task_struct` that the verifier has seen checked.
     let (pid, tid) = unsafe {
         (

@@ -1,18 +1,17 @@
 //! Moving tasks: into a target, out of it, and within.
 //!
 //! On v2 it is refused where the kernel asks for permission, under
-//! `cgroup_mutex`, with source and destination at hand. v1 has no such place:
-//! there the text that is written has to do, and `cgroup_attach_task` shows what
-//! got past it. That is attached for v2 too.
+//! `cgroup_mutex`, with source and destination at hand. v1 has no such place: there the
+//! text that is written has to do. `css_set_move_task` shows every move that is made, on
+//! both.
 
-use freezer_guard_ebpf::{Act, CgroupKey, GuardId, Protection, moves_one_thread};
+use freezer_guard_ebpf::{Act, CgroupKey, GuardId, Protection, TaskPointer, moves_one_thread};
 
 use crate::{
     atomic::Word,
     automatic,
-    covering::{self, Covering, below, minds, untyped},
+    covering::{self, Covering, below, minds},
     kernel::{self, Pointer, offset, probe},
-    maps::{ATTACHING, Attaching},
     membership, pid,
     telling::{self, Deed, EBUSY},
 };
@@ -20,68 +19,47 @@ use crate::{
 /// The kernfs id of every hierarchy's root (`kernfs_create_root`).
 const ROOT: u64 = 1;
 
-/// Between two cgroups of one hierarchy, with the guards that mind.
-struct Way {
-    from: Option<GuardId>,
-    to: Option<GuardId>,
-    from_key: CgroupKey,
-    to_key: CgroupKey,
-    too_deep: bool,
+/// What becomes of a move between two cgroups of one hierarchy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Refused,
+    Done,
 }
 
-impl Way {
-    #[inline(always)]
-    fn new(from: Pointer, to: Pointer) -> Option<Self> {
-        let writer = membership::writer();
-        let (from_key, to_key) = (covering::key(from)?, covering::key(to)?);
-        let mut way = Self {
-            from: None,
-            to: None,
-            from_key,
-            to_key,
-            too_deep: false,
-        };
-        match covering::of_cgroup(from) {
-            Covering::Guard(id) if minds(id, Protection::Migrate, writer) => way.from = Some(id),
-            Covering::TooDeep => way.too_deep = true,
-            _ => {}
-        }
-        match covering::of_cgroup(to) {
-            Covering::Guard(id) if minds(id, Protection::Migrate, writer) => way.to = Some(id),
-            Covering::TooDeep => way.too_deep = true,
-            _ => {}
-        }
-        Some(way)
-    }
-}
-
-/// Calls `tell` with what the move does to each guard that minds.
+/// Counts a move for each guard that minds, and tells about it: one that the task leaves,
+/// and one that it enters. Whether there is any, or one could not be told.
 #[inline(always)]
-fn each(
-    from: Option<GuardId>,
-    to: Option<GuardId>,
-    keys: [CgroupKey; 2],
-    victim: u32,
-    tell: impl Fn(GuardId, &Deed),
-) {
-    let deed = |act, cgroup| Deed {
-        act,
-        protection: Protection::Migrate,
-        detail: 0,
-        cgroup,
-        victim,
+fn count_move(from: Pointer, to: Pointer, victim: u32, fate: Fate) -> bool {
+    let writer = membership::writer();
+    let (Some(from_key), Some(to_key)) = (covering::key(from), covering::key(to)) else {
+        return false;
     };
-    match (from, to) {
-        (Some(from), Some(to)) if from == to => tell(from, &deed(Act::Move, keys[1])),
+    let minding = |cgroup| match covering::of_cgroup(cgroup) {
+        Covering::Guard(id) if minds(id, Protection::Migrate, writer) => (Some(id), false),
+        Covering::TooDeep => (None, true),
+        _ => (None, false),
+    };
+    let ((left, from_too_deep), (entered, to_too_deep)) = (minding(from), minding(to));
+    let tell = |id: GuardId, act, cgroup| {
+        let mut deed = Deed::new(act, Protection::Migrate, cgroup);
+        deed.victim = victim;
+        match fate {
+            Fate::Refused => telling::refused(id, &deed),
+            Fate::Done => telling::disturbed(id, &deed),
+        }
+    };
+    match (left, entered) {
+        (Some(left), Some(entered)) if left == entered => tell(left, Act::Move, to_key),
         _ => {
-            if let Some(from) = from {
-                tell(from, &deed(Act::Leave, keys[0]));
+            if let Some(id) = left {
+                tell(id, Act::Leave, from_key);
             }
-            if let Some(to) = to {
-                tell(to, &deed(Act::Enter, keys[1]));
+            if let Some(id) = entered {
+                tell(id, Act::Enter, to_key);
             }
         }
     }
+    left.is_some() || entered.is_some() || from_too_deep || to_too_deep
 }
 
 /// The thread whose migration is to be refused at its next `inode_permission`.
@@ -92,17 +70,16 @@ static REFUSED: Word = Word::new();
 /// permission to write to the common ancestor and nothing else.
 #[inline(always)]
 pub(crate) fn before_permission(from: Pointer, to: Pointer) {
-    let Some(way) = Way::new(untyped(from), untyped(to)) else {
-        return;
-    };
-    if !way.too_deep && way.from.is_none() && way.to.is_none() {
-        return;
+    if is_refused(kernel::number(from), kernel::number(to)) != 0 {
+        REFUSED.set(kernel::current() as u64);
     }
-    REFUSED.set(kernel::current() as u64);
-    let keys = [way.from_key, way.to_key];
-    each(way.from, way.to, keys, 0, |id, deed| {
-        telling::refused(id, deed);
-    });
+}
+
+/// A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_refused(from: u64, to: u64) -> u64 {
+    count_move(from as Pointer, to as Pointer, 0, Fate::Refused).into()
 }
 
 /// Whether there is one.
@@ -129,154 +106,92 @@ pub(crate) fn after_permission() {
     }
 }
 
-/// `cgroup_attach_task(dst_cgrp, leader, …)`: remembers where the task comes
-/// from, since afterwards nobody knows.
+/// The return of `css_set_move_task(task, from, to, …)`. Each fork comes here (without
+/// `from`), each end of a task (without `to`), and each thread that is moved, in any
+/// hierarchy. `css_set_lock` is held: nothing is missed, and what is counted has been done.
 #[inline(always)]
-pub(crate) fn before_attach(to: Pointer, task: Pointer) {
-    let Some(slot) = ATTACHING.get_ptr_mut(0) else {
+pub(crate) fn after_move(task: Pointer, from: Pointer, to: Pointer) {
+    if to.is_null() {
+        // `current` need not be the task: since Linux 7.2 the next one sees its end.
+        membership::leave(task);
         return;
+    }
+    let from = match from.is_null() {
+        true => {
+            // A fork that cannot be enrolled was refused by `task_alloc`. Below the level
+            // `enforce` it cannot be refused: the child is an outsider then.
+            let _ = membership::inherit(task as TaskPointer);
+            covering::set_of(kernel::current())
+        }
+        false => Some(from),
     };
-    // SAFETY: a map value that the verifier has seen checked; the caller holds
-    // `cgroup_mutex`, so there is one writer at a time.
-    unsafe { (*slot).task = 0 };
-    if !membership::is_any_held() {
-        return;
-    }
-    let Some(attaching) = attaching(untyped(to), task) else {
-        return;
-    };
-    // SAFETY: as above.
-    unsafe { *slot = attaching };
-}
-
-#[inline(always)]
-fn attaching(to: Pointer, task: Pointer) -> Option<Attaching> {
-    let root: Pointer = probe(to, offset!(cgroup_root))?;
-    let hierarchy_id: u32 = probe(root, offset!(cgroup_root_hierarchy_id))?;
-    let from = match hierarchy_id {
-        0 => covering::v2_of(task)?,
-        _ => covering::v1_of(task)?,
-    };
-    let way = Way::new(from, to)?;
-    // Another hierarchy of v1's than the freezer's.
-    if way.from_key.hierarchy_id != way.to_key.hierarchy_id || way.from_key == way.to_key {
-        return None;
-    }
-    if way.from.is_none() && way.to.is_none() {
-        return None;
-    }
-    Some(Attaching {
-        task: kernel::current() as u64,
-        from: way.from.unwrap_or(0),
-        to: way.to.unwrap_or(0),
-        from_key: way.from_key,
-        to_key: way.to_key,
-        victim: u64::from(kernel::tgid(task)),
-    })
-}
-
-/// The return of `cgroup_attach_task`. What is counted now has been done, so
-/// whoever finds the counters unchanged has seen all of it.
-#[inline(always)]
-pub(crate) fn after_attach(result: i32) {
-    let Some(slot) = ATTACHING.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: as in `before_attach`.
-    let attaching = unsafe { &*slot };
-    if result != 0 || attaching.task != kernel::current() as u64 {
-        return;
-    }
-    let guard = |id| (id != 0).then_some(id);
-    let keys = [attaching.from_key, attaching.to_key];
-    let victim = attaching.victim as u32;
-    each(
-        guard(attaching.from),
-        guard(attaching.to),
-        keys,
-        victim,
-        |id, deed| {
-            telling::disturbed(id, deed);
-        },
-    );
-}
-
-/// The return of `css_set_move_task`: a new task has got its place. Where that is
-/// not its parent's it was put there by `CLONE_INTO_CGROUP`, which passes no
-/// `cgroup_attach_task`.
-#[inline(always)]
-pub(crate) fn after_fork(child: Pointer, from: Pointer, to: Pointer) {
-    // Every other task comes from somewhere, and one that ends goes nowhere.
-    if !from.is_null() || to.is_null() {
-        return;
-    }
-    let Some(cgroup) = probe::<Pointer>(to, offset!(css_set_dfl_cgrp)) else {
-        return;
-    };
-    if covering::v2_of(kernel::current()) == Some(cgroup) {
-        return;
-    }
-    automatic::moved(child);
-    if membership::is_any_held()
-        && let Covering::Guard(id) = covering::of_cgroup(cgroup)
-        && minds(id, Protection::Migrate, membership::writer())
-        && let Some(cgroup) = covering::key(cgroup)
+    // Nearly every child shares its parent's set.
+    if let Some(from) = from
+        && from != to
     {
-        let deed = Deed {
-            act: Act::Enter,
-            protection: Protection::Migrate,
-            detail: 0,
-            cgroup,
-            victim: kernel::tgid(child),
-        };
-        telling::disturbed(id, &deed);
+        let (v2, v1) = (covering::v2_of_set, covering::v1_of_set);
+        between(task, v2(from), v2(to));
+        between(task, v1(from), v1(to));
     }
 }
 
-/// The answer to a write to `tasks` or `cgroup.procs` of a v1 cgroup, `written`,
-/// that is in no target: is the task in one?
+/// In one hierarchy.
 #[inline(always)]
-pub(crate) fn check_v1(written: CgroupKey, file: u32, writer: Option<GuardId>) -> i32 {
-    let minding = |id| minds(id, Protection::Migrate, writer);
+fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
+    if let (Some(from), Some(to)) = (from, to)
+        && from != to
+    {
+        has_moved(kernel::number(task), from as u64, to as u64);
+    }
+}
+
+/// A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
+    automatic::moved(task);
+    if membership::is_any_held() {
+        let victim = kernel::tgid(task as Pointer);
+        count_move(from as Pointer, to as Pointer, victim, Fate::Done);
+    }
+    0
+}
+
+/// Whether a write to `tasks` or `cgroup.procs` of a v1 cgroup, `written`, that is in no
+/// target is refused: the task may be in one.
+#[inline(always)]
+pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) -> bool {
     let root = CgroupKey::new(written.hierarchy_id, ROOT);
     let Some(any) = below(root, Protection::Migrate.bit(), writer) else {
-        return 0;
+        return false;
     };
-    let Some(task) = pid::being_written() else {
+    let task = pid::being_written();
+    if task == pid::UNKNOWN {
         // It may be any task: that must not let one of a target through.
-        let deed = Deed {
-            act: Act::Write,
-            protection: Protection::Migrate,
-            detail: file,
-            cgroup: written,
-            victim: 0,
-        };
+        let mut deed = Deed::new(Act::Write, Protection::Migrate, written);
+        deed.detail = file;
         telling::refused(any, &deed);
-        return -EBUSY;
-    };
+        return true;
+    }
+    let task = task as Pointer;
     if task.is_null() {
-        return 0;
+        return false;
     }
     let leader = match moves_one_thread(file) {
         true => Some(task),
         false => probe(task, offset!(task_struct_group_leader)),
     };
-    match leader
-        .and_then(covering::v1_of)
-        .map(|from| (covering::of_cgroup(from), covering::key(from)))
-    {
-        Some((Covering::Guard(id), Some(from))) if minding(id) => {
-            let deed = Deed {
-                act: Act::Leave,
-                protection: Protection::Migrate,
-                detail: 0,
-                cgroup: from,
-                victim: kernel::tgid(task),
-            };
+    let Some(from) = leader.and_then(covering::v1_of) else {
+        return false;
+    };
+    match (covering::of_cgroup(from), covering::key(from)) {
+        (Covering::Guard(id), Some(from)) if minds(id, Protection::Migrate, writer) => {
+            let mut deed = Deed::new(Act::Leave, Protection::Migrate, from);
+            deed.victim = kernel::tgid(task);
             telling::refused(id, &deed);
-            -EBUSY
+            true
         }
-        Some((Covering::TooDeep, _)) => -EBUSY,
-        _ => 0,
+        (Covering::TooDeep, _) => true,
+        _ => false,
     }
 }

@@ -13,25 +13,38 @@ use aya_ebpf::helpers::{
 };
 
 use crate::{
+    each::{self, GO_ON, STOP},
     kernel::{self, Pointer, offset, probe},
-    maps::HAS_TASK_PT_REGS,
+    maps::TURNS,
 };
 
 /// As much of the text as is read, bytes. A pid has at most 7 digits.
 const TEXT: usize = 16;
 
-/// The task whose pid the current task is writing, seen from its own pid
-/// namespace as `cgroup_procs_write_start` does: null when there is no such task,
-/// `None` when it cannot be told.
+/// In place of a task that cannot be told.
+pub(crate) const UNKNOWN: u64 = u64::MAX;
+
+/// The task whose pid the current task is writing, seen from its own pid namespace as
+/// `cgroup_procs_write_start` does: 0 when there is no such task, [`UNKNOWN`] when it cannot
+/// be told. A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn being_written() -> u64 {
+    task().map_or(UNKNOWN, |task| task as u64)
+}
+
 #[inline(always)]
-pub(crate) fn being_written() -> Option<Pointer> {
+fn task() -> Option<Pointer> {
     let current = kernel::current();
     if kernel::is_kernel_thread(current) {
         return None;
     }
-    match kernel::opaque(parse(&text()?)?) {
+    match parse(text()?)? {
         0 => Some(current),
-        number => find(current, number),
+        number => match find(current as u64, number.into()) {
+            UNKNOWN => None,
+            task => Some(task as Pointer),
+        },
     }
 }
 
@@ -46,8 +59,9 @@ const SYS_PWRITEV2: u64 = 328;
 
 /// What the current task writes.
 #[inline(always)]
-fn text() -> Option<[u8; TEXT]> {
-    let registers = registers()?;
+fn text() -> Option<[u64; 2]> {
+    // SAFETY: the helper knows where they are.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as Pointer;
     let call: u64 = probe(registers, offset!(pt_regs_orig_ax))?;
     let buffer: u64 = probe(registers, offset!(pt_regs_si))?;
     let length: u64 = probe(registers, offset!(pt_regs_dx))?;
@@ -63,26 +77,9 @@ fn text() -> Option<[u8; TEXT]> {
     }
 }
 
-/// The registers with which the current task has entered the kernel.
-#[inline(always)]
-fn registers() -> Option<Pointer> {
-    if kernel::read_offset(&HAS_TASK_PT_REGS) != 0 {
-        // SAFETY: the helper knows where they are. Where there is no such helper
-        // the verifier sees that this is not reached.
-        return Some(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as Pointer);
-    }
-    // `task_pt_regs` before 5.15: at the top of the stack.
-    /// `THREAD_SIZE`, without `CONFIG_KASAN`.
-    const STACK: usize = 16 * 1024;
-    /// `struct pt_regs`, on x86-64 before 6.9.
-    const REGISTERS: usize = 21 * 8;
-    let stack: Pointer = probe(kernel::current(), offset!(task_struct_stack))?;
-    Some(stack.wrapping_byte_add(STACK - REGISTERS))
-}
-
 /// The beginning of the buffer, padded with NUL.
 #[inline(always)]
-fn read(buffer: u64, length: u64) -> Option<[u8; TEXT]> {
+fn read(buffer: u64, length: u64) -> Option<[u64; 2]> {
     let length = if length > TEXT as u64 {
         TEXT as u64
     } else {
@@ -99,42 +96,84 @@ fn read(buffer: u64, length: u64) -> Option<[u8; TEXT]> {
         {
             return None;
         }
-        Some(core::mem::transmute::<[u64; 2], [u8; TEXT]>(
-            text.assume_init(),
-        ))
+        Some(text.assume_init())
     }
 }
 
 /// A plain decimal number, then white space or NUL. `kstrtoint(…, 0, …)` takes
 /// more (signs, other bases, white space before): that is not worth a parser.
 #[inline(always)]
-fn parse(text: &[u8; TEXT]) -> Option<u32> {
-    let mut number = 0_u32;
-    let mut digits = 0_u32;
-    let mut ended = false;
-    for byte in text {
-        match byte {
-            // A leading zero is octal.
-            b'0'..=b'9' if ended || digits > 9 || (digits > 0 && number == 0) => return None,
-            b'0'..=b'9' => {
-                number = number
-                    .wrapping_mul(10)
-                    .wrapping_add(u32::from(*byte - b'0'));
-                digits += 1;
-            }
-            0 => break,
-            b'\n' | b'\t' | b'\r' | b' ' if digits > 0 => ended = true,
-            _ => return None,
-        }
-    }
-    (digits > 0).then_some(number)
+fn parse(text: [u64; 2]) -> Option<u32> {
+    let mut parsing = Parsing {
+        text,
+        number: 0,
+        digits: 0,
+        after: 0,
+        is_number: 1,
+    };
+    each::element(&TURNS, parse_byte, &mut parsing);
+    (parsing.is_number != 0 && parsing.digits > 0).then_some(parsing.number)
 }
 
-/// `find_task_by_vpid`: the task with this number in the pid namespace of
-/// `current`. The number is looked up where the kernel does it, in the
-/// namespace's own table (`idr`, `lib/xarray.c`).
+/// How far a text is parsed.
+struct Parsing {
+    text: [u64; 2],
+    number: u32,
+    digits: u32,
+    /// 1 after the last digit.
+    after: u32,
+    /// 0 when it is something else than a number.
+    is_number: u32,
+}
+
+/// Parses the byte at this place, if there is one.
+extern "C" fn parse_byte(
+    _: *const c_void,
+    place: *const u32,
+    _: *mut u8,
+    parsing: *mut Parsing,
+) -> u64 {
+    // SAFETY: a key of `TURNS`, and what `parse` passes from its own stack.
+    let (place, parsing) = unsafe { (*place, &mut *parsing) };
+    let word = match place {
+        0..8 => parsing.text[0],
+        8..16 => parsing.text[1],
+        _ => return STOP,
+    };
+    match (word >> (8 * (place % 8))) as u8 {
+        byte @ b'0'..=b'9' => {
+            // A leading zero is octal.
+            let is_octal = parsing.digits > 0 && parsing.number == 0;
+            if parsing.after != 0 || parsing.digits > 9 || is_octal {
+                parsing.is_number = 0;
+                return STOP;
+            }
+            let digit = u32::from(byte - b'0');
+            parsing.number = parsing.number.wrapping_mul(10).wrapping_add(digit);
+            parsing.digits += 1;
+        }
+        0 => return STOP,
+        b'\n' | b'\t' | b'\r' | b' ' if parsing.digits > 0 => parsing.after = 1,
+        _ => {
+            parsing.is_number = 0;
+            return STOP;
+        }
+    }
+    GO_ON
+}
+
+/// `find_task_by_vpid`: the task with this number in the pid namespace of `current`, 0 or
+/// [`UNKNOWN`]. A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find(current: u64, number: u64) -> u64 {
+    find_in_namespace(current as Pointer, number as u32).map_or(UNKNOWN, |task| task as u64)
+}
+
+/// The number is looked up where the kernel does it, in the namespace's own table (`idr`,
+/// `lib/xarray.c`).
 #[inline(always)]
-fn find(current: Pointer, number: u32) -> Option<Pointer> {
+fn find_in_namespace(current: Pointer, number: u32) -> Option<Pointer> {
     let own: Pointer = probe(current, offset!(task_struct_thread_pid))?;
     let level: u32 = probe(own, offset!(pid_level))?;
     // `struct upid` is a number and a pointer: the pointer ends it.
@@ -155,43 +194,75 @@ fn find(current: Pointer, number: u32) -> Option<Pointer> {
     Some(link.wrapping_byte_sub(offset!(task_struct_pid_links)))
 }
 
-/// The entry of an xarray with this index, null when there is none.
+/// The entry of an xarray with this index: null when there is none, `None` when it cannot be
+/// told.
 #[inline(always)]
 fn entry(head: Pointer, index: u32) -> Option<Pointer> {
+    let mut descent = Descent {
+        entry: head as u64,
+        index,
+        depth: 0,
+        is_lost: 0,
+    };
+    each::element(&TURNS, descend, &mut descent);
+    if descent.is_lost != 0 {
+        return None;
+    }
+    // A tagged entry is the xarray's own and no pid.
+    Some(match descent.entry & 3 {
+        0 => descent.entry as Pointer,
+        _ => ptr::null(),
+    })
+}
+
+/// The way down an xarray.
+struct Descent {
+    /// Where it has come to: a node, which is tagged, or an entry.
+    entry: u64,
+    index: u32,
+    depth: u32,
+    /// 1 when a node could not be read.
+    is_lost: u32,
+}
+
+extern "C" fn descend(_: *const c_void, _: *const u32, _: *mut u8, descent: *mut Descent) -> u64 {
     /// `XA_CHUNK_SHIFT`, without `CONFIG_BASE_SMALL`.
     const CHUNK: u32 = 6;
     /// Pids have 22 bits (`PID_MAX_LIMIT`).
     const LEVELS: u32 = 4;
     /// `xa_is_internal`
-    const INTERNAL: usize = 2;
-    let mut entry = head;
-    let mut top = true;
-    for _ in 0..LEVELS {
-        if entry as usize & 3 != INTERNAL {
-            break;
-        }
-        let node = entry.wrapping_byte_sub(INTERNAL);
-        let shift = u32::from(probe::<u8>(node, offset!(xa_node_shift))?);
-        if shift > 31 {
-            return None;
-        }
-        if top && shift + CHUNK < 32 && index >> (shift + CHUNK) != 0 {
-            return Some(ptr::null());
-        }
-        top = false;
-        let slot = (index >> shift) & ((1 << CHUNK) - 1);
-        entry = probe(
-            node,
-            offset!(xa_node_slots) + slot as usize * size_of::<Pointer>(),
-        )?;
-        if shift == 0 {
-            break;
+    const INTERNAL: u64 = 2;
+    // SAFETY: `entry` passes it, from its own stack.
+    let descent = unsafe { &mut *descent };
+    if descent.entry & 3 != INTERNAL || descent.depth >= LEVELS {
+        return STOP;
+    }
+    let node = (descent.entry - INTERNAL) as Pointer;
+    let Some(shift) = probe::<u8>(node, offset!(xa_node_shift)).map(u32::from) else {
+        descent.is_lost = 1;
+        return STOP;
+    };
+    if shift > 31 {
+        descent.is_lost = 1;
+        return STOP;
+    }
+    // The number is beyond what the table holds.
+    if descent.depth == 0 && shift + CHUNK < 32 && descent.index >> (shift + CHUNK) != 0 {
+        descent.entry = 0;
+        return STOP;
+    }
+    let slot = (descent.index >> shift) & ((1 << CHUNK) - 1);
+    let slot = offset!(xa_node_slots) + slot as usize * size_of::<Pointer>();
+    match probe(node, slot) {
+        Some(entry) => descent.entry = entry,
+        None => {
+            descent.is_lost = 1;
+            return STOP;
         }
     }
-    // A tagged entry is the xarray's own and no pid.
-    Some(if entry as usize & 3 == 0 {
-        entry
-    } else {
-        ptr::null()
-    })
+    descent.depth += 1;
+    match shift {
+        0 => STOP,
+        _ => GO_ON,
+    }
 }

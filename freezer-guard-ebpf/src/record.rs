@@ -1,6 +1,6 @@
 //! What is kept of a refusal or a violation: who did what, and the event.
 
-use crate::{CgroupKey, GuardId, PROTECTED_FILES, Protection};
+use crate::{CgroupKey, GuardId, Protection, protection_of};
 
 /// What somebody did to a guarded cgroup, or tried to. What a `detail` says
 /// depends on it.
@@ -52,10 +52,8 @@ impl Act {
     #[inline(always)]
     pub const fn protection(self, detail: u32) -> Protection {
         match self {
-            Self::Write if (detail as usize) < PROTECTED_FILES.len() => {
-                PROTECTED_FILES[detail as usize].protection
-            }
-            Self::Write | Self::Freeze | Self::Thaw => Protection::Freeze,
+            Self::Write => protection_of(detail),
+            Self::Freeze | Self::Thaw => Protection::Freeze,
             Self::Enter | Self::Leave | Self::Move => Protection::Migrate,
             Self::Signal => Protection::Kill,
             Self::Trace | Self::WriteMemory | Self::Permit => Protection::Ptrace,
@@ -188,6 +186,7 @@ impl Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PROTECTED_FILES;
 
     #[test]
     fn acts_and_kinds_are_numbered_as_listed() {

@@ -18,53 +18,136 @@ const SIGSTOP: i32 = 19;
 const SEND_SIG_PRIV: usize = 1;
 
 /// Something that the current task does to another.
+#[derive(Clone, Copy)]
 struct Attempt {
-    act: Act,
+    act: u32,
+    protection: Protection,
     detail: u32,
     victim: Pointer,
 }
 
-/// Who minds it.
+/// A guard that minds it.
 enum Minding {
     Guard(GuardId),
     Nobody,
     TooDeep,
 }
 
+// What follows are global functions, which the verifier walks once each (see `covering`), and
+// the two ways to put an attempt into the numbers that they take.
+
+impl Attempt {
+    #[inline(always)]
+    fn new(act: Act, detail: u32, victim: Pointer) -> Self {
+        Self {
+            act: act as u32,
+            protection: act.protection(detail),
+            detail,
+            victim,
+        }
+    }
+
+    /// The answer of a hook.
+    #[inline(always)]
+    fn check(&self) -> i32 {
+        match check_attempt(kernel::number(self.victim), self.packed()) {
+            0 => 0,
+            _ => -EBUSY,
+        }
+    }
+
+    /// Counts what has been done.
+    #[inline(always)]
+    fn done(&self) {
+        if membership::is_any_held() {
+            count_attempt(kernel::number(self.victim), self.packed());
+        }
+    }
+
+    #[inline(always)]
+    fn packed(&self) -> u64 {
+        u64::from(self.detail) << 32 | u64::from(self.act) << 8 | self.protection as u64
+    }
+
+    #[inline(always)]
+    fn unpacked(victim: u64, packed: u64) -> Self {
+        Self {
+            act: packed as u32 >> 8,
+            protection: Protection::numbered(packed as u32 & 0xff),
+            detail: (packed >> 32) as u32,
+            victim: victim as Pointer,
+        }
+    }
+}
+
+/// Whether the attempt is refused: 0 or 1. (The verifier wants to see each answer of a hook.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
+    let attempt = Attempt::unpacked(victim, packed);
+    match attempt.minding() {
+        Minding::Guard(id) => telling::refused(id, &attempt.deed()),
+        Minding::Nobody => return 0,
+        // Not knowing must not let anything through.
+        Minding::TooDeep => {}
+    }
+    1
+}
+
+/// [`Attempt::done`]
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_attempt(victim: u64, packed: u64) -> u64 {
+    let attempt = Attempt::unpacked(victim, packed);
+    if let Minding::Guard(id) = attempt.minding() {
+        telling::disturbed(id, &attempt.deed());
+    }
+    0
+}
+
+/// Whether the guard minds the attempt: 0 or 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_minded(id: GuardId, victim: u64, packed: u64) -> u64 {
+    Attempt::unpacked(victim, packed).is_minded(id).into()
+}
+
 impl Attempt {
     /// The guard that does not want it. On a hybrid host there may be one in
     /// each hierarchy.
     #[inline(always)]
-    fn minding(&self, protection: Protection) -> Minding {
+    fn minding(&self) -> Minding {
         if let Some(cgroup) = covering::v2_of(self.victim) {
-            match self.minding_in(cgroup, protection) {
+            match self.minding_in(cgroup) {
                 Minding::Nobody => {}
                 found => return found,
             }
         }
         match covering::v1_of(self.victim) {
-            Some(cgroup) => self.minding_in(cgroup, protection),
+            Some(cgroup) => self.minding_in(cgroup),
             None => Minding::Nobody,
         }
     }
 
     #[inline(always)]
-    fn minding_in(&self, cgroup: Pointer, protection: Protection) -> Minding {
+    fn minding_in(&self, cgroup: Pointer) -> Minding {
         match covering::of_cgroup(cgroup) {
-            Covering::Guard(id) if self.is_minded(id, protection) => Minding::Guard(id),
+            Covering::Guard(id) if is_minded(id, self.victim as u64, self.packed()) != 0 => {
+                Minding::Guard(id)
+            }
             Covering::TooDeep => Minding::TooDeep,
             Covering::Guard(_) | Covering::Nobody => Minding::Nobody,
         }
     }
 
     #[inline(always)]
-    fn is_minded(&self, id: GuardId, protection: Protection) -> bool {
+    fn is_minded(&self, id: GuardId) -> bool {
         let exiting = kernel::is_exiting(kernel::current());
         if self.is_by_kernel() && !exiting {
             // Memory ran out in the current task: that does not make it its deed.
-            return minds(id, protection, None);
+            return minds(id, self.protection, None);
         }
-        if !minds(id, protection, membership::of_current()) {
+        if !minds(id, self.protection, membership::of_current()) {
             return false;
         }
         let actor = covering::actor(id);
@@ -79,43 +162,17 @@ impl Attempt {
     /// Whether the kernel kills.
     #[inline(always)]
     fn is_by_kernel(&self) -> bool {
-        matches!(self.act, Act::Signal) && self.detail == SIGKILL as u32 | KERNEL_SIGNAL
+        self.act == Act::Signal as u32 && self.detail == SIGKILL as u32 | KERNEL_SIGNAL
     }
 
     #[inline(always)]
-    fn deed(&self, protection: Protection) -> Deed {
+    fn deed(&self) -> Deed {
         let cgroup = covering::v2_of(self.victim).and_then(covering::key);
-        Deed {
-            act: self.act,
-            protection,
-            detail: self.detail,
-            cgroup: cgroup.unwrap_or(CgroupKey::new(0, 0)),
-            victim: kernel::tgid(self.victim),
-        }
-    }
-
-    /// The answer of a hook.
-    #[inline(always)]
-    fn check(&self, protection: Protection) -> i32 {
-        match self.minding(protection) {
-            Minding::Guard(id) => {
-                telling::refused(id, &self.deed(protection));
-                -EBUSY
-            }
-            Minding::Nobody => 0,
-            // Not knowing must not let anything through.
-            Minding::TooDeep => -EBUSY,
-        }
-    }
-
-    /// Counts what has been done.
-    #[inline(always)]
-    fn done(&self, protection: Protection) {
-        if membership::is_any_held()
-            && let Minding::Guard(id) = self.minding(protection)
-        {
-            telling::disturbed(id, &self.deed(protection));
-        }
+        let cgroup = cgroup.unwrap_or(CgroupKey::new(0, 0));
+        let mut deed = Deed::numbered(self.act, self.protection as u32, cgroup);
+        deed.detail = self.detail;
+        deed.victim = kernel::tgid(self.victim);
+        deed
     }
 }
 
@@ -149,12 +206,7 @@ pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
     if !is_guarded_signal(signal) && !is_deadly(victim, signal) {
         return 0;
     }
-    Attempt {
-        act: Act::Signal,
-        detail: signal as u32,
-        victim,
-    }
-    .check(Protection::Kill)
+    Attempt::new(Act::Signal, signal as u32, victim).check()
 }
 
 /// The tracepoint `signal_generate`: a signal is on its way, whoever sent it.
@@ -178,12 +230,7 @@ pub(crate) fn signalled(signal: i32, info: usize, victim: Pointer, result: i32) 
     if !effective {
         return;
     }
-    Attempt {
-        act: Act::Signal,
-        detail: signal as u32 | from_kernel(info),
-        victim,
-    }
-    .done(Protection::Kill);
+    Attempt::new(Act::Signal, signal as u32 | from_kernel(info), victim).done();
 }
 
 #[inline(always)]
@@ -208,12 +255,7 @@ pub(crate) fn check_trace(victim: Pointer, mode: u32) -> i32 {
     if mode & MODE_ATTACH == 0 {
         return 0;
     }
-    Attempt {
-        act: Act::Trace,
-        detail: 0,
-        victim,
-    }
-    .check(Protection::Ptrace)
+    Attempt::new(Act::Trace, 0, victim).check()
 }
 
 /// The return of `security_ptrace_access_check`.
@@ -222,12 +264,7 @@ pub(crate) fn was_permitted(victim: Pointer, mode: u32, result: i32) {
     if mode & MODE_ATTACH == 0 || result != 0 {
         return;
     }
-    Attempt {
-        act: Act::Permit,
-        detail: 0,
-        victim,
-    }
-    .done(Protection::Ptrace);
+    Attempt::new(Act::Permit, 0, victim).done();
 }
 
 /// The return of `ptrace_attach`: one that was asking before the guard began.
@@ -236,12 +273,7 @@ pub(crate) fn attached(victim: Pointer, result: i32) {
     if result != 0 {
         return;
     }
-    Attempt {
-        act: Act::Trace,
-        detail: 0,
-        victim,
-    }
-    .done(Protection::Ptrace);
+    Attempt::new(Act::Trace, 0, victim).done();
 }
 
 /// The return of `mem_write`: a write to `/proc/PID/mem`, which asks for
@@ -261,10 +293,5 @@ pub(crate) fn wrote_memory(file: Pointer, result: i64) {
     if victim.is_null() {
         return;
     }
-    Attempt {
-        act: Act::WriteMemory,
-        detail: 0,
-        victim,
-    }
-    .done(Protection::Ptrace);
+    Attempt::new(Act::WriteMemory, 0, victim).done();
 }

@@ -1,7 +1,7 @@
 //! What is kept of a refusal or a disturbance: the guard's counters, who it
 //! was, and an event for each reader.
 
-use core::mem::MaybeUninit;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -17,6 +17,7 @@ use freezer_guard_ebpf::{
 
 use crate::{
     atomic,
+    each::{self, GO_ON},
     kernel::opaque,
     maps::{INTRUDERS, LOST, READERS, READING, VIOLATORS, guard},
 };
@@ -24,52 +25,83 @@ use crate::{
 /// What every refused operation returns, as the patch of 2009 had it.
 pub(crate) const EBUSY: i32 = 16;
 
-/// What the current task does or tries.
+/// What the current task does or tries. Numbers without padding: it is an argument of a
+/// global function, and the verifier wants to see all of it written.
+#[repr(C)]
 pub(crate) struct Deed {
-    pub(crate) act: Act,
-    pub(crate) protection: Protection,
+    cgroup: CgroupKey,
+    act: u32,
+    protection: u32,
+    /// See [`Act`].
     pub(crate) detail: u32,
-    pub(crate) cgroup: CgroupKey,
+    /// The process it is done to; 0 when it is the cgroup.
     pub(crate) victim: u32,
+}
+
+impl Deed {
+    #[inline(always)]
+    pub(crate) fn new(act: Act, protection: Protection, cgroup: CgroupKey) -> Self {
+        Self::numbered(act as u32, protection as u32, cgroup)
+    }
+
+    /// The same for the numbers of an [`Act`] and of a [`Protection`].
+    #[inline(always)]
+    pub(crate) fn numbered(act: u32, protection: u32, cgroup: CgroupKey) -> Self {
+        Self {
+            cgroup,
+            act,
+            protection,
+            detail: 0,
+            victim: 0,
+        }
+    }
 }
 
 /// Counts what is being refused, and tells about it.
 #[inline(always)]
 pub(crate) fn refused(id: GuardId, deed: &Deed) {
-    record(id, EventKind::Denial, deed);
+    record(id, EventKind::Denial as u64, deed);
 }
 
 /// Counts what could not be refused, and tells about it.
 #[inline(always)]
 pub(crate) fn disturbed(id: GuardId, deed: &Deed) {
-    record(id, EventKind::Disturbance, deed);
+    record(id, EventKind::Disturbance as u64, deed);
 }
 
+/// A global function: see `covering`. `kind`: an [`EventKind`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn record(id: GuardId, kind: EventKind, deed: &Deed) {
-    let Some(checkpointing) = count(id, kind, deed.protection) else {
-        return;
+extern "C" fn record(id: GuardId, kind: u64, deed: *const Deed) -> u64 {
+    // SAFETY: null or one of the callers', as the verifier has seen.
+    let Some(deed) = (unsafe { deed.as_ref() }) else {
+        return 0;
     };
-    let event = event(id, kind, deed, checkpointing);
+    let is_denial = kind == EventKind::Denial as u64;
+    let Some(checkpointing) = count(id, is_denial, deed.protection) else {
+        return 0;
+    };
+    let event = event(id, kind as u32, deed, checkpointing);
     let first = first(&event);
-    match kind {
-        EventKind::Denial => remember(&INTRUDERS, &event, &first),
-        _ => remember(&VIOLATORS, &event, &first),
+    match is_denial {
+        true => remember(&INTRUDERS, &event, &first),
+        false => remember(&VIOLATORS, &event, &first),
     }
     send(&event);
+    0
 }
 
 /// Counts it in the guard; whether that is CHECKPOINTING, 1 or 0. `None` when it has
 /// ended meanwhile.
 #[inline(always)]
-fn count(id: GuardId, kind: EventKind, protection: Protection) -> Option<u32> {
+fn count(id: GuardId, is_denial: bool, protection: u32) -> Option<u32> {
     let guard = guard(id)?;
-    let protection = opaque(protection as u32) as usize % Protection::COUNT;
+    let protection = opaque(protection) as usize % Protection::COUNT;
     // SAFETY: `guard` is a map value that the verifier has seen checked.
     unsafe {
-        let counter = match kind {
-            EventKind::Denial => &raw mut (*guard).denials[protection],
-            _ => &raw mut (*guard).disturbances[protection],
+        let counter = match is_denial {
+            true => &raw mut (*guard).denials[protection],
+            false => &raw mut (*guard).disturbances[protection],
         };
         atomic::add(counter, 1);
         Some(u32::from((*guard).checkpointing_ns != 0))
@@ -77,16 +109,16 @@ fn count(id: GuardId, kind: EventKind, protection: Protection) -> Option<u32> {
 }
 
 #[inline(always)]
-fn event(id: GuardId, kind: EventKind, deed: &Deed, checkpointing: u32) -> Event {
+fn event(id: GuardId, kind: u32, deed: &Deed, checkpointing: u32) -> Event {
     let pid_tgid = bpf_get_current_pid_tgid();
     Event {
         // SAFETY: no preconditions.
         time_ns: unsafe { bpf_ktime_get_boot_ns() },
         guard: id,
         cgroup: deed.cgroup,
-        kind: kind as u32,
-        act: deed.act as u32,
-        protection: deed.protection as u32,
+        kind,
+        act: deed.act,
+        protection: deed.protection,
         detail: deed.detail,
         victim: deed.victim,
         pid: (pid_tgid >> 32) as u32,
@@ -160,32 +192,53 @@ pub(crate) fn tell(id: GuardId, kind: EventKind, cgroup: CgroupKey) {
 /// The same with a reason.
 #[inline(always)]
 pub(crate) fn tell_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: u32) {
-    let deed = Deed {
-        act: Act::Write,
-        protection: Protection::Freeze,
-        detail,
-        cgroup,
-        victim: 0,
-    };
-    send(&event(id, kind, &deed, 0));
+    let mut deed = Deed::numbered(0, 0, cgroup);
+    deed.detail = detail;
+    announce(id, kind as u64, &deed);
 }
 
+/// A global function: see `covering`.
+#[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn announce(id: GuardId, kind: u64, deed: *const Deed) -> u64 {
+    // SAFETY: null or one of `tell_why`'s, as the verifier has seen.
+    if let Some(deed) = unsafe { deed.as_ref() } {
+        send(&event(id, kind as u32, deed, 0));
+    }
+    0
+}
+
+/// Puts it into the ring buffer of each reader.
+#[inline(always)]
 fn send(event: &Event) {
+    if reading() != 0 {
+        let mut event = *event;
+        each::element(&LOST, send_to, &mut event);
+    }
+}
+
+/// Which readers there are, a bit each.
+#[inline(always)]
+fn reading() -> u64 {
     // SAFETY: a map value the verifier has seen checked.
-    let reading = READING.get_ptr(0).map_or(0, |reading| unsafe { *reading });
-    if reading == 0 {
-        return;
+    READING.get_ptr(0).map_or(0, |reading| unsafe { *reading })
+}
+
+extern "C" fn send_to(
+    _: *const c_void,
+    reader: *const u32,
+    lost: *mut u64,
+    event: *mut Event,
+) -> u64 {
+    // SAFETY: a key of `LOST`, and what `send` passes from its stack.
+    let (reader, event) = unsafe { (*reader, &*event) };
+    // SAFETY: a ring stays as long as a program can see it, whatever takes its place in the
+    // map.
+    if reading() & 1 << (reader % MAX_READERS) != 0
+        && let Some(ring) = unsafe { READERS.get(&reader) }
+        && ring.output(event, 0).is_err()
+    {
+        atomic::add(lost, 1);
     }
-    for reader in 0..MAX_READERS {
-        // SAFETY: a ring stays as long as a program can see it, whoever takes
-        // its place in the map.
-        if reading & 1 << reader != 0
-            && let Some(ring) = unsafe { READERS.get(&reader) }
-            && ring.output(event, 0).is_err()
-            && let Some(lost) = LOST.get_ptr_mut(reader)
-        {
-            atomic::add(lost, 1);
-        }
-    }
+    GO_ON
 }

@@ -29,7 +29,7 @@ pub use deed::{Deed, Outcome, path, unguarded, wall_clock};
 pub use error::{Error, chain};
 pub use happening::{Chronicle, Happening};
 pub use level::{Wanted, Weak};
-pub use others::{end_by_force, end_by_holder, follow};
+pub use others::{end_by_force, end_by_holder, follow, unload};
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use status::{Status, count, is_any_in_force, list, of_cgroup, of_id};
@@ -41,8 +41,8 @@ use crate::{
     sys,
 };
 use marks::{
-    Marks, ancestors, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded,
-    refuse_overlap, tidy,
+    Marks, ancestors, detach_idle, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded,
+    refuse_overlap,
 };
 use status::{Seen, holder_pids, missed, status};
 
@@ -86,17 +86,16 @@ impl Guard {
         refuse_overlap(&targets)?;
         let lock = Locked::wait()?;
         let mut opened = lock.open()?;
+        let (strongest, why_no_stronger) = Locked::strongest(wanted.at_most)?;
         if let Some(maps) = &mut opened {
             reconcile(maps)?;
-            // A `run` that was killed has left it, who may have wanted another level.
-            if !daemon_runs()
-                && is_idle(maps)?
-                && lock.level() != Some(Locked::strongest(wanted.at_most)?.0)
-            {
+            // An earlier guard may have wanted another level.
+            if !daemon_runs() && is_idle(maps)? && lock.level() != Some(strongest) {
                 lock.unload()?;
                 opened = None;
             }
         }
+        let is_loaded = opened.is_some();
         let (mut maps, mut reasons) = match opened {
             Some(maps) => (maps, Vec::new()),
             None => lock.load(wanted.at_most)?,
@@ -119,12 +118,14 @@ impl Guard {
         let (levels, missed_before) = match attach() {
             Ok(usable) => usable,
             Err(error) => {
-                tidy(&lock, &maps)?;
                 // No daemon hears of a guard that has not begun.
                 lock.detach_unneeded(marks::hierarchies(&maps)?, lock.watches())?;
                 return Err(error);
             }
         };
+        if is_loaded {
+            reasons.extend(why_no_stronger);
+        }
         let begun_ns = now();
         // Two guards never begin in the same ns under one lock.
         let id = begun_ns;
@@ -146,7 +147,6 @@ impl Guard {
         match maps.begin(id, entry)? {
             control::DONE => {}
             answer => {
-                tidy(&lock, &maps)?;
                 lock.detach_unneeded(marks::hierarchies(&maps)?, lock.watches())?;
                 return Err(match answer {
                     control::OTHER_GUARD => Error::Nested,
@@ -200,12 +200,11 @@ impl Guard {
     }
 
     fn mark(&mut self) -> Result<(), Error> {
-        let place = self.entry()?.place;
         let mut above = Vec::new();
         for cgroup in self.targets.iter().flatten() {
             let ancestors = ancestors(cgroup)?;
             mark_target(&mut self.maps, cgroup, self.id)?;
-            mark_ancestors(&mut self.maps, &ancestors, self.id, place)?;
+            mark_ancestors(&mut self.maps, &ancestors, self.id)?;
             above.extend(ancestors);
         }
         self.ancestors = Some(above);
@@ -395,7 +394,7 @@ impl Guard {
         // What has been done is counted a moment later, and has to count.
         self.cgroups().for_each(Cgroup::settle);
         let end = marks::release(&mut maps, self.id, self.marks(), restored.is_ok())?;
-        tidy(&lock, &maps)?;
+        detach_idle(&lock, &maps)?;
         match (end, restored) {
             (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
             (end, _) => Ok(end),
@@ -415,7 +414,7 @@ impl Guard {
         self.ended = true;
         let marks = self.marks();
         marks::release(&mut self.maps, self.id, marks, true)?;
-        tidy(lock, &self.maps)
+        detach_idle(lock, &self.maps)
     }
 }
 

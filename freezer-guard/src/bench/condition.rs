@@ -6,7 +6,7 @@ use super::{
     Error,
     helper::{Helpers, Part, Waiting},
 };
-use crate::kernel::Locked;
+use crate::guard;
 
 /// What there is of us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,13 +15,13 @@ pub(super) enum Condition {
     None,
     /// A program that does nothing wherever a guard has one.
     Empty,
-    /// Our programs, loaded and not attached.
+    /// Our programs, loaded and not attached: what one guard leaves.
     Idle,
     /// The service's watch for checkpointers, and no guard.
     Watch,
     /// So many guards.
     Guards(usize),
-    /// Nothing again.
+    /// What many guards leave.
     After,
 }
 
@@ -59,9 +59,10 @@ impl InForce {
         top: &Path,
         waiting: Waiting<'_>,
     ) -> Result<Self, Error> {
-        be_alone()?;
         if condition == Condition::After {
             thread::sleep(ALL_SETTLED);
+        } else {
+            be_alone()?;
         }
         let parts = condition.parts();
         if parts.is_empty() {
@@ -88,12 +89,15 @@ impl Drop for InForce {
     }
 }
 
+/// Unloads what earlier guards have left loaded.
+///
 /// # Errors
-/// When something of ours is loaded.
+/// When a guard is in force, or the service runs.
 pub(super) fn be_alone() -> Result<(), Error> {
-    match Locked::wait()?.open()? {
-        Some(_) => Err(Error::InUse),
-        None => Ok(()),
+    match guard::unload() {
+        Ok(_) => Ok(()),
+        Err(guard::Error::InForce(_) | guard::Error::DaemonRuns) => Err(Error::InUse),
+        Err(error) => Err(error.into()),
     }
 }
 

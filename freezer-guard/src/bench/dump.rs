@@ -15,7 +15,7 @@ use super::{
     Error, NAME,
     condition::{ALL_SETTLED, be_alone},
     helper::{Helpers, Part, Waiting},
-    life::{TIMES, median, thawed},
+    life::{Found, TIMES, median, thawed},
 };
 use crate::criu::Criu;
 
@@ -26,8 +26,8 @@ pub struct Dump {
     pub hierarchy: &'static str,
     /// What the tree that is dumped has written to its memory, MiB.
     pub mib: usize,
-    /// Whether the service keeps the programs loaded.
-    pub warm: bool,
+    /// What the guard finds loaded.
+    pub found: Found,
     /// `criu dump`.
     pub bare: f64,
     /// `freezer-guard run --freeze -- criu dump`.
@@ -50,12 +50,14 @@ pub(super) fn measure(
         waiting()?;
         thawed(dump(&pid, path, guarded), path, waiting)
     };
-    let (mut bare, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut bare, mut cold, mut loaded, mut warm] = [const { Vec::new() }; 4];
     for _ in 0..TIMES {
-        // The kernel removes the programs of the guard before in the background.
+        be_alone()?;
+        // The kernel removes programs in the background.
         thread::sleep(ALL_SETTLED);
         bare.push(dump(false)?);
         cold.push(dump(true)?);
+        loaded.push(dump(true)?);
     }
     // It would guard a bare dump by itself.
     let mut service = Helpers::start(vec![Part::Service], top)?;
@@ -68,10 +70,15 @@ pub(super) fn measure(
     service.end(waiting)?;
     process.end(waiting)?;
     let bare = median(bare);
-    let dumps = [(false, cold), (true, warm)].map(|(warm, guarded)| Dump {
+    let guarded = [
+        (Found::Nothing, cold),
+        (Found::Programs, loaded),
+        (Found::Service, warm),
+    ];
+    let dumps = guarded.map(|(found, guarded)| Dump {
         hierarchy,
         mib,
-        warm,
+        found,
         bare,
         guarded: median(guarded),
     });

@@ -254,10 +254,13 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
             orders.wait(HELD)?;
             drop(programs);
         }
-        Part::Idle | Part::Watch => {
-            let wanted = wanted()?;
-            let wanted = (part == Part::Watch).then_some(&wanted);
-            automatic::watch(wanted, Level::Enforce)?;
+        Part::Idle => {
+            // It leaves its programs loaded.
+            begin(&target(top, 0))?.end()?;
+            orders.wait(HELD)?;
+        }
+        Part::Watch => {
+            automatic::watch(Some(&wanted()?), Level::Enforce)?;
             let waited = orders.wait(HELD);
             automatic::unwatch()?;
             waited?;

@@ -29,12 +29,24 @@ pub struct Life {
     pub hierarchy: &'static str,
     /// The tasks in the cgroup, which are frozen, verified and thawed.
     pub tasks: usize,
-    /// Whether the service keeps the programs loaded.
-    pub warm: bool,
+    /// What the guard finds loaded.
+    pub found: Found,
     /// Until COMMAND runs.
     pub begin: f64,
     /// After its end.
     pub end: f64,
+}
+
+/// What a guard finds loaded when it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Found {
+    /// Nothing, as the first guard after a boot: it loads the programs.
+    Nothing,
+    /// The programs that an earlier guard has loaded: it attaches them.
+    Programs,
+    /// The service, which keeps most of them attached.
+    Service,
 }
 
 /// Guards that many clients begin, hold and end.
@@ -86,19 +98,21 @@ pub(super) fn measure(
     let mut crowd = Helpers::start(parts.collect(), path)?;
     crowd.begin(waiting)?;
     let mut lives = Vec::new();
-    for warm in [false, true] {
+    for found in [Found::Nothing, Found::Programs, Found::Service] {
         let mut service = None;
-        if warm {
+        if found == Found::Service {
             let mut helpers = Helpers::start(vec![Part::Service], top)?;
             helpers.begin(waiting)?;
             service = Some(helpers);
         }
+        // The kernel removes programs in the background.
+        thread::sleep(ALL_SETTLED);
         let mut begins = Vec::new();
         let mut ends = Vec::new();
-        for time in 0..TIMES {
+        for _ in 0..TIMES {
             waiting()?;
-            if !warm || time == 0 {
-                // The kernel removes the programs of the guard before in the background.
+            if found == Found::Nothing {
+                be_alone()?;
                 thread::sleep(ALL_SETTLED);
             }
             let (begin, end) = thawed(run(path), path, waiting)?;
@@ -108,7 +122,7 @@ pub(super) fn measure(
         lives.push(Life {
             hierarchy,
             tasks,
-            warm,
+            found,
             begin: median(begins),
             end: median(ends),
         });
@@ -209,7 +223,7 @@ pub(super) fn scale(
     let clients = parts.len();
     let mut helpers = Helpers::start(parts, top)?;
     let (begin, _) = helpers.begin(waiting)?;
-    let held = guard::list()?.len();
+    let held = guard::count()?;
     if held != guards {
         return Err(Error::Lost { guards, held });
     }

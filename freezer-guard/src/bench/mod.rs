@@ -25,7 +25,7 @@ use condition::{Condition, InForce};
 pub use dump::Dump;
 pub use helper::{Part, hold};
 use helper::{count, target};
-pub use life::{InMemory, Life, Scale};
+pub use life::{Found, InMemory, Life, Scale};
 use operations::{Operation, Scene};
 
 /// Why nothing can be measured.
@@ -315,9 +315,12 @@ fn measure_operations(
     .chain([Condition::After]);
     for condition in conditions {
         go_on(&condition.name())?;
-        let waiting = &mut || go_on(&format!("{}, {} are held", condition.name(), count(top)?));
-        let in_force = InForce::new(condition, top, waiting)?;
         let guarded = matches!(condition, Condition::Guards(_));
+        let waiting = &mut || match guarded {
+            true => go_on(&format!("{}, {} are held", condition.name(), count(top)?)),
+            false => go_on(&condition.name()),
+        };
+        let in_force = InForce::new(condition, top, waiting)?;
         for (&operation, row) in operations.iter().zip(&mut rows) {
             row.figures.push(Figure {
                 condition: condition.name(),

@@ -3,7 +3,7 @@
 use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Result;
-use freezer_guard::bench::{self, Plan, Report, Row};
+use freezer_guard::bench::{self, Found, Plan, Report, Row};
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
@@ -78,7 +78,7 @@ fn more(report: &Report) -> String {
             "{} run, {} tasks, {}: begin {:.1} ms, end {:.1} ms\n",
             life.hierarchy,
             life.tasks,
-            with_service(life.warm),
+            found(life.found),
             life.begin / 1e6,
             life.end / 1e6,
         );
@@ -108,7 +108,7 @@ fn more(report: &Report) -> String {
             "{} dump of {} MiB, {}: {:.1} ms, guarded {:.1} ms ({:.3})\n",
             dump.hierarchy,
             dump.mib,
-            with_service(dump.warm),
+            found(dump.found),
             dump.bare / 1e6,
             dump.guarded / 1e6,
             dump.guarded / dump.bare,
@@ -117,8 +117,12 @@ fn more(report: &Report) -> String {
     text
 }
 
-fn with_service(warm: bool) -> &'static str {
-    if warm { "with the service" } else { "cold" }
+fn found(found: Found) -> &'static str {
+    match found {
+        Found::Nothing => "nothing is loaded",
+        Found::Programs => "programs are loaded",
+        Found::Service => "with the service",
+    }
 }
 
 /// ns for each operation, and how many times what it takes without us.

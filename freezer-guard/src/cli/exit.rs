@@ -105,6 +105,8 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
         | guard::Error::Stray { .. }
         | guard::Error::Traced(_)
         | guard::Error::Disturbed { .. }
+        | guard::Error::InForce(_)
+        | guard::Error::DaemonRuns
         | guard::Error::Full(_) => BUSY,
         guard::Error::NoHolder(_) => USAGE,
         guard::Error::WasGone(_) => VIOLATED,

@@ -18,6 +18,7 @@ mod run;
 mod status;
 mod target;
 mod undisturbed;
+mod unload;
 mod verify;
 
 use std::{io::Write as _, process::ExitCode};
@@ -61,6 +62,12 @@ enum Command {
     Doctor(doctor::Args),
     /// End a guard by force: an administrator's way out
     End(end::Args),
+    /// Take the BPF programs out of the kernel; the next guard loads them again
+    ///
+    /// They stay loaded after the last guard, detached, so that the next one begins quickly.
+    /// This fails with 75 while a guard is in force or the service runs. It also removes what
+    /// another version of freezer-guard has loaded.
+    Unload,
     /// Measure what guards cost this host
     Bench(bench::Args),
     /// Run the host's service: guard every checkpoint, answer on a socket
@@ -136,6 +143,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Status(args) => status::main(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::End(args) => end::main(&args),
+        Command::Unload => unload::main(),
         Command::Bench(args) => bench::main(&args),
         Command::Daemon(args) => daemon::main(&args),
         Command::Config(args) => config::main(&args),

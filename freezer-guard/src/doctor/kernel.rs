@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use procfs::{process::Process, sys::kernel::Version};
+use procfs::sys::kernel::Version;
 
 use super::Check;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 
 /// The kernels that every release is tested on, oldest first. `docs/kernels.md`
 /// tells what works on them; xtask's own table says where they come from.
-pub const TESTED: [(u8, u8); 5] = [(5, 10), (6, 1), (6, 12), (6, 18), (7, 2)];
+pub const TESTED: [(u8, u8); 4] = [(6, 1), (6, 12), (6, 18), (7, 3)];
 
 /// `uname -r`
 pub fn release() -> String {
@@ -35,17 +35,10 @@ pub(super) fn version() -> Check {
     let here = (version.major, version.minor);
     let [oldest, .., newest] = TESTED;
     let name = |(major, minor): (u8, u8)| format!("{major}.{minor}");
-    if here < (5, 8) {
-        return Check::unusable(
-            NAME,
-            format!("{release} has no BPF ring buffer, which came with 5.8"),
-            format!("use Linux {} or later", name(oldest)),
-        );
-    }
     if here < oldest {
         return Check::limited(
             NAME,
-            format!("{release} is older than all that is tested"),
+            format!("{release} is older than all that is tested: see whether a guard works below"),
             format!("use Linux {} or later", name(oldest)),
         );
     }
@@ -153,25 +146,6 @@ pub(super) fn capabilities() -> Check {
     }
 }
 
-pub(super) fn locked_memory() -> Check {
-    const NAME: &str = "locked memory";
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    if !conditions::kernel_is_before(5, 11) {
-        return Check::good(NAME, "BPF does not count there, since 5.11");
-    }
-    let may_lift = Process::myself()
-        .and_then(|process| process.status())
-        .is_ok_and(|status| status.capeff & CAP_SYS_RESOURCE != 0);
-    match may_lift {
-        true => Check::good(NAME, "its limit is lifted while programs are loaded"),
-        false => Check::limited(
-            NAME,
-            "without CAP_SYS_RESOURCE its limit may be too low for BPF",
-            "ulimit -l unlimited",
-        ),
-    }
-}
-
 pub(super) fn bpffs() -> Check {
     const NAME: &str = "bpffs";
     match conditions::bpffs_is_mounted() {
@@ -194,7 +168,7 @@ pub(super) fn pins() -> Check {
         Ok((false, _)) => Check::good(NAME, "none; nothing is loaded"),
         Ok((true, guards)) if guards.is_empty() => Check::good(
             NAME,
-            "none; what a `run` that was killed had left is removed now",
+            "none; the programs of earlier ones stay loaded (`freezer-guard unload` removes them)",
         ),
         Ok((true, guards)) => Check::good(NAME, format!("{} in force", guards.len())),
         Err(error) => Check::limited(NAME, chain(&error), "see `freezer-guard status`"),

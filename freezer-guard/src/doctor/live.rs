@@ -7,9 +7,9 @@ use freezer_guard_ebpf::{Level, Protection};
 
 use super::Check;
 use crate::{
-    cgroup::{self, Cgroup, New},
-    guard::{Error, Guard, Preparation, Wanted, Weak, chain},
-    kernel::{Levels, Locked, ProgramReport},
+    cgroup::{self, Cgroup, New, Version},
+    guard::{self, Error, Guard, Preparation, Wanted, Weak, chain},
+    kernel::{Hierarchies, Levels, Locked, ProgramReport},
 };
 
 /// How long an empty cgroup may take to freeze.
@@ -87,7 +87,14 @@ impl Live {
             require: None,
             at_most: Level::Enforce,
         };
-        let held = Locked::wait()?.level();
+        let held = match guard::is_any_in_force()? {
+            true => Locked::wait()?.level(),
+            false => None,
+        };
+        let hierarchies = Hierarchies {
+            v1: cgroup.version() == Version::V1,
+            v2: cgroup.version() == Version::V2,
+        };
         let mut guard = Guard::begin(vec![vec![cgroup]], &wanted)?;
         let how = Preparation {
             freeze: true,
@@ -102,7 +109,7 @@ impl Live {
             .iter()
             .map(|error| chain(error))
             .collect();
-        self.take(levels, Locked::wait()?.programs());
+        self.take(levels, Locked::wait()?.programs(hierarchies));
         let status = guard.end()?;
         let after = answer();
         drop(ask);

@@ -87,7 +87,6 @@ pub fn examine() -> Report {
         kernel::lockdown(),
         kernel::preemption(),
         kernel::capabilities(),
-        kernel::locked_memory(),
         kernel::bpffs(),
         kernel::pins(),
         host::service(),

@@ -30,7 +30,7 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
     if let Some(maps) = &mut opened {
         reconcile(maps)?;
         let is_another = lock.level() != Some(Locked::strongest(at_most)?.0);
-        if is_idle(maps)? && (is_another || lock.is_used_up()) {
+        if is_idle(maps)? && is_another {
             lock.unload()?;
             opened = None;
         }
@@ -41,7 +41,7 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
     };
     let template = match automatic {
         Some(wanted) => {
-            reasons.extend(lock.watch()?);
+            reasons.extend(lock.watch(marks::hierarchies_there()?)?);
             Entry {
                 members: 1,
                 allowed: wanted.allowed_bits(),
@@ -51,7 +51,10 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
                 ..Entry::default()
             }
         }
-        None => Entry::default(),
+        None => {
+            reasons.extend(lock.load_for(marks::hierarchies_there()?)?);
+            Entry::default()
+        }
     };
     maps.set_automatic(template)?;
     settle(&lock, &mut maps, automatic.is_some())?;
@@ -65,7 +68,7 @@ fn watched_levels(lock: &Locked) -> Result<kernel::Levels, Error> {
     Ok(levels.map(|level| level.map(|_| Level::Detect)))
 }
 
-/// Ends the watch, and unloads everything if no guard is in force.
+/// Ends the watch, and detaches what no guard needs.
 ///
 /// # Errors
 /// When the pins cannot be changed.
@@ -76,11 +79,9 @@ pub fn unwatch() -> Result<(), Error> {
     };
     maps.set_automatic(Entry::default())?;
     reconcile(&mut maps)?;
-    if maps.guards.keys().next().is_none() {
-        return Ok(lock.unload()?);
-    }
     // A daemon that comes back finds the candidates.
-    settle(&lock, &mut maps, true)
+    let has_candidates = maps.guards.keys().next().is_some();
+    settle(&lock, &mut maps, has_candidates)
 }
 
 /// Removes what has ended, and detaches what no guard needs, nor the watch if
@@ -173,7 +174,7 @@ fn arm_one(
         }
     }
     for target in &targets {
-        mark_ancestors(maps, &ancestors(target)?, id, entry.place)?;
+        mark_ancestors(maps, &ancestors(target)?, id)?;
     }
     let hierarchies = marks::hierarchies(maps)?;
     let weak_because = lock.attach(hierarchies)?;
@@ -224,7 +225,7 @@ pub fn take_ended() -> Result<Vec<Status>, Error> {
     let entries = maps.ended.entries()?;
     // The marks of those that somebody has ended are gone.
     let mut targets: BTreeMap<GuardId, Vec<_>> = BTreeMap::new();
-    if !entries.is_empty() && maps.control(control::LEFT, 0, &[])? > 0 {
+    if !entries.is_empty() && maps.control(control::STALE, 0, &[])? > 0 {
         for (key, id) in maps.targets.entries()? {
             targets.entry(id).or_default().push(key);
         }

@@ -129,6 +129,18 @@ pub enum Error {
         "freezer-guard must run in the initial pid namespace: run it on the host, not in a container"
     )]
     PidNamespace,
+    /// Guards need the programs that were to be unloaded.
+    #[error(
+        "{0} guards are in force: wait until they end, see `freezer-guard status`; \
+         or end each with `freezer-guard end CGROUP --force`"
+    )]
+    InForce(usize),
+    /// The service needs the programs that were to be unloaded.
+    #[error(
+        "the service needs the BPF programs: stop it first, with \
+         `systemctl stop freezer-guard.socket freezer-guard.service`"
+    )]
+    DaemonRuns,
     /// Nobody guards it.
     #[error("{} is not guarded", .0.display())]
     NotGuarded(PathBuf),

@@ -143,7 +143,7 @@ pub(super) fn release(
         }
     }
     for cgroup in marks.ancestors.iter().flatten() {
-        let key = AncestorKey::new(*cgroup, entry.place);
+        let key = AncestorKey::new(*cgroup, id);
         if maps.ancestors.get(&key, 0).is_ok_and(|of| of == id) {
             remove(&mut maps.ancestors, "ANCESTORS", &key)?;
         }
@@ -204,19 +204,18 @@ pub(super) fn ancestors(target: &Cgroup) -> Result<Vec<CgroupKey>, Error> {
     Ok(above.chain([target.root_key()]).collect())
 }
 
-/// Marks the ancestors of a target of the guard with this place.
+/// Marks the ancestors of a target of the guard.
 pub(super) fn mark_ancestors(
     maps: &mut Maps,
     ancestors: &[CgroupKey],
     id: GuardId,
-    place: u64,
 ) -> Result<(), Error> {
     for cgroup in ancestors {
-        for place in [place, AncestorKey::ANY] {
-            // What a dead guard has left is overwritten.
+        for guard in [id, AncestorKey::ANY] {
+            // What a guard that has ended left there is overwritten.
             let marked = maps
                 .ancestors
-                .insert(AncestorKey::new(*cgroup, place), id, 0);
+                .insert(AncestorKey::new(*cgroup, guard), id, 0);
             inserted("ANCESTORS", marked)?;
         }
     }
@@ -226,12 +225,12 @@ pub(super) fn mark_ancestors(
 /// Removes what guards have left that were ended by the kernel side, if there is any.
 pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
     drop_ended(maps)?;
-    let left = maps.control(control::LEFT, 0, &[])?;
-    if left == 0 {
+    let stale = maps.control(control::STALE, 0, &[])?;
+    if stale == 0 {
         return Ok(());
     }
     sweep(maps)?;
-    maps.control(control::TIDIED, left.into(), &[])?;
+    maps.control(control::SWEPT, stale.into(), &[])?;
     Ok(())
 }
 
@@ -253,18 +252,17 @@ fn drop_ended(maps: &mut Maps) -> Result<(), Error> {
 pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
     drop_ended(maps)?;
     let guards = maps.guards.entries()?;
-    let places = maps.places.entries()?;
     // Whoever is just ending a guard shall be through with it: what it has not taken away
     // by then, nobody does.
     sys::wait_for_programs();
     for (id, entry) in &guards {
-        if entry.flags & Entry::OVER != 0 && entry.members == 0 {
+        if !entry.is_in_force() && entry.members == 0 {
             remove(&mut maps.guards, "GUARDS", id)?;
         }
     }
     let known: BTreeSet<_> = guards
         .into_iter()
-        .filter(|(_, entry)| entry.flags & Entry::OVER == 0)
+        .filter(|(_, entry)| entry.is_in_force())
         .map(|(id, _)| id)
         .collect();
     // One may have begun since.
@@ -275,11 +273,6 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
         // The kernel side may have put another one there meanwhile.
         if is_dead(maps, id)? && maps.targets.get(&key, 0).is_ok_and(|now| now == id) {
             remove(&mut maps.targets, "TARGETS", &key)?;
-        }
-    }
-    for (place, id) in places {
-        if is_dead(maps, id)? && maps.places.get(&place, 0).is_ok_and(|now| now == id) {
-            remove(&mut maps.places, "PLACES", &place)?;
         }
     }
     let intruders = maps.intruders.entries()?;
@@ -302,7 +295,7 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
     }
     for (dead, any_lives) in marked.into_values() {
         for (key, id) in dead {
-            if !(any_lives && key.place == AncestorKey::ANY)
+            if !(any_lives && key.guard == AncestorKey::ANY)
                 && maps.ancestors.get(&key, 0).is_ok_and(|now| now == id)
             {
                 remove(&mut maps.ancestors, "ANCESTORS", &key)?;
@@ -379,7 +372,7 @@ pub(super) fn is_idle(maps: &Maps) -> Result<bool, Error> {
 }
 
 fn is_in_force(entry: &Entry) -> bool {
-    !entry.is_candidate() && entry.flags & Entry::OVER == 0
+    !entry.is_candidate() && entry.is_in_force()
 }
 
 /// Every guard in force.
@@ -389,20 +382,16 @@ pub(super) fn in_force(maps: &Maps) -> Result<Vec<(GuardId, Entry)>, Error> {
     Ok(guards)
 }
 
-/// Detaches what no guard needs; without any guard, everything. Where a daemon
-/// runs that is left to it, for the next guard may begin at once.
-pub(super) fn tidy(lock: &Locked, maps: &Maps) -> Result<(), Error> {
+/// Detaches what no guard needs; without any guard, everything. What is loaded stays for the
+/// next guard. A daemon that runs does this itself, some time later: the next guard may begin
+/// at once.
+pub(super) fn detach_idle(lock: &Locked, maps: &Maps) -> Result<(), Error> {
     if daemon_runs() {
         return Ok(());
     }
     // The daemon may have crashed, and come back: it is left what it watches.
     let watch = maps.guards.keys().next().is_some() || maps.ended.keys().next().is_some();
-    if is_idle(maps)? && !watch {
-        lock.unload()?;
-    } else {
-        lock.detach_unneeded(hierarchies(maps)?, watch && lock.watches())?;
-    }
-    Ok(())
+    Ok(lock.detach_unneeded(hierarchies(maps)?, watch && lock.watches())?)
 }
 
 pub(super) fn insert<K: Pod, V: Pod>(

@@ -6,12 +6,12 @@ use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
 
 use super::{
     Error, Status,
-    marks::{self, Marks, covering, tidy},
+    marks::{self, Marks, covering, detach_idle, is_idle},
     status,
 };
 use crate::{
     cgroup::{self, Cgroup},
-    kernel::{Locked, Maps, Reader},
+    kernel::{Locked, Maps, Reader, daemon_runs},
 };
 
 /// Follows the events of all guards, those to come included; also returns the
@@ -51,6 +51,25 @@ pub fn end_by_holder(id: GuardId, name: &Path) -> Result<Status, Error> {
     end(&lock, maps, id, restored)?.ok_or_else(not_guarded)
 }
 
+/// Removes the programs and the maps from the kernel, of whatever version of this program
+/// they are. Whether there were any.
+///
+/// # Errors
+/// When a guard is in force, or the daemon runs: it needs them.
+pub fn unload() -> Result<bool, Error> {
+    let lock = Locked::wait()?;
+    if daemon_runs() {
+        return Err(Error::DaemonRuns);
+    }
+    if let Some(mut maps) = lock.open()? {
+        marks::reconcile(&mut maps)?;
+        if !is_idle(&maps)? {
+            return Err(Error::InForce(marks::in_force(&maps)?.len()));
+        }
+    }
+    Ok(lock.unload()?)
+}
+
 /// `restored`: whether its targets are as they were found, if they are to be.
 fn end(
     lock: &Locked,
@@ -60,7 +79,7 @@ fn end(
 ) -> Result<Option<Status>, Error> {
     let marks = Marks::of(&maps, id)?;
     let end = marks::release(&mut maps, id, marks, restored.is_ok())?;
-    tidy(lock, &maps)?;
+    detach_idle(lock, &maps)?;
     match (&end, restored) {
         (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
         _ => Ok(end),

@@ -9,7 +9,7 @@ use freezer_guard_ebpf::{
 use super::{
     Deed, Error, Outcome,
     deed::{path, wall_clock},
-    marks::{covering, in_force, is_idle, reconcile, tidy},
+    marks::{covering, detach_idle, in_force, is_idle, reconcile},
     now,
 };
 use nix::unistd::getpid;
@@ -102,7 +102,7 @@ pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
         return Ok(Vec::new());
     };
     reconcile(&mut maps)?;
-    tidy(lock, &maps)?;
+    detach_idle(lock, &maps)?;
     let mut seen = Seen::of_all(&maps)?;
     let mut guards = Vec::new();
     for (id, entry) in in_force(&maps)? {

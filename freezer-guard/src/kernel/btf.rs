@@ -21,17 +21,20 @@ use super::{Error, daemon::RUN_DIR, pins::OBJECT_ID, programs};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// The enums with constants that we look up.
+/// The enum of the cgroup controllers.
 const SUBSYSTEMS: &str = "cgroup_subsys_id";
-const HELPERS: &str = "bpf_func_id";
+/// The kernel's hash map, and its own allocator, which it has since programs may allocate
+/// wherever they run (Linux 6.1).
+const HASH_MAP: &str = "bpf_htab";
+const ALLOCATOR: &str = "ma";
 
 /// What the programs have to know of the running kernel, and where they go.
 pub(super) struct Facts {
     pub(super) offsets: KernelOffsets,
     /// `freezer_cgrp_id`, or [`NO_FREEZER`].
     pub(super) freezer: u32,
-    /// Whether there is the helper `bpf_task_pt_regs`, 0 or 1.
-    pub(super) has_task_pt_regs: u32,
+    /// Whether programs may allocate wherever they run.
+    pub(super) allocates_by_need: bool,
     /// What programs are attached to, as far as this kernel has it.
     targets: BTreeMap<String, u32>,
 }
@@ -61,10 +64,7 @@ impl Facts {
             freezer: types
                 .constant(SUBSYSTEMS, "freezer_cgrp_id")?
                 .unwrap_or(NO_FREEZER),
-            has_task_pt_regs: types
-                .constant(HELPERS, "BPF_FUNC_task_pt_regs")?
-                .is_some()
-                .into(),
+            allocates_by_need: types.offset(HASH_MAP, ALLOCATOR).is_ok(),
             targets: types.targets(),
         })
     }
@@ -124,7 +124,7 @@ impl Types {
         let wanted: BTreeSet<&str> = KernelOffsets::FIELDS
             .iter()
             .map(|(container, _)| *container)
-            .chain([SUBSYSTEMS, HELPERS])
+            .chain([SUBSYSTEMS, HASH_MAP])
             .chain(targets.iter().map(String::as_str))
             .collect();
         let mut named: BTreeMap<String, Vec<(u32, Type)>> = BTreeMap::new();
@@ -176,12 +176,15 @@ impl Types {
         Ok(None)
     }
 
-    /// The offset of a member, bytes.
+    /// The offset of a member, bytes. Between names that it has in several releases
+    /// stands `|`.
     fn offset(&self, container: &'static str, member: &'static str) -> Result<u32, Error> {
         // Several structs may share a name: ours is the one with the member.
         for (_, found) in self.named(container) {
-            if let Some(bits) = self.find(found, member)? {
-                return Ok(bits / 8);
+            for name in member.split('|') {
+                if let Some(bits) = self.find(found, name)? {
+                    return Ok(bits / 8);
+                }
             }
         }
         Err(Error::Field(container, member))
@@ -234,7 +237,7 @@ struct Kept {
     /// In the order of [`KernelOffsets::FIELDS`].
     offsets: Vec<u32>,
     freezer: u32,
-    has_task_pt_regs: u32,
+    allocates_by_need: bool,
     targets: BTreeMap<String, u32>,
 }
 
@@ -248,7 +251,7 @@ impl Kept {
             key,
             offsets: facts.offsets.values().to_vec(),
             freezer: facts.freezer,
-            has_task_pt_regs: facts.has_task_pt_regs,
+            allocates_by_need: facts.allocates_by_need,
             targets: facts.targets.clone(),
         }
     }
@@ -262,7 +265,7 @@ impl Kept {
         Some(Facts {
             offsets: KernelOffsets::resolve(|_, _| offsets.next().ok_or(())).ok()?,
             freezer: kept.freezer,
-            has_task_pt_regs: kept.has_task_pt_regs,
+            allocates_by_need: kept.allocates_by_need,
             targets: kept.targets,
         })
     }

@@ -32,7 +32,7 @@ pub(super) struct Code {
 }
 
 impl Code {
-    /// Makes the maps, for this kernel, and pins them in `dir`.
+    /// Makes those maps that are not pinned in `dir` yet, for this kernel, and pins them.
     pub(super) fn new(facts: &Facts, dir: &Path) -> Result<Self, Error> {
         let mut object = parse()?;
         let bytes = |words: &[u32]| -> Vec<u8> {
@@ -41,7 +41,6 @@ impl Code {
         let globals = [
             (names::OFFSETS, bytes(&facts.offsets.values())),
             (names::FREEZER, bytes(&[facts.freezer])),
-            (names::HAS_TASK_PT_REGS, bytes(&[facts.has_task_pt_regs])),
         ];
         let globals = globals
             .iter()
@@ -52,7 +51,13 @@ impl Code {
         let definitions = object.maps.clone();
         let maps = definitions
             .iter()
-            .map(|(name, definition)| make(name, definition, dir))
+            .map(|(name, definition)| {
+                make(
+                    name,
+                    &memory::sized(name, definition, facts.allocates_by_need),
+                    dir,
+                )
+            })
             .collect::<Result<Vec<_>, _>>()?;
         // After the maps: where bpf(2) is forbidden there seem to be no features.
         let features = aya::features().btf();
@@ -142,25 +147,19 @@ pub(super) fn make_readers(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes a map, and pins it unless it is one of the globals'. The readers' maps may be
-/// there already: they outlive the programs for as long as somebody follows the events.
+/// Opens a map that is pinned, or makes it and pins it. It may be there from a load before,
+/// and those of the readers outlive the programs while somebody follows the events.
 fn make(name: &str, definition: &aya_obj::Map, dir: &Path) -> Result<OwnedFd, Error> {
-    let pin = dir.join(name);
-    if names::OF_READERS.contains(&name)
-        && let Ok(map) = sys::open_pin(&pin)
-    {
-        return Ok(map);
+    // bpffs keeps names with a dot for itself, and the globals' maps are called `.bss`.
+    let pin = dir.join(name.trim_start_matches('.').replace('.', "-"));
+    if pin.exists() {
+        return sys::open_pin(&pin).map_err(Error::failed(format!("open {}", pin.display())));
     }
     let create = |definition: &aya_obj::Map, inner: Option<&OwnedFd>| {
         sys::create_map(name, definition, inner).map_err(not_loaded("(its maps)"))
     };
     let inner = definition.inner().map(|inner| create(&inner, None));
-    let map = create(
-        &memory::sized(name, definition),
-        inner.transpose()?.as_ref(),
-    )?;
-    if definition.symbol_index().is_some() {
-        sys::pin(&map, &pin).map_err(Error::failed(format!("pin {}", pin.display())))?;
-    }
+    let map = create(definition, inner.transpose()?.as_ref())?;
+    sys::pin(&map, &pin).map_err(Error::failed(format!("pin {}", pin.display())))?;
     Ok(map)
 }

@@ -4,25 +4,15 @@ use std::{fs, io, sync::OnceLock};
 
 use nix::{
     mount::{MsFlags, mount},
-    sys::{
-        resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
-        statfs::{BPF_FS_MAGIC, statfs},
-    },
+    sys::statfs::{BPF_FS_MAGIC, statfs},
 };
-use procfs::{ProcResult, process::Process, sys::kernel::Version};
+use procfs::{ProcResult, process::Process};
 
 use super::Error;
 
 const BPFFS: &str = "/sys/fs/bpf";
 const LSM_LIST: &str = "/sys/kernel/security/lsm";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
-
-/// Whether the running kernel is older than this version.
-pub(crate) fn kernel_is_before(major: u8, minor: u8) -> bool {
-    static RUNNING: OnceLock<Version> = OnceLock::new();
-    once(&RUNNING, Version::current)
-        .is_ok_and(|version| (version.major, version.minor) < (major, minor))
-}
 
 /// Reads what does not change, and is asked for several times for each guard.
 fn once<T>(known: &OnceLock<T>, read: impl FnOnce() -> ProcResult<T>) -> ProcResult<&T> {
@@ -110,29 +100,4 @@ pub(crate) fn lockdown() -> Result<(), Error> {
 pub(crate) fn lockdown_modes() -> String {
     let modes = fs::read_to_string(LOCKDOWN).unwrap_or_default();
     modes.trim().to_owned()
-}
-
-/// No limit on locked memory: before 5.11 what BPF needs counts there. The old
-/// limit comes back before COMMAND is started.
-pub(super) struct Memlock(Option<(u64, u64)>);
-
-impl Memlock {
-    pub(super) fn lift() -> Self {
-        if !kernel_is_before(5, 11) {
-            return Self(None);
-        }
-        let old = getrlimit(Resource::RLIMIT_MEMLOCK).ok();
-        // If it cannot be lifted it may still be enough: the load will tell.
-        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        Self(old)
-    }
-}
-
-impl Drop for Memlock {
-    fn drop(&mut self) {
-        if let Some((soft, hard)) = self.0 {
-            // What was allowed before is allowed again.
-            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
-        }
-    }
 }

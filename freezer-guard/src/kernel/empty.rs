@@ -21,7 +21,6 @@ impl Empty {
     pub(crate) fn attach(_lock: &Locked, hierarchies: Hierarchies) -> Result<Self, Error> {
         let facts = Facts::of_kernel()?;
         let (level, _) = Locked::strongest(freezer_guard_ebpf::Level::Enforce)?;
-        let _memory = super::conditions::Memlock::lift();
         let attach = |program: &programs::Program| {
             let attachment = program.attachment(level, &facts)?;
             let loaded = sys::load("empty", &nothing(), None, c"GPL", attachment).map_err(

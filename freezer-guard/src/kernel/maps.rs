@@ -30,8 +30,6 @@ pub struct Maps {
     pub targets: Table<CgroupKey, GuardId>,
     /// The guards below each ancestor of a target.
     pub ancestors: Table<AncestorKey, GuardId>,
-    /// Which guard has which place.
-    pub places: Table<u64, GuardId>,
     /// Who was refused.
     pub intruders: Table<IntruderKey, Intruder>,
     /// Who got through.
@@ -47,7 +45,6 @@ impl Maps {
             guards: Table::open(dir, names::GUARDS)?,
             targets: Table::open(dir, names::TARGETS)?,
             ancestors: Table::open(dir, names::ANCESTORS)?,
-            places: Table::open(dir, names::PLACES)?,
             intruders: Table::open(dir, names::INTRUDERS)?,
             violators: Table::open(dir, names::VIOLATORS)?,
             ended: Table::open(dir, names::ENDED)?,
@@ -150,7 +147,7 @@ impl Maps {
     /// When the map cannot be read.
     pub fn guard(&self, id: GuardId) -> Result<Option<Guard>, Error> {
         match self.guards.get(&id, 0) {
-            Ok(guard) => Ok(Some(guard).filter(|guard| guard.flags & Guard::OVER == 0)),
+            Ok(guard) => Ok(Some(guard).filter(|guard| guard.is_in_force())),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(Error::failed("read the map GUARDS")(error)),
         }

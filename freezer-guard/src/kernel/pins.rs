@@ -1,5 +1,5 @@
-//! What lies under `/sys/fs/bpf/freezer-guard`: put there before the first
-//! guard, taken away after the last, by whoever holds the lock.
+//! What lies under `/sys/fs/bpf/freezer-guard`. The first guard after a boot loads what it
+//! needs, and that stays. Links come with the guards that need them and go with the last.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use super::{
     Error, Levels, Maps,
     btf::Facts,
     code::{self, Code},
-    conditions::{self, Memlock},
+    conditions,
     programs::{self, Hierarchies, PROGRAMS, Program, ProgramReport},
     readers,
 };
@@ -134,11 +134,15 @@ impl Locked {
         })
     }
 
-    /// What has become of each program that is of use at the level that the
-    /// pinned ones were loaded for.
-    pub fn programs(&self) -> Vec<ProgramReport> {
+    /// What has become of each program that guards in these hierarchies need, at the level
+    /// that the pinned ones were loaded for, and of those that the service needs, if it runs.
+    pub fn programs(&self, hierarchies: Hierarchies) -> Vec<ProgramReport> {
+        let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
         self.level().map_or_else(Vec::new, |level| {
             programs::at(level)
+                .filter(|program| {
+                    program.is_needed(hierarchies) || program.is_trigger() && is_loaded(program)
+                })
                 .map(|program| program.report(level, &self.dir))
                 .collect()
         })
@@ -152,66 +156,50 @@ impl Locked {
             .sum()
     }
 
-    /// Whether programs are attached that no watch needs, on a kernel that attaches
-    /// each once: with no guard left they have to be loaded anew.
-    pub fn is_used_up(&self) -> bool {
-        conditions::kernel_is_before(5, 13)
-            && PROGRAMS
-                .iter()
-                .filter(|program| !program.watches())
-                .any(|program| program.link_pin(&self.dir).exists())
-    }
-
-    /// Loads and pins everything for the strongest level that the kernel allows,
-    /// but none above `at_most`. Nothing stays if it fails. Also returns why it
-    /// is no stronger one, or why some programs are not there.
+    /// Makes and pins the maps and what user space runs itself, for the strongest level that
+    /// the kernel allows, but none above `at_most`. The programs on hooks are loaded when
+    /// they are to be attached. Nothing stays if it fails. Also returns why it is no
+    /// stronger level.
     ///
     /// # Errors
     /// When not even disturbances can be noticed.
     pub fn load(&self, at_most: Level) -> Result<(Maps, Vec<Error>), Error> {
         conditions::lockdown()?;
-        let _memory = Memlock::lift();
-        let (mut level, reason) = Self::strongest(at_most)?;
+        let (level, reason) = Self::strongest(at_most)?;
         let mut reasons: Vec<_> = reason.into_iter().collect();
-        loop {
-            match self.load_and_pin(level, &mut reasons) {
-                Ok(Some(maps)) => return Ok((maps, reasons)),
-                Ok(None) => {
-                    self.unload()?;
-                    level = Level::Detect;
-                }
-                Err(error) => {
-                    self.unload()?;
-                    return Err(error);
-                }
-            }
-        }
+        let maps = self.load_and_pin(level, &mut reasons).or_else(|error| {
+            self.unload()?;
+            Err(error)
+        })?;
+        Ok((maps, reasons))
     }
 
-    /// `None`: the kernel permits nothing that refuses at this level.
-    fn load_and_pin(&self, level: Level, reasons: &mut Vec<Error>) -> Result<Option<Maps>, Error> {
-        let facts = Facts::of_kernel()?;
-        let code = Code::new(&facts, &self.dir)?;
-        let mut permitted = level != Level::BestEffort;
-        for program in programs::at(level) {
-            match program.load(level, &code, &facts, &self.dir) {
-                Ok(()) => permitted |= program.modifies_return(level),
-                Err(error) if program.is_vital() => return Err(error),
-                Err(error) => reasons.push(error),
-            }
-        }
-        if !permitted {
-            return Ok(None);
-        }
+    fn load_and_pin(&self, level: Level, reasons: &mut Vec<Error>) -> Result<Maps, Error> {
+        let loader = Loader::new(&self.dir)?;
+        let level = match level {
+            Level::BestEffort if !self.is_permitted(&loader, reasons) => Level::Detect,
+            level => level,
+        };
         for name in [names::MEMBERS_ITER, names::ENROL_ITER] {
-            programs::load_iterator(name, &code, &facts, &self.dir)?;
+            programs::load_iterator(name, &loader.code, &loader.facts, &self.dir)?;
         }
-        let control = code.load(names::CONTROL, Attachment::BY_BPF)?;
+        let control = loader.code.load(names::CONTROL, Attachment::BY_BPF)?;
         // The map may be new, and a reader there from before.
         readers::tell(self)?;
         let path = self.control(level);
         sys::pin(&control, &path).map_err(Error::failed(format!("pin {}", path.display())))?;
-        Maps::open(&self.dir, &path).map(Some)
+        Maps::open(&self.dir, &path)
+    }
+
+    /// Whether the kernel takes programs that modify what a function returns: one of them
+    /// tells for all.
+    fn is_permitted(&self, loader: &Loader, reasons: &mut Vec<Error>) -> bool {
+        let level = Level::BestEffort;
+        let mut refusing = programs::at(level).filter(|program| program.modifies_return(level));
+        refusing.any(|program| {
+            let loaded = loader.load(program, level, &self.dir);
+            loaded.map_err(|error| reasons.push(error)).is_ok()
+        })
     }
 
     /// Creates and pins the readers' maps if they are not there.
@@ -222,7 +210,6 @@ impl Locked {
         {
             return Ok(());
         }
-        let _memory = Memlock::lift();
         code::make_readers(&self.dir)
     }
 
@@ -231,22 +218,38 @@ impl Locked {
         &self.dir
     }
 
-    /// Attaches what guards in these hierarchies need, if it is loaded and not
-    /// attached. Returns what the kernel does not attach.
+    /// Attaches what guards in these hierarchies need and is not attached. Returns what the
+    /// kernel does not load or attach.
     ///
     /// # Errors
     /// When it is one that no guard goes without.
     pub fn attach(&self, hierarchies: Hierarchies) -> Result<Vec<Error>, Error> {
-        self.attach_those(|program| program.is_needed(hierarchies))
+        let mut failed = self.load_those(|program| program.is_needed(hierarchies))?;
+        failed.extend(self.attach_those(|program| program.is_needed(hierarchies))?);
+        Ok(failed)
     }
 
-    /// Attaches what notices checkpointers that nobody has guarded, and what is
-    /// done to those. Returns what the kernel does not attach.
+    /// Attaches what notices checkpointers that nobody has guarded, and what is done to those
+    /// where there are these hierarchies. Loads what guards there need beside it, so that
+    /// each begins quickly. Returns what the kernel does not load or attach.
     ///
     /// # Errors
     /// When it is one that no guard goes without.
-    pub fn watch(&self) -> Result<Vec<Error>, Error> {
-        self.attach_those(Program::watches)
+    pub fn watch(&self, there: Hierarchies) -> Result<Vec<Error>, Error> {
+        let mut failed = self.load_those(|program| program.may_be_needed(there))?;
+        failed.extend(
+            self.attach_those(|program| program.watches() && program.may_be_needed(there))?,
+        );
+        Ok(failed)
+    }
+
+    /// Loads what guards may need where there are these hierarchies. Returns what the kernel
+    /// does not load.
+    ///
+    /// # Errors
+    /// When it is one that no guard goes without.
+    pub fn load_for(&self, there: Hierarchies) -> Result<Vec<Error>, Error> {
+        self.load_those(|program| !program.is_trigger() && program.may_be_needed(there))
     }
 
     /// Whether what [`Locked::watch`] attaches is attached.
@@ -257,6 +260,7 @@ impl Locked {
             .any(|program| program.link_pin(&self.dir).exists())
     }
 
+    /// Attaches those that are loaded and not attached.
     fn attach_those(&self, needed: impl Fn(&Program) -> bool) -> Result<Vec<Error>, Error> {
         let Some(level) = self.level() else {
             return Ok(Vec::new());
@@ -286,18 +290,38 @@ impl Locked {
         Ok(failed)
     }
 
+    /// Loads those that are not loaded.
+    fn load_those(&self, needed: impl Fn(&Program) -> bool) -> Result<Vec<Error>, Error> {
+        let mut failed = Vec::new();
+        let Some(level) = self.level() else {
+            return Ok(failed);
+        };
+        let mut missing = programs::at(level)
+            .filter(|program| needed(program) && !program.program_pin(&self.dir).exists())
+            .peekable();
+        if missing.peek().is_none() {
+            return Ok(failed);
+        }
+        let loader = Loader::new(&self.dir)?;
+        for program in missing {
+            match loader.load(program, level, &self.dir) {
+                Err(error) if program.is_vital() => return Err(error),
+                result => failed.extend(result.err()),
+            }
+        }
+        Ok(failed)
+    }
+
     /// Detaches what no guard in these hierarchies needs, nor, if somebody does
     /// `watch`, what notices checkpointers.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach_unneeded(&self, hierarchies: Hierarchies, watch: bool) -> Result<(), Error> {
-        if conditions::kernel_is_before(5, 13) {
-            // A program can be attached once there: it goes with the last guard.
-            return Ok(());
-        }
+        // In reverse: what an entry has left is not found by a return that goes before it.
         PROGRAMS
             .iter()
+            .rev()
             .filter(|program| !(program.is_needed(hierarchies) || watch && program.watches()))
             .map(|program| program.link_pin(&self.dir))
             .filter(|pin| pin.exists())
@@ -306,11 +330,11 @@ impl Locked {
     }
 
     /// Detaches and removes everything. Only the folder stays, and the maps of
-    /// those who follow the events.
+    /// those who follow the events. Whether there was anything else.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn unload(&self) -> Result<(), Error> {
+    pub fn unload(&self) -> Result<bool, Error> {
         let failed = || Error::failed(format!("remove the pins in {PIN_DIR}"));
         let mut pins = fs::read_dir(&self.dir)
             .and_then(|entries| {
@@ -325,10 +349,28 @@ impl Locked {
             let kept = names::OF_READERS.map(|name| self.dir.join(name));
             pins.retain(|path| !kept.contains(path));
         }
-        for path in pins {
-            fs::remove_file(&path).map_err(failed())?;
+        for path in &pins {
+            fs::remove_file(path).map_err(failed())?;
         }
-        Ok(())
+        Ok(!pins.is_empty())
+    }
+}
+
+/// What programs are loaded with.
+struct Loader {
+    facts: Facts,
+    code: Code,
+}
+
+impl Loader {
+    fn new(dir: &Path) -> Result<Self, Error> {
+        let facts = Facts::of_kernel()?;
+        let code = Code::new(&facts, dir)?;
+        Ok(Self { facts, code })
+    }
+
+    fn load(&self, program: &Program, level: Level, dir: &Path) -> Result<(), Error> {
+        program.load(level, &self.code, &self.facts, dir)
     }
 }
 

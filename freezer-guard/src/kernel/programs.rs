@@ -11,21 +11,20 @@ use aya::programs::ProgramInfo;
 use aya_obj::generated::{bpf_attach_type::*, bpf_prog_type::*};
 use freezer_guard_ebpf::{Level, Protection};
 
-use super::{Error, btf::Facts, code::Code, conditions};
+use super::{Error, btf::Facts, code::Code};
 use crate::sys::{self, Attachment};
 
 /// What a program is attached to.
 #[derive(Debug, Clone, Copy)]
 enum Hook {
-    /// The LSM hook with the program's own name; at the level `best-effort` the
-    /// function that calls it.
-    Lsm,
+    /// An LSM hook; at the level `best-effort` the function that calls it.
+    Lsm(&'static str),
     /// The tracepoint with the program's own name.
     Tracepoint,
-    /// The beginning of a kernel function: the first of these that there is.
-    Entry(&'static [&'static str]),
+    /// The beginning of a kernel function.
+    Entry(&'static str),
     /// The return of one.
-    Exit(&'static [&'static str]),
+    Exit(&'static str),
 }
 
 /// Which guards need a program.
@@ -36,12 +35,14 @@ enum NeededBy {
     V1,
     /// Those with a target on v2.
     V2,
+    /// Those with a target on v2, while none has one on v1.
+    OnlyV2,
 }
 
 /// What a program is there for.
 #[derive(Debug, Clone, Copy)]
 enum Role {
-    /// Counts who belongs to a holder. Nothing goes without it.
+    /// Counts the members of holders, and notices moves. No guard goes without it.
     Membership,
     /// Notices what the protection is about.
     Notices(Protection),
@@ -104,7 +105,7 @@ const fn program_on(
     }
 }
 
-/// In the order in which they are attached: membership first, so that whoever
+/// In the order in which they are attached: membership first, so that whatever
 /// can be a holder is counted from the start; then what counts disturbances,
 /// then what refuses.
 ///
@@ -112,40 +113,34 @@ const fn program_on(
 /// preemptible kernel. So each that notices sits where that cannot happen, but
 /// for those that notice ptrace: see [`missed`].
 #[rustfmt::skip]
-pub(super) const PROGRAMS: [Program; 24] = {
+pub(super) const PROGRAMS: [Program; 20] = {
     use At::{AboveDetect, Any, Below, Enforce};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
-    use NeededBy::{All, V1, V2};
+    use NeededBy::{All, OnlyV2, V1, V2};
     use Protection::{Freeze, Kill, Migrate, Ptrace};
     use Role::{Membership, Notices, Refuses, RefusesMoves, Trigger};
-    /// The second one before 5.13, where the compiler has dissolved the first.
-    const PERMISSIONS: &[&str] = &["cgroup_attach_permissions", "cgroup_procs_write_permission"];
     [
-        program_on("sched_process_exit", Tracepoint, All, Membership, Any),
-        program_on("task_free", Lsm, All, Membership, Enforce),
-        program_on("timers_exit_entry", Entry(&["posix_cpu_timers_exit"]), All, Membership, Below),
-        program_on("task_alloc", Lsm, All, Membership, Enforce),
-        program_on("attach_pid_entry", Entry(&["attach_pid"]), All, Membership, Below),
-        // The return before the entry: what it finds was left by an entry.
-        program_on("attach_task_exit", Exit(&["cgroup_attach_task"]), All, Notices(Migrate), Any),
-        program_on("attach_task_entry", Entry(&["cgroup_attach_task"]), All, Notices(Migrate), Any),
-        program_on("move_task_exit", Exit(&["css_set_move_task"]), V2, Notices(Migrate), Any),
+        program_on("move_task_exit", Exit("css_set_move_task"), All, Membership, Any),
+        program_on("task_free", Lsm("task_free"), All, Membership, Enforce),
+        program_on("task_alloc", Lsm("task_alloc"), All, Membership, Enforce),
         program_on("signal_generate", Tracepoint, All, Notices(Kill), Any),
-        program_on("ptrace_attach_exit", Exit(&["ptrace_attach"]), All, Notices(Ptrace), Any),
-        program_on("mem_write_exit", Exit(&["mem_write"]), All, Notices(Ptrace), Any),
-        program_on("ptrace_access_exit", Exit(&["security_ptrace_access_check"]), All, Notices(Ptrace), Below),
-        program_on("apply_state_exit", Exit(&["freezer_apply_state"]), V1, Notices(Freeze), Any),
-        program_on("apply_state_entry", Entry(&["freezer_apply_state"]), V1, Notices(Freeze), Any),
-        program_on("freeze_exit", Exit(&["cgroup_freeze"]), V2, Notices(Freeze), Any),
-        program_on("freeze_entry", Entry(&["cgroup_freeze"]), V2, Notices(Freeze), Any),
-        program_on("bprm_committed_creds", Lsm, All, Trigger, Enforce),
-        program_on("committed_creds_entry", Entry(&["security_bprm_committed_creds"]), All, Trigger, Below),
-        program_on("task_kill", Lsm, All, Refuses(&[Kill]), AboveDetect),
-        program_on("ptrace_access_check", Lsm, All, Refuses(&[Ptrace]), AboveDetect),
-        program_on("inode_permission", Lsm, V2, RefusesMoves, AboveDetect),
-        program_on("attach_permissions_exit", Exit(PERMISSIONS), V2, RefusesMoves, AboveDetect),
-        program_on("attach_permissions_entry", Entry(PERMISSIONS), V2, RefusesMoves, AboveDetect),
-        program_on("file_permission", Lsm, All, Refuses(&[Freeze, Kill, Migrate]), AboveDetect),
+        program_on("ptrace_attach_exit", Exit("ptrace_attach"), All, Notices(Ptrace), Any),
+        program_on("mem_write_exit", Exit("mem_write"), All, Notices(Ptrace), Any),
+        program_on("ptrace_access_exit", Exit("security_ptrace_access_check"), All, Notices(Ptrace), Below),
+        // The return before the entry: what it finds was left by an entry.
+        program_on("apply_state_exit", Exit("freezer_apply_state"), V1, Notices(Freeze), Any),
+        program_on("apply_state_entry", Entry("freezer_apply_state"), V1, Notices(Freeze), Any),
+        program_on("freeze_exit", Exit("cgroup_freeze"), V2, Notices(Freeze), Any),
+        program_on("freeze_entry", Entry("cgroup_freeze"), V2, Notices(Freeze), Any),
+        program_on("bprm_committed_creds", Lsm("bprm_committed_creds"), All, Trigger, Enforce),
+        program_on("committed_creds_entry", Entry("security_bprm_committed_creds"), All, Trigger, Below),
+        program_on("task_kill", Lsm("task_kill"), All, Refuses(&[Kill]), AboveDetect),
+        program_on("ptrace_access_check", Lsm("ptrace_access_check"), All, Refuses(&[Ptrace]), AboveDetect),
+        program_on("inode_permission", Lsm("inode_permission"), V2, RefusesMoves, AboveDetect),
+        program_on("attach_permissions_exit", Exit("cgroup_attach_permissions"), V2, RefusesMoves, AboveDetect),
+        program_on("attach_permissions_entry", Entry("cgroup_attach_permissions"), V2, RefusesMoves, AboveDetect),
+        program_on("file_permission", Lsm("file_permission"), V1, Refuses(&[Freeze, Kill, Migrate]), AboveDetect),
+        program_on("file_permission_v2", Lsm("file_permission"), OnlyV2, Refuses(&[Freeze, Kill, Migrate]), AboveDetect),
     ]
 };
 
@@ -153,7 +148,7 @@ pub(super) const PROGRAMS: [Program; 24] = {
 pub(super) fn targets() -> BTreeSet<String> {
     Level::ALL
         .into_iter()
-        .flat_map(|level| at(level).flat_map(move |program| program.targets(level)))
+        .flat_map(|level| at(level).map(move |program| program.target(level)))
         .chain([ITERATOR.to_owned()])
         .collect()
 }
@@ -204,7 +199,8 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
         at(level)
             .filter(|program| program.is_needed(hierarchies))
             .filter(|program| match program.role {
-                Role::Membership | Role::Trigger => false,
+                Role::Trigger => false,
+                Role::Membership => !refusing && protection == Protection::Migrate,
                 Role::Notices(what) => !refusing && what == protection,
                 Role::Refuses(what) => refusing && what.contains(&protection),
                 Role::RefusesMoves => refusing && protection == Protection::Migrate,
@@ -234,11 +230,11 @@ impl Program {
     /// What it is attached to, in words.
     fn hook(&self, level: Level) -> String {
         match self.hook {
-            Hook::Lsm if level == Level::Enforce => format!("lsm {}", self.name),
-            Hook::Lsm => format!("fmod_ret security_{}", self.name),
+            Hook::Lsm(hook) if level == Level::Enforce => format!("lsm {hook}"),
+            Hook::Lsm(hook) => format!("fmod_ret security_{hook}"),
             Hook::Tracepoint => format!("tracepoint {}", self.name),
-            Hook::Entry(functions) => format!("fentry {}", functions.join(" or ")),
-            Hook::Exit(functions) => format!("fexit {}", functions.join(" or ")),
+            Hook::Entry(function) => format!("fentry {function}"),
+            Hook::Exit(function) => format!("fexit {function}"),
         }
     }
 
@@ -259,7 +255,7 @@ impl Program {
 
     /// Whether it refuses by what the kernel may not permit.
     pub(super) fn modifies_return(&self, level: Level) -> bool {
-        matches!(self.hook, Hook::Lsm) && level < Level::Enforce
+        matches!(self.hook, Hook::Lsm(_)) && level < Level::Enforce
     }
 
     /// Where the pin is that keeps it attached.
@@ -279,6 +275,16 @@ impl Program {
             (_, NeededBy::All) => hierarchies.v1 || hierarchies.v2,
             (_, NeededBy::V1) => hierarchies.v1,
             (_, NeededBy::V2) => hierarchies.v2,
+            (_, NeededBy::OnlyV2) => hierarchies.v2 && !hierarchies.v1,
+        }
+    }
+
+    /// Whether some guards need it where there are these hierarchies.
+    pub(super) fn may_be_needed(&self, there: Hierarchies) -> bool {
+        match self.needed_by {
+            NeededBy::All => true,
+            NeededBy::V1 => there.v1,
+            NeededBy::V2 | NeededBy::OnlyV2 => there.v2,
         }
     }
 
@@ -308,33 +314,33 @@ impl Program {
     /// Where it goes on this kernel.
     pub(super) fn attachment(&self, level: Level, facts: &Facts) -> Result<Attachment, Error> {
         let (program_type, attach_type) = match self.hook {
-            Hook::Lsm if level == Level::Enforce => (BPF_PROG_TYPE_LSM, BPF_LSM_MAC),
-            Hook::Lsm => (BPF_PROG_TYPE_TRACING, BPF_MODIFY_RETURN),
+            Hook::Lsm(_) if level == Level::Enforce => (BPF_PROG_TYPE_LSM, BPF_LSM_MAC),
+            Hook::Lsm(_) => (BPF_PROG_TYPE_TRACING, BPF_MODIFY_RETURN),
             Hook::Tracepoint => (BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP),
             Hook::Entry(_) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY),
             Hook::Exit(_) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_FEXIT),
         };
-        let names = self.targets(level);
-        let target = names.iter().find_map(|name| facts.target(name));
-        Ok(Attachment {
-            program_type,
-            attach_type,
-            target: target.ok_or_else(|| Error::NoHook {
+        let function = self.target(level);
+        match facts.target(&function) {
+            Some(target) => Ok(Attachment {
+                program_type,
+                attach_type,
+                target,
+            }),
+            None => Err(Error::NoHook {
                 program: self.name,
-                function: names.join(" or "),
-            })?,
-        })
+                function,
+            }),
+        }
     }
 
-    /// What it is attached to, as BTF names it: the first of these that there is.
-    fn targets(&self, level: Level) -> Vec<String> {
+    /// What it is attached to, as BTF names it.
+    fn target(&self, level: Level) -> String {
         match self.hook {
-            Hook::Lsm if level == Level::Enforce => vec![format!("bpf_lsm_{}", self.name)],
-            Hook::Lsm => vec![format!("security_{}", self.name)],
-            Hook::Tracepoint => vec![format!("btf_trace_{}", self.name)],
-            Hook::Entry(functions) | Hook::Exit(functions) => {
-                functions.iter().map(|&name| name.to_owned()).collect()
-            }
+            Hook::Lsm(hook) if level == Level::Enforce => format!("bpf_lsm_{hook}"),
+            Hook::Lsm(hook) => format!("security_{hook}"),
+            Hook::Tracepoint => format!("btf_trace_{}", self.name),
+            Hook::Entry(function) | Hook::Exit(function) => function.to_owned(),
         }
     }
 
@@ -350,11 +356,10 @@ impl Program {
         sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
     }
 
-    /// `recursion_misses` (Linux 5.12: before that no program is left out). 0 when
-    /// it is not loaded.
+    /// `recursion_misses`; 0 when it is not loaded.
     fn recursion_misses(&self, dir: &Path) -> Result<u64, Error> {
         let pin = self.program_pin(dir);
-        if !pin.exists() || conditions::kernel_is_before(5, 12) {
+        if !pin.exists() {
             return Ok(0);
         }
         let failed = || format!("read how often the BPF program {} was left out", self.name);

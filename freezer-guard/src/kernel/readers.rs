@@ -13,7 +13,6 @@ use tokio::io::unix::AsyncFd;
 
 use super::{
     Error, Locked,
-    conditions::Memlock,
     daemon::{RUN_DIR, open_lock},
     maps::open,
 };
@@ -91,7 +90,6 @@ impl Reader {
             .try_into()
             .map_err(failed)?;
         let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, RING_BYTES, 0);
-        let _memory = Memlock::lift();
         let ring = MapData::create(ring, "events", None).map_err(failed)?;
         let ring: RingBuf<MapData> = Map::RingBuf(ring).try_into().map_err(failed)?;
         lost.set(number, 0, 0).map_err(failed)?;

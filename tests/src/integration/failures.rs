@@ -10,7 +10,7 @@ use super::{
     cgroups::{Cgroup, Hierarchy},
     doctor::doctor,
     levels::expect_too_weak,
-    lifecycle::expect_clean,
+    lifecycle::{expect_clean, unload},
     process::{Finished, Held, run},
 };
 
@@ -50,6 +50,7 @@ fn expect_not_run(finished: Finished, code: i32, target: &Cgroup) -> Result<Fini
 }
 
 fn no_btf(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
     let target = Cgroup::new(hierarchy)?;
     let way = ["guest-tool", "hidden", "/sys/kernel/btf", "--"];
     expect_not_run(guarded(&way, &target, &[])?, 69, &target)?
@@ -67,6 +68,7 @@ fn renamed<'a>(names: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn missing_field(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
     let target = Cgroup::new(hierarchy)?;
     let way = renamed(&["s_magic=x_magic"]);
     expect_not_run(guarded(&way, &target, &[])?, 69, &target)?.says("super_block.s_magic")?;
@@ -78,6 +80,7 @@ fn missing_field(hierarchy: Hierarchy) -> Result<()> {
 
 /// What nothing would notice is missing, and only that.
 fn missing_tripwire(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
     let target = Cgroup::new(hierarchy)?;
     let way = renamed(&["ptrace_attach=xtrace_attach"]);
     expect_too_weak(guarded(&way, &target, &[])?, &target)?
@@ -93,6 +96,7 @@ fn missing_tripwire(hierarchy: Hierarchy) -> Result<()> {
 
 /// What cannot be refused is noticed still.
 fn missing_refusal(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
     let target = Cgroup::new(hierarchy)?;
     let way = renamed(&["cgroup_attach_permissions=xgroup_attach_permissions"]);
     expect_too_weak(guarded(&way, &target, &[])?, &target)?
@@ -107,6 +111,7 @@ fn missing_refusal(hierarchy: Hierarchy) -> Result<()> {
 
 /// An offset that is wrong: the verifier sees that a load is not what it says.
 fn verifier(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
     let target = Cgroup::new(hierarchy)?;
     let way = renamed(&["s_magic=s_count", "s_count=s_magic"]);
     let finished = expect_too_weak(guarded(&way, &target, &[])?, &target)?
@@ -126,6 +131,7 @@ fn verifier(hierarchy: Hierarchy) -> Result<()> {
 
 /// A seccomp filter would do the same.
 fn forbidden(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
     let target = Cgroup::new(hierarchy)?;
     let way = ["strace", "-o", "/dev/null", "-e", "inject=bpf:error=EPERM"];
     expect_not_run(guarded(&way, &target, &[])?, 77, &target)?.says("seccomp")?;

@@ -1,6 +1,6 @@
 //! How a guard ends: with its last holder, by a signal, in time, by force.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -18,33 +18,48 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("sigint_is_passed_on", sigint);
     list.add("second_sigint_kills", second_sigint);
     list.add("timeout", timeout);
+    list.add_alone("stays_loaded_until_unload", stays_loaded);
     list.add("end_by_force", force);
     list.add("exit_codes_of_command", codes);
 }
 
-/// Files anywhere below a directory; none when it is not there.
-fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(files_below(&path));
-        } else {
-            found.push(path);
-        }
-    }
-    found
+/// Where guards keep what they have in the kernel.
+const PINS: &str = "/sys/fs/bpf/freezer-guard";
+
+/// The names of the pins.
+fn pins() -> Vec<String> {
+    let pins = fs::read_dir(PINS).into_iter().flatten().flatten();
+    pins.map(|pin| pin.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
-/// That the last guard has gone, with all that enforced it.
+/// The programs that are attached: a link is pinned under the program's name.
+fn attached() -> Vec<String> {
+    let pins = pins();
+    let loaded = pins.iter().filter_map(|pin| pin.strip_prefix("program-"));
+    loaded
+        .filter(|name| pins.iter().any(|pin| pin == name))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Expects that the last guard has gone, and that nothing is attached any more.
 pub(super) fn expect_clean() -> Result<()> {
     let guards = guards()?;
     ensure!(guards.is_empty(), "guards are left: {guards:?}");
     if super::path_of_another().is_some() {
-        // It keeps the programs loaded.
+        // It keeps the programs attached.
         return Ok(());
     }
-    let pins = files_below(Path::new("/sys/fs/bpf/freezer-guard"));
+    let attached = attached();
+    ensure!(attached.is_empty(), "attached still: {attached:?}");
+    Ok(())
+}
+
+/// Takes away what earlier tests have left loaded.
+pub(super) fn unload() -> Result<()> {
+    guard(["unload"])?.expect(0)?;
+    let pins = pins();
     ensure!(pins.is_empty(), "pins are left: {pins:?}");
     Ok(())
 }
@@ -138,6 +153,39 @@ fn timeout(hierarchy: Hierarchy) -> Result<()> {
     ensure!(!finished.stderr.contains("VIOLATED"), "{finished:?}");
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()
+}
+
+fn stays_loaded(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
+    guard(["unload"])?.expect(0)?.says("nothing was loaded")?;
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    ensure!(!attached().is_empty(), "nothing is attached");
+    guard(["unload"])?
+        .expect(75)?
+        .says("1 guards are in force")?
+        .says("freezer-guard end")?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?;
+    expect_clean()?;
+    let loaded = pins();
+    ensure!(!loaded.is_empty(), "nothing stays loaded");
+    // What the other hierarchy needs is not there.
+    let other = match hierarchy {
+        Hierarchy::V1 => "program-freeze_exit",
+        Hierarchy::V2 => "program-apply_state_exit",
+    };
+    ensure!(!loaded.iter().any(|pin| pin == other), "{other} is loaded");
+    usable(&target)?;
+    let mut again = pins();
+    again.sort();
+    let mut loaded = loaded;
+    loaded.sort();
+    ensure!(
+        again == loaded,
+        "the next guard has {again:?}, not {loaded:?}"
+    );
+    unload()
 }
 
 fn force(hierarchy: Hierarchy) -> Result<()> {

@@ -1,0 +1,16 @@
+//! `freezer-guard unload`: takes the BPF programs out of the kernel.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use freezer_guard::guard;
+
+use super::say;
+
+pub(super) fn main() -> Result<ExitCode> {
+    match guard::unload()? {
+        true => say(format_args!("unloaded the BPF programs and their maps")),
+        false => say(format_args!("nothing was loaded")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
