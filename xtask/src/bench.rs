@@ -80,12 +80,21 @@ struct Row {
     figures: Vec<Figure>,
 }
 
+/// What a guard finds loaded when it begins.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Found {
+    Nothing,
+    Programs,
+    Service,
+}
+
 /// What `run` takes, ns.
 #[derive(Clone, Serialize, Deserialize)]
 struct Life {
     hierarchy: String,
     tasks: usize,
-    warm: bool,
+    found: Found,
     begin: f64,
     end: f64,
 }
@@ -115,7 +124,7 @@ struct Memory {
 struct Dump {
     hierarchy: String,
     mib: usize,
-    warm: bool,
+    found: Found,
     bare: f64,
     guarded: f64,
 }
@@ -178,6 +187,17 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             let what = format!("{kernel} {} {}", row.hierarchy, row.operation);
             let complaints = budget::complaints(kernel, row);
             over.extend(complaints.iter().map(|said| format!("{what}: {said}")));
+        }
+        for life in &report.lives {
+            let what = format!("{kernel} {} run, {} tasks", life.hierarchy, life.tasks);
+            let complaint = budget::life_complaint(kernel, life, &report.lives);
+            over.extend(complaint.map(|said| format!("{what}: {said}")));
+        }
+        for memory in &report.memory {
+            let what = format!("{kernel} {} memory", memory.hierarchy);
+            over.extend(
+                budget::memory_complaint(kernel, memory).map(|said| format!("{what}: {said}")),
+            );
         }
         for dump in &report.dumps {
             let what = format!("{kernel} {} dump of {} MiB", dump.hierarchy, dump.mib);

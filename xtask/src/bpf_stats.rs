@@ -104,7 +104,13 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             );
         } else {
             complaints.extend(compare(kernel, boot, &report.programs)?);
+            complaints.extend(missing(kernel, boot, &report.programs)?);
         }
+        let all = report.programs.iter();
+        let sum: u32 = all
+            .filter_map(|program| program.instructions_verified)
+            .sum();
+        println!("  {:<25} {sum:>8} instructions verified", "all");
         found.insert(key(kernel, boot), report.programs);
     }
     if args.update {
@@ -123,9 +129,15 @@ fn shown(number: Option<u32>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
+/// With the service and both hierarchies every program is loaded.
+const ASK: &str = "freezer-guard daemon --config /dev/null & \
+    until [ -e /sys/fs/bpf/freezer-guard/program-file_permission_v2 ]; do sleep 1; done; \
+    freezer-guard doctor --json";
+
 fn ask(kernel: &Kernel, boot: &[&str], programs: &[PathBuf]) -> Result<Report> {
-    let command = ["freezer-guard", "doctor", "--json"].map(str::to_owned);
-    let mut vm = Vm::new(kernel.name, Cgroup::V2, Image::Initramfs, command.to_vec());
+    let command = ["sh", "-c", ASK].map(str::to_owned);
+    let layout = Cgroup::Hybrid;
+    let mut vm = Vm::new(kernel.name, layout, Image::Initramfs, command.to_vec());
     vm.config.boot = boot.iter().map(|&word| word.to_owned()).collect();
     let mut report = None;
     vm.boot(programs, |line| {
@@ -139,8 +151,21 @@ fn ask(kernel: &Kernel, boot: &[&str], programs: &[PathBuf]) -> Result<Report> {
     })
 }
 
+/// The programs of the baseline that are not there any more.
+fn missing(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> Result<Vec<String>> {
+    let key = key(kernel, boot);
+    let is_missing = |known: &&Program| programs.iter().all(|program| program.name != known.name);
+    let baseline = baseline()?;
+    let known = baseline.get(&key).map_or(&[][..], Vec::as_slice);
+    Ok(known
+        .iter()
+        .filter(is_missing)
+        .map(|known| format!("{key}: there is no BPF program {} any more", known.name))
+        .collect())
+}
+
 /// What has grown beyond the margin, or is new. Nothing is known of boots that
-/// load the same programs as another one.
+/// load the same programs as another one. A guest with one hierarchy loads a part of them.
 pub(crate) fn compare(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> Result<Vec<String>> {
     if !BOOTS.contains(&boot) {
         return Ok(Vec::new());
@@ -148,10 +173,6 @@ pub(crate) fn compare(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> R
     let baseline = baseline()?;
     let key = key(kernel, boot);
     let known = baseline.get(&key).map_or(&[][..], Vec::as_slice);
-    let missing = known
-        .iter()
-        .filter(|known| programs.iter().all(|program| program.name != known.name))
-        .map(|known| format!("{key}: there is no BPF program {} any more", known.name));
     Ok(programs
         .iter()
         .filter_map(|program| {
@@ -164,7 +185,6 @@ pub(crate) fn compare(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> R
                 "{key}: the BPF program {name} {why}: see `cargo xtask bpf-stats`, and its --update"
             ))
         })
-        .chain(missing)
         .collect())
 }
 

@@ -1,6 +1,6 @@
 //! What operations may cost.
 
-use super::{Dump, Row};
+use super::{Dump, Found, Life, Memory, Row};
 
 /// How much more than what empty programs add guards may add. docs/performance.md tells
 /// why older kernels have other limits, and why a `stat` has any.
@@ -29,11 +29,64 @@ pub(super) fn exactness(operation: &str, figure: f64) -> f64 {
     }
 }
 
+/// The largest number of instructions that the first guard after a boot may take more than one
+/// that finds the service, when it guards few tasks: it loads the programs.
+fn cold_budget(kernel: &str) -> f64 {
+    match kernel {
+        "6.1" => 600e6,
+        _ => 300e6,
+    }
+}
+
+/// The same for a guard that finds the service.
+const WARM_BUDGET: f64 = 12e6;
+
+/// Of so many tasks these figures are.
+const FEW_TASKS: usize = 10;
+
+/// What is not as it has to be. `all`: of the same kernel.
+pub(super) fn life_complaint(kernel: &str, life: &Life, all: &[Life]) -> Option<String> {
+    if life.tasks > FEW_TASKS {
+        return None;
+    }
+    let warm = all.iter().find(|other| {
+        other.found == Found::Service
+            && (&other.hierarchy, other.tasks) == (&life.hierarchy, life.tasks)
+    })?;
+    let (what, is, limit) = match life.found {
+        Found::Nothing => (
+            "a cold begin adds",
+            life.begin - warm.begin,
+            cold_budget(kernel),
+        ),
+        Found::Programs => return None,
+        Found::Service => ("a begin takes", life.begin, WARM_BUDGET),
+    };
+    let millions = |number: f64| number / 1e6;
+    (is > limit).then(|| {
+        format!(
+            "{what} {:.1} million instructions, of {:.0}",
+            millions(is),
+            millions(limit)
+        )
+    })
+}
+
+/// The most that programs and maps may take of the kernel's memory without a guard, bytes.
+const IDLE_MEMORY: u64 = 4 << 20;
+
+/// What is not as it has to be. (Before 6.4 the kernel tells what a map takes when it is full.)
+pub(super) fn memory_complaint(kernel: &str, memory: &Memory) -> Option<String> {
+    let is = memory.maps + memory.programs;
+    (kernel != "6.1" && memory.guards == 0 && is > IDLE_MEMORY)
+        .then(|| format!("{is} bytes without a guard, of {IDLE_MEMORY}"))
+}
+
 /// What is not as it has to be: with the service a dump of 100 MiB takes hardly longer.
 pub(super) fn dump_complaint(dump: &Dump) -> Option<String> {
     const LIMIT: f64 = 1.05;
     let ratio = dump.guarded / dump.bare;
-    (dump.warm && dump.mib >= 100 && ratio > LIMIT)
+    (dump.found == Found::Service && dump.mib >= 100 && ratio > LIMIT)
         .then(|| format!("takes {ratio:.3} times as long under a guard, of {LIMIT}"))
 }
 
@@ -74,7 +127,10 @@ pub(super) fn complaints(kernel: &str, row: &Row) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Figure, Dump, Row, complaints, dump_complaint};
+    use super::{
+        super::Figure, Dump, Found, Life, Memory, Row, complaints, dump_complaint, life_complaint,
+        memory_complaint,
+    };
 
     /// A read, as it takes on 6.12, and with so many instructions here.
     fn read(condition: &str, instructions: f64) -> Row {
@@ -123,16 +179,54 @@ mod tests {
 
     #[test]
     fn complains_of_a_dump_that_takes_longer() {
-        let dump = |mib, warm, guarded| Dump {
+        let dump = |mib, found, guarded| Dump {
             hierarchy: "v2".to_owned(),
             mib,
-            warm,
+            found,
             bare: 240.0,
             guarded,
         };
-        assert!(dump_complaint(&dump(100, true, 251.0)).is_none());
-        assert!(dump_complaint(&dump(100, true, 253.0)).is_some());
-        assert!(dump_complaint(&dump(100, false, 2500.0)).is_none());
-        assert!(dump_complaint(&dump(1, true, 255.0)).is_none());
+        assert!(dump_complaint(&dump(100, Found::Service, 251.0)).is_none());
+        assert!(dump_complaint(&dump(100, Found::Service, 253.0)).is_some());
+        assert!(dump_complaint(&dump(100, Found::Nothing, 2500.0)).is_none());
+        assert!(dump_complaint(&dump(1, Found::Service, 255.0)).is_none());
+    }
+
+    #[test]
+    fn complains_of_a_begin_that_takes_longer() {
+        let life = |tasks, found, begin| Life {
+            hierarchy: "v2".to_owned(),
+            tasks,
+            found,
+            begin,
+            end: 3e6,
+        };
+        let warm = life(10, Found::Service, 10e6);
+        let said = |kernel, life: &Life| {
+            life_complaint(kernel, life, &[life.clone(), warm.clone()]).is_some()
+        };
+        assert!(!said("6.12", &life(10, Found::Nothing, 309e6)));
+        assert!(said("6.12", &life(10, Found::Nothing, 311e6)));
+        assert!(!said("6.1", &life(10, Found::Nothing, 311e6)));
+        assert!(said("6.1", &life(10, Found::Nothing, 611e6)));
+        assert!(!said("6.12", &life(10_000, Found::Nothing, 3000e6)));
+        assert!(!said("6.12", &warm));
+        let slow = life(10, Found::Service, 13e6);
+        assert!(life_complaint("6.12", &slow, &[slow.clone()]).is_some());
+    }
+
+    #[test]
+    fn complains_of_memory_without_a_guard() {
+        let memory = |guards, maps| Memory {
+            hierarchy: "v2".to_owned(),
+            guards,
+            service: 0,
+            maps,
+            programs: 1 << 20,
+        };
+        assert!(memory_complaint("6.12", &memory(0, 3 << 20)).is_none());
+        assert!(memory_complaint("6.12", &memory(0, (3 << 20) + 1)).is_some());
+        assert!(memory_complaint("6.12", &memory(100, 9 << 20)).is_none());
+        assert!(memory_complaint("6.1", &memory(0, 9 << 20)).is_none());
     }
 }

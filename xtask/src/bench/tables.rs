@@ -1,6 +1,6 @@
 //! What was counted, as tables for people and for the docs, and as a picture.
 
-use super::{Counted, Report, Row, budget::exactness};
+use super::{Counted, Found, Report, Row, budget::exactness};
 use crate::{
     docs,
     plot::{Bar, Panel},
@@ -55,13 +55,13 @@ pub(super) struct More {
 pub(super) const MORE: [More; 4] = [
     More {
         begin: "<!-- run: made by `cargo xtask bench --kernel all --docs` -->\n",
-        head: &["guard on", "tasks", "service", "begin, ms", "end, ms"],
+        head: &["guard on", "tasks", "found", "begin, ms", "end, ms"],
         cells: |report| {
             let cells = report.lives.iter().map(|life| {
                 vec![
                     life.hierarchy.clone(),
                     life.tasks.to_string(),
-                    yes_or_no(life.warm),
+                    found(life.found),
                     format!("{:.1}", life.begin / 1e6),
                     format!("{:.1}", life.end / 1e6),
                 ]
@@ -119,7 +119,7 @@ pub(super) const MORE: [More; 4] = [
         head: &[
             "guard on",
             "MiB",
-            "service",
+            "found",
             "`criu dump`, ms",
             "guarded, ms",
             "ratio",
@@ -129,7 +129,7 @@ pub(super) const MORE: [More; 4] = [
                 vec![
                     dump.hierarchy.clone(),
                     dump.mib.to_string(),
-                    yes_or_no(dump.warm),
+                    found(dump.found),
                     format!("{:.1}", dump.bare / 1e6),
                     format!("{:.1}", dump.guarded / 1e6),
                     format!("{:.3}", dump.guarded / dump.bare),
@@ -140,8 +140,13 @@ pub(super) const MORE: [More; 4] = [
     },
 ];
 
-fn yes_or_no(is: bool) -> String {
-    if is { "yes" } else { "no" }.to_owned()
+fn found(found: Found) -> String {
+    match found {
+        Found::Nothing => "nothing",
+        Found::Programs => "programs",
+        Found::Service => "service",
+    }
+    .to_owned()
 }
 
 impl More {
