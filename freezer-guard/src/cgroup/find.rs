@@ -1,7 +1,7 @@
 //! From a pid, a unit or an identity to cgroups.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -52,6 +52,17 @@ fn mounts() -> Result<[Option<Mount>; 2], Error> {
         }
     }
     Ok(mounts)
+}
+
+/// Whether the freezer is a controller of some v1 hierarchy now, by `/proc/cgroups`: the
+/// kernel tells that at once, however many mounts there are.
+pub fn has_v1_freezer() -> bool {
+    let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    // Name, hierarchy id (0: v2), number of cgroups, enabled.
+    controllers
+        .lines()
+        .filter_map(|line| line.strip_prefix("freezer\t")?.split('\t').next())
+        .any(|hierarchy| hierarchy != "0")
 }
 
 /// Where the v1 freezer is mounted.
@@ -195,5 +206,5 @@ pub fn by_key(key: CgroupKey) -> Option<PathBuf> {
     }?;
     let node = sys::open_kernfs_node(&File::open(mount.point).ok()?, key.kernfs_id).ok()?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&node));
-    std::fs::read_link(link).ok().filter(|path| path.is_dir())
+    fs::read_link(link).ok().filter(|path| path.is_dir())
 }

@@ -24,7 +24,7 @@ use nix::{
     },
 };
 
-pub use find::{by_key, freezer_mount, of_pid, of_unit, open_all, unified_mount};
+pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all, unified_mount};
 pub use new::New;
 pub use state::FreezerState;
 pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};

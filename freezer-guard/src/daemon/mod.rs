@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use freezer_guard::{
+    cgroup,
     guard::{self, Chronicle, Happening, Status, automatic},
     kernel::{self, DaemonLock, Reader},
 };
@@ -109,6 +110,7 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
 
     let mut tick = interval(TICK);
     let mut metrics_due = Instant::now();
+    let mut had_v1 = cgroup::has_v1_freezer();
     loop {
         tokio::select! {
             _ = stop.recv() => break,
@@ -132,6 +134,11 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
                 if Instant::now() >= metrics_due {
                     metrics_due = Instant::now() + METRICS;
                     daemon.order(Job::WriteMetrics);
+                    // Its programs are loaded when there is such a hierarchy.
+                    let has_v1 = cgroup::has_v1_freezer();
+                    if std::mem::replace(&mut had_v1, has_v1) != has_v1 {
+                        daemon.order(Job::Watch);
+                    }
                 }
             }
         }

@@ -61,13 +61,16 @@ pub fn unload() -> Result<bool, Error> {
     if daemon_runs() {
         return Err(Error::DaemonRuns);
     }
+    let is_loaded = lock.is_loaded()?;
+    // What another version has loaded goes here already, if it holds no guard.
     if let Some(mut maps) = lock.open()? {
         marks::reconcile(&mut maps)?;
         if !is_idle(&maps)? {
             return Err(Error::InForce(marks::in_force(&maps)?.len()));
         }
     }
-    Ok(lock.unload()?)
+    lock.unload()?;
+    Ok(is_loaded)
 }
 
 /// `restored`: whether its targets are as they were found, if they are to be.

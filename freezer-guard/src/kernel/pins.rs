@@ -330,29 +330,42 @@ impl Locked {
     }
 
     /// Detaches and removes everything. Only the folder stays, and the maps of
-    /// those who follow the events. Whether there was anything else.
+    /// those who follow the events.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn unload(&self) -> Result<bool, Error> {
-        let failed = || Error::failed(format!("remove the pins in {PIN_DIR}"));
+    pub fn unload(&self) -> Result<(), Error> {
+        let mut pins = self.pins()?;
+        // The mark of completeness goes first.
+        pins.sort_by_key(|path| !is_control(path));
+        for path in pins {
+            fs::remove_file(&path).map_err(Error::failed(format!("remove {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`Locked::unload`] has anything to remove.
+    ///
+    /// # Errors
+    /// When the pins cannot be listed.
+    pub fn is_loaded(&self) -> Result<bool, Error> {
+        Ok(!self.pins()?.is_empty())
+    }
+
+    /// Every pin, of whatever version, but for the maps of those who follow the events.
+    fn pins(&self) -> Result<Vec<PathBuf>, Error> {
         let mut pins = fs::read_dir(&self.dir)
             .and_then(|entries| {
                 entries
                     .map(|entry| Ok(entry?.path()))
                     .collect::<io::Result<Vec<_>>>()
             })
-            .map_err(failed())?;
-        // The mark of completeness goes first.
-        pins.sort_by_key(|path| !is_control(path));
+            .map_err(Error::failed(format!("list the pins in {PIN_DIR}")))?;
         if readers::are_there() {
             let kept = names::OF_READERS.map(|name| self.dir.join(name));
             pins.retain(|path| !kept.contains(path));
         }
-        for path in &pins {
-            fs::remove_file(path).map_err(failed())?;
-        }
-        Ok(!pins.is_empty())
+        Ok(pins)
     }
 }
 

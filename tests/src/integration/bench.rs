@@ -83,7 +83,7 @@ fn measures_lives(_: Hierarchy) -> Result<()> {
         .filter(|hierarchy| hierarchy.is_here())
         .count();
     for (name, each, figures) in [
-        ("lives", 2, &["begin", "end"][..]),
+        ("lives", 3, &["begin", "end"][..]),
         ("scale", 1, &["begin", "end"]),
         ("memory", 2, &["service", "maps", "programs"]),
     ] {
@@ -116,7 +116,7 @@ fn measures_dumps(_: Hierarchy) -> Result<()> {
     let finished = guard(arguments)?.expect(0)?;
     let report: Value = serde_json::from_str(&finished.stdout)?;
     let dumps = report["dumps"].as_array().context("dumps")?;
-    ensure!(dumps.len() == 2, "{report}");
+    ensure!(dumps.len() == 3, "{report}");
     for dump in dumps {
         let took = |name: &str| dump[name].as_f64().is_some_and(|ns| ns > 0.0);
         ensure!(took("guarded") && took("bare"), "{dump}");

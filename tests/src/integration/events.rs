@@ -1,6 +1,6 @@
 //! `freezer-guard events`: complete for each reader, and honest when it is not.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -22,15 +22,27 @@ pub(super) fn list(list: &mut List<'_>) {
 }
 
 fn follow() -> Result<Process> {
+    let before = readers();
     let mut reader =
         Process::spawn(Command::new("freezer-guard").args(["events", "--follow", "--json"]))?;
     eventually("it follows", || {
         ensure!(!reader.has_ended()?, "`events` has ended");
-        Ok(std::path::Path::new("/sys/fs/bpf/freezer-guard/READERS").exists())
+        Ok(readers() > before)
     })?;
-    // The map is there a moment before it takes part.
+    // It has its number a moment before it takes part.
     std::thread::sleep(std::time::Duration::from_millis(300));
     Ok(reader)
+}
+
+/// How many follow the events: each holds a file locked.
+fn readers() -> usize {
+    let files = fs::read_dir("/run/freezer-guard").into_iter().flatten();
+    files
+        .flatten()
+        .filter(|file| file.file_name().to_string_lossy().starts_with("reader-"))
+        .filter_map(|file| fs::File::open(file.path()).ok())
+        .filter(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+        .count()
 }
 
 fn next(reader: &mut Process) -> Result<Value> {

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::{
@@ -19,6 +19,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("second_sigint_kills", second_sigint);
     list.add("timeout", timeout);
     list.add_alone("stays_loaded_until_unload", stays_loaded);
+    list.add_alone("unload_takes_another_version", unload_other);
     list.add("end_by_force", force);
     list.add("exit_codes_of_command", codes);
 }
@@ -186,6 +187,32 @@ fn stays_loaded(hierarchy: Hierarchy) -> Result<()> {
         "the next guard has {again:?}, not {loaded:?}"
     );
     unload()
+}
+
+/// Programs that another version of freezer-guard has loaded: the pin `control-LEVEL-OBJECT`
+/// names the version.
+fn unload_other(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    held.process().signal(Signal::SIGKILL)?;
+    eventually("the kill", || held.process().has_ended())?;
+    let control = pins().into_iter().find(|pin| pin.starts_with("control-"));
+    let control = control.context("no pin names the version")?;
+    let (level, _) = control.rsplit_once('-').context("LEVEL-OBJECT")?;
+    fs::rename(
+        format!("{PINS}/{control}"),
+        format!("{PINS}/{level}-0123456789abcdef"),
+    )?;
+    for arguments in [&["unload"][..], &["status"]] {
+        guard(arguments)?.expect(75)?.says("another version")?;
+    }
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.process().close_input();
+    eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
+    guard(["unload"])?.expect(0)?.says("unloaded")?;
+    ensure!(pins().is_empty(), "pins are left: {:?}", pins());
+    usable(&target)
 }
 
 fn force(hierarchy: Hierarchy) -> Result<()> {

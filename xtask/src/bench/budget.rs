@@ -212,7 +212,7 @@ mod tests {
         assert!(!said("6.12", &life(10_000, Found::Nothing, 3000e6)));
         assert!(!said("6.12", &warm));
         let slow = life(10, Found::Service, 13e6);
-        assert!(life_complaint("6.12", &slow, &[slow.clone()]).is_some());
+        assert!(life_complaint("6.12", &slow, std::slice::from_ref(&slow)).is_some());
     }
 
     #[test]
