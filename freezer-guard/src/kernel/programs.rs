@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    os::fd::AsRawFd as _,
+    fs, io,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use aya::programs::ProgramInfo;
@@ -346,13 +348,10 @@ impl Program {
 
     /// Attaches it, from its pin, and pins the link.
     pub(super) fn attach(&self, dir: &Path) -> Result<(), Error> {
+        let failed = || Error::failed(format!("attach the BPF program {}", self.name));
         let path = self.link_pin(dir);
-        let link = sys::open_pin(&self.program_pin(dir))
-            .and_then(|program| sys::attach(&program))
-            .map_err(Error::failed(format!(
-                "attach the BPF program {}",
-                self.name
-            )))?;
+        let program = sys::open_pin(&self.program_pin(dir)).map_err(failed())?;
+        let link = attach_again(&program).map_err(failed())?;
         sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
     }
 
@@ -387,6 +386,25 @@ impl Program {
             bytes_translated: info.and_then(ProgramInfo::size_translated),
             bytes_jited: info.map(ProgramInfo::size_jitted),
             recursion_misses: self.left_out(dir),
+        }
+    }
+}
+
+/// Attaches a program that may have been detached just now. The kernel detaches in the
+/// background, some milliseconds after the link's pin is gone (`bpf_link_put`), and takes a
+/// program for busy until then (`bpf_trampoline_link_prog`).
+fn attach_again(program: &OwnedFd) -> io::Result<OwnedFd> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const PAUSE: Duration = Duration::from_millis(2);
+    let start = Instant::now();
+    loop {
+        match sys::attach(program) {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < PATIENCE =>
+            {
+                sleep(PAUSE);
+            }
+            attached => return attached,
         }
     }
 }

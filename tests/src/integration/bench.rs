@@ -19,9 +19,6 @@ use super::{
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("wants_to_be_alone", wants_to_be_alone);
-    if measures_here(list) && list.can_dump() {
-        list.add("measures_whole_dumps", measures_dumps);
-    }
 }
 
 /// It measures in every hierarchy that there is.
@@ -35,6 +32,9 @@ pub(super) fn list_long(list: &mut List<'_>) {
         list.add("measures", measures);
         list.add("measures_the_life_of_guards", measures_lives);
         list.add("holds_more_than_1024_guards", most_guards);
+        if list.can_dump() {
+            list.add("measures_whole_dumps", measures_dumps);
+        }
     }
     list.add("notices_that_a_guard_has_gone", loses);
     list.add("leaves_nothing_when_stopped", stopped);
