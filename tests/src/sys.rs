@@ -264,6 +264,35 @@ pub(crate) fn pidfd_open(pid: u32) -> Result<File> {
     }
 }
 
+/// Opens a file of kernfs for writing by its id, on the file system that `directory` lies
+/// on (`open_by_handle_at(2)`).
+pub(crate) fn open_kernfs_node(directory: &File, id: u64) -> Result<File> {
+    /// `FILEID_KERNFS` of `linux/exportfs.h`.
+    const FILEID_KERNFS: i32 = 0xfe;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: [u8; 8],
+    }
+    let mut handle = Handle {
+        bytes: 8,
+        kind: FILEID_KERNFS,
+        id: id.to_ne_bytes(),
+    };
+    // SAFETY: `Handle` is laid out as `struct file_handle` with as many bytes as it says; it
+    // and the descriptor outlive the call.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            directory.as_raw_fd(),
+            (&raw mut handle).cast(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        )
+    };
+    check(fd.into())?;
+    Ok(own(fd))
+}
+
 /// Takes a capability out of the bounding set: programs run from here on
 /// cannot have it.
 pub(crate) fn drop_capability(number: libc::c_ulong) -> Result<()> {

@@ -16,7 +16,7 @@ use freezer_guard_ebpf::{
     Member, NO_ROOM, control, names,
 };
 
-use super::{Error, programs};
+use super::{Error, report};
 use crate::sys;
 
 /// The pinned maps of a loaded BPF side.
@@ -138,7 +138,7 @@ impl Maps {
     /// # Errors
     /// When the kernel does not tell: then there may have been any number.
     pub fn missed(&self) -> Result<u64, Error> {
-        programs::missed(Path::new(super::PIN_DIR))
+        report::missed(Path::new(super::PIN_DIR))
     }
 
     /// Whether the guard is in force.

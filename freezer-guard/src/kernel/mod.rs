@@ -10,6 +10,7 @@ mod memory;
 mod pins;
 mod programs;
 mod readers;
+mod report;
 
 use std::{io, path::PathBuf};
 
@@ -18,8 +19,9 @@ pub(crate) use empty::Empty;
 pub use maps::{Maps, Table};
 pub use memory::Memory;
 pub use pins::{Locked, PIN_DIR};
-pub use programs::{Hierarchies, Levels, ProgramReport};
+pub use programs::{Hierarchies, Levels};
 pub use readers::Reader;
+pub use report::ProgramReport;
 
 /// What can go wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]

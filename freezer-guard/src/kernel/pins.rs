@@ -16,8 +16,9 @@ use super::{
     btf::Facts,
     code::{self, Code},
     conditions,
-    programs::{self, Hierarchies, PROGRAMS, Program, ProgramReport},
+    programs::{self, Hierarchies, PROGRAMS, Program},
     readers,
+    report::ProgramReport,
 };
 use crate::sys::{self, Attachment};
 

@@ -25,6 +25,10 @@ pub(super) fn list_each(list: &mut List<'_>) {
     list.add("detect_refuses_nothing_and_tells", detect);
     list.add("a_lower_one_waits_for_a_higher", busy);
     list.add("one_that_was_left_decides_nothing", left);
+}
+
+/// Holders, and what many processes try at once, where programs may be left out.
+pub(super) fn list_crowds(list: &mut List<'_>) {
     for level in ["best-effort", "detect"] {
         list.add(&format!("{level}_holder"), move |h| holder(h, level));
         list.add(&format!("{level}_outlives_run"), move |h| {

@@ -12,7 +12,7 @@ use super::{
     scratch, scratch_folder,
 };
 
-const METHODS: [&str; 9] = [
+const METHODS: [&str; 10] = [
     "write",
     "writev",
     "pwrite",
@@ -22,6 +22,7 @@ const METHODS: [&str; 9] = [
     "aio",
     "io_uring",
     "io_uring_wq",
+    "handle",
 ];
 
 pub(super) fn list(list: &mut List<'_>) {

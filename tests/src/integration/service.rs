@@ -98,6 +98,13 @@ pub(super) fn journal_fields() -> Result<Vec<Value>> {
         .collect()
 }
 
+/// Whether a program is attached that refuses writes.
+pub(super) fn refuses_writes() -> bool {
+    ["file_permission", "file_permission_v2"]
+        .into_iter()
+        .any(is_attached)
+}
+
 pub(super) fn is_attached(program: &str) -> bool {
     Path::new(PINS).join(program).exists()
 }
@@ -105,7 +112,7 @@ pub(super) fn is_attached(program: &str) -> bool {
 /// It runs and nothing is guarded.
 pub(super) fn expect_idle() -> Result<()> {
     eventually("no guard", || Ok(guards()?.is_empty()))?;
-    eventually("nothing refuses", || Ok(!is_attached("file_permission")))
+    eventually("nothing refuses", || Ok(!refuses_writes()))
 }
 
 /// A unit with a process of its own, in a slice of its own.
@@ -158,7 +165,10 @@ fn ready(_: Hierarchy) -> Result<()> {
 fn idle(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()?;
     let on_every_path = [
-        "file_permission",
+        match hierarchy {
+            Hierarchy::V1 => "file_permission",
+            Hierarchy::V2 => "file_permission_v2",
+        },
         "inode_permission",
         "ptrace_access_check",
         "task_kill",
@@ -173,7 +183,7 @@ fn idle(hierarchy: Hierarchy) -> Result<()> {
     ensure!(is_attached("bprm_committed_creds"), "nothing watches");
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
-    ensure!(is_attached("file_permission"), "nothing refuses");
+    ensure!(refuses_writes(), "nothing refuses");
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     held.release()?.expect(0)?.says("refused 1 attempt")?;
     expect_idle()?;
@@ -184,10 +194,7 @@ fn idle(hierarchy: Hierarchy) -> Result<()> {
     // Of one that does not begin the service hears nothing.
     let mut command = Held::command(&[&target]);
     run(command.args(["--level", "detect", "--", "true"]))?.expect(75)?;
-    ensure!(
-        !is_attached("file_permission"),
-        "what refuses is left attached"
-    );
+    ensure!(!refuses_writes(), "what refuses is left attached");
     eventually("the journal tells of it", || {
         Ok(journal()?.contains(&format!("guarding {} (enforce)", target.text())))
     })
@@ -262,10 +269,7 @@ fn other_version(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
     systemctl(&["stop", "freezer-guard.socket", "freezer-guard"])?.expect(0)?;
-    ensure!(
-        is_attached("file_permission"),
-        "the guard has gone with the service"
-    );
+    ensure!(refuses_writes(), "the guard has gone with the service");
     let pin = fs::read_dir(PINS)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.to_string_lossy().contains("/control-"))

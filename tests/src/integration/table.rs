@@ -19,7 +19,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 34] = [
+pub(super) const PARTS: [Part; 36] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -28,6 +28,7 @@ pub(super) const PARTS: [Part; 34] = [
     part("package", package::list_end, TheService, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
+    part("levels", levels::list_crowds, Nothing, &[Levels, Soak]),
     part("doctor", doctor::list, Nothing, &[Levels, Core, Full]),
     part("doctor", doctor::list_beside, Nothing, &[Full]),
     part("dump", dump::list, AnotherGuard, &[Core, Full]),
@@ -42,7 +43,8 @@ pub(super) const PARTS: [Part; 34] = [
     part("paths", paths::list, AnotherGuard, &[Full]),
     part("status", status::list, AnotherGuard, &[Full]),
     part("verify", verify::list, AnotherGuard, &[Full]),
-    part("checkpoint", checkpoint::list, AnotherGuard, &[Service, Full, Engines]),
+    part("checkpoint", checkpoint::list_unit, AnotherGuard, &[Service]),
+    part("checkpoint", checkpoint::list, AnotherGuard, &[Full, Engines]),
     part("checkpoint", checkpoint::list_disturbed, AnotherGuard, &[Full, Engines]),
     part("outsiders", outsiders::list, AnotherGuard, &[Full]),
     part("outsiders", outsiders::list_all, AnotherGuard, &[Soak]),
@@ -72,7 +74,28 @@ const fn part(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::PARTS;
+
+    /// The second column of README's table of promises.
+    #[test]
+    fn the_readme_names_every_module_and_no_other() {
+        let readme = include_str!("../../../README.md");
+        let (_, table) = readme
+            .split_once("| promise | module |")
+            .expect("README has a table of promises");
+        let rows = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        let named: BTreeSet<_> = rows
+            .filter_map(|row| row.rsplit(" | ").nth(2))
+            .map(|module| module.trim_matches('`'))
+            .collect();
+        let modules: BTreeSet<_> = PARTS.iter().map(|part| part.module).collect();
+        assert_eq!(named, modules);
+    }
 
     #[test]
     fn every_part_is_in_a_suite_once() {

@@ -1,11 +1,14 @@
 //! Every way to write to a cgroup's file.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{IoSlice, IoSliceMut, Write as _},
     os::{
         fd::{AsFd as _, AsRawFd as _},
-        unix::{fs::FileExt as _, net::UnixStream},
+        unix::{
+            fs::{FileExt as _, MetadataExt as _},
+            net::UnixStream,
+        },
     },
     path::{Path, PathBuf},
     thread,
@@ -38,11 +41,16 @@ pub(super) enum Method {
     Aio,
     IoUring,
     IoUringWq,
+    /// To a file that is opened by its handle, so that the kernel has no name for it.
+    Handle,
 }
 
 /// Opens and writes.
 pub(super) fn write(method: Method, path: &Path, value: &str) -> Result<()> {
-    let file = open(path)?;
+    let file = match method {
+        Method::Handle => open_by_handle(path)?,
+        _ => open(path)?,
+    };
     write_to(&file, method, value.as_bytes()).with_context(|| format!("write {}", path.display()))
 }
 
@@ -51,9 +59,17 @@ fn open(path: &Path) -> Result<File> {
     file.with_context(|| format!("open {}", path.display()))
 }
 
+fn open_by_handle(path: &Path) -> Result<File> {
+    let id = fs::metadata(path)?.ino();
+    let directory = File::open(path.parent().context("a path of a file")?)?;
+    // The kernel forgets the names that nobody uses.
+    fs::write("/proc/sys/vm/drop_caches", "2")?;
+    sys::open_kernfs_node(&directory, id).context("open it by its handle")
+}
+
 fn write_to(mut file: &File, method: Method, bytes: &[u8]) -> Result<()> {
     match method {
-        Method::Write => file.write_all(bytes)?,
+        Method::Write | Method::Handle => file.write_all(bytes)?,
         Method::Writev => {
             let written = file.write_vectored(&[IoSlice::new(bytes), IoSlice::new(b"")])?;
             anyhow::ensure!(written == bytes.len(), "wrote {written} bytes only");
@@ -64,9 +80,9 @@ fn write_to(mut file: &File, method: Method, bytes: &[u8]) -> Result<()> {
         }
         Method::Sendfile => {
             let path = std::env::temp_dir().join(format!("sendfile.{}", std::process::id()));
-            std::fs::write(&path, bytes)?;
+            fs::write(&path, bytes)?;
             let source = File::open(&path)?;
-            std::fs::remove_file(&path)?;
+            fs::remove_file(&path)?;
             sendfile(file.as_fd(), source.as_fd(), None, bytes.len())?;
         }
         Method::Splice => {

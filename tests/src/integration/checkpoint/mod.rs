@@ -25,10 +25,16 @@ use super::{
 };
 
 pub(super) fn list(list: &mut List<'_>) {
-    if !list.can_dump() {
-        return;
+    if list.can_dump() {
+        undisturbed::list(list);
     }
-    undisturbed::list(list);
+}
+
+/// Of a unit of systemd's.
+pub(super) fn list_unit(list: &mut List<'_>) {
+    if list.can_dump() {
+        undisturbed::list_unit(list);
+    }
 }
 
 /// Disturbances and mistakes.

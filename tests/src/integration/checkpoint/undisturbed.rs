@@ -24,11 +24,16 @@ use crate::config;
 pub(super) fn list(list: &mut List<'_>) {
     list.add("of_a_cgroup_and_back", of_cgroup);
     list.add("of_a_pid_and_back", of_pid);
+    list_unit(list);
+    list.add("in_steps", in_steps);
+    list.add("a_parent_is_built_on_once", built_on_once);
+}
+
+/// What takes systemd.
+pub(super) fn list_unit(list: &mut List<'_>) {
     if list.config.image == config::Image::Systemd {
         list.add("of_a_unit_and_back", of_unit);
     }
-    list.add("in_steps", in_steps);
-    list.add("a_parent_is_built_on_once", built_on_once);
 }
 
 fn of_cgroup(hierarchy: Hierarchy) -> Result<()> {

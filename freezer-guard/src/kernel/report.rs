@@ -1,0 +1,103 @@
+//! What the kernel says of a program: its size, and how often it was left out.
+
+use std::{fs, os::fd::AsRawFd as _, path::Path};
+
+use aya::programs::ProgramInfo;
+use freezer_guard_ebpf::Level;
+
+use super::{
+    Error,
+    programs::{PROGRAMS, Program},
+};
+use crate::sys;
+
+/// How many calls the programs that notice ptrace have missed since they were
+/// loaded, because another call was under way on the same CPU. Those that notice
+/// something else sit where the kernel holds a mutex or has interrupts off, and
+/// miss none.
+pub(super) fn missed(dir: &Path) -> Result<u64, Error> {
+    PROGRAMS
+        .iter()
+        .filter(|program| program.notices_ptrace())
+        .map(|program| program.recursion_misses(dir))
+        .sum()
+}
+
+impl Program {
+    /// `recursion_misses`; 0 when it is not loaded.
+    fn recursion_misses(&self, dir: &Path) -> Result<u64, Error> {
+        let pin = self.program_pin(dir);
+        if !pin.exists() {
+            return Ok(0);
+        }
+        let failed = || format!("read how often the BPF program {} was left out", self.name);
+        let program = sys::open_pin(&pin).map_err(Error::failed(failed()))?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))
+            .map_err(Error::failed(failed()))?;
+        misses(&info).ok_or_else(|| Error::failed(failed())("the kernel does not tell"))
+    }
+
+    /// See [`ProgramReport::recursion_misses`]; 0 where the kernel does not tell.
+    pub(super) fn left_out(&self, dir: &Path) -> u64 {
+        self.recursion_misses(dir).unwrap_or_default()
+    }
+
+    /// What the kernel says of it.
+    pub(super) fn report(&self, level: Level, dir: &Path) -> ProgramReport {
+        let info = ProgramInfo::from_pin(self.program_pin(dir)).ok();
+        let info = info.as_ref();
+        ProgramReport {
+            name: self.name,
+            hook: self.hook(level),
+            loaded: info.is_some(),
+            attached: self.link_pin(dir).exists(),
+            instructions_verified: info.and_then(ProgramInfo::verified_instruction_count),
+            bytes_translated: info.and_then(ProgramInfo::size_translated),
+            bytes_jited: info.map(ProgramInfo::size_jitted),
+            recursion_misses: self.left_out(dir),
+        }
+    }
+}
+
+/// The number in what the kernel says of a program's descriptor
+/// (`bpf_prog_show_fdinfo`).
+fn misses(info: &str) -> Option<u64> {
+    let number = info
+        .lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:"))?;
+    number.trim().parse().ok()
+}
+
+/// What has become of a program on this kernel.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ProgramReport {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is for the kernel, and where.
+    pub hook: String,
+    /// Whether the kernel has taken it.
+    pub loaded: bool,
+    /// Whether it is attached: some are needed on v1 or on v2 only.
+    pub attached: bool,
+    /// How many instructions the verifier has walked (Linux 5.16).
+    pub instructions_verified: Option<u32>,
+    /// Its size after the verifier, bytes.
+    pub bytes_translated: Option<u32>,
+    /// The size of its machine code, bytes.
+    pub bytes_jited: Option<u32>,
+    /// The calls that it was left out of.
+    pub recursion_misses: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::misses;
+
+    #[test]
+    fn reads_what_the_kernel_says() {
+        let info =
+            "pos:\t0\nprog_type:\t26\nrun_cnt:\t0\nrecursion_misses:\t713\nverified_insns:\t5\n";
+        assert_eq!(misses(info), Some(713));
+        assert_eq!(misses("prog_type:\t26\n"), None);
+    }
+}
