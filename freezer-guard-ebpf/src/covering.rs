@@ -219,7 +219,7 @@ pub(crate) fn last_below(cgroup: CgroupKey) -> Option<GuardId> {
         .map(|last| unsafe { *last })
 }
 
-/// What is looked for among all guards.
+/// A search among all guards.
 pub(crate) struct Search {
     pub(crate) cgroup: CgroupKey,
     protections: u64,

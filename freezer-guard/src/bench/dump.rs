@@ -53,10 +53,11 @@ pub(super) fn measure(
     let [mut bare, mut cold, mut loaded, mut warm] = [const { Vec::new() }; 4];
     for _ in 0..TIMES {
         be_alone()?;
-        // The kernel removes programs in the background.
+        // The kernel detaches and removes programs in the background.
         thread::sleep(ALL_SETTLED);
         bare.push(dump(false)?);
         cold.push(dump(true)?);
+        thread::sleep(ALL_SETTLED);
         loaded.push(dump(true)?);
     }
     // It would guard a bare dump by itself.

@@ -105,14 +105,15 @@ pub(super) fn measure(
             helpers.begin(waiting)?;
             service = Some(helpers);
         }
-        // The kernel removes programs in the background.
-        thread::sleep(ALL_SETTLED);
         let mut begins = Vec::new();
         let mut ends = Vec::new();
-        for _ in 0..TIMES {
+        for time in 0..TIMES {
             waiting()?;
             if found == Found::Nothing {
                 be_alone()?;
+            }
+            if found != Found::Service || time == 0 {
+                // The kernel detaches and removes programs in the background.
                 thread::sleep(ALL_SETTLED);
             }
             let (begin, end) = thawed(run(path), path, waiting)?;

@@ -382,9 +382,9 @@ pub(super) fn in_force(maps: &Maps) -> Result<Vec<(GuardId, Entry)>, Error> {
     Ok(guards)
 }
 
-/// Detaches what no guard needs; without any guard, everything. What is loaded stays for the
-/// next guard. A daemon that runs does this itself, some time later: the next guard may begin
-/// at once.
+/// Detaches every program that no guard needs; without any guard, all of them. They stay
+/// loaded for the next guard. A running daemon does this itself, some time later: the next
+/// guard may begin at once.
 pub(super) fn detach_idle(lock: &Locked, maps: &Maps) -> Result<(), Error> {
     if daemon_runs() {
         return Ok(());

@@ -135,8 +135,8 @@ impl Locked {
         })
     }
 
-    /// What has become of each program that guards in these hierarchies need, at the level
-    /// that the pinned ones were loaded for, and of those that the service needs, if it runs.
+    /// Returns the state of each program that guards in these hierarchies need at the loaded
+    /// level, and of each that the service has loaded besides.
     pub fn programs(&self, hierarchies: Hierarchies) -> Vec<ProgramReport> {
         let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
         self.level().map_or_else(Vec::new, |level| {

@@ -128,7 +128,7 @@ pub(super) const PROGRAMS: [Program; 20] = {
         program_on("ptrace_attach_exit", Exit("ptrace_attach"), All, Notices(Ptrace), Any),
         program_on("mem_write_exit", Exit("mem_write"), All, Notices(Ptrace), Any),
         program_on("ptrace_access_exit", Exit("security_ptrace_access_check"), All, Notices(Ptrace), Below),
-        // The return before the entry: what it finds was left by an entry.
+        // The return before the entry: it finds only values that an entry has left.
         program_on("apply_state_exit", Exit("freezer_apply_state"), V1, Notices(Freeze), Any),
         program_on("apply_state_entry", Entry("freezer_apply_state"), V1, Notices(Freeze), Any),
         program_on("freeze_exit", Exit("cgroup_freeze"), V2, Notices(Freeze), Any),
@@ -216,7 +216,7 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
 }
 
 impl Program {
-    /// What it is attached to, in words.
+    /// Its attachment point, in words.
     pub(super) fn hook(&self, level: Level) -> String {
         match self.hook {
             Hook::Lsm(hook) if level == Level::Enforce => format!("lsm {hook}"),
@@ -328,7 +328,7 @@ impl Program {
         }
     }
 
-    /// What it is attached to, as BTF names it.
+    /// Its attachment point, as BTF names it.
     fn target(&self, level: Level) -> String {
         match self.hook {
             Hook::Lsm(hook) if level == Level::Enforce => format!("bpf_lsm_{hook}"),

@@ -68,12 +68,12 @@ fn misses(info: &str) -> Option<u64> {
     number.trim().parse().ok()
 }
 
-/// What has become of a program on this kernel.
+/// The state of a program on this kernel.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct ProgramReport {
     /// Its name.
     pub name: &'static str,
-    /// What it is for the kernel, and where.
+    /// Its type and its hook, in the kernel's words.
     pub hook: String,
     /// Whether the kernel has taken it.
     pub loaded: bool,

@@ -44,7 +44,7 @@ const WARM_BUDGET: f64 = 12e6;
 /// Of so many tasks these figures are.
 const FEW_TASKS: usize = 10;
 
-/// What is not as it has to be. `all`: of the same kernel.
+/// Returns the excess over a budget, if any. `all`: the lives on the same kernel.
 pub(super) fn life_complaint(kernel: &str, life: &Life, all: &[Life]) -> Option<String> {
     if life.tasks > FEW_TASKS {
         return None;
@@ -75,7 +75,8 @@ pub(super) fn life_complaint(kernel: &str, life: &Life, all: &[Life]) -> Option<
 /// The most that programs and maps may take of the kernel's memory without a guard, bytes.
 const IDLE_MEMORY: u64 = 4 << 20;
 
-/// What is not as it has to be. (Before 6.4 the kernel tells what a map takes when it is full.)
+/// Returns the excess over the budget, if any. (Before 6.4 the kernel tells the size of a full
+/// map.)
 pub(super) fn memory_complaint(kernel: &str, memory: &Memory) -> Option<String> {
     let is = memory.maps + memory.programs;
     (kernel != "6.1" && memory.guards == 0 && is > IDLE_MEMORY)
