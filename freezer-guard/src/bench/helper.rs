@@ -25,7 +25,7 @@ use nix::{
     unistd::{Pid, dup2_stderr, getpid, setsid},
 };
 
-use super::Error;
+use super::{Error, condition::ALL_SETTLED};
 use crate::{
     cgroup::{Cgroup, Version},
     guard::{self, Guard, Wanted, automatic},
@@ -255,8 +255,9 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
             drop(programs);
         }
         Part::Idle => {
-            // It leaves its programs loaded.
+            // It leaves its programs loaded, and the kernel detaches them in the background.
             begin(&target(top, 0))?.end()?;
+            thread::sleep(ALL_SETTLED);
             orders.wait(HELD)?;
         }
         Part::Watch => {

@@ -17,14 +17,16 @@ fn budget(kernel: &str, hierarchy: &str, operation: &str) -> Option<f64> {
 
 /// How exact an operation's figure is, instructions. A process gets other pages each time;
 /// a path's names share their places in a table of the kernel's with others; and so do
-/// holders' threads and targets in ours.
+/// holders' threads and targets in ours. (A write to a cgroup's file took two fewer on 6.12
+/// and two more on 5.10 once anything of ours had been attached, also after it was gone. The
+/// reason is not known.)
 pub(super) fn exactness(operation: &str, figure: f64) -> f64 {
     match operation {
         "fork+exit" | "exec" => figure / 200.0,
         "open+close" => figure / 25.0,
         "stat deep path" => figure / 250.0,
         "signal" | "write unrelated freezer" => 40.0,
-        "write unrelated cgroup file" | "write guarded freezer" => 1.0,
+        "write unrelated cgroup file" | "write guarded freezer" => 2.5,
         _ => 0.05,
     }
 }
