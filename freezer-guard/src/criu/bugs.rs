@@ -26,20 +26,13 @@ const ANY: (u8, u8) = (u8::MAX, 0);
 
 /// Seen in the tests' guests, but for runc's: that is CRIU's own
 /// (action-scripts.c, mended in 3.19).
-const BUGS: [Bug; 4] = [
+const BUGS: [Bug; 3] = [
     Bug {
         criu: [(0, 0), (4, 0)],
         kernel: [(6, 18), ANY],
         when: || true,
         what: "does not start on this kernel",
         remedy: "use CRIU 4.1.1 or later",
-    },
-    Bug {
-        criu: [(3, 17), (u32::MAX, 0)],
-        kernel: [(0, 0), (5, 13)],
-        when: || true,
-        what: "cannot dump tasks that use rseq on this kernel, as glibc does since 2.35",
-        remedy: "start them with GLIBC_TUNABLES=glibc.pthread.rseq=0",
     },
     Bug {
         criu: [(3, 17), (3, 19)],
