@@ -12,6 +12,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use toolchain::Toolchain;
 
+/// Cargo's folder for the BPF programs. `.cargo/config.toml` sets it for all profiles.
+const TARGET_DIR: &str = "FREEZER_GUARD_EBPF_TARGET_DIR";
+
 fn main() -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -34,19 +37,10 @@ fn main() -> Result<()> {
         )
     };
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
-    let target_dir = out_dir.join("ebpf");
+    println!("cargo::rerun-if-env-changed={TARGET_DIR}");
+    let target_dir = env::var_os(TARGET_DIR).map_or(out_dir.join("ebpf"), PathBuf::from);
     let status = toolchain
-        .cargo("build")
-        .current_dir(workspace)
-        .args([
-            "--locked",
-            "--package",
-            "freezer-guard-ebpf",
-            "--bin",
-            "freezer-guard-ebpf",
-        ])
-        .arg("--target-dir")
-        .arg(&target_dir)
+        .build(workspace, &target_dir)
         .status()
         .context("run cargo for the BPF programs")?;
     if !status.success() {

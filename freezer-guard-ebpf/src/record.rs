@@ -6,7 +6,7 @@ use crate::{CgroupKey, GuardId, Protection, protection_of};
 /// depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// A write to a protected file; `detail`: its place in [`PROTECTED_FILES`].
+    /// A write to a protected file; `detail`: its place in [`PROTECTED_FILES`](crate::PROTECTED_FILES).
     Write = 0,
     /// The cgroup was frozen.
     Freeze = 1,

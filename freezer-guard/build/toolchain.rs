@@ -65,6 +65,17 @@ impl Toolchain {
         Some(Self::RustSrc { name, linker })
     }
 
+    /// The `cargo` command that compiles the BPF programs, in this folder.
+    pub(crate) fn build(&self, workspace: &Path, target_dir: &Path) -> Command {
+        let mut command = self.cargo("build");
+        command
+            .current_dir(workspace)
+            .args(["--locked", "--package", "freezer-guard-ebpf"])
+            .args(["--bin", "freezer-guard-ebpf", "--target-dir"])
+            .arg(target_dir);
+        command
+    }
+
     /// A `cargo` command that compiles for BPF. `core`'s unstable parts are
     /// used, hence `RUSTC_BOOTSTRAP`.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
@@ -96,7 +107,9 @@ impl Toolchain {
             .env_remove("RUSTFLAGS")
             .env_remove("RUSTC_WRAPPER")
             .env_remove("RUSTC_WORKSPACE_WRAPPER")
-            .env_remove("CARGO_BUILD_TARGET");
+            .env_remove("CARGO_BUILD_TARGET")
+            // A build script has it, a shell has not: aya's would be run anew for each.
+            .env_remove("HOST");
         command
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build,
+    build::{self, Profile},
     config::{Cgroup, Image},
     docs,
     kernel::{KERNELS, Kernel},
@@ -149,8 +149,8 @@ struct Counted {
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let kernels = Kernel::chosen(&args.kernel)?;
     let guests = kernels.iter().map(|kernel| (*kernel, Image::Initramfs));
-    setup::setup(&Needs::guests(guests))?;
-    let programs = build::guest_programs()?;
+    let needs = Needs::guests(guests);
+    let programs = setup::guest_programs(&needs, Profile::Release)?;
     let mut counted = Vec::new();
     for kernel in kernels {
         let report = args.count_on(kernel, &programs)?;

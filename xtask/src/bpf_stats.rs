@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build,
+    build::{self, Profile},
     config::{Cgroup, Image},
     kernel::{KERNELS, Kernel},
     matrix::NO_BPF,
@@ -77,8 +77,8 @@ fn write(baseline: Baseline) -> Result<()> {
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let guests = KERNELS.iter().map(|kernel| (kernel, Image::Initramfs));
-    setup::setup(&Needs::guests(guests))?;
-    let programs = build::guest_programs()?;
+    let needs = Needs::guests(guests);
+    let programs = setup::guest_programs(&needs, Profile::Release)?;
     let mut found = Baseline::new();
     let mut complaints = Vec::new();
     let boots = KERNELS

@@ -5,11 +5,12 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
-use crate::run;
+use crate::{ebpf, run};
 
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -26,43 +27,72 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Cargo's folder for the static programs.
+/// Cargo's folder.
 pub(crate) fn target_dir() -> PathBuf {
-    workspace().join("target/guest")
+    workspace().join("target")
+}
+
+/// How the programs of a guest are compiled.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    /// As they ship.
+    Release,
+    /// In half the time, for a first look.
+    Dev,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dev => "dev",
+        }
+    }
+
+    /// The folder in cargo's, where the programs are.
+    fn folder(self) -> PathBuf {
+        let name = match self {
+            Self::Release => "release",
+            Self::Dev => "debug",
+        };
+        target_dir().join(TARGET).join(name)
+    }
+}
+
+/// Where `freezer-guard` is, once [`guest_programs`] has compiled it as it ships.
+pub(crate) fn freezer_guard() -> PathBuf {
+    Profile::Release.folder().join("freezer-guard")
 }
 
 /// `freezer-guard` and the guest's own programs.
-pub(crate) fn guest_programs() -> Result<Vec<PathBuf>> {
-    let target = target_dir();
-    run(cargo()
-        .args([
-            "build",
-            "--locked",
-            "--release",
-            "--bins",
-            "--target",
-            TARGET,
-        ])
-        .args([
-            "--package",
-            "freezer-guard",
-            "--package",
-            "freezer-guard-tests",
-            "--target-dir",
-        ])
-        .arg(&target)
-        .env(
-            "RUSTFLAGS",
-            "-C target-feature=+crt-static -C strip=debuginfo",
-        ))
-    .context("build the programs of the guest")?;
-    let release = target.join(TARGET).join("release");
+pub(crate) fn guest_programs(profile: Profile) -> Result<Vec<PathBuf>> {
+    thread::scope(|scope| {
+        // cargo compiles them last, one crate after the other, if it is left to it.
+        let ebpf = scope.spawn(ebpf::build);
+        compile(profile)?;
+        ebpf.join()
+            .map_err(|_| anyhow!("a thread that compiles has panicked"))?
+    })?;
     ["freezer-guard", "guest-init", "guest-tool", "integration"]
         .map(|name| {
-            let path = release.join(name);
+            let path = profile.folder().join(name);
             fs::metadata(&path).with_context(|| format!("find {}", path.display()))?;
             Ok(path)
         })
         .into_iter()
         .collect()
+}
+
+fn compile(profile: Profile) -> Result<()> {
+    run(cargo()
+        .args(["build", "--locked", "--bins", "--target", TARGET])
+        .args(["--profile", profile.name()])
+        .args(["--package", "freezer-guard"])
+        .args(["--package", "freezer-guard-tests", "--target-dir"])
+        .arg(target_dir())
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C strip=debuginfo",
+        ))
+    .context("build the programs of the guest")
 }

@@ -8,7 +8,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::Result;
 
 use crate::{
-    build,
+    build::{self, Profile},
     config::{Cgroup, Image},
     kernel::{self, Kernel},
     setup::{self, Needs},
@@ -33,8 +33,8 @@ pub(crate) struct Args {
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let kernel = Kernel::named(&args.kernel)?;
-    setup::setup(&Needs::guests([(kernel, Image::Initramfs)]))?;
-    let programs = build::guest_programs()?;
+    let needs = Needs::guests([(kernel, Image::Initramfs)]);
+    let programs = setup::guest_programs(&needs, Profile::Dev)?;
     eprintln!(
         "booting a guest: Linux {}, cgroup {} …",
         args.kernel,

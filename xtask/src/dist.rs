@@ -13,7 +13,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build, run,
+    build::{self, Profile},
+    run,
     setup::{self, Needs},
 };
 
@@ -36,8 +37,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     };
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     let out = out.canonicalize()?;
-    generate()?;
-    build::guest_programs()?;
+    build::guest_programs(Profile::Release)?;
     let package = package(&out, &time)?;
     println!("{}", package.display());
     let tarball = tarball(&out, &package, &time)?;
@@ -50,8 +50,7 @@ pub(crate) fn package_for_guests() -> Result<PathBuf> {
     setup::setup(&Needs::default().with_package())?;
     let out = build::workspace().join("target/dist");
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
-    generate()?;
-    build::guest_programs()?;
+    build::guest_programs(Profile::Release)?;
     package(&out, &time_of_sources()?)
 }
 
@@ -72,22 +71,21 @@ fn time_of_sources() -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// Man pages and completions, where freezer-guard/Cargo.toml expects them. The
-/// program that writes them is another one than that which is packed.
+/// Man pages and completions, where freezer-guard/Cargo.toml expects them.
 fn generate() -> Result<()> {
     let dir = build::workspace().join("target/generated");
     // A subcommand that is no more leaves a page.
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
     }
-    run(build::cargo()
-        .args(["run", "--quiet", "--locked", "--package", "freezer-guard"])
-        .args(["--features", "generate", "--", "generate"])
+    run(Command::new(build::freezer_guard())
+        .arg("generate")
         .arg(&dir))
     .context("write man pages and completions")
 }
 
 fn package(out: &Path, time: &str) -> Result<PathBuf> {
+    generate()?;
     let path = out.join(format!("freezer-guard_{VERSION}_amd64.deb"));
     run(Command::new(setup::cargo_deb())
         .current_dir(build::workspace())

@@ -7,11 +7,11 @@ use crate::{build, ebpf, run};
 /// The name of a lint, and its command.
 type Lint = (&'static str, fn() -> Result<()>);
 
-const LINTS: [Lint; 4] = [
-    ("clippy", || clippy(&["--all-targets"])),
-    // For the whole workspace, so that the crates it depends on need not be checked again.
-    ("clippy with the feature generate", || {
-        clippy(&["--features", "freezer-guard/generate"])
+const LINTS: [Lint; 3] = [
+    ("clippy", || {
+        run(build::cargo()
+            .args(["clippy", "--workspace", "--all-targets", "--locked"])
+            .args(["--", "-D", "warnings"]))
     }),
     ("the BPF crate", ebpf::check),
     ("rustdoc", || {
@@ -28,11 +28,4 @@ pub(crate) fn failures() -> Vec<String> {
         lint().map_err(|error| format!("{name}: {error:#}"))
     });
     results.into_iter().filter_map(Result::err).collect()
-}
-
-fn clippy(arguments: &[&str]) -> Result<()> {
-    run(build::cargo()
-        .args(["clippy", "--workspace", "--locked"])
-        .args(arguments)
-        .args(["--", "-D", "warnings"]))
 }

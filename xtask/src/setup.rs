@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::{
+    build::{self, Profile},
     cache,
     config::Image,
     debian::{Apt, host_release},
@@ -186,31 +187,41 @@ impl Step {
 
 /// Fetches everything.
 pub(crate) fn everything() -> Result<()> {
-    take(&Needs::everything())
+    take(&Needs::everything(), || Ok(()))
 }
 
 /// Fetches the missing parts, in silence if there are none.
 pub(crate) fn setup(needs: &Needs) -> Result<()> {
+    setup_and(needs, || Ok(()))
+}
+
+/// Fetches the missing parts, and compiles the programs of the guest meanwhile.
+pub(crate) fn guest_programs(needs: &Needs, profile: Profile) -> Result<Vec<PathBuf>> {
+    setup_and(needs, || build::guest_programs(profile))
+}
+
+fn setup_and<T>(needs: &Needs, compile: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut steps = needs.to_compile();
     steps.extend(needs.to_fetch());
     match steps.iter().all(|step| (step.there)()) {
-        true => Ok(()),
-        false => take(needs),
+        true => compile(),
+        false => take(needs, compile),
     }
 }
 
-/// Compiles while it downloads.
-fn take(needs: &Needs) -> Result<()> {
+/// Downloads while it compiles: the tools, then what is compiled with them.
+fn take<T>(needs: &Needs, compile: impl FnOnce() -> Result<T>) -> Result<T> {
     let _lock = cache::lock()?;
     let all = |steps: Vec<Step>| steps.iter().try_for_each(Step::take);
     thread::scope(|scope| {
-        let compile = scope.spawn(|| all(needs.to_compile()));
-        let fetched = all(needs.to_fetch());
-        let compiled = compile.join();
-        fetched.and(compiled.map_err(|_| anyhow!("a thread that compiles has panicked"))?)
-    })?;
-    eprintln!("everything is there, in {}", cache::dir().display());
-    Ok(())
+        let fetch = scope.spawn(|| all(needs.to_fetch()));
+        let compiled = all(needs.to_compile()).and_then(|()| compile());
+        let fetched = fetch.join();
+        fetched.map_err(|_| anyhow!("a thread that downloads has panicked"))??;
+        let compiled = compiled?;
+        eprintln!("everything is there, in {}", cache::dir().display());
+        Ok(compiled)
+    })
 }
 
 /// Debian's `rustc-web` packages would replace a user's own `rustc`: unpack them.

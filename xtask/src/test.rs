@@ -15,7 +15,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    build, config,
+    build::{self, Profile},
+    config,
     config::{Cgroup, Image, Suite},
     dist, docs,
     history::History,
@@ -80,12 +81,12 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     };
     let needs = Needs::guests(guests.iter().map(|guest| (guest.kernel, guest.image)));
     let installs = guests.iter().any(|guest| guest.image == Image::Systemd);
-    setup::setup(&if installs {
-        needs.with_package()
-    } else {
-        needs
-    })?;
-    let run = Run::new(args, guests, history, sum)?;
+    let needs = match installs {
+        true => needs.with_package(),
+        false => needs,
+    };
+    let programs = setup::guest_programs(&needs, Profile::Release)?;
+    let run = Run::new(args, guests, programs, history, sum);
     run.everything()?;
     run.conclude(args)
 }
@@ -159,7 +160,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Run {
-    fn new(args: &Args, guests: Vec<Guest>, history: History, sum: Sum) -> Result<Self> {
+    fn new(
+        args: &Args,
+        guests: Vec<Guest>,
+        programs: Vec<PathBuf>,
+        history: History,
+        sum: Sum,
+    ) -> Self {
         let seconds = |guest: &Guest| {
             let before = history.seconds(&guest.label());
             before.unwrap_or_else(|| guest.usual_seconds())
@@ -179,18 +186,18 @@ impl Run {
             .collect();
         // The host takes the second thread, while the longest guest has the first.
         jobs.insert(jobs.len().min(1), Job::Host);
-        Ok(Self {
+        Self {
             name: args.name.clone(),
             lints: args.lint,
             threads: args.jobs.max(1),
             jobs,
             next: AtomicUsize::new(0),
-            programs: build::guest_programs()?,
+            programs,
             package: Mutex::new(None),
             history,
             left,
             results: Mutex::new((sum, Vec::new())),
-        })
+        }
     }
 
     fn everything(&self) -> Result<()> {

@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::{
-    build, cache,
+    build::Profile,
+    cache,
     config::{self, Cgroup, Config, Image, Suite},
     image::Archive,
     kernel::{self, Kernel},
@@ -99,8 +100,8 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         vm.copies.push((source.into(), destination.to_owned()));
     }
     let kernel = Kernel::named(&args.kernel)?;
-    setup::setup(&Needs::guests([(kernel, args.image)]))?;
-    let programs = build::guest_programs()?;
+    let needs = Needs::guests([(kernel, args.image)]);
+    let programs = setup::guest_programs(&needs, Profile::Release)?;
     let code = vm.boot(&programs, |line| println!("{line}"))?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }

@@ -1,5 +1,4 @@
-//! `freezer-guard generate DIR`, with the feature `generate` only: man pages
-//! and completions, for packages.
+//! `freezer-guard generate DIR`: man pages and completions, for packages.
 
 use std::{
     env,

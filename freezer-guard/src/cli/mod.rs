@@ -10,7 +10,6 @@ mod driver;
 mod end;
 mod events;
 mod exit;
-#[cfg(feature = "generate")]
 mod generate;
 mod guarded;
 mod restore;
@@ -77,7 +76,6 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
-    #[cfg(feature = "generate")]
     if let Some(code) = generate::asked() {
         return code;
     }
