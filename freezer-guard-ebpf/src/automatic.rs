@@ -8,18 +8,19 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::{bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
+    helpers::bpf_ktime_get_boot_ns,
 };
 use freezer_guard_ebpf::{
-    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, TaskPointer,
-    Unguarded,
+    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES,
+    MAX_CANDIDATES_BY_USERS, MAX_DEPTH_BY_USER, TaskPointer, Unguarded,
 };
 
 use crate::{
     atomic::Word,
+    authority::Credentials,
     covering::{self, Covering, below},
     each::{self, GO_ON, STOP},
-    freezer::FREEZING_SELF,
+    freezer::{self, FREEZING_SELF},
     kernel::{self, Pointer, load, offset, probe},
     maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS, guard},
     membership, telling,
@@ -69,18 +70,29 @@ pub(crate) fn executed(bprm: Pointer) {
     if !is_checkpointer || membership::of_current().is_some() {
         return;
     }
+    let Some(owner) = Credentials::of(kernel::current()) else {
+        return;
+    };
+    // A file proves nothing: `LD_PRELOAD` and ptrace make anything of a process. Only
+    // credentials do.
+    if !owner.is_checkpointer() && template.flags & Guard::BY_USER == 0 {
+        return;
+    }
     let leader = kernel::current() as TaskPointer;
     // SAFETY: no preconditions.
     let id = unsafe { bpf_ktime_get_boot_ns() };
-    let is_root = bpf_get_current_uid_gid() as u32 == 0;
-    let flags = if is_root { 0 } else { Guard::OF_USER };
-    let candidate = Guard {
+    let mut candidate = Guard {
         leader,
-        flags,
+        flags: 0,
         ..*template
     };
-    let candidates = candidates(flags);
-    if candidates.get() >= u64::from(MAX_CANDIDATES)
+    if !owner.is_root_of_host() {
+        candidate.flags = Guard::BY_USER;
+        candidate.owner_uid = owner.uid.into();
+        candidate.owner_ns = owner.user_ns;
+    }
+    let (candidates, most) = candidates(candidate.flags);
+    if candidates.get() >= u64::from(most)
         || GUARDS
             .insert(id, candidate, u64::from(BPF_NOEXIST))
             .is_err()
@@ -94,16 +106,16 @@ pub(crate) fn executed(bprm: Pointer) {
     candidates.add(1);
 }
 
-/// How many there are, of root and of others: these shall not take root's places.
-static OF_ROOT: Word = Word::new();
-static OF_USERS: Word = Word::new();
+/// How many there are, of root and of users, who do not take root's room.
+static BY_ROOT: Word = Word::new();
+static BY_USERS: Word = Word::new();
 
+/// The count of candidates with these flags, and the most that there can be.
 #[inline(always)]
-fn candidates(flags: u64) -> &'static Word {
-    if flags & Guard::OF_USER == 0 {
-        &OF_ROOT
-    } else {
-        &OF_USERS
+fn candidates(flags: u64) -> (&'static Word, u32) {
+    match flags & Guard::BY_USER {
+        0 => (&BY_ROOT, MAX_CANDIDATES),
+        _ => (&BY_USERS, MAX_CANDIDATES_BY_USERS),
     }
 }
 
@@ -111,7 +123,7 @@ fn candidates(flags: u64) -> &'static Word {
 #[inline(always)]
 pub(crate) fn has_ended(flags: u64, is_candidate: bool) {
     if is_candidate {
-        candidates(flags).add(u64::MAX);
+        candidates(flags).0.add(u64::MAX);
     }
 }
 
@@ -138,21 +150,30 @@ pub(crate) fn moved(task: TaskPointer) {
     }
 }
 
-/// `freezer_apply_state(freezer, freeze, state)` is about to do it.
+/// `freezer_apply_state(freezer, freeze, state)` is about to begin.
 #[inline(always)]
-pub(crate) fn writes_v1(freezer: Pointer, state: u32) {
+pub(crate) fn writes_v1(freezer: Pointer, freeze: bool, state: u32) {
     let cgroup = offset!(freezer_css) + offset!(cgroup_subsys_state_cgroup);
     if state & FREEZING_SELF != 0
+        && (freeze || freezer::is_frozen_v1(freezer))
         && let Some(cgroup) = probe(freezer, cgroup)
     {
         claim(cgroup);
     }
 }
 
-/// The freezer of the cgroup is about to be written, under a mutex of the
-/// kernel's. If a checkpointer does that, it guards the cgroup from here on.
+/// `cgroup_freeze(cgrp, freeze)` is about to begin.
 #[inline(always)]
-pub(crate) fn claim(cgroup: Pointer) {
+pub(crate) fn writes_v2(cgroup: Pointer, freeze: bool) {
+    if freeze || freezer::is_frozen_v2(cgroup) {
+        claim(cgroup);
+    }
+}
+
+/// The cgroup is frozen, or is about to be, and its freezer is about to be written, under a
+/// mutex of the kernel's. If a checkpointer does that, it guards the cgroup from here on.
+#[inline(always)]
+fn claim(cgroup: Pointer) {
     let Some(id) = membership::of_current() else {
         return;
     };
@@ -189,6 +210,12 @@ fn take(id: GuardId, cgroup: Pointer) {
         // A dead guard's.
         let _ = TARGETS.remove(key);
     }
+    // SAFETY: a map value the verifier has seen checked.
+    if unsafe { (*entry).flags } & Guard::BY_USER != 0
+        && probe::<u32>(cgroup, offset!(cgroup_level)).is_none_or(|level| level > MAX_DEPTH_BY_USER)
+    {
+        return unguarded(id, key, Unguarded::Full);
+    }
     // What is done to it from here on counts; a moment later, as a violation.
     if !membership::hold(entry) || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
         return unguarded(id, key, Unguarded::Full);
@@ -209,7 +236,7 @@ fn take(id: GuardId, cgroup: Pointer) {
         // SAFETY: as above.
         unsafe { (*entry).flags |= Guard::ENDS_WITH_LEADER };
     }
-    telling::tell(id, EventKind::Begun, key);
+    telling::tell_begun(id, entry, key);
 }
 
 /// Whether the current task is in the cgroup, or below it, that was claimed just now.

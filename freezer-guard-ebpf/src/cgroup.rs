@@ -4,12 +4,11 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use freezer_guard_ebpf::{
-    Act, GuardId, PROTECTED_FILES, Place, Protection, acts_downwards, denies, name_words,
-    protection_of,
+    Act, PROTECTED_FILES, Place, Protection, acts_downwards, name_words, protection_of,
 };
 
 use crate::{
-    covering::{self, Covering, below, minds},
+    covering::{self, Covering, REFUSING, below, refuses},
     kernel::{Pointer, load, offset, opaque, probe},
     membership, migration,
     telling::{self, Deed, EBUSY},
@@ -111,11 +110,10 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
     };
     let writer = membership::writer();
     let refusing = match covering::of_cgroup(cgroup) {
-        // Not knowing must not let anything through.
-        Covering::TooDeep => return 1,
-        Covering::Guard(id) if refuses(id, protection, writer) => Some(id),
+        Covering::TooDeep => return covering::too_deep_for_current().into(),
+        Covering::Guard(id) if refuses(id, Place::Inside, protection, writer) => Some(id),
         Covering::Guard(_) | Covering::Nobody if acts_downwards(protection) => {
-            below(written, protection.bit(), writer)
+            below(written, protection.bit() | REFUSING, writer)
         }
         Covering::Guard(_) | Covering::Nobody => None,
     };
@@ -124,12 +122,6 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
     deed.detail = index as u32;
     telling::refused(id, &deed);
     1
-}
-
-/// Whether the guard is in force and refuses the write, which is inside.
-#[inline(always)]
-fn refuses(id: GuardId, protection: Protection, writer: Option<GuardId>) -> bool {
-    denies(id, Place::Inside, protection, writer) && minds(id, protection, writer)
 }
 
 /// Whether a write that [`check_file`] does not mind is refused, 0 or 1: on v1 it may move a

@@ -3,10 +3,12 @@
 use core::ffi::c_void;
 
 use freezer_guard_ebpf::{
-    Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Protection, TaskPointer,
+    Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Object, Place, Protection,
+    TaskPointer, denies,
 };
 
 use crate::{
+    authority,
     each::{self, GO_ON, STOP},
     kernel::{self, Pointer, offset, probe},
     maps::{ANCESTORS, FREEZER, GUARDS, TARGETS, TURNS, guard},
@@ -46,6 +48,13 @@ pub(crate) fn of_cgroup(cgroup: Pointer) -> Covering {
         TOO_DEEP => Covering::TooDeep,
         id => Covering::Guard(id),
     }
+}
+
+/// Returns whether [`Covering::TooDeep`] refuses the current task: a guard may cover the
+/// cgroup. Otherwise a user could keep root from his tasks by the depth of his cgroups.
+#[inline(always)]
+pub(crate) fn too_deep_for_current() -> bool {
+    !authority::is_over_all_users()
 }
 
 /// The same as a number. A global function, which the verifier walks once, and not wherever
@@ -156,15 +165,20 @@ fn covers(id: GuardId, task: Pointer) -> bool {
     v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)
 }
 
-/// What the current task is to the guard.
+/// The relation of the current task to the guard. `asks`: its action is still to be permitted,
+/// so authority matters.
 #[inline(always)]
-pub(crate) fn actor(id: GuardId) -> Actor {
+pub(crate) fn actor(id: GuardId, asks: bool) -> Actor {
     if membership::of_current() == Some(id) {
-        Actor::Holder
-    } else if covers(id, kernel::current()) {
-        Actor::Own
-    } else {
-        Actor::Outsider
+        return Actor::Holder;
+    }
+    // SAFETY: a map value the verifier has seen checked.
+    if asks && guard(id).is_some_and(|guard| authority::is_superior(unsafe { &*guard })) {
+        return Actor::Superior;
+    }
+    match covers(id, kernel::current()) {
+        true => Actor::Own,
+        false => Actor::Outsider,
     }
 }
 
@@ -187,6 +201,30 @@ pub(crate) fn minds(id: GuardId, protection: Protection, writer: Option<GuardId>
             objects(unsafe { &*guard }, protection.bit())
         })
 }
+
+/// Returns whether the guard refuses the current task a write to a cgroup at this place.
+#[inline(always)]
+pub(crate) fn refuses(
+    id: GuardId,
+    place: Place,
+    protection: Protection,
+    writer: Option<GuardId>,
+) -> bool {
+    writer != Some(id)
+        && guard(id).is_some_and(|guard| {
+            // SAFETY: a map value the verifier has seen checked.
+            let guard = unsafe { &*guard };
+            objects(guard, protection.bit())
+                && denies(
+                    authority::outsider(guard),
+                    protection,
+                    Object::Cgroup(place),
+                )
+        })
+}
+
+/// Beside the bits of protections: only guards that refuse the current task count.
+pub(crate) const REFUSING: u64 = 1 << 30;
 
 /// Whether a guard in force protects from all of these. (Without any: whether it is there.)
 #[inline(always)]
@@ -244,6 +282,7 @@ impl Search {
     pub(crate) fn is_met_by(&self, id: GuardId, guard: &Guard) -> bool {
         id != self.writer
             && objects(guard, self.protections)
+            && !(self.protections & REFUSING != 0 && authority::is_superior(guard))
             && ANCESTORS
                 .get_ptr(AncestorKey::new(self.cgroup, id))
                 .is_some()
@@ -259,7 +298,7 @@ extern "C" fn first_below(packed: u64, kernfs_id: u64, writer: u64) -> GuardId {
     if let Some(last) = last_below(search.cgroup)
         && let Some(guard) = guard(last)
         // SAFETY: a map value the verifier has seen checked.
-        && last != writer && objects(unsafe { &*guard }, search.protections)
+        && search.is_met_by(last, unsafe { &*guard })
     {
         return last;
     }

@@ -1,7 +1,5 @@
 //! What is protected, and whether a write is refused. No kernel in here.
 
-use crate::GuardId;
-
 /// What a guard protects its target from. User space shows it by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
@@ -157,47 +155,50 @@ pub const fn acts_downwards(protection: Protection) -> bool {
     matches!(protection, Protection::Freeze | Protection::Kill)
 }
 
-/// Whether `guard`, which is in force, refuses a write that would do what
-/// `protection` names to a cgroup at `place`, by a task that belongs to the
-/// holder of `writer`.
-#[inline(always)]
-pub const fn denies(
-    guard: GuardId,
-    place: Place,
-    protection: Protection,
-    writer: Option<GuardId>,
-) -> bool {
-    let holder = matches!(writer, Some(own) if own == guard);
-    !holder
-        && match place {
-            Place::Inside => true,
-            Place::Above => acts_downwards(protection),
-        }
-}
-
-/// Who does something to a task of a target.
+/// The relation of an acting task to a guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
-    /// The holder of the target's guard.
+    /// A member of the guard's holder.
     Holder,
-    /// A task of the target itself. It runs, so nobody holds it: the checkpoint
-    /// is over and its tasks go on, or it was never part of it.
+    /// A task with authority over the guard's owner: without freezer-guard it may kill or
+    /// trace the owner's processes. No task is superior to a guard of the host's root.
+    Superior,
+    /// A task of the target itself. It runs, so no checkpointer has stopped it: the
+    /// checkpoint is over and its tasks go on, or it was never part of it.
     Own,
-    /// Anybody else.
+    /// Any other task.
     Outsider,
 }
 
-/// Whether `actor` may not signal or trace a task of a target; `traced`: the
-/// holder has it under ptrace.
+/// The object of an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    /// A cgroup.
+    Cgroup(Place),
+    /// A task of the target.
+    Task {
+        /// Whether the guard's holder has it under ptrace.
+        traced: bool,
+        /// Whether it belongs to the holder of any guard.
+        member: bool,
+    },
+}
+
+/// Returns whether a guard in force refuses an action that `protection` names.
 ///
-/// What a container's tasks do to each other once the checkpointer has let
-/// them go is their own business.
+/// A guard gives nobody a power over his superiors, and no holder is ever protected from
+/// signals: so a guard lasts no longer than its holder, and its holder no longer than without
+/// freezer-guard. When the checkpointer has let go of a container's tasks, the guard leaves
+/// them alone among themselves.
 #[inline(always)]
-pub const fn denies_task(actor: Actor, traced: bool) -> bool {
-    match actor {
-        Actor::Holder => false,
-        Actor::Own => traced,
-        Actor::Outsider => true,
+pub const fn denies(actor: Actor, protection: Protection, object: Object) -> bool {
+    match (actor, object) {
+        (Actor::Holder | Actor::Superior, _) => false,
+        (_, Object::Cgroup(Place::Inside)) => true,
+        (_, Object::Cgroup(Place::Above)) => acts_downwards(protection),
+        (_, Object::Task { member: true, .. }) if matches!(protection, Protection::Kill) => false,
+        (Actor::Own, Object::Task { traced, .. }) => traced,
+        (Actor::Outsider, Object::Task { .. }) => true,
     }
 }
 
@@ -205,7 +206,7 @@ pub const fn denies_task(actor: Actor, traced: bool) -> bool {
 mod tests {
     extern crate std;
 
-    use proptest::{option, prelude::*, sample::select};
+    use proptest::{prelude::*, sample::select};
 
     use super::*;
 
@@ -243,50 +244,60 @@ mod tests {
         select(&Protection::ALL[..])
     }
 
+    fn actors() -> impl Strategy<Value = Actor> {
+        select(&[Actor::Holder, Actor::Superior, Actor::Own, Actor::Outsider][..])
+    }
+
     fn places() -> impl Strategy<Value = Place> {
         select(&[Place::Inside, Place::Above][..])
     }
 
+    fn objects() -> impl Strategy<Value = Object> {
+        let task = |(traced, member)| Object::Task { traced, member };
+        prop_oneof![
+            places().prop_map(Object::Cgroup),
+            any::<(bool, bool)>().prop_map(task)
+        ]
+    }
+
     proptest! {
         #[test]
-        fn the_holder_is_never_refused(
-            guard: GuardId, place in places(), protection in protections(),
-        ) {
-            prop_assert!(!denies(guard, place, protection, Some(guard)));
+        fn the_holder_is_never_refused(protection in protections(), object in objects()) {
+            prop_assert!(!denies(Actor::Holder, protection, object));
         }
 
         #[test]
-        fn the_holder_of_another_guard_is_an_outsider(
-            guard: GuardId, writer in option::of(any::<GuardId>()),
-            place in places(), protection in protections(),
-        ) {
-            prop_assume!(writer != Some(guard));
+        fn no_guard_has_power_over_a_superior(protection in protections(), object in objects()) {
+            prop_assert!(!denies(Actor::Superior, protection, object));
+        }
+
+        #[test]
+        fn a_holder_can_be_killed_by_every_task(actor in actors(), traced: bool) {
+            let object = Object::Task { traced, member: true };
+            prop_assert!(!denies(actor, Protection::Kill, object));
+        }
+
+        #[test]
+        fn inside_every_write_is_refused_to_outsiders(protection in protections()) {
+            for actor in [Actor::Own, Actor::Outsider] {
+                prop_assert!(denies(actor, protection, Object::Cgroup(Place::Inside)));
+            }
+        }
+
+        #[test]
+        fn above_only_what_acts_downwards_is_refused(protection in protections()) {
             prop_assert_eq!(
-                denies(guard, place, protection, writer),
-                denies(guard, place, protection, None)
-            );
-        }
-
-        #[test]
-        fn inside_everything_is_refused_to_outsiders(
-            guard: GuardId, protection in protections(),
-        ) {
-            prop_assert!(denies(guard, Place::Inside, protection, None));
-        }
-
-        #[test]
-        fn above_only_what_acts_downwards_is_refused(guard: GuardId, protection in protections()) {
-            prop_assert_eq!(
-                denies(guard, Place::Above, protection, None),
+                denies(Actor::Outsider, protection, Object::Cgroup(Place::Above)),
                 matches!(protection, Protection::Freeze | Protection::Kill)
             );
         }
 
         #[test]
-        fn only_the_holder_reaches_a_traced_task(traced: bool) {
-            prop_assert!(!denies_task(Actor::Holder, traced));
-            prop_assert!(denies_task(Actor::Outsider, traced));
-            prop_assert_eq!(denies_task(Actor::Own, traced), traced);
+        fn only_the_holder_reaches_a_traced_task(protection in protections(), traced: bool) {
+            let object = Object::Task { traced, member: false };
+            prop_assert!(!denies(Actor::Holder, protection, object));
+            prop_assert!(denies(Actor::Outsider, protection, object));
+            prop_assert_eq!(denies(Actor::Own, protection, object), traced);
         }
     }
 }

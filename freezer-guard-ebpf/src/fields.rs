@@ -54,6 +54,11 @@ kernel_fields! {
     inode_i_private = "inode"."i_private";
     super_block_s_user_ns = "super_block"."s_user_ns";
     user_namespace_level = "user_namespace"."level";
+    user_namespace_parent = "user_namespace"."parent";
+    user_namespace_owner = "user_namespace"."owner";
+    cred_euid = "cred"."euid";
+    cred_cap_effective = "cred"."cap_effective";
+    cred_user_ns = "cred"."user_ns";
     super_block_s_magic = "super_block"."s_magic";
     dentry_d_name = "dentry"."d_name";
     qstr_len = "qstr"."len";
@@ -65,6 +70,7 @@ kernel_fields! {
     cgroup_root = "cgroup"."root";
     cgroup_kn = "cgroup"."kn";
     cgroup_self = "cgroup"."self";
+    cgroup_level = "cgroup"."level";
     cgroup_freezer = "cgroup"."freezer";
     cgroup_freezer_state_freeze = "cgroup_freezer_state"."freeze";
     cgroup_root_hierarchy_id = "cgroup_root"."hierarchy_id";
@@ -72,6 +78,7 @@ kernel_fields! {
     cgroup_subsys_state_parent = "cgroup_subsys_state"."parent";
     css_set_dfl_cgrp = "css_set"."dfl_cgrp";
     css_set_subsys = "css_set"."subsys";
+    task_struct_cred = "task_struct"."cred";
     task_struct_tgid = "task_struct"."tgid";
     task_struct_pid = "task_struct"."pid";
     task_struct_cgroups = "task_struct"."cgroups";

@@ -33,8 +33,13 @@ pub(crate) fn before_v1(freezer: Pointer, freeze: bool, state: u32) {
     if state & FREEZING_SELF == 0 {
         return;
     }
-    let now = probe::<u32>(freezer, offset!(freezer_state)).unwrap_or(0) & FREEZING_SELF != 0;
-    V1.set(changing(now != freeze));
+    V1.set(changing(is_frozen_v1(freezer) != freeze));
+}
+
+/// Whether the freezer of a v1 cgroup is FROZEN by itself, or on its way there.
+#[inline(always)]
+pub(crate) fn is_frozen_v1(freezer: Pointer) -> bool {
+    probe::<u32>(freezer, offset!(freezer_state)).is_some_and(|state| state & FREEZING_SELF != 0)
 }
 
 /// The return of `freezer_apply_state`.
@@ -52,9 +57,14 @@ pub(crate) fn after_v1(freezer: Pointer, freeze: bool, state: u32) {
 /// `cgroup_freeze(cgrp, freeze)`
 #[inline(always)]
 pub(crate) fn before_v2(cgroup: Pointer, freeze: bool) {
+    V2.set(changing(is_frozen_v2(cgroup) != freeze));
+}
+
+/// Whether a v2 cgroup's own freezer is on.
+#[inline(always)]
+pub(crate) fn is_frozen_v2(cgroup: Pointer) -> bool {
     let field = offset!(cgroup_freezer) + offset!(cgroup_freezer_state_freeze);
-    let now = probe::<u8>(cgroup, field).unwrap_or(0) != 0;
-    V2.set(changing(now != freeze));
+    probe::<u8>(cgroup, field).is_some_and(|freeze| freeze != 0)
 }
 
 /// The return of `cgroup_freeze`.

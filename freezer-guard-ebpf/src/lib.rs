@@ -19,7 +19,7 @@ mod fields;
 mod record;
 
 pub use decision::{
-    Actor, PROTECTED_FILES, Place, ProtectedFile, Protection, acts_downwards, denies, denies_task,
+    Actor, Object, PROTECTED_FILES, Place, ProtectedFile, Protection, acts_downwards, denies,
     moves_one_thread, name_words, protection_of,
 };
 pub use fields::KernelOffsets;
@@ -116,6 +116,11 @@ pub struct Guard {
     /// The first target: when there is a `leader`, the first cgroup whose freezer
     /// the holder wrote, and zeros before: then the holder is a mere candidate.
     pub target: CgroupKey,
+    /// With [`Guard::BY_USER`]: the owner's uid, in the initial user namespace.
+    pub owner_uid: u64,
+    /// With [`Guard::BY_USER`]: the owner's `struct user_namespace *` as a number, or 0
+    /// while it is unknown.
+    pub owner_ns: u64,
 }
 
 /// How far a protection goes.
@@ -165,8 +170,11 @@ impl Guard {
     pub const FROZE: u64 = 4;
     /// Its targets were FROZEN, and have to be so when it ends.
     pub const FOUND_FROZEN: u64 = 8;
-    /// Somebody other than root executed the checkpointer.
-    pub const OF_USER: u64 = 32;
+    /// The guard's owner is a user, and not root of the host: it refuses nothing to tasks
+    /// with authority over him. In the template of automatic guards: users may have some.
+    pub const BY_USER: u64 = 32;
+    /// The kernel side has counted it among the guards of users that are held.
+    pub const HELD_BY_USER: u64 = 64;
 
     /// Whether the guard has not ended.
     #[inline(always)]
@@ -227,9 +235,10 @@ pub struct Enrolling {
 
 /// The number of guards that can be held at once.
 pub const MAX_GUARDS: u32 = 10_000;
-/// The number of checkpointers that can run without having written a freezer, for
-/// root and for all others together.
+/// The number of root's checkpointers that can run without having frozen anything.
 pub const MAX_CANDIDATES: u32 = 512;
+/// The same for those of all users together.
+pub const MAX_CANDIDATES_BY_USERS: u32 = 128;
 /// The number of ended guards that wait for somebody to read what became of them.
 pub const MAX_ENDED: u32 = 1024;
 /// The number of threads that all holders together can have. A fork beyond it
@@ -241,9 +250,17 @@ pub const MAX_INTRUDERS: u32 = 4096;
 pub const MAX_READERS: u32 = 16;
 /// The size of each reader's ring buffer, bytes.
 pub const RING_BYTES: u32 = 256 * 1024;
-/// How deep below a target something is still recognised. What is done deeper is
-/// refused while any guard exists: not knowing must not let anything through.
-pub const MAX_DEPTH: u32 = 32;
+/// The number of guards of users that can be held at once, and of threads that the holder of
+/// each can have: half of [`MAX_MEMBERS`] together.
+pub const MAX_GUARDS_BY_USERS: u32 = 256;
+/// See [`MAX_GUARDS_BY_USERS`].
+pub const MAX_MEMBERS_BY_USER: u32 = 128;
+/// The deepest level at which a user can guard a cgroup: its ancestors take room in a map.
+pub const MAX_DEPTH_BY_USER: u32 = 64;
+/// How many levels below a target something is still recognised. While any guard exists,
+/// actions in deeper cgroups are refused to everybody but root of the host: the guard may
+/// cover them.
+pub const MAX_DEPTH: u32 = 1024;
 
 /// What the program `control` does for the process that runs it. Its arguments
 /// are the operation, the guard's id, and what is said at each operation.
@@ -347,7 +364,7 @@ pub const NO_FREEZER: u32 = u32::MAX;
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<AncestorKey>() == 24);
-    assert!(size_of::<Guard>() == 8 * (10 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
+    assert!(size_of::<Guard>() == 8 * (12 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
     assert!(size_of::<Enrolling>() == 16);
     assert!(size_of::<IntruderKey>() == 24);
     assert!(size_of::<Intruder>() == 64);

@@ -20,6 +20,8 @@ fn main() {}
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod authority;
+#[cfg(target_arch = "bpf")]
 mod automatic;
 #[cfg(target_arch = "bpf")]
 mod cgroup;
@@ -152,7 +154,7 @@ mod programs {
 
     #[fentry(function = "freezer_apply_state")]
     fn apply_state_entry(ctx: FEntryContext) -> i32 {
-        automatic::writes_v1(ctx.arg(0), ctx.arg(2));
+        automatic::writes_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
         freezer::before_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
         0
     }
@@ -165,7 +167,7 @@ mod programs {
 
     #[fentry(function = "cgroup_freeze")]
     fn freeze_entry(ctx: FEntryContext) -> i32 {
-        automatic::claim(ctx.arg(0));
+        automatic::writes_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
         freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
         0
     }

@@ -5,12 +5,13 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write},
 };
 use freezer_guard_ebpf::{
-    ASKED_FOR, CgroupKey, ENROLLED, EventKind, Guard, GuardId, MAX_GUARDS, Member, NO_ROOM,
-    Protection, TaskPointer, control,
+    ASKED_FOR, CgroupKey, ENROLLED, EventKind, Guard, GuardId, MAX_GUARDS, MAX_GUARDS_BY_USERS,
+    MAX_MEMBERS_BY_USER, Member, NO_ROOM, Protection, TaskPointer, control,
 };
 
 use crate::{
     atomic::{self, Word},
+    authority::Credentials,
     automatic,
     kernel::{self, Pointer, load, offset, opaque},
     maps::{ENDED, ENROLLING, GUARDS, MEMBERS, TEMPLATES, guard},
@@ -60,6 +61,11 @@ pub(crate) fn inherit(child: TaskPointer) -> i32 {
 #[inline(always)]
 fn join(task: TaskPointer, id: GuardId) -> i32 {
     let Some(entry) = guard(id) else { return 0 };
+    // SAFETY: a map value the verifier has seen checked.
+    let (flags, members) = unsafe { ((*entry).flags, atomic::read(&raw const (*entry).members)) };
+    if flags & Guard::BY_USER != 0 && members >= u64::from(MAX_MEMBERS_BY_USER) {
+        return -EAGAIN;
+    }
     if MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
         return -EAGAIN;
     }
@@ -170,7 +176,7 @@ pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT
         }
         control::MARKED => {
             let target = CgroupKey::new(more[0] as u32, more[1]);
-            telling::tell(id, EventKind::Begun, target);
+            telling::tell_begun(id, entry, target);
             control::DONE
         }
         control::CHECKPOINTING => enter(entry, id, more),
@@ -237,9 +243,8 @@ fn begin(id: GuardId) -> u32 {
     if is_held && join(task, id) == 0 {
         return control::DONE;
     }
-    if is_held {
-        HELD.add(u64::MAX);
-    }
+    // SAFETY: as above.
+    is_held_no_more(unsafe { (*entry).flags });
     let _ = GUARDS.remove(id);
     control::FULL
 }
@@ -274,6 +279,9 @@ pub(crate) fn is_any_held() -> bool {
     HELD.get() != 0
 }
 
+/// How many of them are guards of users.
+static HELD_BY_USERS: Word = Word::new();
+
 /// How many have ended whose marks user space has not removed.
 static STALE: Word = Word::new();
 
@@ -283,15 +291,35 @@ static STALE: Word = Word::new();
 pub(crate) fn hold(entry: *mut Guard) -> bool {
     // SAFETY: a map value the verifier has seen checked. One task begins a guard.
     unsafe {
-        if (*entry).flags & Guard::HELD == 0 {
-            if HELD.get() >= u64::from(MAX_GUARDS) {
+        if (*entry).flags & Guard::HELD != 0 {
+            return true;
+        }
+        if HELD.get() >= u64::from(MAX_GUARDS) {
+            return false;
+        }
+        if (*entry).flags & Guard::BY_USER != 0 {
+            // Root's guards find room.
+            if HELD_BY_USERS.get() >= u64::from(MAX_GUARDS_BY_USERS) {
                 return false;
             }
-            (*entry).flags |= Guard::HELD;
-            HELD.add(1);
+            (*entry).flags |= Guard::HELD_BY_USER;
+            HELD_BY_USERS.add(1);
         }
+        (*entry).flags |= Guard::HELD;
+        HELD.add(1);
     }
     true
+}
+
+/// Takes the guard with these flags out of that count.
+#[inline(always)]
+fn is_held_no_more(flags: u64) {
+    if flags & Guard::HELD != 0 {
+        HELD.add(u64::MAX);
+    }
+    if flags & Guard::HELD_BY_USER != 0 {
+        HELD_BY_USERS.add(u64::MAX);
+    }
 }
 
 /// Ends the guard, tells the readers, and keeps what became of it until somebody has read
@@ -319,9 +347,7 @@ fn end(id: GuardId, remove: bool) {
     if remove {
         let _ = GUARDS.remove(id);
     }
-    if flags & Guard::HELD != 0 {
-        HELD.add(u64::MAX);
-    }
+    is_held_no_more(flags);
     automatic::has_ended(flags, is_candidate);
     if !is_candidate {
         telling::tell(id, EventKind::Ended, CgroupKey::new(0, 0));
@@ -371,6 +397,9 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     if is_taken(task as TaskPointer, enrolling.guard) {
         return;
     }
+    if u64::from(pid) == enrolling.pid {
+        own(enrolling.guard, task);
+    }
     let said = match join(task as TaskPointer, enrolling.guard) {
         0 => ENROLLED,
         _ => NO_ROOM,
@@ -382,6 +411,27 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     // SAFETY: `seq` comes from the context, `said` lives on our stack.
     unsafe {
         bpf_seq_write((*meta).seq, (&raw const said).cast_mut().cast(), 1);
+    }
+}
+
+/// Gives the guard the authority of its holder. If user space has named a user as its owner,
+/// it stays his.
+#[inline(always)]
+fn own(id: GuardId, holder: Pointer) {
+    let (Some(entry), Some(holder)) = (guard(id), Credentials::of(holder)) else {
+        return;
+    };
+    // SAFETY: a map value the verifier has seen checked. The guard has been begun and its
+    // holder is being enrolled: under the lock of user space, which writes nothing else.
+    unsafe {
+        if (*entry).flags & Guard::BY_USER == 0 {
+            if holder.is_root_of_host() {
+                return;
+            }
+            (*entry).flags |= Guard::BY_USER;
+            (*entry).owner_uid = holder.uid.into();
+        }
+        (*entry).owner_ns = holder.user_ns;
     }
 }
 

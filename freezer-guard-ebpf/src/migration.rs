@@ -5,12 +5,14 @@
 //! text that is written has to do. `css_set_move_task` shows every move that is made, on
 //! both.
 
-use freezer_guard_ebpf::{Act, CgroupKey, GuardId, Protection, TaskPointer, moves_one_thread};
+use freezer_guard_ebpf::{
+    Act, CgroupKey, GuardId, Place, Protection, TaskPointer, moves_one_thread,
+};
 
 use crate::{
     atomic::Word,
     automatic,
-    covering::{self, Covering, below, minds},
+    covering::{self, Covering, REFUSING, below, minds, refuses},
     kernel::{self, Pointer, offset, probe},
     membership, pid,
     telling::{self, Deed, EBUSY},
@@ -34,9 +36,13 @@ fn count_move(from: Pointer, to: Pointer, victim: u32, fate: Fate) -> bool {
     let (Some(from_key), Some(to_key)) = (covering::key(from), covering::key(to)) else {
         return false;
     };
+    let minds = |id| match fate {
+        Fate::Refused => refuses(id, Place::Inside, Protection::Migrate, writer),
+        Fate::Done => minds(id, Protection::Migrate, writer),
+    };
     let minding = |cgroup| match covering::of_cgroup(cgroup) {
-        Covering::Guard(id) if minds(id, Protection::Migrate, writer) => (Some(id), false),
-        Covering::TooDeep => (None, true),
+        Covering::Guard(id) if minds(id) => (Some(id), false),
+        Covering::TooDeep => (None, covering::too_deep_for_current()),
         _ => (None, false),
     };
     let ((left, from_too_deep), (entered, to_too_deep)) = (minding(from), minding(to));
@@ -162,7 +168,7 @@ extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) -> bool {
     let root = CgroupKey::new(written.hierarchy_id, ROOT);
-    let Some(any) = below(root, Protection::Migrate.bit(), writer) else {
+    let Some(any) = below(root, Protection::Migrate.bit() | REFUSING, writer) else {
         return false;
     };
     let task = pid::being_written();
@@ -185,13 +191,15 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
         return false;
     };
     match (covering::of_cgroup(from), covering::key(from)) {
-        (Covering::Guard(id), Some(from)) if minds(id, Protection::Migrate, writer) => {
+        (Covering::Guard(id), Some(from))
+            if refuses(id, Place::Inside, Protection::Migrate, writer) =>
+        {
             let mut deed = Deed::new(Act::Leave, Protection::Migrate, from);
             deed.victim = kernel::tgid(task);
             telling::refused(id, &deed);
             true
         }
-        (Covering::TooDeep, _) => true,
+        (Covering::TooDeep, _) => covering::too_deep_for_current(),
         _ => false,
     }
 }

@@ -152,9 +152,10 @@ pub struct Event {
     pub act: u32,
     /// The [`Protection`] it ran into.
     pub protection: u32,
-    /// More of the act.
+    /// More of the act. When a guard has begun: 1 if a user owns it, else 0.
     pub detail: u32,
-    /// The process it was done to; 0 when it was the cgroup.
+    /// The process it was done to; 0 when it was the cgroup. When a guard of a user has
+    /// begun: its owner's uid.
     pub victim: u32,
     /// The process (thread group) that did it.
     pub pid: u32,

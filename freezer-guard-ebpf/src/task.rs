@@ -1,6 +1,8 @@
 //! What is done to the tasks of a target: signals, ptrace, writes to memory.
 
-use freezer_guard_ebpf::{Act, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Protection, denies_task};
+use freezer_guard_ebpf::{
+    Act, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, TaskPointer, denies,
+};
 
 use crate::{
     covering::{self, Covering, is_traced_by_holder, minds},
@@ -24,6 +26,8 @@ struct Attempt {
     protection: Protection,
     detail: u32,
     victim: Pointer,
+    /// Whether it is still to be refused or permitted: otherwise it has been done.
+    asks: bool,
 }
 
 /// A guard that minds it.
@@ -44,6 +48,7 @@ impl Attempt {
             protection: act.protection(detail),
             detail,
             victim,
+            asks: true,
         }
     }
 
@@ -60,22 +65,30 @@ impl Attempt {
     #[inline(always)]
     fn done(&self) {
         if membership::is_any_held() {
-            count_attempt(kernel::number(self.victim), self.packed());
+            let done = Self {
+                asks: false,
+                ..*self
+            };
+            count_attempt(kernel::number(self.victim), done.packed());
         }
     }
 
     #[inline(always)]
     fn packed(&self) -> u64 {
-        u64::from(self.detail) << 32 | u64::from(self.act) << 8 | self.protection as u64
+        u64::from(self.detail) << 32
+            | u64::from(self.asks) << 31
+            | u64::from(self.act) << 8
+            | self.protection as u64
     }
 
     #[inline(always)]
     fn unpacked(victim: u64, packed: u64) -> Self {
         Self {
-            act: packed as u32 >> 8,
+            act: packed as u32 >> 8 & 0xffff,
             protection: Protection::numbered(packed as u32 & 0xff),
             detail: (packed >> 32) as u32,
             victim: victim as Pointer,
+            asks: packed & 1 << 31 != 0,
         }
     }
 }
@@ -88,8 +101,7 @@ extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
     match attempt.minding() {
         Minding::Guard(id) => telling::refused(id, &attempt.deed()),
         Minding::Nobody => return 0,
-        // Not knowing must not let anything through.
-        Minding::TooDeep => {}
+        Minding::TooDeep => return covering::too_deep_for_current().into(),
     }
     1
 }
@@ -150,13 +162,17 @@ impl Attempt {
         if !minds(id, self.protection, membership::of_current()) {
             return false;
         }
-        let actor = covering::actor(id);
+        let actor = covering::actor(id, self.asks);
         // What follows from a task's own end, such as the end of the others in
         // its pid namespace, follows from what ended it.
         if matches!(actor, Actor::Own) && exiting {
             return false;
         }
-        denies_task(actor, is_traced_by_holder(self.victim, id))
+        let object = Object::Task {
+            traced: is_traced_by_holder(self.victim, id),
+            member: self.asks && membership::of(self.victim as TaskPointer).is_some(),
+        };
+        denies(actor, self.protection, object)
     }
 
     /// Whether the kernel kills.
@@ -255,7 +271,12 @@ pub(crate) fn check_trace(victim: Pointer, mode: u32) -> i32 {
     if mode & MODE_ATTACH == 0 {
         return 0;
     }
-    Attempt::new(Act::Trace, 0, victim).check()
+    let answer = Attempt::new(Act::Trace, 0, victim).check();
+    if answer == 0 {
+        // A superior may: nothing else would show what it reads and writes.
+        Attempt::new(Act::Permit, 0, victim).done();
+    }
+    answer
 }
 
 /// The return of `security_ptrace_access_check`.

@@ -12,7 +12,8 @@ use aya_ebpf::{
     maps::HashMap,
 };
 use freezer_guard_ebpf::{
-    Act, CgroupKey, Event, EventKind, GuardId, Intruder, IntruderKey, MAX_READERS, Protection,
+    Act, CgroupKey, Event, EventKind, Guard, GuardId, Intruder, IntruderKey, MAX_READERS,
+    Protection,
 };
 
 use crate::{
@@ -181,6 +182,18 @@ fn remember(who: &HashMap<IntruderKey, Intruder>, event: &Event, first: &Intrude
             (*intruder).last_ns = event.time_ns;
         }
     }
+}
+
+/// Reports that a cgroup has become a target of the guard, and who owns that.
+#[inline(always)]
+pub(crate) fn tell_begun(id: GuardId, guard: *const Guard, target: CgroupKey) {
+    let mut deed = Deed::numbered(0, 0, target);
+    // SAFETY: a map value that the verifier has seen checked.
+    unsafe {
+        deed.detail = u32::from((*guard).flags & Guard::BY_USER != 0);
+        deed.victim = (*guard).owner_uid as u32;
+    }
+    announce(id, EventKind::Begun as u64, &deed);
 }
 
 /// Tells that something has become of the guard.

@@ -24,7 +24,7 @@ use nix::{
     unistd::{Pid, getpid},
 };
 
-pub use checks::verify;
+pub use checks::{refuse_containing, verify};
 pub use deed::{Deed, Outcome, path, unguarded, wall_clock};
 pub use error::{Error, chain};
 pub use happening::{Chronicle, Happening};
@@ -140,6 +140,8 @@ impl Guard {
                 .next()
                 .map(Cgroup::key)
                 .unwrap_or_default(),
+            flags: wanted.owner.map_or(0, |_| Entry::BY_USER),
+            owner_uid: wanted.owner.unwrap_or_default().into(),
             ..Entry::default()
         };
         // Enrolled before it is marked: from here on the guard ends with its holder

@@ -261,7 +261,7 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
             orders.wait(HELD)?;
         }
         Part::Watch => {
-            automatic::watch(Some(&wanted()?), Level::Enforce)?;
+            automatic::watch(Some(&automatic::Wanted::default()), Level::Enforce)?;
             let waited = orders.wait(HELD);
             automatic::unwatch()?;
             waited?;
@@ -420,6 +420,7 @@ fn wanted() -> Result<Wanted, Error> {
         allowed: Vec::new(),
         require: Some(Locked::strongest(Level::Enforce)?.0),
         at_most: Level::Enforce,
+        owner: None,
     })
 }
 

@@ -94,7 +94,7 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
     Some(match error {
         guard::Error::Cgroup(error) => return of_cgroup(error),
         guard::Error::Kernel(error) => of_kernel(error),
-        guard::Error::OwnCgroup(_) | guard::Error::Overlap(..) => USAGE,
+        guard::Error::Contains { .. } | guard::Error::Overlap(..) => USAGE,
         guard::Error::Guarded { .. }
         | guard::Error::Nested
         | guard::Error::NotFrozen { .. }

@@ -26,7 +26,7 @@ use zlink::{
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) uid: u32,
-    pid: u32,
+    pub(super) pid: u32,
     groups: Vec<u32>,
     process: PidFd,
 }
@@ -61,7 +61,12 @@ impl Peer {
         })
     }
 
-    /// Its process, to be a holder.
+    /// Its process.
+    pub(super) fn process(&self) -> &PidFd {
+        &self.process
+    }
+
+    /// The same, to be a holder.
     pub(super) fn into_process(self) -> PidFd {
         self.process
     }

@@ -4,9 +4,10 @@ use std::{
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use freezer_guard::guard::Wanted;
+use freezer_guard::guard::automatic::Wanted;
 use freezer_guard_ebpf::{Level, Protection};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -24,6 +25,7 @@ pub(crate) struct Config {
     /// exist.
     pub(crate) group: String,
     pub(crate) automatic: Automatic,
+    pub(crate) users: Users,
     pub(crate) metrics: Metrics,
 }
 
@@ -35,6 +37,26 @@ pub(crate) struct Automatic {
     /// The protections that are lifted then.
     #[serde(deserialize_with = "protections")]
     pub(crate) allow: Vec<Protection>,
+    /// Whether checkpointers of users have such guards too. A guard of a user refuses
+    /// nothing to tasks with authority over him.
+    pub(crate) users: bool,
+}
+
+/// What is so for the guards of users, begun by themselves or for their checkpointers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Users {
+    /// The service ends a guard that is held for longer, whatever its holder does.
+    #[serde(deserialize_with = "duration")]
+    pub(crate) longest_hold: Duration,
+}
+
+impl Default for Users {
+    fn default() -> Self {
+        Self {
+            longest_hold: Duration::from_secs(600),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -50,6 +72,7 @@ impl Default for Config {
             require: Level::BestEffort,
             group: "freezer-guard".to_owned(),
             automatic: Automatic::default(),
+            users: Users::default(),
             metrics: Metrics::default(),
         }
     }
@@ -60,6 +83,7 @@ impl Default for Automatic {
         Self {
             enabled: true,
             allow: Vec::new(),
+            users: false,
         }
     }
 }
@@ -111,9 +135,7 @@ impl Config {
     pub(crate) fn automatic(&self) -> Option<Wanted> {
         self.automatic.enabled.then(|| Wanted {
             allowed: self.automatic.allow.clone(),
-            // A checkpointer is never disturbed, however little can be done for it.
-            require: None,
-            at_most: Level::Enforce,
+            users: self.automatic.users,
         })
     }
 }
@@ -128,6 +150,17 @@ pub(crate) fn protection_named(name: &str) -> Option<Protection> {
     Protection::ALL
         .into_iter()
         .find(|protection| protection.name() == name)
+}
+
+/// `10m`, `1h 30m` and the like; a year at most, so that a sum with the time of day is a time.
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    let text = String::deserialize(deserializer)?;
+    match humantime::parse_duration(&text) {
+        Ok(duration) if duration <= LONGEST => Ok(duration),
+        Ok(_) => Err(D::Error::custom(format!("{text:?} is longer than a year"))),
+        Err(error) => Err(D::Error::custom(format!("{text:?} is no time: {error}"))),
+    }
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
@@ -189,6 +222,12 @@ mod tests {
                 "[automatic]\nallow = [\"x\"]\n",
                 2,
                 "there is no protection",
+            ),
+            ("[users]\nlongest_hold = \"long\"\n", 2, "is no time"),
+            (
+                "[users]\nlongest_hold = \"9000y\"\n",
+                2,
+                "longer than a year",
             ),
             ("group = 1\n", 1, "invalid type"),
             ("group = \n", 1, ""),

@@ -9,7 +9,10 @@ use freezer_guard::{
     guard::{self, Happening, Status, automatic, describe_level, refusals, violations},
 };
 use freezer_guard_ebpf::GuardId;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tracing::{error, info, warn};
 
 use super::{Daemon, blocking, book};
@@ -25,6 +28,8 @@ pub(super) enum Job {
     Ended,
     /// A denial or a disturbance that was not told yet.
     Log(Box<Happening>),
+    /// A user has held this guard for too long.
+    Overdue(GuardId),
     /// Events were lost: it is not known which.
     LookAgain,
     /// The configuration has changed.
@@ -119,6 +124,7 @@ impl Keeper {
                 log(&happening);
                 Ok(())
             }
+            Job::Overdue(id) => self.end_overdue(id).await,
             Job::LookAgain => {
                 let guards = blocking(guard::list).await?;
                 self.begun(guards.iter().map(|guard| guard.id).collect())
@@ -165,6 +171,12 @@ impl Keeper {
         let known = self.known.entry(id).or_default();
         known.cgroups.clone_from(&status.cgroups);
         known.has_begun = true;
+        if is_new && status.owner_uid.is_some() {
+            let longest = self.daemon.config.borrow().users.longest_hold;
+            let left = longest.saturating_sub(Duration::from_secs_f64(status.held_seconds));
+            let due = Instant::now() + left;
+            self.daemon.deadlines.borrow_mut().insert(id, due);
+        }
         if is_new {
             self.daemon.book.borrow_mut().has_begun();
             info!(
@@ -180,12 +192,33 @@ impl Keeper {
         }
     }
 
+    /// Ends the guard of a user. Its cgroups are thawed, as if the holder had ended.
+    async fn end_overdue(&self, id: GuardId) -> Result<()> {
+        let Some(known) = self.known.get(&id) else {
+            return Ok(());
+        };
+        let name = known.cgroups.first().cloned().unwrap_or_default();
+        warn!(
+            guard = id,
+            "ending the guard of {}: a user has held it for longer than `users.longest_hold`",
+            name.display()
+        );
+        match blocking(move || guard::end_by_holder(id, &name)).await {
+            // It has ended by itself.
+            Err(error) if matches!(error.downcast_ref(), Some(guard::Error::NotGuarded(_))) => {
+                Ok(())
+            }
+            ended => ended.map(drop),
+        }
+    }
+
     async fn ended(&mut self) -> Result<()> {
         self.unsettled = true;
         let ended = blocking(automatic::take_ended).await?;
         let any = !ended.is_empty();
         for mut status in ended {
             self.daemon.logged.borrow_mut().remove(&status.id);
+            self.daemon.deadlines.borrow_mut().remove(&status.id);
             let known = self.known.remove(&status.id);
             if known.as_ref().is_none_or(|known| !known.has_begun) {
                 self.daemon.book.borrow_mut().has_begun();

@@ -4,6 +4,7 @@
 //! It owns nothing that has to outlive it: guards are in the kernel.
 
 pub(crate) mod access;
+mod accounts;
 pub(crate) mod book;
 pub(crate) mod config;
 mod keeper;
@@ -37,6 +38,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+use accounts::Accounts;
 use book::Book;
 use config::Config;
 use keeper::Job;
@@ -64,8 +66,10 @@ struct Daemon {
     jobs: mpsc::UnboundedSender<Job>,
     /// Whether everything is loaded.
     ready: Cell<bool>,
-    /// The guards that were begun by users who are not trusted, and these.
-    of_users: RefCell<BTreeMap<GuardId, u32>>,
+    /// The guards that are being begun for users who are not trusted.
+    beginning: Rc<Accounts>,
+    /// When the guards of users end at the latest.
+    deadlines: RefCell<BTreeMap<GuardId, Instant>>,
     /// The checkpoints that have no guard, as far as they are known to go on.
     unguarded: RefCell<BTreeSet<GuardId>>,
     /// What was logged of each guard: who did what.
@@ -94,7 +98,8 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
         happenings: broadcast::channel(BACKLOG).0,
         jobs,
         ready: Cell::new(false),
-        of_users: RefCell::default(),
+        beginning: Rc::default(),
+        deadlines: RefCell::default(),
         unguarded: RefCell::default(),
         logged: RefCell::default(),
     });
@@ -121,6 +126,7 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
                 // Those that the last turn has left.
                 daemon.take_all(&mut chronicle, &mut reader);
                 notify(&[NotifyState::Watchdog]);
+                daemon.end_overdue();
                 if reader.is_none() {
                     reader = daemon.start(&mut chronicle).await?;
                 }
@@ -270,6 +276,18 @@ impl Daemon {
         let mut logged = self.logged.borrow_mut();
         let deeds = logged.entry(happening.guard).or_default();
         deeds.len() >= LOGGED || !deeds.insert((by.pid, by.what.clone()))
+    }
+
+    /// Has the guards ended that users have held for too long.
+    fn end_overdue(&self) {
+        let now = Instant::now();
+        self.deadlines.borrow_mut().retain(|id, due| {
+            let is_overdue = *due <= now;
+            if is_overdue {
+                self.order(Job::Overdue(*id));
+            }
+            !is_overdue
+        });
     }
 
     fn is_unguarded_already(&self, id: GuardId) -> bool {

@@ -97,9 +97,11 @@ impl From<anyhow::Error> for Error {
                 Self::NotGuarded { message }
             }
             Some(guard::Error::Disturbed { .. }) => Self::Disturbed { message },
-            Some(guard::Error::Overlap(..) | guard::Error::NoHolder(_)) => {
-                Self::BadRequest { message }
-            }
+            Some(
+                guard::Error::Overlap(..)
+                | guard::Error::NoHolder(_)
+                | guard::Error::Contains { .. },
+            ) => Self::BadRequest { message },
             Some(guard::Error::Cgroup(_)) => Self::BadRequest { message },
             _ => Self::Failed { message },
         }

@@ -2,8 +2,6 @@
 //! that none can hold up another, and there are only so many.
 
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
     fs,
     io::ErrorKind,
     os::{
@@ -18,7 +16,7 @@ use anyhow::{Context as _, Result};
 use tokio::{
     net::{UnixListener, UnixStream},
     task::spawn_local,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::warn;
 use zlink::{
@@ -29,6 +27,7 @@ use zlink::{
 
 use super::{
     Daemon,
+    accounts::{Accounts, account},
     varlink::{Client, SOCKET},
 };
 
@@ -67,52 +66,21 @@ pub(super) fn listen() -> Result<UnixListener> {
     Ok(UnixListener::from_std(listener)?)
 }
 
-/// Who is connected how often.
-#[derive(Default)]
-struct Connected(RefCell<BTreeMap<u32, usize>>);
-
-/// One of the connections, for as long as it lives.
-struct Place {
-    connected: Rc<Connected>,
-    uid: u32,
-}
-
-impl Connected {
-    fn place(self: &Rc<Self>, uid: u32) -> Option<Place> {
-        let mut connected = self.0.borrow_mut();
-        let all: usize = connected.values().sum();
-        let own = connected.get(&uid).copied().unwrap_or_default();
-        let of_users = all - connected.get(&0).copied().unwrap_or_default();
-        let is_refused = match uid {
-            0 => all >= CONNECTIONS,
-            _ => of_users >= CONNECTIONS_OF_USERS || own >= CONNECTIONS_OF_ONE,
-        };
-        if is_refused {
-            return None;
-        }
-        connected.insert(uid, own + 1);
-        Some(Place {
-            connected: self.clone(),
-            uid,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut connected = self.connected.0.borrow_mut();
-        if let Some(own) = connected.get_mut(&self.uid) {
-            *own -= 1;
-            if *own == 0 {
-                connected.remove(&self.uid);
-            }
+/// Returns whether one more connection of this account is too much.
+fn is_full(connected: &Accounts, account: u32) -> bool {
+    let all = connected.sum();
+    match account {
+        0 => all >= CONNECTIONS,
+        _ => {
+            all - connected.of(0) >= CONNECTIONS_OF_USERS
+                || connected.of(account) >= CONNECTIONS_OF_ONE
         }
     }
 }
 
 /// Accepts connections for ever.
 pub(super) async fn serve(daemon: Rc<Daemon>, listener: UnixListener) {
-    let connected = Rc::new(Connected::default());
+    let connected = Rc::new(Accounts::default());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -123,17 +91,18 @@ pub(super) async fn serve(daemon: Rc<Daemon>, listener: UnixListener) {
                 continue;
             }
         };
-        // Too many: this one is closed.
-        let Some(place) = stream
-            .peer_cred()
-            .ok()
-            .and_then(|peer| connected.place(peer.uid()))
-        else {
+        let Ok(peer) = stream.peer_cred() else {
             continue;
         };
+        let account = account(peer.uid());
+        if is_full(&connected, account) {
+            // This one is closed.
+            continue;
+        }
+        let share = connected.add(account);
         let daemon = daemon.clone();
         spawn_local(async move {
-            let _place = place;
+            let _share = share;
             if let Ok(stream) = Stream::new(stream) {
                 // A client that breaks off harms nobody.
                 let _ = Server::new(ReadyListener::new(stream), Client::new(daemon))
@@ -166,6 +135,7 @@ impl Socket for Stream {
             inner,
             length: 0,
             descriptors: 0,
+            due: None,
         };
         (read, write)
     }
@@ -177,15 +147,17 @@ struct ReadHalf {
     /// What has come of the message under way: bytes, descriptors.
     length: usize,
     descriptors: usize,
+    /// When it has to be whole: counted from its first byte.
+    due: Option<Instant>,
 }
 
 impl socket::ReadHalf for ReadHalf {
     async fn read(&mut self, buffer: &mut [u8]) -> zlink::Result<ReadResult> {
         let reading = self.inner.read(buffer);
-        let result = match self.length {
+        let result = match self.due {
             // Between messages it may take its time.
-            0 => reading.await?,
-            _ => timeout(MESSAGE_TIME, reading)
+            None => reading.await?,
+            Some(due) => timeout_at(due, reading)
                 .await
                 .map_err(std::io::Error::from)??,
         };
@@ -195,8 +167,13 @@ impl socket::ReadHalf for ReadHalf {
             Some(end) => {
                 self.length = read.len() - end - 1;
                 self.descriptors = 0;
+                self.due = None;
             }
             None => self.length += read.len(),
+        }
+        if self.length > 0 {
+            self.due
+                .get_or_insert_with(|| Instant::now() + MESSAGE_TIME);
         }
         self.descriptors += result.fds().len();
         if self.length > MESSAGE || self.descriptors > DESCRIPTORS {

@@ -18,6 +18,7 @@ use zlink::{Connection, Reply, connection::socket::FetchPeerCredentials, service
 use super::{
     Daemon,
     access::Peer,
+    accounts::{Share, account},
     blocking,
     config::{level_named, protection_named},
     reply::{Check, Error, Examination, Guards, Happenings, OneGuard, State, Text},
@@ -63,12 +64,20 @@ impl Client {
         ))
     }
 
-    /// How many guards a user holds who is not trusted.
-    async fn guards_of(&self, uid: u32) -> Result<usize> {
-        let held = blocking(guard::list).await?;
-        let mut of_users = self.daemon.of_users.borrow_mut();
-        of_users.retain(|id, _| held.iter().any(|guard| guard.id == *id));
-        Ok(of_users.values().filter(|owner| **owner == uid).count())
+    /// Reserves room for one more guard of a user who is not trusted.
+    async fn reserve(&self, uid: u32) -> Result<Share, Error> {
+        let account = account(uid);
+        // Counted first: of many that begin at once, each sees the others.
+        let share = self.daemon.beginning.add(account);
+        let guards = blocking(guard::list).await?;
+        let owners = guards.iter().filter_map(|guard| guard.owner_uid);
+        let held = owners.filter(|owner| self::account(*owner) == account);
+        match held.count() + self.daemon.beginning.of(account) > GUARDS_OF_ONE {
+            true => Err(Error::Busy {
+                message: format!("uid {uid} holds {GUARDS_OF_ONE} guards, and may hold no more"),
+            }),
+            false => Ok(share),
+        }
     }
 }
 
@@ -99,6 +108,18 @@ async fn open(paths: Vec<PathBuf>, pid: Option<i32>) -> Result<Vec<Target>, Erro
         ));
     }
     Ok(targets)
+}
+
+/// Everything on the host comes from these: all of it would belong to the holder.
+fn refuse_kernel_and_init(holder: &PidFd) -> Result<(), guard::Error> {
+    let pid = holder.pid()?;
+    // A kernel thread executes no file.
+    match pid == 1 || std::fs::read_link(format!("/proc/{pid}/exe")).is_err() {
+        true => Err(guard::Error::NoHolder(format!(
+            "pid {pid} is init or a thread of the kernel"
+        ))),
+        false => Ok(()),
+    }
 }
 
 fn pid(number: Option<i64>) -> Result<Option<i32>, Error> {
@@ -151,27 +172,29 @@ where
             return Err(self.not_trusted(&peer));
         }
         let uid = peer.uid;
-        let holder = match holder_fd {
-            None => peer.into_process(),
+        let named = match holder_fd {
+            None => None,
             Some(index) => {
                 let index = usize::try_from(index).ok();
                 let fd = index.and_then(|index| fds.into_iter().nth(index));
-                let holder = PidFd::from_fd(
-                    fd.ok_or_else(|| Error::bad("`holderFd`: no such descriptor came"))?,
-                );
-                if !is_trusted && !peer.owns(&holder) {
-                    return Err(Error::denied(
-                        "the holder has to be a process of the caller's own",
-                    ));
-                }
-                holder
+                let fd = fd.ok_or_else(|| Error::bad("`holderFd`: no such descriptor came"))?;
+                Some(PidFd::from_fd(fd))
             }
         };
-        if !is_trusted && self.guards_of(uid).await? >= GUARDS_OF_ONE {
-            return Err(Error::Busy {
-                message: format!("uid {uid} holds {GUARDS_OF_ONE} guards, and may hold no more"),
-            });
+        // The caller may have become another program by now, which is not his.
+        if (named.is_none() || !is_trusted)
+            && !peer.owns(named.as_ref().unwrap_or_else(|| peer.process()))
+        {
+            return Err(Error::denied(
+                "the holder has to be a process of the caller's own",
+            ));
         }
+        let caller = peer.pid;
+        let holder = named.unwrap_or_else(|| peer.into_process());
+        let _share = match is_trusted {
+            true => None,
+            false => Some(self.reserve(uid).await?),
+        };
         let allowed = allow.unwrap_or_default();
         let allowed = allowed.iter().map(|name| {
             protection_named(name)
@@ -186,6 +209,7 @@ where
             allowed: allowed.collect::<Result<_, _>>()?,
             require: Some(require),
             at_most: Level::Enforce,
+            owner: (uid != 0).then_some(uid),
         };
         let timeout = freeze_timeout_seconds.map(Duration::try_from_secs_f64);
         let how = Preparation {
@@ -198,15 +222,22 @@ where
             root,
         };
         let guard = blocking(move || -> Result<Status, guard::Error> {
+            refuse_kernel_and_init(&holder)?;
+            guard::refuse_containing(
+                &targets,
+                &[
+                    (1, "init"),
+                    (std::process::id(), "the service"),
+                    (caller, "the caller"),
+                    (holder.pid()?, "the holder"),
+                ],
+            )?;
             let mut guard = Guard::begin(targets, &wanted)?;
             // Nobody waits for it if the holder has gone.
             guard.prepare(&how, |_| holder.pid().map(drop))?;
             guard.hand_over(&holder)
         })
         .await?;
-        if !is_trusted {
-            self.daemon.of_users.borrow_mut().insert(guard.id, uid);
-        }
         Ok(OneGuard { guard })
     }
 

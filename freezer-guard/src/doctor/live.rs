@@ -86,6 +86,7 @@ impl Live {
             allowed: Vec::new(),
             require: None,
             at_most: Level::Enforce,
+            owner: None,
         };
         let held = match guard::is_any_in_force()? {
             true => Locked::wait()?.level(),

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_ebpf::{Guard as Entry, GuardId, Level, control};
+use freezer_guard_ebpf::{Guard as Entry, GuardId, Level, Protection, control};
 
 use super::{
-    Error, Status, Wanted, level, marks,
+    Error, Status, level, marks,
     marks::{
         ancestors, forget, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded, sweep,
     },
@@ -16,6 +16,16 @@ use crate::{
     cgroup::{self, Cgroup},
     kernel::{self, Locked, Maps},
 };
+
+/// What automatic guards are to be like.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// The protections that are lifted.
+    pub allowed: Vec<Protection>,
+    /// Whether checkpointers of users, who cannot dump the processes of others, have guards
+    /// too.
+    pub users: bool,
+}
 
 /// Loads everything, so that a guard that begins finds it there, and if asked
 /// to, watches out for checkpointers: with what these guards are to be like. To be
@@ -44,7 +54,8 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
             reasons.extend(lock.watch(marks::hierarchies_there()?)?);
             Entry {
                 members: 1,
-                allowed: wanted.allowed_bits(),
+                allowed: level::bits(&wanted.allowed),
+                flags: if wanted.users { Entry::BY_USER } else { 0 },
                 // Until more is attached.
                 levels: level::numbers(watched_levels(&lock)?),
                 missed_before: Entry::UNKNOWN,

@@ -1,6 +1,6 @@
 //! What has to hold of the targets before CHECKPOINTING. Nothing is changed here.
 
-use super::Error;
+use super::{Error, Target};
 use crate::cgroup::{self, Cgroup, FreezerState, Report};
 
 /// A checkpointer's thaw does not reach a cgroup that is frozen from above, nor
@@ -23,6 +23,29 @@ pub(super) fn refuse_frozen_around(cgroup: &Cgroup) -> Result<(), Error> {
                 path: path(),
                 descendant,
             });
+        }
+    }
+    Ok(())
+}
+
+/// Returns an error if a target contains one of these processes, each with its name for
+/// messages: a frozen process could not thaw it.
+///
+/// # Errors
+/// Also when the cgroups of a process cannot be read.
+pub fn refuse_containing(targets: &[Target], processes: &[(u32, &str)]) -> Result<(), Error> {
+    for (pid, name) in processes {
+        for own in cgroup::of_pid(i32::try_from(*pid).unwrap_or_default())? {
+            let above = own.ancestors()?;
+            let is_in = |target: &&Cgroup| {
+                target.key() == own.key() || above.iter().any(|above| above.key() == target.key())
+            };
+            if let Some(target) = targets.iter().flatten().find(is_in) {
+                return Err(Error::Contains {
+                    path: target.path().to_owned(),
+                    process: format!("{name} (pid {pid})"),
+                });
+            }
         }
     }
     Ok(())

@@ -55,7 +55,7 @@ pub enum Error {
     )]
     Nested,
     /// The process that was to hold it is gone.
-    #[error("the holder's process ({0}) is not there")]
+    #[error("there is no process to hold the guard: {0}")]
     NoHolder(String),
     /// The cgroup is not frozen and we were not asked to freeze it.
     #[error("{} is {state}, not FROZEN: freeze it first, or let --freeze do it", path.display())]
@@ -91,9 +91,14 @@ pub enum Error {
         /// The one below it.
         descendant: PathBuf,
     },
-    /// Freezing it would freeze the caller.
-    #[error("this would freeze freezer-guard itself, which is in {}: run it from another cgroup", .0.display())]
-    OwnCgroup(PathBuf),
+    /// The guard would freeze a process that it depends on.
+    #[error("{} contains {process}, which must not be frozen: move it to another cgroup first", path.display())]
+    Contains {
+        /// The cgroup that was asked for.
+        path: PathBuf,
+        /// The process, with its pid.
+        process: String,
+    },
     /// Tasks of the checkpoint are elsewhere.
     #[error(
         "not all tasks of the checkpoint are in {}: {}; \

@@ -22,6 +22,10 @@ pub struct Happening {
     pub cgroups: Vec<String>,
     /// What it is about, in words.
     pub about: String,
+    /// When it has begun: the uid of the user who owns the guard, if it is not root of the
+    /// host.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub owner_uid: Option<u32>,
     /// Who did it, when it is a denial, a disturbance or a violation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub by: Option<Deed>,
@@ -49,9 +53,18 @@ impl Happening {
             guard,
             cgroups: cgroups.to_vec(),
             about: cgroups.join(", "),
+            owner_uid: None,
             by: None,
             count: None,
         }
+    }
+
+    fn begun(time: &str, guard: GuardId, cgroups: &[String], owner_uid: Option<u32>) -> Self {
+        let mut begun = Self::new(time, "begun", guard, cgroups);
+        if let Some(uid) = owner_uid {
+            begun.about += &format!(" (owner: uid {uid})");
+        }
+        Self { owner_uid, ..begun }
     }
 
     fn of_deed(deed: Deed, guard: GuardId, outcome: Outcome, cgroups: &[String]) -> Self {
@@ -97,7 +110,8 @@ impl Chronicle {
                 .iter()
                 .map(|path| path.display().to_string())
                 .collect();
-            all.push(Happening::new(&guard.begun, "begun", guard.id, &paths));
+            let (begun, owner) = (&guard.begun, guard.owner_uid);
+            all.push(Happening::begun(begun, guard.id, &paths, owner));
             if let Some(time) = &guard.checkpointing {
                 all.push(Happening::new(time, "checkpointing", guard.id, &paths));
             }
@@ -130,7 +144,8 @@ impl Chronicle {
                 // One comes for each target.
                 let path = path(event.cgroup);
                 self.cgroups.entry(id).or_default().push(path.clone());
-                Happening::new(&time, "begun", id, &[path])
+                let owner = (event.detail != 0).then_some(event.victim);
+                Happening::begun(&time, id, &[path], owner)
             }
             Some(EventKind::Checkpointing) => Happening::new(&time, "checkpointing", id, &known),
             Some(EventKind::Ended) => {

@@ -17,6 +17,9 @@ pub struct Wanted {
     pub require: Option<Level>,
     /// The strongest level that is used.
     pub at_most: Level,
+    /// The uid of the user who owns the guard: it refuses nothing to tasks with authority
+    /// over him. `None`: root of the host.
+    pub owner: Option<u32>,
 }
 
 /// A protection and how far it goes; in words, `ptrace: detect`.
@@ -40,12 +43,17 @@ pub(super) fn numbers(levels: Levels) -> [u32; Protection::COUNT] {
     levels.map(|level| level.map_or(0, |level| level as u32))
 }
 
+/// A bit for each of these protections.
+pub(super) fn bits(protections: &[Protection]) -> u64 {
+    protections
+        .iter()
+        .fold(0, |bits, protection| bits | protection.bit())
+}
+
 impl Wanted {
     /// The protections that are lifted, a bit each.
     pub(super) fn allowed_bits(&self) -> u64 {
-        self.allowed
-            .iter()
-            .fold(0, |bits, protection| bits | 1 << *protection as u64)
+        bits(&self.allowed)
     }
 
     /// The levels that guards in these hierarchies have with what is attached.

@@ -22,7 +22,7 @@ impl PidFd {
     pub fn open(pid: u32) -> Result<Self, Error> {
         sys::pidfd_open(pid)
             .map(Self)
-            .map_err(|_| Error::NoHolder(pid.to_string()))
+            .map_err(|_| Error::NoHolder(format!("pid {pid} has ended")))
     }
 
     /// From a descriptor that somebody has sent: see [`PidFd::pid`].
@@ -35,7 +35,7 @@ impl PidFd {
     /// # Errors
     /// When the process has ended, or it is no pidfd.
     pub fn pid(&self) -> Result<u32, Error> {
-        let gone = || Error::NoHolder("the one that was named".to_owned());
+        let gone = || Error::NoHolder("the one that was named has ended".to_owned());
         let raw = self.0.as_raw_fd();
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{raw}")).map_err(|_| gone())?;
         let pid = info

@@ -34,6 +34,11 @@ pub struct Status {
     pub cgroups: Vec<PathBuf>,
     /// The processes that may write.
     pub holder_pids: Vec<u32>,
+    /// The uid of the user who owns it: it refuses nothing to tasks with authority over him,
+    /// such as root's. `None`: root of the host owns it, and it refuses everybody but its
+    /// holder.
+    #[serde(default)]
+    pub owner_uid: Option<u32>,
     /// When it was begun, RFC 3339 in UTC.
     pub begun: String,
     /// When it entered CHECKPOINTING.
@@ -295,6 +300,7 @@ impl Seen {
             automatic: entry.leader != 0,
             cgroups: self.targets.iter().map(|key| path(*key).into()).collect(),
             holder_pids: self.pids,
+            owner_uid: (entry.flags & Entry::BY_USER != 0).then_some(entry.owner_uid as u32),
             begun: wall_clock(entry.begun_ns),
             checkpointing: match entry.checkpointing_ns {
                 0 => None,

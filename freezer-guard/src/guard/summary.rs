@@ -2,8 +2,16 @@
 
 use super::Status;
 
-/// `enforce`, or `freeze: enforce, ptrace: detect` and so on when they differ.
+/// `enforce`, or `freeze: enforce, ptrace: detect` and so on when they differ; for the guard
+/// of a user, with his uid.
 pub fn describe_level(guard: &Status) -> String {
+    match guard.owner_uid {
+        None => describe_levels(guard),
+        Some(uid) => format!("{}; owner: uid {uid}", describe_levels(guard)),
+    }
+}
+
+fn describe_levels(guard: &Status) -> String {
     let in_force = || {
         let levels = guard.levels.iter();
         levels.filter(|(name, _)| !guard.allowed.contains(*name))

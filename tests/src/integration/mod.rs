@@ -1,5 +1,6 @@
 //! The trials, one module for each part of the promise. `table` assigns them to suites.
 
+mod authority;
 mod automatic;
 mod bench;
 mod cgroups;

@@ -192,6 +192,18 @@ impl Drop for Process {
     }
 }
 
+/// The command, run by a user who is not root.
+pub(super) fn as_user(uid: u32, groups: &str, client: &Command) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &uid.to_string(), "--regid", &uid.to_string()]);
+    match groups {
+        "" => command.arg("--clear-groups"),
+        groups => command.args(["--groups", groups]),
+    };
+    command.arg(client.get_program()).args(client.get_args());
+    command
+}
+
 /// Runs a command to its end.
 pub(super) fn run(command: &mut Command) -> Result<Finished> {
     let mut process = Process::spawn(command)?;

@@ -38,7 +38,7 @@ pub(super) fn list(list: &mut List<'_>) {
 /// How long systemd and the service may take for what they do.
 const LONG: Duration = Duration::from_secs(90);
 const PINS: &str = "/sys/fs/bpf/freezer-guard";
-const CONFIG: &str = "/etc/freezer-guard/config.toml";
+pub(super) const CONFIG: &str = "/etc/freezer-guard/config.toml";
 
 pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
@@ -181,6 +181,7 @@ fn idle(hierarchy: Hierarchy) -> Result<()> {
         );
     }
     ensure!(is_attached("bprm_committed_creds"), "nothing watches");
+    guard(["unload"])?.expect(75)?.says("stop it first")?;
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
     ensure!(refuses_writes(), "nothing refuses");

@@ -2,9 +2,9 @@
 
 use super::{
     Beside::{self, AnotherGuard, Nothing, TheService},
-    List, automatic, bench, checkpoint, doctor, dump, engines, events, failures, holders, large,
-    levels, lifecycle, misuse, outsiders, package, parallel, paths, places, refuse, service,
-    status, storms, varlink, verify, violations,
+    List, authority, automatic, bench, checkpoint, doctor, dump, engines, events, failures,
+    holders, large, levels, lifecycle, misuse, outsiders, package, parallel, paths, places, refuse,
+    service, status, storms, varlink, verify, violations,
 };
 use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak};
 
@@ -19,11 +19,12 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 36] = [
+pub(super) const PARTS: [Part; 37] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
     part("automatic", automatic::list, TheService, &[Service]),
+    part("authority", authority::list, TheService, &[Service]),
     part("varlink", varlink::list, TheService, &[Service]),
     part("package", package::list_end, TheService, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),

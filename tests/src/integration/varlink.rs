@@ -30,7 +30,7 @@ pub(super) fn list(list: &mut List<'_>) {
 
 pub(super) const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
 
-fn command(method: &str, parameters: &Value) -> Command {
+pub(super) fn command(method: &str, parameters: &Value) -> Command {
     let mut command = Command::new("guest-tool");
     command.args(["varlink", SOCKET, method, &parameters.to_string()]);
     command
@@ -50,7 +50,7 @@ fn reply(finished: &Finished) -> Result<Value> {
     Ok(reply["parameters"].clone())
 }
 
-fn expect_error(finished: &Finished, name: &str) -> Result<()> {
+pub(super) fn expect_error(finished: &Finished, name: &str) -> Result<()> {
     ensure!(finished.code != 0, "no error, but {}", finished.stdout);
     let error = format!("\"error\":\"io.freezerguard.{name}\"");
     ensure!(

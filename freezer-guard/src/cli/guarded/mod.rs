@@ -5,7 +5,6 @@ use std::{path::PathBuf, process::ExitStatus};
 
 use anyhow::Result;
 use freezer_guard::{
-    cgroup,
     guard::{self, Guard, Preparation, Status, Target, Wanted, describe_level, refusals},
     kernel::{self, Reader},
 };
@@ -136,7 +135,10 @@ impl Done {
 pub(super) fn run(work: Work<'_>) -> Result<Done> {
     find_command(&work.command[0])?;
     if work.freeze {
-        refuse_own(&work.targets)?;
+        guard::refuse_containing(
+            &work.targets,
+            &[(std::process::id(), "freezer-guard itself")],
+        )?;
     }
     // One thread: it becomes the first member of the holder.
     tokio::runtime::Builder::new_current_thread()
@@ -179,6 +181,7 @@ fn begin_here(
             .collect(),
         require: Some(options.required()?),
         at_most: options.level,
+        owner: None,
     };
     let mut guard = Guard::begin(std::mem::take(&mut work.targets), &wanted)?;
     let names = say_guarding(options, &guard.status()?);
@@ -307,20 +310,6 @@ fn find_command(command: &str) -> Result<(), Error> {
         }
     }
     Err(failed(error))
-}
-
-/// `--freeze` must not freeze us.
-fn refuse_own(targets: &[Target]) -> Result<(), guard::Error> {
-    let own = cgroup::of_pid(i32::try_from(std::process::id()).unwrap_or_default())?;
-    for own in &own {
-        let above = own.ancestors()?;
-        for target in targets.iter().flatten() {
-            if target.key() == own.key() || above.iter().any(|above| above.key() == target.key()) {
-                return Err(guard::Error::OwnCgroup(target.path().to_owned()));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn spawn(command: &[String]) -> Result<Child> {

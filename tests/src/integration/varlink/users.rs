@@ -10,7 +10,7 @@ use super::{
     super::{
         List,
         cgroups::{Cgroup, Hierarchy},
-        process::{Held, LONG, Process, guard, run, tool},
+        process::{Held, LONG, Process, as_user, guard, run, tool},
         scratch,
         service::{eventually, expect_idle, main_pid, systemctl},
         storms::numbers,
@@ -24,18 +24,6 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("run_by_the_service", run_by_service);
     list.add("a_thousand_bad_connections", garbage);
     list.add("nobody_has_too_much", limits);
-}
-
-/// Runs a client as a user who is not root.
-fn as_user(uid: u32, groups: &str, client: &Command) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", &uid.to_string(), "--regid", &uid.to_string()]);
-    match groups {
-        "" => command.arg("--clear-groups"),
-        groups => command.args(["--groups", groups]),
-    };
-    command.arg(client.get_program()).args(client.get_args());
-    command
 }
 
 /// 777 is the group whose members may.
@@ -138,7 +126,10 @@ fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
     run_as(1000, "777", &["--level", "detect", "--", "true"])?.expect(64)?;
     run_as(1000, "777", &["--freeze", "--", "sh", "-c", "exit 7"])?
         .expect(7)?
-        .says(&format!("guarding {} (enforce)", target.text()))?
+        .says(&format!(
+            "guarding {} (enforce; owner: uid 1000)",
+            target.text()
+        ))?
         .says("refused nothing")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     // What was FROZEN is so at the end.
@@ -162,7 +153,15 @@ fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
     // The service may start anew meanwhile.
     systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     eventually("the holder thaws", || Ok(target.state()? == "THAWED"))?;
-    target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+    let freeze = format!(
+        "echo {} > {}",
+        hierarchy.frozen(),
+        target.freezer().display()
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &freeze]);
+    let refused = run(&mut as_user(1001, "", &shell))?;
+    ensure!(refused.code != 0, "another process of the user freezes");
     held.tell("")?;
     held.wait(LONG)?.expect(0)?.says("refused 1 attempt")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
@@ -221,22 +220,28 @@ fn limits(hierarchy: Hierarchy) -> Result<()> {
         ensure!(connections == answered, "{connections} for uid {uid}");
         ensure!(bytes < MOST, "{bytes} bytes of one message were taken");
     }
-    // As many guards as that, each with a holder of its own.
-    let targets: Vec<_> = (0..9)
+    // Many at once, each with a holder of its own.
+    let targets: Vec<_> = (0..24)
         .map(|_| Cgroup::new(hierarchy))
         .collect::<Result<_>>()?;
     let mut held = Vec::new();
-    for (number, target) in targets.iter().enumerate() {
+    for target in &targets {
         std::os::unix::fs::chown(target.freezer(), Some(1001), None)?;
         let parameters = json!({ "cgroups": [target.text()], "freeze": true });
         let client = command("io.freezerguard.Begin", &parameters);
         let mut client = as_user(1001, "", &client);
         client.arg("--writable").arg(target.freezer()).arg("--hold");
-        let mut client = Process::spawn(&mut client)?;
-        let line = client.line()?;
-        ensure!(line.contains("error") == (number == 8), "{number}: {line}");
-        held.push(client);
+        held.push(Process::spawn(&mut client)?);
     }
+    let mut begun = 0;
+    for client in &mut held {
+        let line = client.line()?;
+        match line.contains("error") {
+            true => ensure!(line.contains("io.freezerguard.Busy"), "{line}"),
+            false => begun += 1,
+        }
+    }
+    ensure!(begun == 8, "{begun} guards of one user");
     for mut client in held {
         client.close_input();
         client.wait(LONG)?;
