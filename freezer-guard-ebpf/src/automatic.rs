@@ -106,7 +106,7 @@ pub(crate) fn executed(bprm: Pointer) {
     candidates.add(1);
 }
 
-/// How many there are, of root and of users, who do not take root's room.
+/// How many candidates there are. Those of users leave root's room alone.
 static BY_ROOT: Word = Word::new();
 static BY_USERS: Word = Word::new();
 

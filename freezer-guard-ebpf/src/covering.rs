@@ -169,26 +169,43 @@ fn covers(id: GuardId, task: Pointer) -> bool {
 /// so authority matters.
 #[inline(always)]
 pub(crate) fn actor(id: GuardId, asks: bool) -> Actor {
-    if membership::of_current() == Some(id) {
-        return Actor::Holder;
-    }
-    // SAFETY: a map value the verifier has seen checked.
-    if asks && guard(id).is_some_and(|guard| authority::is_superior(unsafe { &*guard })) {
-        return Actor::Superior;
-    }
-    match covers(id, kernel::current()) {
-        true => Actor::Own,
-        false => Actor::Outsider,
+    const HOLDER: u64 = Actor::Holder as u64;
+    const SUPERIOR: u64 = Actor::Superior as u64;
+    const OWN: u64 = Actor::Own as u64;
+    match actor_number(id, asks.into()) {
+        HOLDER => Actor::Holder,
+        SUPERIOR => Actor::Superior,
+        OWN => Actor::Own,
+        _ => Actor::Outsider,
     }
 }
 
-/// Whether the holder of the guard has the task under ptrace.
-#[inline(always)]
-pub(crate) fn is_traced_by_holder(task: Pointer, id: GuardId) -> bool {
+/// The same as a number. A global function: see [`covering`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn actor_number(id: GuardId, asks: u64) -> u64 {
+    let actor = if membership::of_current() == Some(id) {
+        Actor::Holder
+    } else if asks != 0 && authority::yields(id) != 0 {
+        Actor::Superior
+    } else if covers(id, kernel::current()) {
+        Actor::Own
+    } else {
+        Actor::Outsider
+    };
+    actor as u64
+}
+
+/// Returns 1 if the holder of the guard has the task under ptrace, else 0. A global function:
+/// see [`covering`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
+    let task = task as Pointer;
     let traced = probe::<u32>(task, offset!(task_struct_ptrace)).is_some_and(|flags| flags != 0);
     // `parent` is the tracer while there is one.
     let tracer = probe::<TaskPointer>(task, offset!(task_struct_parent));
-    traced && tracer.is_some_and(|tracer| membership::of(tracer) == Some(id))
+    (traced && tracer.is_some_and(|tracer| membership::of(tracer) == Some(id))).into()
 }
 
 /// Whether the guard is in force, this protection was not lifted and `writer`
@@ -210,17 +227,8 @@ pub(crate) fn refuses(
     protection: Protection,
     writer: Option<GuardId>,
 ) -> bool {
-    writer != Some(id)
-        && guard(id).is_some_and(|guard| {
-            // SAFETY: a map value the verifier has seen checked.
-            let guard = unsafe { &*guard };
-            objects(guard, protection.bit())
-                && denies(
-                    authority::outsider(guard),
-                    protection,
-                    Object::Cgroup(place),
-                )
-        })
+    minds(id, protection, writer)
+        && denies(authority::outsider(id), protection, Object::Cgroup(place))
 }
 
 /// Beside the bits of protections: only guards that refuse the current task count.

@@ -159,15 +159,15 @@ pub const fn acts_downwards(protection: Protection) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
     /// A member of the guard's holder.
-    Holder,
+    Holder = 0,
     /// A task with authority over the guard's owner: without freezer-guard it may kill or
     /// trace the owner's processes. No task is superior to a guard of the host's root.
-    Superior,
+    Superior = 1,
     /// A task of the target itself. It runs, so no checkpointer has stopped it: the
     /// checkpoint is over and its tasks go on, or it was never part of it.
-    Own,
+    Own = 2,
     /// Any other task.
-    Outsider,
+    Outsider = 3,
 }
 
 /// The object of an action.

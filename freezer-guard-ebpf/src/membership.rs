@@ -48,6 +48,13 @@ pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
     guard(id).map(|_| id)
 }
 
+/// Returns 1 if the thread belongs to any holder, else 0. A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn is_member(task: TaskPointer) -> u64 {
+    of(task).is_some().into()
+}
+
 /// Makes the child of a member a member before it can run, unless it is one already. The
 /// answer is that of `task_alloc`.
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! What is done to the tasks of a target: signals, ptrace, writes to memory.
 
 use freezer_guard_ebpf::{
-    Act, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, TaskPointer, denies,
+    Act, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, denies,
 };
 
 use crate::{
@@ -169,8 +169,8 @@ impl Attempt {
             return false;
         }
         let object = Object::Task {
-            traced: is_traced_by_holder(self.victim, id),
-            member: self.asks && membership::of(self.victim as TaskPointer).is_some(),
+            traced: is_traced_by_holder(self.victim as u64, id) != 0,
+            member: self.asks && membership::is_member(self.victim as u64) != 0,
         };
         denies(actor, self.protection, object)
     }

@@ -130,7 +130,7 @@ fn shown(number: Option<u32>) -> String {
 }
 
 /// With the service and both hierarchies every program is loaded.
-const ASK: &str = "freezer-guard daemon --config /dev/null & \
+const ASK: &str = "freezer-guard daemon --config /dev/null >/dev/null 2>&1 & \
     until [ -e /sys/fs/bpf/freezer-guard/program-file_permission_v2 ]; do sleep 1; done; \
     freezer-guard doctor --json";
 
