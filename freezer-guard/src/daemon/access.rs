@@ -109,7 +109,7 @@ impl Peer {
 
 /// The id of a group, by its name in `/etc/group` or its number. (A static binary
 /// has no other name service: `getgrnam` would want shared libraries.)
-fn group_id(group: &str) -> Option<u32> {
+pub(super) fn group_id(group: &str) -> Option<u32> {
     let named = |line: &str| {
         let mut fields = line.split(':');
         (fields.next() == Some(group))

@@ -106,7 +106,7 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
-    let listener = socket::listen()?;
+    let listener = socket::listen(&daemon.config.borrow().group)?;
     let mut chronicle = Chronicle::default();
     let mut reader = daemon.start(&mut chronicle).await?;
     spawn_local(socket::serve(daemon.clone(), listener));

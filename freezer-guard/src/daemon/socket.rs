@@ -6,7 +6,7 @@ use std::{
     io::ErrorKind,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::PermissionsExt as _,
+        unix::fs::{PermissionsExt as _, chown},
     },
     rc::Rc,
     time::Duration,
@@ -27,6 +27,7 @@ use zlink::{
 
 use super::{
     Daemon,
+    access::group_id,
     accounts::{Accounts, account},
     varlink::{Client, SOCKET},
 };
@@ -43,7 +44,8 @@ const DESCRIPTORS: usize = 16;
 const MESSAGE_TIME: Duration = Duration::from_secs(10);
 
 /// The socket that systemd has passed to us, or else one of our own.
-pub(super) fn listen() -> Result<UnixListener> {
+/// That is for root and the members of this group, if it exists.
+pub(super) fn listen(group: &str) -> Result<UnixListener> {
     let mut passed = sd_notify::listen_fds().context("take the socket from systemd")?;
     let listener = match passed.next() {
         Some(fd) => std::os::unix::net::UnixListener::from(freezer_guard::own_fd(fd)),
@@ -57,8 +59,8 @@ pub(super) fn listen() -> Result<UnixListener> {
             }
             let listener = std::os::unix::net::UnixListener::bind(SOCKET)
                 .with_context(|| format!("listen on {SOCKET}"))?;
-            // Who may do what is decided for each call.
-            fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o666))?;
+            chown(SOCKET, None, group_id(group))?;
+            fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o660))?;
             listener
         }
     };

@@ -1,6 +1,6 @@
 //! The interface `io.freezerguard`, through a client that shares no code with it.
 
-mod users;
+pub(super) mod users;
 
 use std::{path::Path, process::Command};
 

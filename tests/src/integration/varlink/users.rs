@@ -1,7 +1,7 @@
 //! Who may do what over the socket, and how much of it: users, trusted and not, and
 //! clients that mean no good.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -19,6 +19,7 @@ use super::{
 };
 
 pub(super) fn list(list: &mut List<'_>) {
+    list.add("who_may_connect", who_may_connect);
     list.add("who_may", who_may);
     list.add("commands_ask_the_service", commands);
     list.add("run_by_the_service", run_by_service);
@@ -26,28 +27,63 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("nobody_has_too_much", limits);
 }
 
-/// 777 is the group whose members may.
-fn make_group() -> Result<()> {
-    const GROUP: &str = "freezer-guard:x:777:\n";
+const DROP_IN: &str = "/etc/systemd/system/freezer-guard.socket.d/everybody.conf";
+
+/// The number of the group whose members may do everything. The package has made it.
+fn group() -> Result<String> {
     let groups = fs::read_to_string("/etc/group")?;
-    if !groups.contains(GROUP) {
-        fs::write("/etc/group", groups + GROUP)?;
+    let line = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("freezer-guard:"));
+    let id = line.and_then(|line| line.split(':').nth(1));
+    Ok(id.context("there is no group freezer-guard")?.to_owned())
+}
+
+/// Lets everybody connect, as the documentation tells.
+pub(in super::super) fn let_everybody_connect() -> Result<()> {
+    if Path::new(DROP_IN).exists() {
+        return Ok(());
     }
+    fs::create_dir_all(Path::new(DROP_IN).parent().context("its folder")?)?;
+    fs::write(DROP_IN, "[Socket]\nSocketMode=0666\n")?;
+    restart_socket()
+}
+
+fn restart_socket() -> Result<()> {
+    systemctl(&["daemon-reload"])?.expect(0)?;
+    systemctl(&["stop", "freezer-guard.socket", "freezer-guard.service"])?.expect(0)?;
+    systemctl(&["start", "freezer-guard.socket", "freezer-guard.service"])?.expect(0)?;
+    Ok(())
+}
+
+/// As it is installed.
+fn who_may_connect(_: Hierarchy) -> Result<()> {
+    if Path::new(DROP_IN).exists() {
+        fs::remove_file(DROP_IN)?;
+        restart_socket()?;
+    }
+    let mut list = Command::new("/usr/bin/freezer-guard");
+    list.arg("status");
+    run(&mut as_user(1001, "", &list))?
+        .expect(77)?
+        .says("may not connect to /run/freezer-guard/io.freezerguard")?;
+    run(&mut as_user(1001, &group()?, &list))?.expect(0)?;
     Ok(())
 }
 
 fn who_may(hierarchy: Hierarchy) -> Result<()> {
-    make_group()?;
+    let_everybody_connect()?;
+    let group = group()?;
     let target = Cgroup::new(hierarchy)?;
     let list = command("io.freezerguard.List", &json!({}));
     expect_error(&run(&mut as_user(1001, "", &list))?, "PermissionDenied")?;
-    run(&mut as_user(1000, "777", &list))?.expect(0)?;
+    run(&mut as_user(1000, &group, &list))?.expect(0)?;
     let mut begin = command(
         "io.freezerguard.Begin",
         &json!({ "cgroups": [target.text()], "freeze": true }),
     );
     expect_error(&run(&mut as_user(1001, "", &begin))?, "PermissionDenied")?;
-    run(&mut as_user(1000, "777", &begin))?.expect(0)?;
+    run(&mut as_user(1000, &group, &begin))?.expect(0)?;
     expect_idle()?;
     // Who may not write the file cannot open it so; a descriptor for reading is
     // no proof, nor is one of another file.
@@ -86,7 +122,8 @@ fn who_may(hierarchy: Hierarchy) -> Result<()> {
 
 /// `status`, `end` and `events` of one who may not use BPF himself.
 fn commands(hierarchy: Hierarchy) -> Result<()> {
-    make_group()?;
+    let_everybody_connect()?;
+    let group = group()?;
     let target = Cgroup::new(hierarchy)?;
     let mut held = Held::new(&[&target])?;
     let guard_as = |uid, groups, arguments: &[&str]| {
@@ -94,15 +131,15 @@ fn commands(hierarchy: Hierarchy) -> Result<()> {
         command.args(arguments);
         run(&mut as_user(uid, groups, &command))
     };
-    let status = guard_as(1000, "777", &["status"])?.expect(0)?;
+    let status = guard_as(1000, &group, &["status"])?.expect(0)?;
     ensure!(status.stdout.contains(&target.text()), "{}", status.stdout);
-    let one = guard_as(1000, "777", &["status", &target.text(), "--json"])?.expect(0)?;
+    let one = guard_as(1000, &group, &["status", &target.text(), "--json"])?.expect(0)?;
     ensure!(one.stdout.contains("CHECKPOINTING"), "{}", one.stdout);
-    let events = guard_as(1000, "777", &["events"])?.expect(0)?;
+    let events = guard_as(1000, &group, &["events"])?.expect(0)?;
     ensure!(events.stdout.contains("checkpointing"), "{}", events.stdout);
     guard_as(1001, "", &["status"])?.expect(77)?.says("group")?;
     guard_as(1001, "", &["end", &target.text(), "--force"])?.expect(77)?;
-    guard_as(1000, "777", &["end", &target.text(), "--force"])?.expect(0)?;
+    guard_as(1000, &group, &["end", &target.text(), "--force"])?.expect(0)?;
     held.sh("true")?;
     held.release()?.expect(73)?.says("ended by somebody")?;
     guard(["status", &target.text()])?.expect(0)?;
@@ -111,7 +148,8 @@ fn commands(hierarchy: Hierarchy) -> Result<()> {
 
 /// `run` of one who may not use BPF himself.
 fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
-    make_group()?;
+    let_everybody_connect()?;
+    let group = group()?;
     let target = Cgroup::new(hierarchy)?;
     let run_as = |uid, groups, arguments: &[&str]| {
         let mut command = Command::new("/usr/bin/freezer-guard");
@@ -120,11 +158,11 @@ fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
     };
     let refused = run_as(1001, "", &["--freeze", "--", "echo", "ran"])?.expect(77)?;
     ensure!(!refused.stdout.contains("ran"));
-    run_as(1000, "777", &["--", "true"])?
+    run_as(1000, &group, &["--", "true"])?
         .expect(75)?
         .says("not FROZEN")?;
-    run_as(1000, "777", &["--level", "detect", "--", "true"])?.expect(64)?;
-    run_as(1000, "777", &["--freeze", "--", "sh", "-c", "exit 7"])?
+    run_as(1000, &group, &["--level", "detect", "--", "true"])?.expect(64)?;
+    run_as(1000, &group, &["--freeze", "--", "sh", "-c", "exit 7"])?
         .expect(7)?
         .says(&format!(
             "guarding {} (enforce; owner: uid 1000)",
@@ -139,7 +177,7 @@ fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
         hierarchy.thawed(),
         target.freezer().display()
     );
-    run_as(1000, "777", &["--", "true"])?.expect(0)?;
+    run_as(1000, &group, &["--", "true"])?.expect(0)?;
     ensure!(target.state()? == "FROZEN", "left {}", target.state()?);
     target.thaw()?;
     // Who may freeze a cgroup may guard it.
@@ -182,6 +220,7 @@ fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn garbage(hierarchy: Hierarchy) -> Result<()> {
+    let_everybody_connect()?;
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
     let pid = main_pid()?;
@@ -210,6 +249,7 @@ fn garbage(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn limits(hierarchy: Hierarchy) -> Result<()> {
+    let_everybody_connect()?;
     /// A message, and what the socket holds of it.
     const MOST: u64 = 1 << 20;
     let tool = Command::new("guest-tool");
