@@ -19,9 +19,8 @@ use std::path::PathBuf;
 
 use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Protection, control};
 use nix::{
-    sys::signal::{Signal, kill},
     time::{ClockId, clock_gettime},
-    unistd::{Pid, getpid},
+    unistd::getpid,
 };
 
 pub use checks::{refuse_containing, verify};
@@ -29,7 +28,7 @@ pub use deed::{Deed, Outcome, path, unguarded, wall_clock};
 pub use error::{Error, chain};
 pub use happening::{Chronicle, Happening};
 pub use level::{Wanted, Weak};
-pub use others::{end_by_force, end_by_holder, follow, unload};
+pub use others::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use status::{Status, count, is_any_in_force, list, of_cgroup, of_id};
@@ -348,18 +347,6 @@ impl Guard {
     /// Every guarded cgroup.
     pub fn cgroups(&self) -> impl Iterator<Item = &Cgroup> {
         self.targets.iter().flatten()
-    }
-
-    /// Kills every process of the holder but this one.
-    ///
-    /// # Errors
-    /// When they cannot be listed.
-    pub fn kill_holder(&self) -> Result<(), Error> {
-        for pid in self.other_pids()? {
-            // It may have ended meanwhile.
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        }
-        Ok(())
     }
 
     /// The processes of the holder besides this one.

@@ -11,5 +11,6 @@ pub mod doctor;
 pub mod guard;
 pub mod kernel;
 mod sys;
+pub mod words;
 
 pub use sys::{own_fd, unblock_in_child, watch_signals};

@@ -88,18 +88,6 @@ pub fn own_fd(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// A descriptor for the process with this pid (`pidfd_open(2)`).
-pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes numbers only; a descriptor that it returns is nobody else's.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
-}
-
 /// Waits until every program that runs now has ended (`membarrier(2)`,
 /// `MEMBARRIER_CMD_GLOBAL`: an RCU grace period, some 10 ms).
 pub(crate) fn wait_for_programs() {

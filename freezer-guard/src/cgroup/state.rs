@@ -5,6 +5,7 @@ use std::fmt;
 use procfs::process::Process;
 
 use super::{Cgroup, Error, Version};
+use crate::words::escaped;
 
 /// The state of a freezer, in the words of the v1 interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +139,7 @@ fn describe_if_running(pid: i32) -> Option<String> {
     };
     Some(format!(
         "pid {pid} ({}, state {}{place})",
-        stat.comm, stat.state
+        escaped(&stat.comm),
+        stat.state
     ))
 }

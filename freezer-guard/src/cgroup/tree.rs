@@ -10,6 +10,7 @@ use std::{
 use procfs::{ProcError, ProcResult, process::Process};
 
 use super::{Cgroup, Error};
+use crate::words::escaped;
 
 /// A thread and where it is.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -89,7 +90,7 @@ pub fn root(cgroups: &[&Cgroup]) -> Result<Task, Error> {
             path: path(),
             roots: roots
                 .into_iter()
-                .map(|task| format!("pid {} ({})", task.pid, task.comm))
+                .map(|task| format!("pid {} ({})", task.pid, escaped(&task.comm)))
                 .collect(),
         }),
     }

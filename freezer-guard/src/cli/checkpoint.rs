@@ -12,6 +12,7 @@ use freezer_guard::{
     criu::{Criu, Evidence, Images, Log, Progress, Verdict},
     doctor,
     guard::Target,
+    words::escaped,
 };
 
 use super::{
@@ -182,7 +183,7 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path, status: ExitStatus) {
         say(format_args!(
             "pid {} ({}) {}",
             evidence.pid,
-            evidence.comm,
+            escaped(&evidence.comm),
             match evidence.left_running {
                 true => "was left running",
                 false => "has ended",

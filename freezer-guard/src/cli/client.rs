@@ -11,6 +11,7 @@ use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
 use anyhow::{Context as _, Result};
 use freezer_guard::kernel::may_use_bpf;
 use freezer_guard_ebpf::GuardId;
+use nix::unistd::getuid;
 use tokio_stream::Stream;
 use zlink::{proxy, tokio::unix};
 
@@ -34,7 +35,7 @@ pub(super) trait Daemon {
     ) -> zlink::Result<Result<State, Error>>;
     async fn end(
         &mut self,
-        cgroup: &str,
+        cgroup: Option<&str>,
         guard: Option<GuardId>,
         force: bool,
     ) -> zlink::Result<Result<OneGuard, Error>>;
@@ -65,6 +66,14 @@ pub(super) async fn connect() -> Result<Option<unix::Connection>> {
             ) =>
         {
             Ok(None)
+        }
+        Err(zlink::Error::Io(error)) if error.kind() == ErrorKind::PermissionDenied => {
+            let uid = getuid();
+            let message = format!(
+                "uid {uid} may not connect to {SOCKET}: it takes root, or a member of its group \
+                 (freezer-guard, by default)"
+            );
+            Err(Error::PermissionDenied { message }.into())
         }
         Err(error) => Err(error).with_context(|| format!("connect to {SOCKET}")),
     }

@@ -18,11 +18,10 @@ pub(super) struct Args {
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let report = doctor::examine();
-    let text = match args.json {
-        true => format!("{}\n", serde_json::to_string(&report)?),
-        false => describe(&report, args.verbose),
-    };
-    std::io::stdout().write_all(text.as_bytes())?;
+    match args.json {
+        true => writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?,
+        false => super::print(&describe(&report, args.verbose))?,
+    }
     Ok(ExitCode::from(report.verdict as u8))
 }
 

@@ -2,11 +2,14 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{self, Status},
+    kernel::may_use_bpf,
+    words::escaped,
 };
+use freezer_guard_ebpf::GuardId;
 use nix::{
     syslog::{Facility, LogFlags, Severity, openlog, syslog},
     unistd::getuid,
@@ -19,62 +22,135 @@ use super::{
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The guarded cgroup's directory, or a systemd unit
-    path: PathBuf,
-    /// Yes, while its holder lives: its checkpoint will not be called good
+    #[command(flatten)]
+    which: Which,
+    /// End it although its holder is still running; its checkpoint is then reported as violated
     #[arg(long)]
     force: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// The guarded cgroup's directory, or a systemd unit
+    path: Option<PathBuf>,
+    /// The guard with this number, as `status` shows it: its cgroup may be gone
+    #[arg(long, value_name = "ID")]
+    guard: Option<GuardId>,
+    /// Every guard, also those that another version of freezer-guard holds
+    #[arg(long)]
+    all: bool,
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
     if !args.force {
         say(format_args!(
-            "the guard of {} ends by itself with its holder; to cut it off, add --force",
-            args.path.display()
+            "a guard ends by itself with its holder; to cut that off, add --force"
         ));
         return Ok(exit::USAGE.into());
     }
-    let mut found = false;
-    for cgroup in target::resolve(&args.path)? {
-        // A unit has one cgroup in each hierarchy; one guard covers both.
-        let Some(ended) = client::block_on(end(&cgroup))? else {
-            continue;
-        };
-        found = true;
+    if args.which.all {
+        return end_all();
+    }
+    let ended = match (&args.which.path, args.which.guard) {
+        (Some(path), _) => {
+            let mut ended = Vec::new();
+            for cgroup in target::resolve(path)? {
+                // A unit has one cgroup in each hierarchy; one guard covers both.
+                ended.extend(client::block_on(end_of(&cgroup))?);
+            }
+            ended
+        }
+        (None, id) => {
+            let id = id.unwrap_or_default();
+            client::block_on(end(None, Some(id), || Ok(guard::end_by_force(id)?)))?
+                .into_iter()
+                .collect()
+        }
+    };
+    if ended.is_empty() {
+        let id = args.which.guard.unwrap_or_default();
+        let name = args.which.path.clone();
+        let name = name.unwrap_or_else(|| format!("guard {id}").into());
+        return Err(guard::Error::NotGuarded(name).into());
+    }
+    ended.iter().for_each(tell);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn end_all() -> Result<ExitCode> {
+    let (guards, of_another_version) = match may_use_bpf() {
+        Ok(()) => {
+            let ended = guard::end_all_by_force()?;
+            (ended.guards, ended.of_another_version)
+        }
+        Err(_) => (client::block_on(end_all_by_service())?, false),
+    };
+    guards.iter().for_each(tell);
+    if of_another_version {
         let line = format!(
-            "guard of {} ended by force, by uid {}; held for {:.1} s, {}",
-            cgroup.path().display(),
-            getuid(),
-            ended.held_seconds,
-            guard::refusals(&ended)
+            "the guards of another version ended by force, by uid {}",
+            getuid()
         );
         say(format_args!("{line}"));
         log(&line);
-    }
-    if !found {
-        return Err(guard::Error::NotGuarded(args.path.clone()).into());
+    } else if guards.is_empty() {
+        say(format_args!("no cgroup is guarded"));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// `None`: it is not guarded.
-async fn end(cgroup: &Cgroup) -> Result<Option<Status>> {
-    let path = cgroup.path().to_str().context("this path is no text")?;
+async fn end_all_by_service() -> Result<Vec<Status>> {
+    let mut ended = Vec::new();
+    for guard in super::status::list().await? {
+        ended.extend(end(None, Some(guard.id), || Ok(guard::end_by_force(guard.id)?)).await?);
+    }
+    Ok(ended)
+}
+
+/// The guard of a cgroup, by whatever bytes that is called.
+async fn end_of(cgroup: &Cgroup) -> Result<Option<Status>> {
+    let by_kernel = || match guard::of_cgroup(cgroup)? {
+        Some(guard) => Ok(guard::end_by_force(guard.id)?),
+        None => Ok(None),
+    };
+    match cgroup.path().to_str() {
+        Some(path) => end(Some(path), None, by_kernel).await,
+        // JSON, which the service speaks, has no such text.
+        None => by_kernel(),
+    }
+}
+
+/// `None`: it is not in force.
+async fn end(
+    cgroup: Option<&str>,
+    guard: Option<GuardId>,
+    by_kernel: impl FnOnce() -> Result<Option<Status>>,
+) -> Result<Option<Status>> {
     client::ask(
-        async |daemon| match answer(daemon.end(path, None, true)).await {
+        async |daemon| match answer(daemon.end(cgroup, guard, true)).await {
             Ok(ended) => Ok(Some(ended.guard)),
             Err(error) => match error.downcast_ref() {
                 Some(client::Error::NotGuarded { .. }) => Ok(None),
                 _ => Err(error),
             },
         },
-        || match guard::end_by_force(cgroup) {
-            Ok(ended) => Ok(Some(ended)),
-            Err(guard::Error::NotGuarded(_)) => Ok(None),
-            Err(error) => Err(error.into()),
-        },
+        by_kernel,
     )
     .await
+}
+
+fn tell(ended: &Status) {
+    let paths = ended.cgroups.iter().map(|path| path.display().to_string());
+    let line = format!(
+        "guard of {} ended by force, by uid {}; held for {:.1} s, {}",
+        escaped(&paths.collect::<Vec<_>>().join(", ")),
+        getuid(),
+        ended.held_seconds,
+        guard::refusals(ended)
+    );
+    say(format_args!("{line}"));
+    log(&line);
 }
 
 /// To the system's log; without one it stays on standard error.

@@ -3,7 +3,10 @@
 use std::{io::Write as _, pin::pin, process::ExitCode};
 
 use anyhow::{Result, anyhow};
-use freezer_guard::guard::{self, Chronicle, Happening, Status};
+use freezer_guard::{
+    guard::{self, Chronicle, Happening, Status},
+    words::escaped,
+};
 use nix::sys::signal::Signal;
 use tokio_stream::StreamExt as _;
 use zlink::tokio::unix;
@@ -107,7 +110,7 @@ fn print(args: &Args, happenings: &[Happening]) -> Result<bool> {
     for happening in happenings {
         match args.json {
             true => text += &serde_json::to_string(happening)?,
-            false => text += &happening.to_string(),
+            false => text += &escaped(&happening.to_string()),
         }
         text.push('\n');
     }

@@ -24,7 +24,7 @@ use std::{io::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use freezer_guard::{guard, kernel};
+use freezer_guard::{guard, kernel, words::escaped_lines};
 
 /// The version, and which BPF object is built in.
 pub(crate) const VERSION: &str = concat!(
@@ -151,5 +151,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 /// One line on standard error.
 fn say(line: std::fmt::Arguments<'_>) {
     // Nobody may be listening any more: that must not end a guard.
-    let _ = writeln!(std::io::stderr(), "freezer-guard: {line}");
+    let line = line.to_string();
+    let _ = writeln!(std::io::stderr(), "freezer-guard: {}", escaped_lines(&line));
+}
+
+/// Text for people on standard output.
+fn print(text: &str) -> std::io::Result<()> {
+    std::io::stdout().write_all(escaped_lines(text).as_bytes())
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, New, Task},
     criu::{self, Criu, Known, Log},
+    words::escaped,
 };
 use serde_json::json;
 
@@ -93,13 +94,17 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         driver::say_failure(&log, done.status);
     }
     for root in &roots {
-        options.step(format_args!("pid {} ({}) runs", root.pid, root.comm));
+        options.step(format_args!(
+            "pid {} ({}) runs",
+            root.pid,
+            escaped(&root.comm)
+        ));
     }
     if let Some(stray) = strays.first() {
         say(format_args!(
             "pid {} ({}) was restored into {}, where nobody guarded it: name that with --cgroup",
             stray.pid,
-            stray.comm,
+            escaped(&stray.comm),
             stray.cgroup.display()
         ));
     }

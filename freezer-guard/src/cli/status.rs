@@ -59,7 +59,10 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
             text
         }
     };
-    std::io::stdout().write_all(text.as_bytes())?;
+    match args.json {
+        true => std::io::stdout().write_all(text.as_bytes())?,
+        false => super::print(&text)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -86,12 +89,18 @@ async fn last() -> Result<Vec<Status>> {
 }
 
 async fn state(path: &Path) -> Result<State> {
-    let text = path.to_str().context("this path is no text")?;
-    client::ask(
-        async |daemon| answer(daemon.status(text, None)).await,
-        || Ok(State::of(path, None)?),
-    )
-    .await
+    let by_kernel = || Ok(State::of(path, None)?);
+    match path.to_str() {
+        Some(text) => {
+            client::ask(
+                async |daemon| answer(daemon.status(text, None)).await,
+                by_kernel,
+            )
+            .await
+        }
+        // JSON, which the service speaks, has no such text.
+        None => by_kernel(),
+    }
 }
 
 /// A guard in a few lines.
@@ -107,7 +116,8 @@ fn describe(guard: &Status) -> String {
         pids => format!(" by pid {}", pids.join(", ")),
     };
     text += &format!(
-        "  held for {:.1} s{by} ({})\n",
+        "  guard {}, held for {:.1} s{by} ({})\n",
+        guard.id,
         guard.held_seconds,
         describe_level(guard)
     );

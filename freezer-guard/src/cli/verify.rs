@@ -6,6 +6,7 @@ use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, Cgroup, Task},
     guard,
+    words::escaped,
 };
 use serde_json::json;
 
@@ -28,12 +29,11 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let targets = target::all(&args.cgroups, Some(args.pid))?;
     let cgroups: Vec<&Cgroup> = targets.iter().flatten().collect();
     let paths: Vec<_> = cgroups.iter().map(|cgroup| cgroup.path()).collect();
-    let mut stdout = std::io::stdout();
     if args.json {
         let report = cgroup::examine(&cgroups, Some(args.pid))?;
         let good = report.strays.is_empty() && report.traced.is_empty();
         let object = json!({ "pid": args.pid, "cgroups": paths, "good": good, "report": report });
-        writeln!(stdout, "{object}")?;
+        writeln!(std::io::stdout(), "{object}")?;
         return Ok(match good {
             true => ExitCode::SUCCESS,
             false => exit::BUSY.into(),
@@ -46,12 +46,11 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    writeln!(
-        stdout,
-        "pid {} and all that descends from it, {count} threads, are in {}",
+    super::print(&format!(
+        "pid {} and all that descends from it, {count} threads, are in {}\n",
         args.pid,
         paths.join(", ")
-    )?;
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -64,7 +63,7 @@ pub(super) fn warn_of_foreign(root: i32, foreign: &[Task]) {
     let mut named: Vec<_> = foreign
         .iter()
         .take(NAMED)
-        .map(|task| format!("pid {} ({})", task.tid, task.comm))
+        .map(|task| format!("pid {} ({})", task.tid, escaped(&task.comm)))
         .collect();
     if foreign.len() > NAMED {
         named.push(format!("{} more", foreign.len() - NAMED));

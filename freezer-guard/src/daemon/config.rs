@@ -42,7 +42,7 @@ pub(crate) struct Automatic {
     pub(crate) users: bool,
 }
 
-/// What is so for the guards of users, begun by themselves or for their checkpointers.
+/// Limits for the guards of users, which they begin or which their checkpointers have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Users {

@@ -7,6 +7,7 @@ use anyhow::Result;
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{self, Happening, Status, automatic, describe_level, refusals, violations},
+    words::escaped,
 };
 use freezer_guard_ebpf::GuardId;
 use tokio::{
@@ -185,7 +186,7 @@ impl Keeper {
                 holder_pid = status.holder_pids.first().copied().unwrap_or_default(),
                 kind = "begun",
                 "guarding {}{} ({})",
-                cgroups(&status),
+                escaped(&cgroups(&status)),
                 by(&status),
                 describe_level(&status)
             );
@@ -201,7 +202,7 @@ impl Keeper {
         warn!(
             guard = id,
             "ending the guard of {}: a user has held it for longer than `users.longest_hold`",
-            name.display()
+            escaped(&name.display().to_string())
         );
         match blocking(move || guard::end_by_holder(id, &name)).await {
             // It has ended by itself.
@@ -312,7 +313,8 @@ fn tell_end(status: &Status) {
             guard = status.id,
             cgroup,
             kind = "ended",
-            "{cgroup} is not guarded any more: {told}"
+            "{} is not guarded any more: {told}",
+            escaped(&cgroup)
         );
         return;
     }
@@ -320,8 +322,9 @@ fn tell_end(status: &Status) {
         guard = status.id,
         cgroup,
         kind = "violated",
-        "VIOLATED: {cgroup} was disturbed while it was CHECKPOINTING: {}; {told}; \
+        "VIOLATED: {} was disturbed while it was CHECKPOINTING: {}; {told}; \
          do not trust this checkpoint",
+        escaped(&cgroup),
         violations(status).join("; ")
     );
 }
@@ -338,11 +341,11 @@ fn thaw(status: &Status) {
             Ok(true) => warn!(
                 cgroup = %path.display(),
                 "thawed {}: it was frozen for a guard whose holder is gone",
-                path.display()
+                escaped(&path.display().to_string())
             ),
             Ok(false) => {}
             // It may be gone with its tasks.
-            Err(error) => info!("cannot thaw {}: {}", path.display(), guard::chain(&error)),
+            Err(error) => info!("cannot thaw it: {}", guard::chain(&error)),
         }
     }
 }

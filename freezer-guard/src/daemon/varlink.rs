@@ -241,22 +241,30 @@ where
         Ok(OneGuard { guard })
     }
 
-    /// Ends the guard of a cgroup and thaws what was frozen for it: for its
-    /// holder; or for whoever may, if `force` is set. The holder may name it by its id, as
-    /// `guard`, for its cgroup may have gone.
+    /// Ends the guard that `guard` names by its id, or else that of a cgroup, and thaws what
+    /// was frozen for it: for its holder; or for whoever may, if `force` is set.
     async fn end(
         &self,
-        cgroup: PathBuf,
+        cgroup: Option<PathBuf>,
         guard: Option<GuardId>,
         force: Option<bool>,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<OneGuard, Error> {
         let peer = peer(connection).await?;
-        let path = cgroup.clone();
-        let found = blocking(move || State::of(&path, guard)).await;
+        let name = match (&cgroup, guard) {
+            (Some(path), _) => path.clone(),
+            (None, Some(id)) => format!("guard {id}").into(),
+            (None, None) => return Err(Error::bad("neither `cgroup` nor `guard` names a guard")),
+        };
+        let path = name.clone();
+        let found = blocking(move || match guard {
+            Some(id) => guard::of_id(id),
+            None => Ok(State::of(&path, None)?.guard),
+        })
+        .await;
         let found = match found {
             Err(_) if !self.is_trusted(&peer) => return Err(self.not_trusted(&peer)),
-            found => found?.guard,
+            found => found?,
         };
         let is_holder = found
             .as_ref()
@@ -264,19 +272,22 @@ where
         if !is_holder {
             self.trust(&peer)?;
         }
+        let not_guarded = |name| anyhow::Error::from(guard::Error::NotGuarded(name));
         let Some(found) = found else {
-            return Err(anyhow::Error::from(guard::Error::NotGuarded(cgroup)).into());
+            return Err(not_guarded(name).into());
         };
         if !is_holder && !force.unwrap_or_default() {
             return Err(Error::denied(
                 "the caller does not belong to its holder: to cut it off, set `force`",
             ));
         }
-        let guard = blocking(move || match is_holder {
-            true => guard::end_by_holder(found.id, &cgroup),
-            false => guard::end_by_force(&Cgroup::open(&cgroup)?),
+        let of = name.clone();
+        let ended = blocking(move || match is_holder {
+            true => guard::end_by_holder(found.id, &of).map(Some),
+            false => guard::end_by_force(found.id),
         })
         .await?;
+        let guard = ended.ok_or_else(|| not_guarded(name))?;
         Ok(OneGuard { guard })
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
 use super::now;
-use crate::cgroup;
+use crate::{cgroup, words::escaped};
 
 /// Whether it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,10 @@ impl fmt::Display for Deed {
         write!(
             formatter,
             "{} (pid {}, uid {}) {}",
-            self.comm, self.pid, self.uid, self.what
+            escaped(&self.comm),
+            self.pid,
+            self.uid,
+            escaped(&self.what)
         )?;
         if self.count > 1 {
             write!(formatter, ", {} times in all", self.count)?;
@@ -188,9 +191,9 @@ pub fn unguarded(event: &Event) -> String {
     };
     format!(
         "{} (pid {}) checkpoints {} without a guard of its own: {why}",
-        comm(&event.comm),
+        escaped(&comm(&event.comm)),
         event.pid,
-        path(event.cgroup)
+        escaped(&path(event.cgroup))
     )
 }
 

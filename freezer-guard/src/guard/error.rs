@@ -6,6 +6,7 @@ use super::Weak;
 use crate::{
     cgroup::{self, FreezerState, Task, Traced},
     kernel,
+    words::escaped,
 };
 
 /// Why a guard could not be begun or kept.
@@ -137,7 +138,7 @@ pub enum Error {
     /// Guards need the programs that were to be unloaded.
     #[error(
         "{0} guards are in force: wait until they end, see `freezer-guard status`; \
-         or end each with `freezer-guard end CGROUP --force`"
+         or end them with `freezer-guard end --all --force`"
     )]
     InForce(usize),
     /// The service needs the programs that were to be unloaded.
@@ -162,7 +163,7 @@ impl Error {
     }
 }
 
-/// An error with its causes, on one line.
+/// An error with its causes, on one line, without control characters.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -174,7 +175,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         }
         cause = error.source();
     }
-    text
+    escaped(&text).into_owned()
 }
 
 /// The first few of them.
@@ -195,7 +196,7 @@ fn describe_task(task: &Task) -> String {
     format!(
         "{thread}pid {} ({}) is in {}",
         task.pid,
-        task.comm,
+        escaped(&task.comm),
         task.cgroup.display()
     )
 }
@@ -203,7 +204,10 @@ fn describe_task(task: &Task) -> String {
 fn describe_traced(traced: &Traced) -> String {
     format!(
         "pid {} ({}) is traced by pid {} ({})",
-        traced.task.pid, traced.task.comm, traced.tracer, traced.tracer_comm
+        traced.task.pid,
+        escaped(&traced.task.comm),
+        traced.tracer,
+        escaped(&traced.tracer_comm)
     )
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
 use super::{Deed, Outcome, Status, path, unguarded, wall_clock};
+use crate::words::escaped;
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
@@ -52,7 +53,7 @@ impl Happening {
             event: event.to_owned(),
             guard,
             cgroups: cgroups.to_vec(),
-            about: cgroups.join(", "),
+            about: escaped(&cgroups.join(", ")).into_owned(),
             owner_uid: None,
             by: None,
             count: None,

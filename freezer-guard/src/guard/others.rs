@@ -6,12 +6,12 @@ use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
 
 use super::{
     Error, Status,
-    marks::{self, Marks, covering, detach_idle, is_idle},
+    marks::{self, Marks, detach_idle, is_idle},
     status,
 };
 use crate::{
     cgroup::{self, Cgroup},
-    kernel::{Locked, Maps, Reader, daemon_runs},
+    kernel::{self, Locked, Maps, Reader, daemon_runs},
 };
 
 /// Follows the events of all guards, those to come included; also returns the
@@ -25,16 +25,55 @@ pub fn follow() -> Result<(Reader, Vec<Status>), Error> {
     Ok((Reader::open(&lock)?, guards))
 }
 
-/// Ends the guard of a cgroup, whoever holds it. Its state is left as it is.
+/// Ends this guard, although its holder lives. Its cgroups stay as they are. Returns `None`
+/// if it is not in force.
 ///
 /// # Errors
-/// When there is none.
-pub fn end_by_force(cgroup: &Cgroup) -> Result<Status, Error> {
+/// When the kernel cannot be asked, or another version has loaded the programs.
+pub fn end_by_force(id: GuardId) -> Result<Option<Status>, Error> {
     let lock = Locked::wait()?;
-    let not_guarded = || Error::NotGuarded(cgroup.path().to_owned());
-    let maps = lock.open()?.ok_or_else(not_guarded)?;
-    let id = covering(&maps, cgroup)?.ok_or_else(not_guarded)?;
-    end(&lock, maps, id, Ok(()))?.ok_or_else(not_guarded)
+    match lock.open()? {
+        Some(maps) => end(&lock, maps, id, Ok(())),
+        None => Ok(None),
+    }
+}
+
+/// What [`end_all_by_force`] has ended.
+#[derive(Debug)]
+pub struct EndedAll {
+    /// The guards.
+    pub guards: Vec<Status>,
+    /// Whether guards of another version were among them: only that version can read their
+    /// counters.
+    pub of_another_version: bool,
+}
+
+/// Ends every guard, also those that another version of this program holds.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn end_all_by_force() -> Result<EndedAll, Error> {
+    let lock = Locked::wait()?;
+    let mut ended = EndedAll {
+        guards: Vec::new(),
+        of_another_version: false,
+    };
+    let ids = match lock.open() {
+        Ok(Some(maps)) => marks::in_force(&maps)?,
+        Ok(None) => return Ok(ended),
+        Err(kernel::Error::OtherVersion) => {
+            lock.unload()?;
+            ended.of_another_version = true;
+            return Ok(ended);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    for (id, _) in ids {
+        if let Some(maps) = lock.open()? {
+            ended.guards.extend(end(&lock, maps, id, Ok(()))?);
+        }
+    }
+    Ok(ended)
 }
 
 /// Ends this guard in its holder's name: its targets are restored to the state they were

@@ -6,9 +6,9 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Error;
-use crate::sys;
 
 /// A pidfd.
 #[derive(Debug)]
@@ -20,9 +20,16 @@ impl PidFd {
     /// # Errors
     /// When there is none.
     pub fn open(pid: u32) -> Result<Self, Error> {
-        sys::pidfd_open(pid)
+        let number = pid.try_into().ok().and_then(Pid::from_raw);
+        number
+            .and_then(|number| pidfd_open(number, PidfdFlags::empty()).ok())
             .map(Self)
-            .map_err(|_| Error::NoHolder(format!("pid {pid} has ended")))
+            .ok_or_else(|| Error::NoHolder(format!("pid {pid} has ended")))
+    }
+
+    /// Sends SIGKILL. A process that has ended needs none.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
     /// From a descriptor that somebody has sent: see [`PidFd::pid`].

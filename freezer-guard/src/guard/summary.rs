@@ -1,6 +1,7 @@
 //! What a guard did, in words.
 
 use super::Status;
+use crate::words::escaped;
 
 /// `enforce`, or `freeze: enforce, ptrace: detect` and so on when they differ; for the guard
 /// of a user, with his uid.
@@ -49,7 +50,7 @@ pub fn refusals(guard: &Status) -> String {
     let mut parts: Vec<_> = by_process
         .into_iter()
         .map(|(pid, comm, protection, count)| {
-            format!("{count} by {comm} (pid {pid}, {protection})")
+            format!("{count} by {} (pid {pid}, {protection})", escaped(comm))
         })
         .collect();
     if count > named {

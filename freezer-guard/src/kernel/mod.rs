@@ -105,7 +105,7 @@ pub enum Error {
     /// Guards are held by another version of this program.
     #[error(
         "another version of freezer-guard holds guards ({}): \
-         wait until they end, or use that version",
+         wait until they end, or end them with `freezer-guard end --all --force`",
         PIN_DIR
     )]
     OtherVersion,

@@ -1,6 +1,6 @@
 //! How a guard ends: with its last holder, by a signal, in time, by force.
 
-use std::{fs, process::Command};
+use std::{ffi::OsStr, fs, os::unix::ffi::OsStrExt as _, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -20,7 +20,9 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("timeout", timeout);
     list.add_alone("stays_loaded_until_unload", stays_loaded);
     list.add_alone("unload_takes_another_version", unload_other);
+    list.add_alone("end_all_takes_another_version", end_other);
     list.add("end_by_force", force);
+    list.add("end_by_force_with_any_name", force_by_id);
     list.add("exit_codes_of_command", codes);
 }
 
@@ -189,12 +191,11 @@ fn stays_loaded(hierarchy: Hierarchy) -> Result<()> {
     unload()
 }
 
-/// Programs that another version of freezer-guard has loaded: the pin `control-LEVEL-OBJECT`
-/// names the version.
-fn unload_other(hierarchy: Hierarchy) -> Result<()> {
+/// A guard that another version of freezer-guard holds: the pin `control-LEVEL-OBJECT` names
+/// the version. `run` has been killed, and COMMAND lives.
+fn of_another_version(target: &Cgroup) -> Result<Held> {
     unload()?;
-    let target = Cgroup::new(hierarchy)?;
-    let mut held = Held::new(&[&target])?;
+    let mut held = Held::new(&[target])?;
     held.process().signal(Signal::SIGKILL)?;
     eventually("the kill", || held.process().has_ended())?;
     let control = pins().into_iter().find(|pin| pin.starts_with("control-"));
@@ -204,6 +205,12 @@ fn unload_other(hierarchy: Hierarchy) -> Result<()> {
         format!("{PINS}/{control}"),
         format!("{PINS}/{level}-0123456789abcdef"),
     )?;
+    Ok(held)
+}
+
+fn unload_other(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = of_another_version(&target)?;
     for arguments in [&["unload"][..], &["status"]] {
         guard(arguments)?.expect(75)?.says("another version")?;
     }
@@ -213,6 +220,71 @@ fn unload_other(hierarchy: Hierarchy) -> Result<()> {
     guard(["unload"])?.expect(0)?.says("unloaded")?;
     ensure!(pins().is_empty(), "pins are left: {:?}", pins());
     usable(&target)
+}
+
+fn end_other(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = of_another_version(&target)?;
+    guard(["end", &target.text(), "--force"])?
+        .expect(75)?
+        .says("end --all")?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    guard(["end", "--all", "--force"])?
+        .expect(0)?
+        .says("another version")?;
+    ensure!(pins().is_empty(), "pins are left: {:?}", pins());
+    target.thaw()?;
+    held.process().close_input();
+    usable(&target)?;
+    unload()
+}
+
+/// The ways out work for a cgroup with any name, one that is gone, and for all at once.
+fn force_by_id(hierarchy: Hierarchy) -> Result<()> {
+    let parent = Cgroup::new(hierarchy)?;
+    let odd = OsStr::from_bytes(b"A\xff\x1b[31m \\x2d");
+    let path = parent.path.join(odd);
+    fs::create_dir(&path)?;
+    let hold = |script: &str| {
+        let mut command = Command::new("freezer-guard");
+        command.args(["run", "--freeze", "--cgroup"]).arg(&path);
+        Process::spawn(command.args(["--", "bash", "-c", script]))
+    };
+    let mut held = hold("echo held; read -r line")?;
+    held.expect_line("held")?;
+    let shown = guard(["status"])?.expect(0)?;
+    let is_control = |c: char| c.is_control() && c != '\n';
+    ensure!(!shown.stdout.contains(is_control), "{:?}", shown.stdout);
+    let end = ["end".as_ref(), path.as_os_str(), "--force".as_ref()];
+    guard(end)?.expect(0)?;
+    held.close_input();
+    held.wait(LONG)?.expect(73)?;
+    // Its cgroup goes before it does.
+    let script = format!("rmdir {}/A*; echo held; read -r line", parent.text());
+    let mut held = hold(&script)?;
+    held.expect_line("held")?;
+    let id = guards()?.pop().context("there is no guard")?["id"].to_string();
+    guard(["end", "--guard", &id])?.expect(64)?;
+    guard(["end", "--guard", "1", "--force"])?.expect(75)?;
+    guard(["end", "--guard", &id, "--force"])?.expect(0)?;
+    held.close_input();
+    held.wait(LONG)?.expect(73)?;
+    let other = Cgroup::new(hierarchy)?;
+    let held = [Held::new(&[&parent])?, Held::new(&[&other])?];
+    guard(["end", "--all", &other.text(), "--force"])?.expect(64)?;
+    guard(["end", "--all", "--force"])?
+        .expect(0)?
+        .says(&other.text())?;
+    ensure!(guards()?.is_empty(), "{:?}", guards()?);
+    for held in held {
+        held.release()?.expect(73)?;
+    }
+    guard(["end", "--all", "--force"])?
+        .expect(0)?
+        .says("no cgroup")?;
+    parent.thaw()?;
+    other.thaw()?;
+    expect_clean()
 }
 
 fn force(hierarchy: Hierarchy) -> Result<()> {

@@ -6,13 +6,10 @@ use std::{os::fd::OwnedFd, time::Duration};
 use anyhow::{Context as _, Result};
 use freezer_guard::{
     cgroup::Cgroup,
-    guard::{Guard, Status, Target},
+    guard::{Guard, PidFd, Status, Target},
 };
 use freezer_guard_ebpf::GuardId;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, getpid},
-};
+use nix::unistd::getpid;
 use tokio::time::sleep;
 use zlink::tokio::unix;
 
@@ -148,16 +145,20 @@ impl Hold {
 
     /// Kills every process of the holder but this one.
     pub(super) async fn kill_holder(&mut self) -> Result<()> {
-        match self {
-            Self::Here { guard, .. } => Ok(guard.kill_holder()?),
-            Self::Service { .. } => {
-                for pid in self.other_pids().await? {
-                    // It may have ended meanwhile.
-                    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        /// How many descriptors it takes at once.
+        const AT_ONCE: usize = 256;
+        for pids in self.other_pids().await?.chunks(AT_ONCE) {
+            let open = |pid: &u32| Some((*pid, PidFd::open(*pid).ok()?));
+            let processes: Vec<_> = pids.iter().filter_map(open).collect();
+            // A number may have become that of another process before it was opened.
+            let members = self.other_pids().await?;
+            for (pid, process) in processes {
+                if members.contains(&pid) {
+                    process.kill();
                 }
-                Ok(())
             }
         }
+        Ok(())
     }
 
     /// The processes of the holder besides this one.
@@ -188,7 +189,7 @@ impl Hold {
                 {
                     return Ok(None);
                 }
-                match answer(daemon.end(&cgroup, Some(guard.id), false)).await {
+                match answer(daemon.end(Some(&cgroup), Some(guard.id), false)).await {
                     Ok(ended) => Ok(Some(ended.guard)),
                     Err(error) => match error.downcast_ref() {
                         Some(client::Error::NotGuarded { .. }) => Ok(None),
