@@ -40,8 +40,8 @@ use crate::{
     sys,
 };
 use marks::{
-    Marks, ancestors, detach_idle, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded,
-    refuse_overlap,
+    Marks, ancestors, detach_idle, displace_users, is_idle, mark_ancestors, mark_target, reconcile,
+    refuse_guarded, refuse_overlap,
 };
 use status::{Seen, holder_pids, missed, status};
 
@@ -99,6 +99,9 @@ impl Guard {
             Some(maps) => (maps, Vec::new()),
             None => lock.load(wanted.at_most)?,
         };
+        if wanted.owner.is_none() {
+            displace_users(&mut maps, &targets)?;
+        }
         refuse_guarded(&maps, &targets, None)?;
         // A guard may have ended since: its marks would be in our way.
         reconcile(&mut maps)?;

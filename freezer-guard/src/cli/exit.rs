@@ -107,6 +107,7 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
         | guard::Error::Disturbed { .. }
         | guard::Error::InForce(_)
         | guard::Error::DaemonRuns
+        | guard::Error::Stopping
         | guard::Error::Full(_) => BUSY,
         guard::Error::NoHolder(_) => USAGE,
         guard::Error::WasGone(_) => VIOLATED,

@@ -19,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     rc::Rc,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -47,8 +48,11 @@ use keeper::Job;
 const TICK: Duration = Duration::from_millis(500);
 /// How often the metrics are written to their file.
 const METRICS: Duration = Duration::from_secs(10);
-/// How long what is under way may take when the daemon is told to stop.
-const STOPPING: Duration = Duration::from_secs(10);
+/// How long each of three steps may take when the daemon is told to stop: the last events, the
+/// end of the watch, and threads that are still under way.
+const STOPPING: Duration = Duration::from_millis(1500);
+/// Whether it has been told so.
+static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 /// How many happenings a slow follower may fall behind.
 const BACKLOG: usize = 4096;
 /// How many events are read before something else gets its turn.
@@ -85,7 +89,10 @@ pub(crate) fn main(config_path: &Path) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, run(config_path, config))?;
+    let ended = LocalSet::new().block_on(&runtime, run(config_path, config));
+    // A thread that still waits, for a lock or a slow disk, ends with the process.
+    runtime.shutdown_timeout(STOPPING);
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -149,6 +156,7 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
             }
         }
     }
+    IS_STOPPING.store(true, Ordering::Relaxed);
     notify(&[NotifyState::Stopping]);
     info!("stopping; guards in force stay in force");
     // What has just ended shall be told.
@@ -157,8 +165,13 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
         warn!("something takes too long: not everything may have been told");
     }
     drop(reader);
-    blocking(automatic::unwatch).await?;
-    Ok(())
+    match timeout(STOPPING, blocking(automatic::unwatch)).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            warn!("somebody holds the lock: checkpointers are still watched");
+            Ok(())
+        }
+    }
 }
 
 /// Returns when there may be an event.

@@ -78,6 +78,7 @@ impl From<anyhow::Error> for Error {
             Some(
                 guard::Error::Guarded { .. }
                 | guard::Error::Nested
+                | guard::Error::Stopping
                 | guard::Error::Full(_)
                 | guard::Error::Kernel(
                     kernel::Error::OtherVersion | kernel::Error::OtherLevel { .. },

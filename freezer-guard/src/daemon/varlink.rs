@@ -1,6 +1,6 @@
 //! The interface `io.freezerguard`.
 
-use std::{path::PathBuf, pin::Pin, rc::Rc, time::Duration};
+use std::{path::PathBuf, pin::Pin, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use anyhow::Result;
 use freezer_guard::{
@@ -16,7 +16,7 @@ use tokio_stream::{
 use zlink::{Connection, Reply, connection::socket::FetchPeerCredentials, service};
 
 use super::{
-    Daemon,
+    Daemon, IS_STOPPING,
     access::Peer,
     accounts::{Share, account},
     blocking,
@@ -29,8 +29,9 @@ pub(crate) const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
 
 /// How long tasks may take to freeze, if the client does not say.
 const FREEZE: Duration = Duration::from_secs(10);
-/// And at most.
+/// And at most: for a client that is trusted, and for another.
 const LONGEST_FREEZE: Duration = Duration::from_secs(600);
+const LONGEST_FREEZE_OF_USER: Duration = Duration::from_secs(60);
 /// How many guards a user may hold who is not trusted.
 const GUARDS_OF_ONE: usize = 8;
 
@@ -218,7 +219,10 @@ where
                 .transpose()
                 .map_err(|_| Error::bad("`freezeTimeoutSeconds` is no time"))?
                 .unwrap_or(FREEZE)
-                .min(LONGEST_FREEZE),
+                .min(match is_trusted {
+                    true => LONGEST_FREEZE,
+                    false => LONGEST_FREEZE_OF_USER,
+                }),
             root,
         };
         let guard = blocking(move || -> Result<Status, guard::Error> {
@@ -234,7 +238,10 @@ where
             )?;
             let mut guard = Guard::begin(targets, &wanted)?;
             // Nobody waits for it if the holder has gone.
-            guard.prepare(&how, |_| holder.pid().map(drop))?;
+            guard.prepare(&how, |_| match IS_STOPPING.load(Ordering::Relaxed) {
+                true => Err(guard::Error::Stopping),
+                false => holder.pid().map(drop),
+            })?;
             guard.hand_over(&holder)
         })
         .await?;

@@ -135,6 +135,9 @@ pub enum Error {
         "freezer-guard must run in the initial pid namespace: run it on the host, not in a container"
     )]
     PidNamespace,
+    /// The service was told to stop while it froze the target.
+    #[error("the service is being stopped, and has thawed what it froze: try again")]
+    Stopping,
     /// Guards need the programs that were to be unloaded.
     #[error(
         "{0} guards are in force: wait until they end, see `freezer-guard status`; \

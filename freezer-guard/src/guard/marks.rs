@@ -59,23 +59,49 @@ pub(super) fn refuse_guarded(
     targets: &[Target],
     own: Option<GuardId>,
 ) -> Result<(), Error> {
-    for cgroup in targets.iter().flatten() {
-        let mut holder = covering(maps, cgroup)?.filter(|id| Some(*id) != own);
-        if holder.is_none() {
-            holder = below(maps, cgroup.key(), own)?;
+    let Some((cgroup, id)) = in_the_way(maps, targets, own)? else {
+        return Ok(());
+    };
+    let first = targets_of(maps, id)?.into_iter().next();
+    let of = first.map(|key| super::path(key).into()).unwrap_or_default();
+    Err(Error::Guarded {
+        path: cgroup.path().to_owned(),
+        of,
+        pids: holder_pids(maps, id)?,
+    })
+}
+
+/// Ends the guards of users that are in the way of one of the host's root: a user cannot keep
+/// root from a checkpoint.
+pub(super) fn displace_users(maps: &mut Maps, targets: &[Target]) -> Result<(), Error> {
+    while let Some((_, id)) = in_the_way(maps, targets, None)? {
+        let is_by_user = |entry: Entry| entry.flags & Entry::BY_USER != 0;
+        if !maps.guard(id)?.is_some_and(is_by_user) {
+            break;
         }
-        if let Some(id) = holder {
-            let first = targets_of(maps, id)?.into_iter().next();
-            let of = first.map(|key| super::path(key).into()).unwrap_or_default();
-            let pids = holder_pids(maps, id)?;
-            return Err(Error::Guarded {
-                path: cgroup.path().to_owned(),
-                of,
-                pids,
-            });
-        }
+        let marks = Marks::of(maps, id)?;
+        release(maps, id, marks, false)?;
     }
     Ok(())
+}
+
+/// Another guard than `own` on one of the targets, above it or below it.
+fn in_the_way<'a>(
+    maps: &Maps,
+    targets: &'a [Target],
+    own: Option<GuardId>,
+) -> Result<Option<(&'a Cgroup, GuardId)>, Error> {
+    for cgroup in targets.iter().flatten() {
+        let on_or_above = covering(maps, cgroup)?.filter(|id| Some(*id) != own);
+        let found = match on_or_above {
+            None => below(maps, cgroup.key(), own)?,
+            found => found,
+        };
+        if let Some(id) = found {
+            return Ok(Some((cgroup, id)));
+        }
+    }
+    Ok(None)
 }
 
 /// A guard below the cgroup that is in force.

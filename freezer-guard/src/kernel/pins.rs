@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -34,6 +34,28 @@ pub struct Locked {
     dir: PathBuf,
 }
 
+/// Returns how somebody other than root could change the pins, if he can: where bpffs is
+/// mounted for everybody, a user may have made this folder before us.
+fn foreign_hand(dir: &File) -> io::Result<Option<String>> {
+    const BY_OTHERS: u32 = libc::S_IWGRP | libc::S_IWOTH;
+    let found = dir.metadata()?;
+    if found.uid() != 0 {
+        let uid = found.uid();
+        return Ok(Some(format!("it belongs to uid {uid}: remove it")));
+    }
+    if found.mode() & BY_OTHERS != 0 {
+        return Ok(Some("others may write to it: chmod go-w".to_owned()));
+    }
+    let above = Path::new(PIN_DIR).parent().unwrap_or(Path::new("/"));
+    let mode = fs::metadata(above)?.mode();
+    // In a sticky folder nobody else can rename or remove it.
+    let is_replaceable = mode & BY_OTHERS != 0 && mode & libc::S_ISVTX == 0;
+    Ok(is_replaceable.then(|| {
+        let above = above.display();
+        format!("others may write to {above}, and so replace it: chmod go-w {above}")
+    }))
+}
+
 impl Locked {
     /// Waits for the lock. Mounts bpffs if nobody has.
     ///
@@ -54,11 +76,15 @@ impl Locked {
             }
             _ => {}
         }
-        let file = File::open(&dir).map_err(failed)?;
-        if file.metadata().map_err(failed)?.uid() != 0 {
-            return Err(failed(io::Error::other(
-                "it does not belong to root: remove it",
-            )));
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(&dir)
+            .map_err(failed)?;
+        match foreign_hand(&file) {
+            Ok(None) => {}
+            Ok(Some(how)) => return Err(failed(io::Error::other(how))),
+            Err(error) => return Err(failed(error)),
         }
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed(errno.into()))?;

@@ -14,7 +14,7 @@ use super::{
     List,
     automatic::{FakeCriu, armed, sh, write},
     cgroups::{Cgroup, Hierarchy, Workload},
-    process::{LONG, Process, as_user, guard, guards, last_guard, run},
+    process::{Held, LONG, Process, as_user, guard, guards, last_guard, run},
     service::{CONFIG, eventually, expect_idle, journal, main_pid, systemctl},
     varlink,
 };
@@ -163,7 +163,15 @@ fn client(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()?;
     let last = last_guard()?;
     ensure!(last["violations"]["freeze"] != 0, "{last}");
-    Ok(())
+    // And he cannot keep root from a checkpoint.
+    let mut client = hold(&target)?;
+    let held = Held::new(&[&parent])?;
+    let guard = guards()?.pop().context("there is no guard")?;
+    ensure!(guard["cgroups"][0] == parent.text(), "{guard}");
+    client.close_input();
+    client.wait(LONG)?;
+    held.release()?.expect(0)?;
+    expect_idle()
 }
 
 fn overdue(hierarchy: Hierarchy) -> Result<()> {

@@ -1,13 +1,20 @@
 //! Bad use: a clear message, the right exit code, nothing left behind.
 
-use std::{fs, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, chown, symlink},
+        process::CommandExt as _,
+    },
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
-    lifecycle::expect_clean,
+    lifecycle::{self, expect_clean},
     process::{Held, Process, guard, run},
 };
 
@@ -31,6 +38,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("no_capability", no_capability);
     list.add("other_user", other_user);
     list.add("bpffs_not_mounted", no_bpffs);
+    list.add_alone("bpffs_for_everybody", squatted);
 }
 
 fn refused(path: &str, code: i32) -> Result<()> {
@@ -237,5 +245,41 @@ fn no_bpffs(hierarchy: Hierarchy) -> Result<()> {
     }
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     ensure!(fs::metadata(BPFFS)?.is_dir());
+    expect_clean()
+}
+
+/// Where users may write to bpffs, one of them can make our folder, or a link in its place.
+fn squatted(hierarchy: Hierarchy) -> Result<()> {
+    const BPFFS: &str = "/sys/fs/bpf";
+    const PINS: &str = "/sys/fs/bpf/freezer-guard";
+    let target = Cgroup::new(hierarchy)?;
+    let refused = |words: &str| {
+        let mut command = Command::new("freezer-guard");
+        command.args(["run", "--freeze", "--cgroup", &target.text()]);
+        run(command.args(["--", "true"]))?.expect(69)?.says(words)
+    };
+    let mode = |path: &str, mode| fs::set_permissions(path, Permissions::from_mode(mode));
+    lifecycle::unload()?;
+    fs::remove_dir(PINS)?;
+    fs::create_dir(PINS)?;
+    chown(PINS, Some(1000), None)?;
+    refused("it belongs to uid 1000")?;
+    chown(PINS, Some(0), None)?;
+    mode(PINS, 0o777)?;
+    refused("others may write to it")?;
+    fs::remove_dir(PINS)?;
+    let elsewhere = format!("{BPFFS}/elsewhere");
+    fs::create_dir(&elsewhere)?;
+    symlink(&elsewhere, PINS)?;
+    refused(PINS)?;
+    fs::remove_file(PINS)?;
+    fs::remove_dir(&elsewhere)?;
+    let before = fs::metadata(BPFFS)?.permissions();
+    mode(BPFFS, 0o777)?;
+    refused("and so replace it")?;
+    mode(BPFFS, 0o1777)?;
+    let held = Held::new(&[&target])?;
+    fs::set_permissions(BPFFS, before)?;
+    held.release()?.expect(0)?;
     expect_clean()
 }

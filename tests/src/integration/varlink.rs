@@ -12,7 +12,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
     process::{Finished, Held, LONG, Process, guards, run},
-    service::{eventually, expect_idle, systemctl},
+    service::{eventually, expect_idle, property, systemctl},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -22,6 +22,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("holder_by_pidfd", pidfd);
     list.add("client_vanishes", vanishes);
     list.add("typed_errors", errors);
+    list.add("stops_while_a_client_waits_for_a_freeze", stops);
     list.add("monitor", monitor);
     list.add("doctor_and_metrics", doctor);
     list.add("socket_activation", activation);
@@ -255,6 +256,27 @@ fn errors(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()
 }
 
+/// A task that does not freeze must not keep the service from its end.
+fn stops(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut stalled =
+        Process::spawn(Command::new("guest-tool").args(["stall", "--cgroup", &target.text()]))?;
+    stalled.expect_line("ready")?;
+    let parameters = json!({
+        "cgroups": [target.text()], "freeze": true, "freezeTimeoutSeconds": 500.0
+    });
+    let client = Process::spawn(&mut command("io.freezerguard.Begin", &parameters))?;
+    eventually("it freezes", || Ok(target.state()? != "THAWED"))?;
+    systemctl(&["stop", "freezer-guard"])?.expect(0)?;
+    // systemd kills what does not stop.
+    let result = property("freezer-guard", "Result")?;
+    ensure!(result == "success", "{result}");
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    drop((client, stalled));
+    systemctl(&["start", "freezer-guard"])?.expect(0)?;
+    expect_idle()
+}
+
 fn monitor(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let mut follower = command("io.freezerguard.Monitor", &json!({}));
@@ -302,6 +324,6 @@ fn activation(_: Hierarchy) -> Result<()> {
     systemctl(&["stop", "freezer-guard.service"])?.expect(0)?;
     call("List", &json!({}))?.expect(0)?;
     eventually("it is active", || {
-        Ok(super::service::property("freezer-guard", "ActiveState")? == "active")
+        Ok(property("freezer-guard", "ActiveState")? == "active")
     })
 }
