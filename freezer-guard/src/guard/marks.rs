@@ -7,6 +7,7 @@ use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, Protec
 
 use super::{
     Error, Status, Target,
+    others::restore_targets,
     status::{Seen, holder_pids, targets as targets_of},
 };
 use crate::{
@@ -79,8 +80,10 @@ pub(super) fn displace_users(maps: &mut Maps, targets: &[Target]) -> Result<(), 
         if !maps.guard(id)?.is_some_and(is_by_user) {
             break;
         }
+        // One that cannot be thawed is told when it is to be frozen.
+        let restored = restore_targets(maps, id);
         let marks = Marks::of(maps, id)?;
-        release(maps, id, marks, false)?;
+        release(maps, id, marks, restored.is_ok())?;
     }
     Ok(())
 }

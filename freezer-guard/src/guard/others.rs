@@ -129,7 +129,7 @@ fn end(
 }
 
 /// As [`Guard::end`](super::Guard::end) does it.
-fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
+pub(super) fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
     let Some(entry) = maps.guard(id)? else {
         return Ok(());
     };

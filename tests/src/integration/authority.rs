@@ -165,12 +165,13 @@ fn client(hierarchy: Hierarchy) -> Result<()> {
     ensure!(last["violations"]["freeze"] != 0, "{last}");
     // And he cannot keep root from a checkpoint.
     let mut client = hold(&target)?;
-    let held = Held::new(&[&parent])?;
+    let held = Held::new(&[&target])?;
     let guard = guards()?.pop().context("there is no guard")?;
-    ensure!(guard["cgroups"][0] == parent.text(), "{guard}");
+    ensure!(guard["owner_uid"].is_null(), "{guard}");
     client.close_input();
     client.wait(LONG)?;
     held.release()?.expect(0)?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_idle()
 }
 
