@@ -1,10 +1,12 @@
 //! Whether a task has authority over the owner of a guard.
 //!
 //! A guard of the host's root refuses everybody but its holder. A guard of a user refuses
-//! nobody with a capability over that user: freezer-guard gives him no power over them.
+//! nobody with a capability over that user: freezer-guard gives him no power over them. No
+//! guard refuses anything to the init that ends the system.
 
 use core::ffi::c_void;
 
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use freezer_guard_ebpf::{Actor, Guard, GuardId};
 
 use crate::{
@@ -79,10 +81,25 @@ pub(crate) fn outsider(id: GuardId) -> Actor {
     }
 }
 
-/// Returns whether the current task has authority over the guard's owner.
+/// Returns whether the current task has authority over the guard's owner, or ends the system.
 #[inline(always)]
 pub(crate) fn is_superior(guard: &Guard) -> bool {
-    guard.flags & Guard::BY_USER != 0 && has_authority(guard.owner_ns) != 0
+    ends_system() != 0 || guard.flags & Guard::BY_USER != 0 && has_authority(guard.owner_ns) != 0
+}
+
+/// Returns 1 if the current task is init and no service manager at work, else 0. A global
+/// function: see `covering`.
+///
+/// At the end of its work systemd executes `systemd-shutdown` in its own place, which kills
+/// what is left and unmounts the file systems. Before that it is called `systemd`, whatever
+/// its file is called (`main` of systemd's `src/core/main.c`).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn ends_system() -> u64 {
+    if bpf_get_current_pid_tgid() >> 32 != 1 {
+        return 0;
+    }
+    u64::from(!kernel::name_of_current().starts_with(b"systemd\0"))
 }
 
 /// Returns 1 if the current task has authority over the owner of this guard, else 0. A global

@@ -2,7 +2,9 @@
 
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{
+    bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_get_current_comm,
+};
 
 /// The offset of a struct member, as user space found it. Read as volatile, or
 /// the compiler would take the zero it sees for the value.
@@ -71,6 +73,21 @@ pub(crate) fn opaque(number: u32) -> u32 {
 pub(crate) fn current() -> Pointer {
     // SAFETY: no preconditions.
     unsafe { bpf_get_current_task() as Pointer }
+}
+
+/// The name of the task that runs (`comm`). (aya's function makes it of bytes, by a call of
+/// `memset` that has a frame of its own.)
+#[inline(always)]
+pub(crate) fn name_of_current() -> [u8; 16] {
+    let mut words = MaybeUninit::<[u64; 2]>::uninit();
+    let start = words.as_mut_ptr().cast::<u64>();
+    // SAFETY: both words are written; the helper writes at most 16 bytes.
+    unsafe {
+        start.write_volatile(0);
+        start.add(1).write_volatile(0);
+        bpf_get_current_comm(start.cast(), 16);
+        core::mem::transmute::<[u64; 2], [u8; 16]>(words.assume_init())
+    }
 }
 
 /// `PF_EXITING` of `include/linux/sched.h`: it is on its way out.

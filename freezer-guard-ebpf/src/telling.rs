@@ -1,14 +1,11 @@
 //! What is kept of a refusal or a disturbance: the guard's counters, who it
 //! was, and an event for each reader.
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
-        generated::bpf_get_current_comm,
-    },
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
     maps::HashMap,
 };
 use freezer_guard_ebpf::{
@@ -19,7 +16,7 @@ use freezer_guard_ebpf::{
 use crate::{
     atomic,
     each::{self, GO_ON},
-    kernel::opaque,
+    kernel::{self, opaque},
     maps::{INTRUDERS, LOST, READERS, READING, VIOLATORS, guard},
 };
 
@@ -127,22 +124,7 @@ fn event(id: GuardId, kind: u32, deed: &Deed, checkpointing: u32) -> Event {
         uid: bpf_get_current_uid_gid() as u32,
         checkpointing,
         reserved: 0,
-        comm: comm(),
-    }
-}
-
-/// The name of the current thread. (aya's function makes it of bytes, by a call of
-/// `memset` that has a frame of its own.)
-#[inline(always)]
-fn comm() -> [u8; 16] {
-    let mut words = MaybeUninit::<[u64; 2]>::uninit();
-    let start = words.as_mut_ptr().cast::<u64>();
-    // SAFETY: both words are written; the helper writes at most 16 bytes.
-    unsafe {
-        start.write_volatile(0);
-        start.add(1).write_volatile(0);
-        bpf_get_current_comm(start.cast(), 16);
-        core::mem::transmute::<[u64; 2], [u8; 16]>(words.assume_init())
+        comm: kernel::name_of_current(),
     }
 }
 

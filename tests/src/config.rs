@@ -10,7 +10,10 @@ pub const BIN_DIR: &str = "/guest/bin";
 pub const PACKAGE_PATH: &str = "/guest/freezer-guard.deb";
 /// The kernel modules to load, in the order of their names.
 pub const MODULES_DIR: &str = "/guest/modules";
-/// The serial port that says `up` once init runs and `exit N` at the end.
+/// The file that a test leaves if systemd shall power the guest off at the end.
+pub const POWER_OFF_PATH: &str = "/run/power-off";
+/// The serial port that says `up` once init runs and `exit N` at the end, and then
+/// `powers off` if systemd does that.
 pub const CONTROL_PORT: &str = "/dev/ttyS2";
 /// The serial port of the command's input and output.
 pub const COMMAND_PORT: &str = "/dev/ttyS1";

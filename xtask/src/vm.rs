@@ -181,13 +181,16 @@ impl Vm {
         if kvm && !said.contains("up") {
             return Ok(None);
         }
-        match said.lines().find_map(|line| line.strip_prefix("exit ")) {
-            Some(code) => Ok(Some(code.trim().parse()?)),
-            None => bail!(
+        let Some(code) = said.lines().find_map(|line| line.strip_prefix("exit ")) else {
+            bail!(
                 "the guest ended before its command did\n{}",
                 console(dir.path())
-            ),
+            );
+        };
+        if said.contains("powers off") {
+            check_power_off(&console(dir.path()))?;
         }
+        Ok(Some(code.trim().parse()?))
     }
 
     /// Hands on lines until QEMU closes the port; `false` when KVM shows no life.
@@ -384,6 +387,18 @@ fn read_lines(output: impl std::io::Read + Send + 'static) -> Receiver<Event> {
         let _ = sender.send(Event::Closed);
     });
     receiver
+}
+
+/// Checks what `systemd-shutdown` has written on the console: there were processes left, it could
+/// kill all of them, and unmount all file systems.
+fn check_power_off(console: &str) -> Result<()> {
+    ensure!(
+        console.contains("Waiting for process")
+            && console.contains("All filesystems unmounted")
+            && !console.contains("Could not kill"),
+        "the guest did not power off as it should\n{console}"
+    );
+    Ok(())
 }
 
 /// The end of what the kernel wrote.

@@ -19,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use freezer_guard_tests::config::{
     BIN_DIR, COMMAND_PORT, CONFIG_PATH, CONTROL_PORT, Cgroup, Config, Image, MODULES_DIR,
+    POWER_OFF_PATH,
 };
 use nix::{
     errno::Errno,
@@ -29,7 +30,7 @@ use nix::{
         termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr},
         wait::{WaitStatus, waitpid},
     },
-    unistd::{Pid, chdir, chroot, execv, setsid},
+    unistd::{Pid, chdir, chroot, execv, pause, setsid},
 };
 
 /// How the service on the systemd image calls us.
@@ -247,6 +248,15 @@ fn run_command(config: &Config) -> Result<Infallible> {
     // The shell's end has hung up its terminal: then there is nothing to wait for.
     let _ = tcdrain(port.as_fd());
     writeln!(control, "exit {code}")?;
+    if Path::new(POWER_OFF_PATH).exists() {
+        writeln!(control, "powers off")?;
+        tcdrain(control.as_fd())?;
+        Command::new("systemctl").arg("poweroff").status()?;
+        loop {
+            // systemd ends us, like everything else.
+            pause();
+        }
+    }
     tcdrain(control.as_fd())?;
     power_off()
 }

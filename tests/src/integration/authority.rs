@@ -51,7 +51,7 @@ impl Drop for Configured {
 }
 
 /// A cgroup whose freezer the user may write.
-fn delegated(hierarchy: Hierarchy) -> Result<(Cgroup, Cgroup)> {
+pub(super) fn delegated(hierarchy: Hierarchy) -> Result<(Cgroup, Cgroup)> {
     let parent = Cgroup::new(hierarchy)?;
     let target = parent.child("target")?;
     chown(target.freezer(), Some(USER), None)?;
@@ -134,14 +134,19 @@ fn yields(hierarchy: Hierarchy) -> Result<()> {
     Ok(())
 }
 
-/// A client of the socket that holds a guard of the target.
-fn hold(target: &Cgroup) -> Result<Process> {
+/// A client of the socket that begins a guard of the target.
+pub(super) fn begin(target: &Cgroup) -> Result<Command> {
     varlink::users::let_everybody_connect()?;
     let parameters = json!({ "cgroups": [target.text()], "freeze": true });
     let begin = varlink::command("io.freezerguard.Begin", &parameters);
     let mut begin = as_user(USER, "", &begin);
-    begin.arg("--writable").arg(target.freezer()).arg("--hold");
-    let mut client = Process::spawn(&mut begin)?;
+    begin.arg("--writable").arg(target.freezer());
+    Ok(begin)
+}
+
+/// One that holds it.
+fn hold(target: &Cgroup) -> Result<Process> {
+    let mut client = Process::spawn(begin(target)?.arg("--hold"))?;
     let line = client.line()?;
     ensure!(line.contains("CHECKPOINTING"), "{line}");
     Ok(client)

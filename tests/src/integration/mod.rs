@@ -24,6 +24,7 @@ mod places;
 mod process;
 mod refuse;
 mod service;
+mod shutdown;
 mod status;
 mod storms;
 mod table;

@@ -4,7 +4,7 @@ use super::{
     Beside::{self, AnotherGuard, Nothing, TheService},
     List, authority, automatic, bench, checkpoint, doctor, dump, engines, events, failures,
     holders, large, levels, lifecycle, misuse, outsiders, package, parallel, paths, places, refuse,
-    service, status, storms, varlink, verify, violations,
+    service, shutdown, status, storms, varlink, verify, violations,
 };
 use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak};
 
@@ -19,7 +19,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 37] = [
+pub(super) const PARTS: [Part; 38] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -27,6 +27,7 @@ pub(super) const PARTS: [Part; 37] = [
     part("authority", authority::list, TheService, &[Service]),
     part("varlink", varlink::list, TheService, &[Service]),
     part("package", package::list_end, TheService, &[Service]),
+    part("shutdown", shutdown::list, TheService, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
     part("levels", levels::list_crowds, Nothing, &[Levels, Soak]),
