@@ -11,17 +11,17 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_boot_ns,
 };
 use freezer_guard_ebpf::{
-    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES,
-    MAX_CANDIDATES_BY_USERS, MAX_DEPTH_BY_USER, TaskPointer, Unguarded,
+    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_DEPTH_BY_USER, TaskPointer,
+    Unguarded,
 };
 
 use crate::{
-    atomic::Word,
     authority::Credentials,
     covering::{self, Covering, below},
     each::{self, GO_ON, STOP},
     freezer::{self, FREEZING_SELF},
     kernel::{self, Pointer, load, offset, probe},
+    lifetime,
     maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS, guard},
     membership, telling,
 };
@@ -91,7 +91,7 @@ pub(crate) fn executed(bprm: Pointer) {
         candidate.owner_uid = owner.uid.into();
         candidate.owner_ns = owner.user_ns;
     }
-    let (candidates, most) = candidates(candidate.flags);
+    let (candidates, most) = lifetime::candidates(candidate.flags);
     if candidates.get() >= u64::from(most)
         || GUARDS
             .insert(id, candidate, u64::from(BPF_NOEXIST))
@@ -104,35 +104,6 @@ pub(crate) fn executed(bprm: Pointer) {
         return unguarded(id, CgroupKey::default(), Unguarded::Full);
     }
     candidates.add(1);
-}
-
-/// How many candidates there are. Those of users leave root's room alone.
-static BY_ROOT: Word = Word::new();
-static BY_USERS: Word = Word::new();
-
-/// The count of candidates with these flags, and the most that there can be.
-#[inline(always)]
-fn candidates(flags: u64) -> (&'static Word, u32) {
-    match flags & Guard::BY_USER {
-        0 => (&BY_ROOT, MAX_CANDIDATES),
-        _ => (&BY_USERS, MAX_CANDIDATES_BY_USERS),
-    }
-}
-
-/// An entry has gone: if it was a candidate's, there is one less.
-#[inline(always)]
-pub(crate) fn has_ended(flags: u64, is_candidate: bool) {
-    if is_candidate {
-        candidates(flags).0.add(u64::MAX);
-    }
-}
-
-/// The one with whom an automatic guard comes to its end, though others may be left;
-/// `None`: it ends with its last member.
-#[inline(always)]
-pub(crate) fn leader(entry: &Guard) -> Option<TaskPointer> {
-    let ends = entry.is_candidate() || entry.flags & Guard::ENDS_WITH_LEADER != 0;
-    ends.then_some(entry.leader)
 }
 
 /// The task was moved to another cgroup. If it comes from a checkpointer and is another
@@ -217,7 +188,7 @@ fn take(id: GuardId, cgroup: Pointer) {
         return unguarded(id, key, Unguarded::Full);
     }
     // What is done to it from here on counts; a moment later, as a violation.
-    if !membership::hold(entry) || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
+    if !lifetime::hold(entry) || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
         return unguarded(id, key, Unguarded::Full);
     }
     // SAFETY: as above. The writes of one hierarchy come one after the other, and
@@ -228,7 +199,7 @@ fn take(id: GuardId, cgroup: Pointer) {
             (&raw mut (*entry).checkpointing_ns).write_volatile(now);
             (*entry).begun_ns = now;
             (*entry).target = key;
-            has_ended((*entry).flags, true);
+            lifetime::has_ended((*entry).flags, true);
         }
     }
     mark_ancestors(cgroup, id);

@@ -34,11 +34,15 @@ mod freezer;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
+mod lifetime;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod membership;
 #[cfg(target_arch = "bpf")]
 mod migration;
+#[cfg(target_arch = "bpf")]
+mod operations;
 #[cfg(target_arch = "bpf")]
 mod pid;
 #[cfg(target_arch = "bpf")]
@@ -54,7 +58,7 @@ mod programs {
     };
     use freezer_guard_ebpf::Protection;
 
-    use crate::{automatic, cgroup, freezer, membership, migration, task};
+    use crate::{automatic, cgroup, freezer, membership, migration, operations, task};
 
     /// `security_file_permission(file, mask)`: before every read and write of
     /// every file, so the cheapest test comes first.
@@ -234,7 +238,7 @@ mod programs {
         for (number, more) in more.iter_mut().enumerate() {
             *more = argument(2 + number);
         }
-        membership::control(argument(0), argument(1), more)
+        operations::control(argument(0), argument(1), more)
     }
 
     /// Lists the threads of all holders.
@@ -249,7 +253,7 @@ mod programs {
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "iter/task")]
     fn enrol(ctx: *const membership::TaskIter) -> i32 {
-        membership::enrol(ctx);
+        operations::enrol(ctx);
         0
     }
 

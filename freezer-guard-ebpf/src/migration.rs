@@ -14,7 +14,7 @@ use crate::{
     automatic,
     covering::{self, Covering, REFUSING, below, minds, refuses},
     kernel::{self, Pointer, offset, probe},
-    membership, pid,
+    lifetime, membership, pid,
     telling::{self, Deed, EBUSY},
 };
 
@@ -156,7 +156,7 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
     automatic::moved(task);
-    if membership::is_any_held() {
+    if lifetime::is_any_held() {
         let victim = kernel::tgid(task as Pointer);
         count_move(from as Pointer, to as Pointer, victim, Fate::Done);
     }

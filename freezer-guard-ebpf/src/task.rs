@@ -7,7 +7,7 @@ use freezer_guard_ebpf::{
 use crate::{
     covering::{self, Covering, is_traced_by_holder, minds},
     kernel::{self, Pointer, offset, probe},
-    membership,
+    lifetime, membership,
     telling::{self, Deed, EBUSY},
 };
 
@@ -64,7 +64,7 @@ impl Attempt {
     /// Counts what has been done.
     #[inline(always)]
     fn done(&self) {
-        if membership::is_any_held() {
+        if lifetime::is_any_held() {
             let done = Self {
                 asks: false,
                 ..*self

@@ -1,0 +1,127 @@
+//! The life of a guard's entry: counted while it is held, and ended once.
+
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_boot_ns};
+use freezer_guard_ebpf::{
+    CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_CANDIDATES_BY_USERS, MAX_GUARDS,
+    MAX_GUARDS_BY_USERS, TaskPointer,
+};
+
+use crate::{
+    atomic::{self, Word},
+    maps::{ENDED, GUARDS, guard},
+    telling,
+};
+
+/// How many guards are held, candidates left out. At 0 no tripwire has anything
+/// to notice, and none looks.
+static HELD: Word = Word::new();
+
+/// Whether any guard is held.
+#[inline(always)]
+pub(crate) fn is_any_held() -> bool {
+    HELD.get() != 0
+}
+
+/// How many of them are guards of users.
+static HELD_BY_USERS: Word = Word::new();
+
+/// How many have ended whose marks user space has not removed.
+pub(crate) static STALE: Word = Word::new();
+
+/// Counts the guard among those that are held. Comes before its marks. Whether there was
+/// room for one more.
+#[inline(always)]
+pub(crate) fn hold(entry: *mut Guard) -> bool {
+    // SAFETY: a map value the verifier has seen checked. One task begins a guard.
+    unsafe {
+        if (*entry).flags & Guard::HELD != 0 {
+            return true;
+        }
+        if HELD.get() >= u64::from(MAX_GUARDS) {
+            return false;
+        }
+        if (*entry).flags & Guard::BY_USER != 0 {
+            // Root's guards find room.
+            if HELD_BY_USERS.get() >= u64::from(MAX_GUARDS_BY_USERS) {
+                return false;
+            }
+            (*entry).flags |= Guard::HELD_BY_USER;
+            HELD_BY_USERS.add(1);
+        }
+        (*entry).flags |= Guard::HELD;
+        HELD.add(1);
+    }
+    true
+}
+
+/// Takes the guard with these flags out of that count.
+#[inline(always)]
+pub(crate) fn is_held_no_more(flags: u64) {
+    if flags & Guard::HELD != 0 {
+        HELD.add(u64::MAX);
+    }
+    if flags & Guard::HELD_BY_USER != 0 {
+        HELD_BY_USERS.add(u64::MAX);
+    }
+}
+
+/// Ends the guard, tells the readers, and keeps what became of it until somebody has read
+/// that. Of several that end it at once, the first does all this.
+///
+/// `remove`: no member is left that will remove the entry. (An entry with members left must
+/// not be used again at once: they may be counting in it.)
+#[inline(always)]
+pub(crate) fn end(id: GuardId, remove: bool) {
+    let Some(entry) = guard(id) else { return };
+    // SAFETY: `bpf_ktime_get_boot_ns` has no preconditions; a map value the verifier has
+    // seen checked.
+    let (before, value) = unsafe {
+        let now = bpf_ktime_get_boot_ns();
+        (atomic::swap(&raw mut (*entry).ended_ns, now), &*entry)
+    };
+    if before != 0 {
+        return;
+    }
+    let (is_candidate, flags) = (value.is_candidate(), value.flags);
+    if !is_candidate {
+        // Without room for it, a reader of the event finds no more than that.
+        let _ = ENDED.insert(id, value, u64::from(BPF_ANY));
+    }
+    if remove {
+        let _ = GUARDS.remove(id);
+    }
+    is_held_no_more(flags);
+    has_ended(flags, is_candidate);
+    if !is_candidate {
+        telling::tell(id, EventKind::Ended, CgroupKey::new(0, 0));
+    }
+}
+
+/// How many candidates there are. Those of users leave root's room alone.
+static BY_ROOT: Word = Word::new();
+static BY_USERS: Word = Word::new();
+
+/// The count of candidates with these flags, and the most that there can be.
+#[inline(always)]
+pub(crate) fn candidates(flags: u64) -> (&'static Word, u32) {
+    match flags & Guard::BY_USER {
+        0 => (&BY_ROOT, MAX_CANDIDATES),
+        _ => (&BY_USERS, MAX_CANDIDATES_BY_USERS),
+    }
+}
+
+/// An entry has gone: if it was a candidate's, there is one less.
+#[inline(always)]
+pub(crate) fn has_ended(flags: u64, is_candidate: bool) {
+    if is_candidate {
+        candidates(flags).0.add(u64::MAX);
+    }
+}
+
+/// The one with whom an automatic guard comes to its end, though others may be left;
+/// `None`: it ends with its last member.
+#[inline(always)]
+pub(crate) fn leader(entry: &Guard) -> Option<TaskPointer> {
+    let ends = entry.is_candidate() || entry.flags & Guard::ENDS_WITH_LEADER != 0;
+    ends.then_some(entry.leader)
+}
