@@ -3,12 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    },
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -16,8 +13,9 @@ use btf_rs::{Backend, Btf, Type};
 use freezer_guard_ebpf::{KernelOffsets, NO_FREEZER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
-use super::{Error, daemon::RUN_DIR, pins::OBJECT_ID, programs};
+use super::{Error, daemon::RUN_DIR, object::OBJECT_ID, programs};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -272,15 +270,10 @@ impl Kept {
 
     /// Whoever loads holds the lock: there is one writer.
     fn write(&self) -> io::Result<()> {
-        let new = Self::path().with_extension("new");
         super::daemon::make_run_dir()?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        let mut file = NamedTempFile::new_in(RUN_DIR)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(new, Self::path())
+        file.persist(Self::path())?;
+        Ok(())
     }
 }

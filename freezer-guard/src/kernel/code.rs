@@ -1,4 +1,4 @@
-//! The object: its maps and its programs, and how they get into the kernel.
+//! The object's maps and programs, and how they get into the kernel.
 //!
 //! aya-obj parses and relocates it. aya's own loader has no programs that modify what
 //! a function returns, and parses all of the kernel's BTF, of which nothing is relocated
@@ -14,12 +14,13 @@ use std::{
 use aya_obj::Object;
 use freezer_guard_ebpf::names;
 
-use super::{Error, btf::Facts, memory, pins::missing};
+use super::{
+    Error,
+    btf::Facts,
+    object::{missing, parse},
+    sizes,
+};
 use crate::sys::{self, Attachment, Functions};
-
-/// The BPF object, for the verifier.
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/freezer-guard.bpf.o"));
 
 const DOING: &str = "prepare the BPF object";
 
@@ -54,7 +55,7 @@ impl Code {
             .map(|(name, definition)| {
                 make(
                     name,
-                    &memory::sized(name, definition, facts.allocates_by_need),
+                    &sizes::sized(name, definition, facts.allocates_by_need),
                     dir,
                 )
             })
@@ -131,10 +132,6 @@ fn not_loaded(program: &'static str) -> impl FnOnce(io::Error) -> Error {
         source,
         log: String::new(),
     }
-}
-
-fn parse() -> Result<Object, Error> {
-    Object::parse(OBJECT).map_err(Error::failed(DOING))
 }
 
 /// Makes the readers' maps and pins them in `dir`.

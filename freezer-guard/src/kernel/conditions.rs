@@ -10,6 +10,9 @@ use procfs::{ProcResult, process::Process};
 
 use super::Error;
 
+/// The folder of our pins.
+pub const PIN_DIR: &str = "/sys/fs/bpf/freezer-guard";
+
 const BPFFS: &str = "/sys/fs/bpf";
 const LSM_LIST: &str = "/sys/kernel/security/lsm";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";

@@ -4,7 +4,12 @@ use std::os::fd::OwnedFd;
 
 use aya_obj::generated::{BPF_ALU64, BPF_EXIT, BPF_JMP, BPF_K, BPF_MOV, bpf_insn};
 
-use super::{Error, Hierarchies, Locked, btf::Facts, programs};
+use super::{
+    Error,
+    btf::Facts,
+    pins::Locked,
+    programs::{self, Hierarchies},
+};
 use crate::sys;
 
 /// They go when this does.

@@ -16,7 +16,7 @@ use freezer_guard_ebpf::{
     Member, NO_ROOM, control, names,
 };
 
-use super::{Error, report};
+use super::{Error, conditions::PIN_DIR, report};
 use crate::sys;
 
 /// The pinned maps of a loaded BPF side.
@@ -71,7 +71,7 @@ impl Maps {
     /// # Errors
     /// When the iterator cannot be read.
     pub fn members(&self, guard: Option<GuardId>) -> Result<Vec<Member>, Error> {
-        let path = Path::new(super::PIN_DIR).join(names::MEMBERS_ITER);
+        let path = Path::new(PIN_DIR).join(names::MEMBERS_ITER);
         let bytes = match fs::read(&path) {
             // Unloaded meanwhile, after the last guard.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -101,7 +101,7 @@ impl Maps {
     /// # Errors
     /// When the iterator cannot be read.
     pub fn enrol(&mut self, guard: GuardId, pid: u64) -> Result<(), Error> {
-        let path = Path::new(super::PIN_DIR).join(names::ENROL_ITER);
+        let path = Path::new(PIN_DIR).join(names::ENROL_ITER);
         set(names::ENROLLING, 0, Enrolling { guard, pid })?;
         loop {
             let said =
@@ -138,7 +138,7 @@ impl Maps {
     /// # Errors
     /// When the kernel does not tell: then there may have been any number.
     pub fn missed(&self) -> Result<u64, Error> {
-        report::missed(Path::new(super::PIN_DIR))
+        report::missed(Path::new(PIN_DIR))
     }
 
     /// Whether the guard is in force.
@@ -206,7 +206,7 @@ impl<K: Pod, V: Pod> DerefMut for Table<K, V> {
 
 /// Writes an entry of an array.
 fn set<V: Pod>(name: &str, index: u32, value: V) -> Result<(), Error> {
-    let mut map: Array<MapData, V> = open(Path::new(super::PIN_DIR), name, Map::Array)?
+    let mut map: Array<MapData, V> = open(Path::new(PIN_DIR), name, Map::Array)?
         .try_into()
         .map_err(Error::failed(format!("open the map {name}")))?;
     map.set(index, value, 0)

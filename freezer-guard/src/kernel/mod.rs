@@ -5,20 +5,25 @@ mod code;
 pub(crate) mod conditions;
 mod daemon;
 mod empty;
+mod loading;
 mod maps;
 mod memory;
+mod object;
 mod pins;
 mod programs;
 mod readers;
+mod reading;
 mod report;
+mod sizes;
 
 use std::{io, path::PathBuf};
 
+pub use conditions::PIN_DIR;
 pub use daemon::{DaemonLock, daemon_runs};
 pub(crate) use empty::Empty;
 pub use maps::{Maps, Table};
 pub use memory::Memory;
-pub use pins::{Locked, PIN_DIR};
+pub use pins::Locked;
 pub use programs::{Hierarchies, Levels};
 pub use readers::Reader;
 pub use report::ProgramReport;

@@ -12,20 +12,16 @@ use freezer_guard_ebpf::{Level, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    Error, Levels, Maps,
-    btf::Facts,
-    code::{self, Code},
-    conditions,
-    programs::{self, Hierarchies, PROGRAMS, Program},
-    readers,
+    Error, code,
+    conditions::{self, PIN_DIR},
+    loading::{Loader, load_iterator},
+    maps::Maps,
+    object::OBJECT_ID,
+    programs::{self, Hierarchies, Levels, PROGRAMS, Program},
+    reading,
     report::ProgramReport,
 };
 use crate::sys::{self, Attachment};
-
-/// The folder of our pins.
-pub const PIN_DIR: &str = "/sys/fs/bpf/freezer-guard";
-
-pub(super) const OBJECT_ID: &str = env!("FREEZER_GUARD_OBJECT_ID");
 
 /// The right to change what is pinned. User-space writers are one at a time.
 #[derive(Debug)]
@@ -208,11 +204,11 @@ impl Locked {
             level => level,
         };
         for name in [names::MEMBERS_ITER, names::ENROL_ITER] {
-            programs::load_iterator(name, &loader.code, &loader.facts, &self.dir)?;
+            load_iterator(name, &loader.code, &loader.facts, &self.dir)?;
         }
         let control = loader.code.load(names::CONTROL, Attachment::BY_BPF)?;
         // The map may be new, and a reader there from before.
-        readers::tell(self)?;
+        reading::tell(&self.dir)?;
         let path = self.control(level);
         sys::pin(&control, &path).map_err(Error::failed(format!("pin {}", path.display())))?;
         Maps::open(&self.dir, &path)
@@ -388,7 +384,7 @@ impl Locked {
                     .collect::<io::Result<Vec<_>>>()
             })
             .map_err(Error::failed(format!("list the pins in {PIN_DIR}")))?;
-        if readers::are_there() {
+        if reading::are_there() {
             let kept = names::OF_READERS.map(|name| self.dir.join(name));
             pins.retain(|path| !kept.contains(path));
         }
@@ -396,29 +392,7 @@ impl Locked {
     }
 }
 
-/// What programs are loaded with.
-struct Loader {
-    facts: Facts,
-    code: Code,
-}
-
-impl Loader {
-    fn new(dir: &Path) -> Result<Self, Error> {
-        let facts = Facts::of_kernel()?;
-        let code = Code::new(&facts, dir)?;
-        Ok(Self { facts, code })
-    }
-
-    fn load(&self, program: &Program, level: Level, dir: &Path) -> Result<(), Error> {
-        program.load(level, &self.code, &self.facts, dir)
-    }
-}
-
 fn is_control(path: &Path) -> bool {
     path.file_name()
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b"control-"))
-}
-
-pub(super) fn missing(name: &str) -> Error {
-    Error::failed(format!("find {name}"))("the BPF object does not hold it")
 }

@@ -2,18 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
-use aya_obj::generated::{bpf_attach_type::*, bpf_prog_type::*};
+use aya_obj::generated::{
+    bpf_attach_type::{self, *},
+    bpf_prog_type::{self, *},
+};
 use freezer_guard_ebpf::{Level, Protection};
-
-use super::{Error, btf::Facts, code::Code};
-use crate::sys::{self, Attachment};
 
 /// What a program is attached to.
 #[derive(Debug, Clone, Copy)]
@@ -155,33 +151,7 @@ pub(super) fn targets() -> BTreeSet<String> {
 }
 
 /// What an iterator over tasks is attached to.
-const ITERATOR: &str = "bpf_iter_task";
-
-/// Loads a program that lists tasks whenever its pin is read.
-pub(super) fn load_iterator(
-    name: &'static str,
-    code: &Code,
-    facts: &Facts,
-    dir: &Path,
-) -> Result<(), Error> {
-    let program = code.load(
-        name,
-        Attachment {
-            program_type: BPF_PROG_TYPE_TRACING,
-            attach_type: BPF_TRACE_ITER,
-            target: facts.target(ITERATOR).ok_or_else(|| Error::NoHook {
-                program: name,
-                function: ITERATOR.to_owned(),
-            })?,
-        },
-    )?;
-    let path = dir.join(name);
-    sys::attach_iterator(&program)
-        .map_err(Error::failed(format!("attach the BPF iterator {name}")))
-        .and_then(|link| {
-            sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
-        })
-}
+pub(super) const ITERATOR: &str = "bpf_iter_task";
 
 /// Those that are of use at this level.
 pub(super) fn at(level: Level) -> impl Iterator<Item = &'static Program> {
@@ -292,77 +262,24 @@ impl Program {
         )
     }
 
-    /// Loads it for this level and pins it.
-    pub(super) fn load(
-        &self,
-        level: Level,
-        code: &Code,
-        facts: &Facts,
-        dir: &Path,
-    ) -> Result<(), Error> {
-        let loaded = code.load(self.name, self.attachment(level, facts)?)?;
-        let pin = self.program_pin(dir);
-        sys::pin(&loaded, &pin).map_err(Error::failed(format!("pin {}", pin.display())))
-    }
-
-    /// Where it goes on this kernel.
-    pub(super) fn attachment(&self, level: Level, facts: &Facts) -> Result<Attachment, Error> {
-        let (program_type, attach_type) = match self.hook {
+    /// What the kernel calls such a program.
+    pub(super) fn types(&self, level: Level) -> (bpf_prog_type, bpf_attach_type) {
+        match self.hook {
             Hook::Lsm(_) if level == Level::Enforce => (BPF_PROG_TYPE_LSM, BPF_LSM_MAC),
             Hook::Lsm(_) => (BPF_PROG_TYPE_TRACING, BPF_MODIFY_RETURN),
             Hook::Tracepoint => (BPF_PROG_TYPE_TRACING, BPF_TRACE_RAW_TP),
             Hook::Entry(_) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY),
             Hook::Exit(_) => (BPF_PROG_TYPE_TRACING, BPF_TRACE_FEXIT),
-        };
-        let function = self.target(level);
-        match facts.target(&function) {
-            Some(target) => Ok(Attachment {
-                program_type,
-                attach_type,
-                target,
-            }),
-            None => Err(Error::NoHook {
-                program: self.name,
-                function,
-            }),
         }
     }
 
     /// Its attachment point, as BTF names it.
-    fn target(&self, level: Level) -> String {
+    pub(super) fn target(&self, level: Level) -> String {
         match self.hook {
             Hook::Lsm(hook) if level == Level::Enforce => format!("bpf_lsm_{hook}"),
             Hook::Lsm(hook) => format!("security_{hook}"),
             Hook::Tracepoint => format!("btf_trace_{}", self.name),
             Hook::Entry(function) | Hook::Exit(function) => function.to_owned(),
-        }
-    }
-
-    /// Attaches it, from its pin, and pins the link.
-    pub(super) fn attach(&self, dir: &Path) -> Result<(), Error> {
-        let failed = || Error::failed(format!("attach the BPF program {}", self.name));
-        let path = self.link_pin(dir);
-        let program = sys::open_pin(&self.program_pin(dir)).map_err(failed())?;
-        let link = attach_again(&program).map_err(failed())?;
-        sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
-    }
-}
-
-/// Attaches a program that may have been detached just now. The kernel detaches in the
-/// background, some milliseconds after the link's pin is gone (`bpf_link_put`), and takes a
-/// program for busy until then (`bpf_trampoline_link_prog`).
-fn attach_again(program: &OwnedFd) -> io::Result<OwnedFd> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    const PAUSE: Duration = Duration::from_millis(2);
-    let start = Instant::now();
-    loop {
-        match sys::attach(program) {
-            Err(error)
-                if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < PATIENCE =>
-            {
-                sleep(PAUSE);
-            }
-            attached => return attached,
         }
     }
 }

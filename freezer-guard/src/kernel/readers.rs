@@ -1,58 +1,20 @@
 //! Those who follow the events: each has a ring buffer of its own.
-//!
-//! A reader's number is that of a file in `/run/freezer-guard` that it holds
-//! locked. The kernel unlocks it when the reader is gone, however it went.
 
-use std::{fs::File, io, path::Path};
+use std::fs::File;
 
 use aya::maps::{Array, HashOfMaps, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use freezer_guard_ebpf::{Event, MAX_READERS, RING_BYTES, names};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tokio::io::unix::AsyncFd;
 
 use super::{
-    Error, Locked,
-    daemon::{RUN_DIR, open_lock},
+    Error,
     maps::open,
+    pins::Locked,
+    reading::{failed, lock, tell},
 };
 use crate::sys;
-
-fn name(number: u32) -> String {
-    format!("reader-{number}")
-}
-
-/// The lock of a reader's number, if nobody has it.
-fn lock(number: u32) -> io::Result<Option<Flock<File>>> {
-    let file = open_lock(&name(number))?;
-    Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
-}
-
-/// The numbers of those who follow the events, a bit each.
-fn reading() -> u64 {
-    (0..MAX_READERS)
-        .filter(|number| Path::new(RUN_DIR).join(name(*number)).exists())
-        .filter(|number| matches!(lock(*number), Ok(None)))
-        .fold(0, |reading, number| reading | 1 << number)
-}
-
-/// Whether somebody follows the events.
-pub(super) fn are_there() -> bool {
-    reading() != 0
-}
-
-/// Lets the programs know for whom they have to write events. One who has gone without a
-/// word stays known until the next one comes or goes.
-pub(super) fn tell(locked: &Locked) -> Result<(), Error> {
-    let mut map: Array<MapData, u64> = open(locked.dir(), names::READING, Map::Array)?
-        .try_into()
-        .map_err(failed)?;
-    map.set(0, reading(), 0).map_err(failed)
-}
-
-fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::failed("follow the events")(error)
-}
 
 type Readers = HashOfMaps<MapData, u32, RingBuf<MapData>>;
 
@@ -95,7 +57,7 @@ impl Reader {
         lost.set(number, 0, 0).map_err(failed)?;
         // What a reader that crashed has left there goes.
         readers.insert(number, &ring, 0).map_err(failed)?;
-        tell(locked)?;
+        tell(locked.dir())?;
         Ok(Self {
             ring: sys::watch_events(ring).map_err(failed)?,
             number,
@@ -114,7 +76,7 @@ impl Reader {
         drop(self);
         let locked = Locked::wait()?;
         if locked.open()?.is_some() {
-            tell(&locked)?;
+            tell(locked.dir())?;
         }
         Ok(())
     }
