@@ -1,6 +1,15 @@
 //! Many short batches, and the median of them: what happens beside is in few of them.
 
-use std::{hint::black_box, io, time::Instant};
+use std::{
+    hint::black_box,
+    io,
+    time::{Duration, Instant},
+};
+
+/// How long the kernel may take to detach what nobody refers to any more: it does that
+/// in the background, one program after the other. With many guards it takes longer.
+pub(super) const SETTLED: Duration = Duration::from_secs(1);
+pub(super) const ALL_SETTLED: Duration = Duration::from_secs(5);
 
 /// How an operation is repeated.
 #[derive(Debug, Clone, Copy)]

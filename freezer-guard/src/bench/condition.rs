@@ -1,9 +1,10 @@
 //! What there is of us while something is measured.
 
-use std::{path::Path, thread, time::Duration};
+use std::{path::Path, thread};
 
 use super::{
     Error,
+    clock::{ALL_SETTLED, SETTLED},
     helper::{Helpers, Part, Waiting},
 };
 use crate::guard;
@@ -100,8 +101,3 @@ pub(super) fn be_alone() -> Result<(), Error> {
         Err(error) => Err(error.into()),
     }
 }
-
-/// How long the kernel may take to detach what nobody refers to any more: it does that
-/// in the background, one program after the other. With many guards it takes longer.
-const SETTLED: Duration = Duration::from_secs(1);
-pub(super) const ALL_SETTLED: Duration = Duration::from_secs(5);

@@ -13,7 +13,8 @@ use procfs::{Current as _, Meminfo};
 
 use super::{
     Error, NAME,
-    condition::{ALL_SETTLED, be_alone},
+    clock::ALL_SETTLED,
+    condition::be_alone,
     helper::{Helpers, Part, Waiting},
     life::{Found, TIMES, median, thawed},
 };

@@ -25,7 +25,7 @@ use nix::{
     unistd::{Pid, dup2_stderr, getpid, setsid},
 };
 
-use super::{Error, condition::ALL_SETTLED};
+use super::{Error, clock::ALL_SETTLED};
 use crate::{
     cgroup::{Cgroup, Version},
     guard::{self, Guard, Wanted, automatic},

@@ -13,7 +13,8 @@ use procfs::process::Process;
 
 use super::{
     Error,
-    condition::{ALL_SETTLED, be_alone},
+    clock::ALL_SETTLED,
+    condition::be_alone,
     helper::{Helpers, Part, Waiting},
 };
 use crate::{
