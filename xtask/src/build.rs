@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::{ebpf, run};
+use crate::{run, toolchain::Toolchain};
 
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -68,7 +68,7 @@ pub(crate) fn freezer_guard() -> PathBuf {
 pub(crate) fn guest_programs(profile: Profile) -> Result<Vec<PathBuf>> {
     thread::scope(|scope| {
         // cargo compiles them last, one crate after the other, if it is left to it.
-        let ebpf = scope.spawn(ebpf::build);
+        let ebpf = scope.spawn(ebpf);
         compile(profile)?;
         ebpf.join()
             .map_err(|_| anyhow!("a thread that compiles has panicked"))?
@@ -95,4 +95,19 @@ fn compile(profile: Profile) -> Result<()> {
             "-C target-feature=+crt-static -C strip=debuginfo",
         ))
     .context("build the programs of the guest")
+}
+
+/// Compiles the programs where freezer-guard's build script looks for them.
+fn ebpf() -> Result<()> {
+    run(&mut toolchain()?.build(workspace(), &ebpf_dir())).context("build the BPF programs")
+}
+
+/// The toolchain of the BPF programs.
+pub(crate) fn toolchain() -> Result<Toolchain> {
+    Toolchain::find().context("no BPF toolchain: run `cargo xtask setup`")
+}
+
+/// Cargo's folder for them. `.cargo/config.toml` has it too.
+pub(crate) fn ebpf_dir() -> PathBuf {
+    target_dir().join("ebpf")
 }

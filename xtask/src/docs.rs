@@ -3,13 +3,10 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use serde::Deserialize;
 
 use crate::{build, outcome::Outcome};
 
 const PROTECTIONS: [&str; 4] = ["freeze", "kill", "migrate", "ptrace"];
-/// Stands before the JSON in what the integration tests write.
-const MARK: &str = "runtimes: ";
 const END: &str = "<!-- end -->\n";
 
 /// A table in one of the files, between a mark of its own and [`END`].
@@ -70,20 +67,6 @@ const TABLES: [Table; 3] = [
         certain: 4,
     },
 ];
-
-/// A row that a test has printed.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Row {
-    table: String,
-    cells: Vec<String>,
-}
-
-impl Row {
-    /// The row in a line of output, if there is one.
-    pub(crate) fn in_line(line: &str) -> Option<Self> {
-        serde_json::from_str(line.strip_prefix(MARK)?).ok()
-    }
-}
 
 /// Puts the tables that there are rows for into their files.
 pub(crate) fn write(outcomes: &[Outcome]) -> Result<()> {

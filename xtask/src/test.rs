@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    bpf_stats,
     build::{self, Profile},
     config,
     config::{Cgroup, Image, Suite},
@@ -246,7 +247,7 @@ impl Run {
             }
         });
         print!("{kept}");
-        outcome.compare()?;
+        compare(&mut outcome)?;
         let (sum, seconds) = (&outcome.sum, outcome.took.as_secs());
         for failure in &sum.failures {
             println!("{label}: FAILED: {failure}");
@@ -331,6 +332,19 @@ impl Run {
             _ => ExitCode::FAILURE,
         })
     }
+}
+
+/// Compares rows and programs of a guest with the repository: differences are failures.
+fn compare(outcome: &mut Outcome) -> Result<()> {
+    let mut complaints = docs::compare(outcome)?;
+    if let Some(report) = &outcome.report {
+        let Guest { kernel, boot, .. } = outcome.guest;
+        complaints.extend(bpf_stats::compare(kernel, boot, &report.programs)?);
+    }
+    for complaint in complaints {
+        outcome.sum.add_failure(complaint);
+    }
+    Ok(())
 }
 
 /// Sorts so that the last guests end at about the same time.
