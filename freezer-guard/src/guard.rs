@@ -4,14 +4,18 @@
 pub mod automatic;
 mod checks;
 mod deed;
+mod entries;
 mod error;
 mod freezing;
 mod happening;
 mod level;
 mod marks;
 mod others;
+mod overlap;
 mod pidfd;
 mod prepare;
+mod query;
+mod reconcile;
 mod status;
 mod summary;
 
@@ -25,13 +29,14 @@ use nix::{
 
 pub use checks::{refuse_containing, verify};
 pub use deed::{Deed, Outcome, path, unguarded, wall_clock};
-pub use error::{Error, chain};
+pub use error::{Error, Weak, chain};
 pub use happening::{Chronicle, Happening};
-pub use level::{Wanted, Weak};
+pub use level::Wanted;
 pub use others::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
-pub use status::{Status, count, is_any_in_force, list, of_cgroup, of_id};
+pub use query::{count, is_any_in_force, list, of_cgroup, of_id};
+pub use status::Status;
 pub use summary::{describe_level, refusals, violations};
 
 use crate::{
@@ -39,10 +44,10 @@ use crate::{
     kernel::{self, Hierarchies, Levels, Locked, Maps, daemon_runs},
     sys,
 };
-use marks::{
-    Marks, ancestors, detach_idle, displace_users, is_idle, mark_ancestors, mark_target, reconcile,
-    refuse_guarded, refuse_overlap,
-};
+use entries::is_idle;
+use marks::{Marks, ancestors, mark_ancestors, mark_target, release};
+use overlap::{displace_users, refuse_guarded, refuse_overlap};
+use reconcile::{detach_idle, hierarchies_in_use, reconcile};
 use status::{Seen, holder_pids, missed, status};
 
 /// A container as it is seen in the hierarchies it is in: v1 first.
@@ -121,7 +126,7 @@ impl Guard {
             Ok(usable) => usable,
             Err(error) => {
                 // No daemon hears of a guard that has not begun.
-                lock.detach_unneeded(marks::hierarchies(&maps)?, lock.watches())?;
+                lock.detach_unneeded(hierarchies_in_use(&maps)?, lock.watches())?;
                 return Err(error);
             }
         };
@@ -151,7 +156,7 @@ impl Guard {
         match maps.begin(id, entry)? {
             control::DONE => {}
             answer => {
-                lock.detach_unneeded(marks::hierarchies(&maps)?, lock.watches())?;
+                lock.detach_unneeded(hierarchies_in_use(&maps)?, lock.watches())?;
                 return Err(match answer {
                     control::OTHER_GUARD => Error::Nested,
                     _ => Error::Full("GUARDS"),
@@ -385,7 +390,7 @@ impl Guard {
         };
         // What has been done is counted a moment later, and has to count.
         self.cgroups().for_each(Cgroup::settle);
-        let end = marks::release(&mut maps, self.id, self.marks(), restored.is_ok())?;
+        let end = release(&mut maps, self.id, self.marks(), restored.is_ok())?;
         detach_idle(&lock, &maps)?;
         match (end, restored) {
             (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
@@ -405,7 +410,7 @@ impl Guard {
     fn release(&mut self, lock: &Locked) -> Result<(), Error> {
         self.ended = true;
         let marks = self.marks();
-        marks::release(&mut self.maps, self.id, marks, true)?;
+        release(&mut self.maps, self.id, marks, true)?;
         detach_idle(lock, &self.maps)
     }
 }

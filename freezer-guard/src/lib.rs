@@ -14,3 +14,11 @@ mod sys;
 pub mod words;
 
 pub use sys::{own_fd, unblock_in_child, watch_signals};
+
+/// The version, and which BPF object is built in.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (BPF object ",
+    env!("FREEZER_GUARD_OBJECT_ID"),
+    ")"
+);

@@ -1,9 +1,17 @@
 //! Foreign text in words: users choose the names of their tasks and cgroups.
 //!
 //! A name may hold what drives a terminal, forges a line of a log, or reorders what a reader
-//! sees. Text for people escapes it; JSON has the name as it is.
+//! sees. Text for people escapes it; JSON has the name as it is, and beside one that is no text
+//! (UTF-8) its bytes.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde::Serializer;
 
 /// Returns the text with each control character, and each that changes the direction of
 /// writing, in Rust's escaped form: `\u{1b}`.
@@ -41,12 +49,57 @@ fn is_dangerous(character: char) -> bool {
         )
 }
 
+/// Returns these paths as one text.
+pub fn join(paths: &[PathBuf], separator: &str) -> String {
+    let texts: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
+    texts.join(separator)
+}
+
+/// Serializes a path as text, in which U+FFFD replaces what is none.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+/// The same for several.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn texts<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
+/// Returns the bytes of a path in Base64 (RFC 4648), if it is no text.
+pub fn base64(path: &Path) -> Option<String> {
+    path.to_str().is_none().then(|| encoded(path))
+}
+
+/// The same for several: of all, if one is no text.
+pub fn all_base64(paths: &[PathBuf]) -> Option<Vec<String>> {
+    let is_text = paths.iter().all(|path| path.to_str().is_some());
+    (!is_text).then(|| paths.iter().map(|path| encoded(path)).collect())
+}
+
+fn encoded(path: &Path) -> String {
+    BASE64_STANDARD.encode(path.as_os_str().as_bytes())
+}
+
+/// Returns the path with these bytes, if it is one.
+pub fn from_base64(text: &str) -> Option<PathBuf> {
+    let bytes = BASE64_STANDARD.decode(text).ok()?;
+    Some(std::ffi::OsString::from_vec(bytes).into())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf};
+
     use freezer_guard_ebpf::{Act, CgroupKey, Event, EventKind};
     use proptest::prelude::*;
 
-    use super::{escaped, escaped_lines, is_dangerous};
+    use super::{base64, escaped, escaped_lines, from_base64, is_dangerous};
     use crate::guard::{Chronicle, Deed, Outcome};
 
     #[test]
@@ -64,6 +117,15 @@ mod tests {
         fn no_escaped_text_drives_a_terminal(text: String) {
             prop_assert!(!escaped(&text).contains(is_dangerous));
             prop_assert!(!escaped_lines(&text).replace('\n', "").contains(is_dangerous));
+        }
+
+        #[test]
+        fn every_path_is_exact_in_json(bytes: Vec<u8>) {
+            let path = PathBuf::from(OsString::from_vec(bytes));
+            match base64(&path) {
+                None => prop_assert!(path.to_str().is_some()),
+                Some(exact) => prop_assert_eq!(from_base64(&exact), Some(path)),
+            }
         }
 
         /// A task has any 15 bytes for a name.

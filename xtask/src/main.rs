@@ -26,6 +26,8 @@ mod ebpf;
 mod history;
 mod image;
 mod kernel;
+#[cfg(test)]
+mod layers;
 mod lint;
 mod matrix;
 mod outcome;

@@ -1,58 +1,17 @@
 //! From a pid, a unit or an identity to cgroups.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use freezer_guard_ebpf::CgroupKey;
-use procfs::{ProcError, process::Process};
 
-use super::{Cgroup, Error};
+use super::{Cgroup, Error, Version, mounts::Mounts, proc::Membership};
 use crate::sys;
-
-/// Where a hierarchy is mounted, and which of its cgroups is at the mount point.
-struct Mount {
-    point: PathBuf,
-    root: PathBuf,
-}
-
-impl Mount {
-    /// Where the cgroup with this path in its hierarchy is seen through the mount.
-    fn locate(&self, cgroup: &Path) -> Option<PathBuf> {
-        let below = cgroup.strip_prefix(&self.root).ok()?;
-        Some(if below.as_os_str().is_empty() {
-            self.point.clone()
-        } else {
-            self.point.join(below)
-        })
-    }
-}
-
-/// The first mount of the freezer (v1) and of v2; the one that shows most comes first.
-fn mounts() -> Result<[Option<Mount>; 2], Error> {
-    let mut mounts = [const { None::<Mount> }; 2];
-    for mount in Process::myself()?.mountinfo()? {
-        let place = match &*mount.fs_type {
-            "cgroup" if mount.super_options.contains_key("freezer") => &mut mounts[0],
-            "cgroup2" => &mut mounts[1],
-            _ => continue,
-        };
-        let mount = Mount {
-            point: mount.mount_point,
-            root: mount.root.into(),
-        };
-        let depth = |mount: &Mount| mount.root.components().count();
-        if place
-            .as_ref()
-            .is_none_or(|first| depth(&mount) < depth(first))
-        {
-            *place = Some(mount);
-        }
-    }
-    Ok(mounts)
-}
 
 /// Whether the freezer is a controller of some v1 hierarchy now, by `/proc/cgroups`: the
 /// kernel tells that at once, however many mounts there are.
@@ -70,8 +29,7 @@ pub fn has_v1_freezer() -> bool {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn freezer_mount() -> Result<Option<PathBuf>, Error> {
-    let [freezer, _] = mounts()?;
-    Ok(freezer.map(|mount| mount.point))
+    Ok(Mounts::now()?.freezer.map(|mount| mount.point))
 }
 
 /// Where v2 is mounted.
@@ -79,18 +37,14 @@ pub fn freezer_mount() -> Result<Option<PathBuf>, Error> {
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn unified_mount() -> Result<Option<PathBuf>, Error> {
-    let [_, unified] = mounts()?;
-    Ok(unified.map(|mount| mount.point))
+    Ok(Mounts::now()?.unified.map(|mount| mount.point))
 }
 
 /// The id of the v1 freezer's hierarchy.
 pub(super) fn freezer_hierarchy_id() -> Result<u32, Error> {
-    Ok(Process::myself()?
-        .cgroups()?
-        .0
-        .into_iter()
-        .find(|cgroup| cgroup.controllers.iter().any(|name| name == "freezer"))
-        .map_or(0, |cgroup| cgroup.hierarchy))
+    let own = Membership::all("self")?.unwrap_or_default();
+    let freezer = own.into_iter().find(|cgroup| cgroup.is_of(Version::V1));
+    Ok(freezer.map_or(0, |cgroup| cgroup.hierarchy_id))
 }
 
 /// Opens cgroups, a list for each container: one that has the same path in both
@@ -99,7 +53,7 @@ pub(super) fn freezer_hierarchy_id() -> Result<u32, Error> {
 /// # Errors
 /// When one of them cannot be opened.
 pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Vec<Cgroup>>, Error> {
-    let mounts = mounts()?.map(|mount| Some(mount?.point));
+    let mounts = [freezer_mount()?, unified_mount()?];
     // v2 may be mounted below v1's folder: the longest one it is.
     let within = |path: &Path| {
         let below = mounts.iter().flatten();
@@ -134,19 +88,12 @@ pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Vec<Cgroup>>, Error> {
 /// # Errors
 /// When there is no such process.
 pub fn of_pid(pid: i32) -> Result<Vec<Cgroup>, Error> {
-    let cgroups = match Process::new(pid).and_then(|process| process.cgroups()) {
-        Ok(cgroups) => cgroups,
-        Err(ProcError::NotFound(_)) => return Err(Error::NoProcess(pid)),
-        Err(error) => return Err(error.into()),
-    };
+    let cgroups = Membership::all(pid)?.ok_or(Error::NoProcess(pid))?;
     let mut found = Vec::new();
-    for (v1, mount) in [true, false].into_iter().zip(mounts()?) {
-        let path = cgroups.0.iter().find(|cgroup| match v1 {
-            true => cgroup.controllers.iter().any(|name| name == "freezer"),
-            false => cgroup.hierarchy == 0,
-        });
-        if let (Some(path), Some(mount)) = (path, mount)
-            && let Some(path) = mount.locate(Path::new(&path.pathname))
+    for version in [Version::V1, Version::V2] {
+        if let Some(cgroup) = cgroups.iter().find(|cgroup| cgroup.is_of(version))
+            && let Some(mount) = Mounts::now()?.of(version)
+            && let Some(path) = mount.locate(&cgroup.path)
         {
             match Cgroup::open(&path) {
                 Ok(cgroup) => found.push(cgroup),
@@ -171,8 +118,8 @@ pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
         .args(["show", "--property=ControlGroup", "--value", "--", unit])
         .output()
         .map_err(|error| failed(format!("cannot run systemctl: {error}")))?;
-    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if path.is_empty() {
+    let path = Path::new(OsStr::from_bytes(output.stdout.trim_ascii()));
+    if path.as_os_str().is_empty() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(failed(if said.is_empty() {
             "it has no cgroup: is it running?".to_owned()
@@ -181,8 +128,9 @@ pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
         }));
     }
     let mut found = Vec::new();
-    for mount in mounts()?.into_iter().flatten() {
-        if let Some(path) = mount.locate(Path::new(&path))
+    let Mounts { freezer, unified } = Mounts::now()?;
+    for mount in [freezer, unified].into_iter().flatten() {
+        if let Some(path) = mount.locate(path)
             && path.is_dir()
         {
             found.push(Cgroup::open(&path)?);
@@ -198,12 +146,11 @@ pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
 
 /// The path of a cgroup with this identity, if it still exists and is mounted.
 pub fn by_key(key: CgroupKey) -> Option<PathBuf> {
-    let [freezer, unified] = mounts().ok()?;
-    let mount = if key.hierarchy_id == 0 {
-        unified
-    } else {
-        freezer
-    }?;
+    let version = match key.hierarchy_id {
+        0 => Version::V2,
+        _ => Version::V1,
+    };
+    let mount = Mounts::now().ok()?.of(version)?;
     let node = sys::open_kernfs_node(&File::open(mount.point).ok()?, key.kernfs_id).ok()?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&node));
     fs::read_link(link).ok().filter(|path| path.is_dir())

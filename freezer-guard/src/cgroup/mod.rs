@@ -4,14 +4,19 @@
 //! that a rename or an unmount cannot make us act on another one.
 
 mod find;
+mod mounts;
 mod new;
+mod proc;
 mod state;
 mod tree;
 
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -90,9 +95,6 @@ pub enum Error {
         /// What systemd says of it.
         reason: String,
     },
-    /// Something of `/proc` could not be read.
-    #[error("read /proc")]
-    Proc(#[from] procfs::ProcError),
 }
 
 /// The id of every hierarchy's root directory (`kernfs_create_root`).
@@ -212,6 +214,19 @@ impl Cgroup {
     /// Its path when it was opened, without links.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A text that leads another process to it while this is open: its path, or for one that
+    /// is no text that of our descriptor.
+    pub fn address(&self) -> String {
+        match self.path.to_str() {
+            Some(path) => path.to_owned(),
+            None => format!(
+                "/proc/{}/fd/{}",
+                std::process::id(),
+                self.directory.as_raw_fd()
+            ),
+        }
     }
 
     /// v1 or v2.

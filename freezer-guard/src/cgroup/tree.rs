@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    fs, io,
     path::{Path, PathBuf},
 };
 
-use procfs::{ProcError, ProcResult, process::Process};
-
-use super::{Cgroup, Error};
-use crate::words::escaped;
+use super::{
+    Cgroup, Error,
+    proc::{Membership, Status, children, numbers, status},
+};
+use crate::words::{self, escaped};
 
 /// A thread and where it is.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -22,7 +22,11 @@ pub struct Task {
     /// Its name.
     pub comm: String,
     /// Its cgroup, as `/proc/PID/cgroup` has it.
+    #[serde(serialize_with = "words::text")]
     pub cgroup: PathBuf,
+    /// The same in Base64, if it is no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup_base64: Option<String>,
 }
 
 /// A thread that somebody has under ptrace.
@@ -227,25 +231,6 @@ fn tree(tasks: &mut Tasks, root: i32) -> Result<BTreeSet<i32>, Error> {
     Ok(tree)
 }
 
-/// The processes that this thread has started, or got from one that has ended. CRIU
-/// finds them there too: the kernel has it if it can be checkpointed
-/// (`CONFIG_CHECKPOINT_RESTORE` selects `CONFIG_PROC_CHILDREN`).
-fn children(pid: i32, tid: i32) -> Result<Vec<i32>, Error> {
-    let path = PathBuf::from(format!("/proc/{pid}/task/{tid}/children"));
-    let pids = match fs::read_to_string(&path) {
-        Err(error) if is_gone(&error) && !path.with_file_name("status").exists() => String::new(),
-        pids => pids.map_err(|source| Error::Io {
-            operation: "read",
-            path,
-            source,
-        })?,
-    };
-    Ok(pids
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect())
-}
-
 /// What `/proc` says of tasks, read once.
 #[derive(Default)]
 struct Tasks(BTreeMap<i32, Option<Status>>);
@@ -275,124 +260,24 @@ impl Tasks {
     }
 }
 
-/// What `/proc/PID/status` says of a task, as far as it is looked at. (procfs reads all of
-/// its 60 lines, which takes as long as the kernel takes to write them.)
-struct Status {
-    name: String,
-    state: char,
-    tgid: i32,
-    ppid: i32,
-    tracerpid: i32,
-}
-
-impl Status {
-    fn parse(text: &str) -> Option<Self> {
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
-        };
-        Some(Self {
-            name: field("Name")?.to_owned(),
-            state: field("State")?.chars().next()?,
-            tgid: field("Tgid")?.parse().ok()?,
-            ppid: field("PPid")?.parse().ok()?,
-            tracerpid: field("TracerPid")?.parse().ok()?,
-        })
-    }
-}
-
-/// What `/proc` says of a task; `None` when it has ended. Its name may be any bytes.
-fn status(tid: i32) -> Result<Option<Status>, Error> {
-    let path = PathBuf::from(format!("/proc/{tid}/status"));
-    let status = match fs::read(&path) {
-        Err(error) if is_gone(&error) => return Ok(None),
-        bytes => bytes.and_then(|bytes| {
-            Status::parse(&String::from_utf8_lossy(&bytes))
-                .ok_or_else(|| io::ErrorKind::InvalidData.into())
-        }),
-    };
-    status.map(Some).map_err(|source| Error::Io {
-        operation: "read",
-        path,
-        source,
-    })
-}
-
-/// Whether that is because a task has ended.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
-}
-
-/// The tasks that a folder of `/proc` lists; none when it has gone.
-fn numbers(folder: &Path) -> Result<Vec<i32>, Error> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|source| Error::Io {
-            operation: "read",
-            path: folder.to_owned(),
-            source,
-        })?,
-    };
-    let names = entries.flatten().map(|entry| entry.file_name());
-    Ok(names
-        .filter_map(|name| name.to_str()?.parse().ok())
-        .collect())
-}
-
 /// The thread with its name and its cgroup in this hierarchy; `None` when it
 /// has ended.
 fn place(pid: i32, tid: i32, hierarchy: Option<u32>) -> Result<Option<Task>, Error> {
-    let Some(task) = found(Process::new(tid))? else {
+    let Some(status) = status(tid)? else {
         return Ok(None);
     };
-    let (Some(stat), Some(cgroups)) = (found(task.stat())?, found(task.cgroups())?) else {
+    let Some(cgroups) = Membership::all(tid)? else {
         return Ok(None);
     };
     let cgroup = cgroups
-        .0
         .into_iter()
-        .find(|cgroup| hierarchy.is_none_or(|hierarchy| cgroup.hierarchy == hierarchy))
-        .map(|cgroup| PathBuf::from(cgroup.pathname));
+        .find(|cgroup| hierarchy.is_none_or(|hierarchy| cgroup.hierarchy_id == hierarchy))
+        .map_or_else(PathBuf::new, |cgroup| cgroup.path);
     Ok(Some(Task {
         pid,
         tid,
-        comm: stat.comm,
-        cgroup: cgroup.unwrap_or_default(),
+        comm: status.name,
+        cgroup_base64: words::base64(&cgroup),
+        cgroup,
     }))
-}
-
-/// A task may end while it is looked at: then there is nothing to see.
-fn found<T>(result: ProcResult<T>) -> Result<Option<T>, Error> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(ProcError::NotFound(_)) => Ok(None),
-        Err(ProcError::Io(error, _)) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Error, Status, status};
-
-    #[test]
-    fn reads_what_the_kernel_says() -> Result<(), &'static str> {
-        let text = "Name:\tState:\\n\nUmask:\t0022\nState:\tt (tracing stop)\nTgid:\t71\n\
-                    Ngid:\t0\nPid:\t72\nPPid:\t7\nTracerPid:\t34\nUid:\t0\t0\t0\t0\n";
-        let status = Status::parse(text).ok_or("it is not read")?;
-        assert_eq!(status.name, "State:\\n");
-        assert_eq!(status.state, 't');
-        assert_eq!((status.tgid, status.ppid, status.tracerpid), (71, 7, 34));
-        assert!(Status::parse("Name:\tcat\n").is_none());
-        Ok(())
-    }
-
-    #[test]
-    fn reads_itself() -> Result<(), Error> {
-        let pid = std::process::id().cast_signed();
-        let own = status(pid)?.ok_or(Error::NoProcess(pid))?;
-        assert_eq!(own.tgid, pid);
-        assert!(status(i32::MAX)?.is_none());
-        Ok(())
-    }
 }

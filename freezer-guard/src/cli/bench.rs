@@ -9,7 +9,7 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 
-use super::say;
+use super::say::say;
 
 /// Measures with nothing of freezer-guard loaded, with programs that do nothing where
 /// a guard has programs, and with guards in force.

@@ -1,6 +1,7 @@
 //! `freezer-guard checkpoint`: drives CRIU under a guard.
 
 use std::{
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus},
     time::{Duration, Instant},
@@ -8,19 +9,20 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use freezer_guard::{
+    VERSION,
     cgroup::{self, Cgroup, Task},
     criu::{Criu, Evidence, Images, Log, Progress, Verdict},
     doctor,
     guard::Target,
-    words::escaped,
+    words::{self, escaped},
 };
 
 use super::{
-    VERSION,
-    driver::{self, Driver, word},
+    driver::{self, Driver},
     exit,
     guarded::{self, OnViolation, Options, Work},
-    say, target, undisturbed,
+    say::say,
+    target, undisturbed,
 };
 
 #[derive(clap::Args)]
@@ -104,7 +106,8 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         .iter()
         .map(|cgroup| cgroup.path().to_owned())
         .collect();
-    let command = args.command(&criu, root.pid, &cgroups, &images, parent.as_deref())?;
+    let freezer = cgroups.first().context("a target has a cgroup")?;
+    let command = args.command(&criu, root.pid, freezer, &images, parent.as_deref())?;
     let mut watch = Watch::new(Log::new(images.folder(), LOG), options);
     let done = guarded::run(Work {
         options,
@@ -138,11 +141,15 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         freezer_guard: VERSION.to_owned(),
         kernel: doctor::release(),
         criu: criu.version_text().to_owned(),
-        command,
+        command: command
+            .iter()
+            .map(|word| word.display().to_string())
+            .collect(),
         exit_code: code.0,
         pid: root.pid,
         left_running: cgroup::process(root.pid).is_ok_and(|process| process.is_some()),
         comm: root.comm,
+        cgroups_base64: words::all_base64(&cgroups),
         cgroups,
         pre_dump: args.pre_dump,
         parent,
@@ -201,29 +208,28 @@ impl Args {
         &self,
         criu: &Criu,
         root: i32,
-        cgroups: &[PathBuf],
+        freezer: &Path,
         images: &Images,
         parent: Option<&Path>,
-    ) -> Result<Vec<String>> {
-        let freezer = cgroups.first().context("a target has a cgroup")?;
+    ) -> Result<Vec<OsString>> {
         let dump = match self.pre_dump {
             true => "pre-dump",
             false => "dump",
         };
-        let mut command = vec![word(criu.path())?, dump.to_owned()];
-        let mut add = |option: &str, value: String| {
-            command.push(option.to_owned());
-            command.push(value);
+        let mut command = vec![criu.path().into(), dump.into()];
+        let mut add = |option: &str, value: &OsStr| {
+            command.push(option.into());
+            command.push(value.to_owned());
         };
-        add("-t", root.to_string());
-        add("-D", word(images.folder())?);
-        add("-o", LOG.to_owned());
-        add("--freeze-cgroup", word(freezer)?);
+        add("-t", root.to_string().as_ref());
+        add("-D", images.folder().as_ref());
+        add("-o", LOG.as_ref());
+        add("--freeze-cgroup", freezer.as_ref());
         if let Some(parent) = parent {
-            add("--prev-images-dir", word(parent)?);
+            add("--prev-images-dir", parent.as_ref());
         }
         if self.driver.options.on_violation != OnViolation::Warn {
-            add("--action-script", word(&undisturbed::script())?);
+            add("--action-script", undisturbed::script()?.as_ref());
         }
         let flags = [
             ("-v4", true),
@@ -232,7 +238,7 @@ impl Args {
             ("--track-mem", self.pre_dump || parent.is_some()),
         ];
         let flags = flags.into_iter().filter(|(_, wanted)| *wanted);
-        command.extend(flags.map(|(flag, _)| flag.to_owned()));
+        command.extend(flags.map(|(flag, _)| flag.into()));
         command.extend(self.driver.more.iter().cloned());
         Ok(command)
     }

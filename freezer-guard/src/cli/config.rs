@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 
-use super::say;
+use super::say::say;
 use crate::daemon::config::{self, Config};
 
 #[derive(clap::Args)]

@@ -5,6 +5,8 @@ use std::{io::Write as _, process::ExitCode};
 use anyhow::Result;
 use freezer_guard::doctor::{self, Report, Verdict};
 
+use super::say::print;
+
 /// Ends with 0 when all is good, 1 when it is usable with limits, 2 when not.
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -20,7 +22,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let report = doctor::examine();
     match args.json {
         true => writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?,
-        false => super::print(&describe(&report, args.verbose))?,
+        false => print(&describe(&report, args.verbose))?,
     }
     Ok(ExitCode::from(report.verdict as u8))
 }

@@ -1,15 +1,11 @@
 //! CRIU, as `checkpoint` and `restore` drive it.
 
-use std::{
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::ExitStatus,
-};
+use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitStatus};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use freezer_guard::criu::{Criu, Log};
 
-use super::{guarded::Options, say};
+use super::{guarded::Options, say::say};
 
 /// What both are told.
 #[derive(clap::Args)]
@@ -21,7 +17,7 @@ pub(super) struct Driver {
     pub(super) options: Options,
     /// More options for CRIU, such as --tcp-established
     #[arg(last = true, value_name = "CRIU OPTIONS")]
-    pub(super) more: Vec<String>,
+    pub(super) more: Vec<OsString>,
 }
 
 impl Driver {
@@ -39,12 +35,6 @@ impl Driver {
         }
         Ok(criu)
     }
-}
-
-/// A word of a command line.
-pub(super) fn word(path: &Path) -> Result<String> {
-    let text = path.to_str().map(str::to_owned);
-    text.with_context(|| format!("{} is no text", path.display()))
 }
 
 /// One JSON object on standard output. What has come about counts, whether somebody

@@ -7,7 +7,7 @@ use freezer_guard::{
     cgroup::Cgroup,
     guard::{self, Status},
     kernel::may_use_bpf,
-    words::escaped,
+    words::{escaped, join},
 };
 use freezer_guard_ebpf::GuardId;
 use nix::{
@@ -17,7 +17,9 @@ use nix::{
 
 use super::{
     client::{self, Daemon as _, answer},
-    exit, say, target,
+    exit,
+    say::say,
+    target,
 };
 
 #[derive(clap::Args)]
@@ -114,11 +116,7 @@ async fn end_of(cgroup: &Cgroup) -> Result<Option<Status>> {
         Some(guard) => Ok(guard::end_by_force(guard.id)?),
         None => Ok(None),
     };
-    match cgroup.path().to_str() {
-        Some(path) => end(Some(path), None, by_kernel).await,
-        // JSON, which the service speaks, has no such text.
-        None => by_kernel(),
-    }
+    end(Some(&cgroup.address()), None, by_kernel).await
 }
 
 /// `None`: it is not in force.
@@ -141,10 +139,9 @@ async fn end(
 }
 
 fn tell(ended: &Status) {
-    let paths = ended.cgroups.iter().map(|path| path.display().to_string());
     let line = format!(
         "guard of {} ended by force, by uid {}; held for {:.1} s, {}",
-        escaped(&paths.collect::<Vec<_>>().join(", ")),
+        escaped(&join(&ended.cgroups, ", ")),
         getuid(),
         ended.held_seconds,
         guard::refusals(ended)

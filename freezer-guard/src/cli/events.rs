@@ -14,7 +14,7 @@ use zlink::tokio::unix;
 use super::{
     client::{self, Daemon as _, answer},
     guarded::signals::Signals,
-    say,
+    say::say,
 };
 
 #[derive(clap::Args)]

@@ -9,14 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::CommandFactory as _;
+use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
 
-use super::{Cli, exit, say};
+use super::{exit, say::say};
 
 const NAME: &str = "freezer-guard";
 
@@ -43,7 +43,8 @@ const FILES: [(&str, &str); 4] = [
 
 /// Does it when that is what the command line asks for. It is no subcommand:
 /// so the pages and completions do not know of it.
-pub(super) fn asked() -> Option<ExitCode> {
+/// `command`: ours.
+pub(super) fn asked(command: fn() -> Command) -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
     if arguments.next()? != "generate" {
         return None;
@@ -52,7 +53,7 @@ pub(super) fn asked() -> Option<ExitCode> {
         say(format_args!("generate needs a folder"));
         return Some(exit::USAGE.into());
     };
-    Some(match generate(&dir) {
+    Some(match generate(&dir, &command()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(format_args!("{error:#}"));
@@ -61,13 +62,13 @@ pub(super) fn asked() -> Option<ExitCode> {
     })
 }
 
-fn generate(dir: &Path) -> Result<()> {
+fn generate(dir: &Path, command: &Command) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    clap_mangen::generate_to(Cli::command(), dir).context("write the man pages")?;
+    clap_mangen::generate_to(command.clone(), dir).context("write the man pages")?;
     // The first one again, with sections of ours.
     let page = dir.join(format!("{NAME}.1"));
     let mut bytes = Vec::new();
-    main_page(&mut bytes).context("make the first man page")?;
+    main_page(command, &mut bytes).context("make the first man page")?;
     fs::write(&page, bytes).with_context(|| format!("write {}", page.display()))?;
     for (shell, file) in [
         (Shell::Bash, "freezer-guard.bash"),
@@ -76,13 +77,13 @@ fn generate(dir: &Path) -> Result<()> {
     ] {
         let path = dir.join(file);
         let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        clap_complete::generate(shell, &mut Cli::command(), NAME, &mut file);
+        clap_complete::generate(shell, &mut command.clone(), NAME, &mut file);
     }
     Ok(())
 }
 
-fn main_page(page: &mut Vec<u8>) -> io::Result<()> {
-    let man = Man::new(Cli::command().disable_help_subcommand(true));
+fn main_page(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let man = Man::new(command.clone().disable_help_subcommand(true));
     man.render_title(page)?;
     man.render_name_section(page)?;
     man.render_synopsis_section(page)?;

@@ -10,29 +10,25 @@ mod driver;
 mod end;
 mod events;
 mod exit;
+mod failure;
 mod generate;
 mod guarded;
 mod restore;
 mod run;
+mod say;
 mod status;
 mod target;
 mod undisturbed;
 mod unload;
 mod verify;
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
-use freezer_guard::{guard, kernel, words::escaped_lines};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use freezer_guard::VERSION;
 
-/// The version, and which BPF object is built in.
-pub(crate) const VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    " (BPF object ",
-    env!("FREEZER_GUARD_OBJECT_ID"),
-    ")"
-);
+use say::{say, say_verifier_logs};
 
 /// While a container is being checkpointed, nobody but the checkpointer
 /// freezes, thaws or otherwise disturbs its cgroup.
@@ -76,7 +72,7 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
-    if let Some(code) = generate::asked() {
+    if let Some(code) = generate::asked(Cli::command) {
         return code;
     }
     if let Some(code) = undisturbed::asked() {
@@ -107,27 +103,8 @@ pub(crate) fn main() -> ExitCode {
             if verbose {
                 error.chain().for_each(say_verifier_logs);
             }
-            exit::of_error(&error).into()
+            failure::code(&error).into()
         }
-    }
-}
-
-/// What the verifier says, line by line.
-fn say_verifier_logs(error: &(dyn std::error::Error + 'static)) {
-    let errors = match error.downcast_ref::<guard::Error>() {
-        Some(error) => error.kernel_errors(),
-        None => error.downcast_ref::<kernel::Error>().into_iter().collect(),
-    };
-    errors.into_iter().for_each(say_verifier_log);
-}
-
-fn say_verifier_log(error: &kernel::Error) {
-    let Some(log) = error.verifier_log() else {
-        return;
-    };
-    say(format_args!("the verifier's log:"));
-    for line in log.lines() {
-        say(format_args!("  {line}"));
     }
 }
 
@@ -146,16 +123,4 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Daemon(args) => daemon::main(&args),
         Command::Config(args) => config::main(&args),
     }
-}
-
-/// One line on standard error.
-fn say(line: std::fmt::Arguments<'_>) {
-    // Nobody may be listening any more: that must not end a guard.
-    let line = line.to_string();
-    let _ = writeln!(std::io::stderr(), "freezer-guard: {}", escaped_lines(&line));
-}
-
-/// Text for people on standard output.
-fn print(text: &str) -> std::io::Result<()> {
-    std::io::stdout().write_all(escaped_lines(text).as_bytes())
 }

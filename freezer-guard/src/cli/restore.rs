@@ -1,6 +1,6 @@
 //! `freezer-guard restore`: drives CRIU while nobody freezes what it restores into.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use freezer_guard::{
@@ -11,10 +11,10 @@ use freezer_guard::{
 use serde_json::json;
 
 use super::{
-    driver::{self, Driver, word},
+    driver::{self, Driver},
     exit,
     guarded::{self, Work},
-    say,
+    say::say,
 };
 
 #[derive(clap::Args)]
@@ -63,7 +63,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         made.make(place)?;
     }
     let targets = cgroup::open_all(&places)?;
-    let command = args.command(&criu, &made)?;
+    let command = args.command(&criu, &made);
     let done = guarded::run(Work {
         options,
         targets,
@@ -126,17 +126,17 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
 
 impl Args {
     /// CRIU's command line.
-    fn command(&self, criu: &Criu, made: &New) -> Result<Vec<String>> {
-        let mut command = vec![word(criu.path())?, "restore".to_owned(), "-D".to_owned()];
-        command.push(word(&self.images_dir)?);
-        command.extend(["-o", LOG, "-v4", "-d"].map(str::to_owned));
-        let manages = |option: &String| option.starts_with("--manage-cgroups");
+    fn command(&self, criu: &Criu, made: &New) -> Vec<OsString> {
+        let mut command = vec![criu.path().into(), "restore".into(), "-D".into()];
+        command.push(self.images_dir.clone().into());
+        command.extend(["-o", LOG, "-v4", "-d"].map(Into::into));
+        let manages = |option: &OsString| option.as_bytes().starts_with(b"--manage-cgroups");
         if !made.is_empty() && !self.driver.more.iter().any(manages) {
             // CRIU would take one that we have made for one that has its settings.
-            command.push("--manage-cgroups=full".to_owned());
+            command.push("--manage-cgroups=full".into());
         }
         command.extend(self.driver.more.iter().cloned());
-        Ok(command)
+        command
     }
 }
 

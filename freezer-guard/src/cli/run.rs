@@ -1,6 +1,6 @@
 //! `freezer-guard run`: a checkpointer in the foreground.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use freezer_guard::criu;
@@ -8,7 +8,8 @@ use freezer_guard::criu;
 use super::{
     exit,
     guarded::{self, Options, Work},
-    say, target,
+    say::say,
+    target,
 };
 
 #[derive(clap::Args)]
@@ -33,7 +34,7 @@ pub(super) struct Args {
     options: Options,
     /// The checkpointer and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
-    command: Vec<String>,
+    command: Vec<OsString>,
 }
 
 impl Args {

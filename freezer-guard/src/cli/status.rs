@@ -7,11 +7,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use freezer_guard::guard::{self, Status, describe_level, refusals, violations};
+use freezer_guard::{
+    cgroup::Cgroup,
+    guard::{self, Status, describe_level, refusals, violations},
+};
 use serde_json::json;
 
 use super::{
     client::{self, Daemon as _, answer},
+    say::print,
     target,
 };
 use crate::daemon::{book, reply::State};
@@ -61,7 +65,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     };
     match args.json {
         true => std::io::stdout().write_all(text.as_bytes())?,
-        false => super::print(&text)?,
+        false => print(&text)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -89,18 +93,12 @@ async fn last() -> Result<Vec<Status>> {
 }
 
 async fn state(path: &Path) -> Result<State> {
-    let by_kernel = || Ok(State::of(path, None)?);
-    match path.to_str() {
-        Some(text) => {
-            client::ask(
-                async |daemon| answer(daemon.status(text, None)).await,
-                by_kernel,
-            )
-            .await
-        }
-        // JSON, which the service speaks, has no such text.
-        None => by_kernel(),
-    }
+    let cgroup = Cgroup::open(path)?;
+    client::ask(
+        async |daemon| answer(daemon.status(&cgroup.address(), None)).await,
+        || Ok(State::of(path, None)?),
+    )
+    .await
 }
 
 /// A guard in a few lines.

@@ -4,30 +4,36 @@
 
 use std::{
     env, fs,
-    os::unix::process::parent_id,
+    os::unix::{fs::MetadataExt as _, process::parent_id},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use freezer_guard::{
     criu,
     guard::{self, Status, violations},
     kernel,
 };
+use procfs::process::Process;
 
-use super::{client, exit, say, status};
+use super::{client, exit, failure, say::say, status};
 
 /// criu(8), `--action-script`: the stage that it has come to.
 const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
 /// The folder of images.
 const FOLDER: &str = "CRTOOLS_IMAGE_DIR";
 
-/// What to give to CRIU: it is executed as it stands, without arguments. It is this very
-/// program, whatever an upgrade may put in its place; and when this process is gone, so
-/// is whoever would call the images good.
-pub(super) fn script() -> PathBuf {
-    PathBuf::from(format!("/proc/{}/exe", std::process::id()))
+/// What to give to CRIU: it is executed as it stands, without arguments. (A path below `/proc`
+/// would name this very program only for as long as we run: then another process may have our
+/// pid, and CRIU would execute that one's program, as root.)
+pub(super) fn script() -> Result<PathBuf> {
+    let path = env::current_exe().context("find this program's file")?;
+    ensure!(
+        path.is_file(),
+        "this program has been replaced since it was started: start it again"
+    );
+    Ok(path)
 }
 
 /// The answer, if it is CRIU that asks.
@@ -39,7 +45,7 @@ pub(super) fn asked() -> Option<ExitCode> {
     Some(match stage.as_str() {
         "post-dump" => answer().unwrap_or_else(|error| {
             say(format_args!("{error:#}"));
-            exit::of_error(&error).into()
+            failure::code(&error).into()
         }),
         _ => ExitCode::SUCCESS,
     })
@@ -48,6 +54,12 @@ pub(super) fn asked() -> Option<ExitCode> {
 /// Whether the guard whose checkpointer we belong to is there, and has held so far; and
 /// where the tasks are about to end, whether the images have reached the disk.
 fn answer() -> Result<ExitCode> {
+    if !is_awaited()? {
+        say(format_args!(
+            "the program that began this checkpoint has ended: nobody would call it good"
+        ));
+        return Ok(exit::VIOLATED.into());
+    }
     let Some(guard) = own_guard()? else {
         say(format_args!("the guard of this checkpoint has been ended"));
         return Ok(exit::VIOLATED.into());
@@ -61,6 +73,14 @@ fn answer() -> Result<ExitCode> {
         criu::sync(Path::new(&folder))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether CRIU's parent is still the program that has started it, which is this one.
+fn is_awaited() -> Result<bool> {
+    let criu = Process::new(parent_id().cast_signed())?;
+    let parent = format!("/proc/{}/exe", criu.stat()?.ppid);
+    let (own, parents) = (fs::metadata("/proc/self/exe")?, fs::metadata(parent));
+    Ok(parents.is_ok_and(|parents| (parents.dev(), parents.ino()) == (own.dev(), own.ino())))
 }
 
 fn own_guard() -> Result<Option<Status>> {

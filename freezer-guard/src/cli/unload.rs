@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use freezer_guard::guard;
 
-use super::say;
+use super::say::say;
 
 pub(super) fn main() -> Result<ExitCode> {
     match guard::unload()? {

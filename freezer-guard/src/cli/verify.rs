@@ -10,7 +10,11 @@ use freezer_guard::{
 };
 use serde_json::json;
 
-use super::{exit, say, target};
+use super::{
+    exit,
+    say::{print, say},
+    target,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -46,7 +50,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    super::print(&format!(
+    print(&format!(
         "pid {} and all that descends from it, {count} threads, are in {}\n",
         args.pid,
         paths.join(", ")

@@ -1,11 +1,15 @@
 //! What CRIU's command line says of the tree it will dump.
 
-use std::path::Path;
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+};
 
 /// The root of the tree that `command` dumps, if it is `criu dump` or `criu
 /// pre-dump`, be it behind `strace`, `timeout` or the like.
-pub fn dumped_tree(command: &[String]) -> Option<i32> {
-    let is_criu = |word: &String| {
+pub fn dumped_tree(command: &[OsString]) -> Option<i32> {
+    let is_criu = |word: &OsString| {
         Path::new(word)
             .file_name()
             .is_some_and(|name| name == "criu")
@@ -21,14 +25,15 @@ pub fn dumped_tree(command: &[String]) -> Option<i32> {
     while let Some(word) = words.next() {
         let value = if word == "-t" || word == "--tree" {
             words.next()?
-        } else if let Some(value) = word.strip_prefix("--tree=") {
-            value
-        } else if let Some(value) = word.strip_prefix("-t") {
-            value
         } else {
-            continue;
+            let word = word.as_bytes();
+            let value = word.strip_prefix(b"--tree=");
+            match value.or_else(|| word.strip_prefix(b"-t")) {
+                Some(value) => OsStr::from_bytes(value),
+                None => continue,
+            }
         };
-        return value.parse().ok();
+        return value.to_str()?.parse().ok();
     }
     None
 }
@@ -40,7 +45,7 @@ mod tests {
     #[test]
     fn finds_the_tree_of_a_dump() {
         let tree = |line: &str| {
-            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            let words: Vec<_> = line.split(' ').map(Into::into).collect();
             dumped_tree(&words)
         };
         for line in [

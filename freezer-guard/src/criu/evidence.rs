@@ -8,11 +8,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Error,
-    images::{INVENTORY, failed},
+use super::{Error, INVENTORY, failed};
+use crate::{
+    guard::Status,
+    words::{self, from_base64},
 };
-use crate::guard::Status;
 
 /// How good an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,11 @@ pub struct Evidence {
     /// Its name.
     pub comm: String,
     /// The cgroups that were guarded, by their paths on that host.
+    #[serde(serialize_with = "words::texts")]
     pub cgroups: Vec<PathBuf>,
+    /// Their paths in Base64, if one of them is no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroups_base64: Option<Vec<String>>,
     /// Whether it holds memory only, for a dump to build on.
     pub pre_dump: bool,
     /// Whether the root was there afterwards.
@@ -119,6 +123,9 @@ pub struct Known {
     pub pid: i32,
     /// The cgroups that were guarded.
     pub cgroups: Vec<PathBuf>,
+    /// See [`Evidence::cgroups_base64`].
+    #[serde(default)]
+    cgroups_base64: Option<Vec<String>>,
     /// Whether it holds memory only.
     pub pre_dump: bool,
 }
@@ -139,8 +146,11 @@ impl Known {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(failed("read", &path, source)),
         };
-        let known: Self = serde_json::from_slice(&bytes)
+        let mut known: Self = serde_json::from_slice(&bytes)
             .map_err(|error| failed("understand", &path, error.into()))?;
+        if let Some(exact) = &known.cgroups_base64 {
+            known.cgroups = exact.iter().filter_map(|path| from_base64(path)).collect();
+        }
         match known.verdict {
             Verdict::Good | Verdict::Excused => Ok(Some(known)),
             Verdict::Violated => Err(not_good(folder, "it was disturbed while it was made")),

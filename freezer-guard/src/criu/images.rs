@@ -8,10 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, Known, Verdict};
-
-/// What CRIU writes last.
-pub(super) const INVENTORY: &str = "inventory.img";
+use super::{Error, INVENTORY, Known, Verdict, failed};
 
 /// In a folder of images that another one was begun on: see [`Images::refer_to`].
 const SPENT: &str = "freezer-guard.spent";
@@ -244,14 +241,6 @@ fn sync_one(path: &Path) -> Result<(), Error> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(|source| failed("sync", path, source))
-}
-
-pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Io {
-        what,
-        path: path.to_owned(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -7,16 +7,21 @@
 use std::{
     fs,
     os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
 };
 
-use freezer_guard::{cgroup::Cgroup, guard::PidFd};
+use anyhow::Context as _;
+use freezer_guard::{
+    cgroup::{self, Cgroup},
+    guard::PidFd,
+};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::stat::fstat,
 };
+use rustix::fs::{AtFlags, StatxFlags, makedev, statx};
 use zlink::{
     Connection,
     connection::socket::{FetchPeerCredentials, Socket},
@@ -32,9 +37,15 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// `seen`: the process that connected, as it was found before Linux 6.5, which has no
+    /// SO_PEERPIDFD.
+    ///
     /// # Errors
     /// Also when the process has ended that made the connection.
-    pub(super) async fn of<Sock>(connection: &mut Connection<Sock>) -> anyhow::Result<Self>
+    pub(super) async fn of<Sock>(
+        connection: &mut Connection<Sock>,
+        seen: Option<&PidFd>,
+    ) -> anyhow::Result<Self>
     where
         Sock: Socket,
         Sock::ReadHalf: FetchPeerCredentials,
@@ -50,8 +61,7 @@ impl Peer {
         let pid = u32::try_from(credentials.process_id().as_raw_pid()).unwrap_or(0);
         let process = match credentials.process_fd() {
             Some(fd) => PidFd::from_fd(fd.try_clone_to_owned()?),
-            // Before Linux 6.5. It may be another process by now: see `owns`.
-            None => PidFd::open(pid)?,
+            None => seen.context("it has ended")?.try_clone()?,
         };
         Ok(Self {
             uid: credentials.unix_user_id().as_raw(),
@@ -117,9 +127,31 @@ pub(super) fn group_id(group: &str) -> Option<u32> {
             .flatten()
     };
     group.parse().ok().or_else(|| {
-        fs::read_to_string("/etc/group")
-            .ok()?
-            .lines()
-            .find_map(named)
+        // Other names may be in any encoding.
+        let groups = fs::read("/etc/group").ok()?;
+        String::from_utf8_lossy(&groups).lines().find_map(named)
     })
+}
+
+/// Returns whether the descriptor is one of a cgroup's files, or a pidfd: to ask for its state and
+/// to close it never waits for somebody else, as it does with FUSE and NFS. This itself asks for
+/// what the kernel knows already.
+pub(super) fn is_harmless(fd: &OwnedFd) -> bool {
+    let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+    let link = link.as_os_str().as_bytes();
+    // A path begins with a slash.
+    if [&b"anon_inode:[pidfd]"[..], b"pidfd:["]
+        .iter()
+        .any(|name| link.starts_with(name))
+    {
+        return true;
+    }
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let Ok(file) = statx(fd, "", flags, StatxFlags::TYPE) else {
+        return false;
+    };
+    [cgroup::freezer_mount(), cgroup::unified_mount()]
+        .into_iter()
+        .filter_map(|mount| fs::metadata(mount.ok()??).ok())
+        .any(|mount| mount.dev() == makedev(file.stx_dev_major, file.stx_dev_minor))
 }

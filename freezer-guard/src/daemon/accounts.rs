@@ -3,10 +3,11 @@
 use std::{cell::RefCell, collections::BTreeMap, fs, rc::Rc};
 
 /// Counts by account.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Accounts(RefCell<BTreeMap<u32, usize>>);
 
 /// One that is counted, for as long as this lives.
+#[derive(Debug)]
 pub(super) struct Share {
     accounts: Rc<Accounts>,
     account: u32,
@@ -48,7 +49,8 @@ impl Drop for Share {
 /// Returns the uid that this uid counts for: the user to whom `/etc/subuid` gives it, or
 /// itself. Otherwise each user with subordinate uids would have 65,536 accounts.
 pub(super) fn account(uid: u32) -> u32 {
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    // Names and comments may be in any encoding.
+    let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     match uid {
         0 => 0,
         _ => account_by(uid, &read("/etc/subuid"), || read("/etc/passwd")),

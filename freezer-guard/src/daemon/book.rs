@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs::{self, File},
+    fs,
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -91,10 +91,6 @@ impl Book {
         self.last.iter().cloned().collect()
     }
 
-    pub(super) fn keep_last(&self) -> io::Result<()> {
-        replace(Path::new(LAST), 0o600, &serde_json::to_vec(&self.last)?)
-    }
-
     /// In Prometheus's text format. `held`: the guards in force.
     pub(super) fn metrics(&self, held: &[Status], recursion_misses: u64) -> String {
         let mut registry = Registry::with_prefix("freezer_guard");
@@ -180,15 +176,25 @@ fn of_the_old_format(text: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Writes a file so that whoever reads it sees all of it or none. `mode`: who may.
+/// Keeps the last guards over the service's end.
+pub(super) fn keep(last: &[Status]) -> io::Result<()> {
+    replace(Path::new(LAST), 0o600, &serde_json::to_vec(last)?)
+}
+
+/// Replaces a file, so that a reader sees all of it or none. `mode`: who may read it. The new one
+/// never follows a link that somebody has put into the folder.
 pub(super) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    // The collector reads what ends in `.prom`.
-    new.push(".new");
-    let mut file = File::create(&new)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    // The collector of metrics reads what ends in `.prom`.
+    let mut file = tempfile::Builder::new()
+        .suffix(".new")
+        .tempfile_in(folder)?;
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
-    fs::rename(&new, path)
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]

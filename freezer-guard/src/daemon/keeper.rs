@@ -5,13 +5,18 @@ use std::{collections::BTreeMap, path::PathBuf, rc::Rc, time::Duration};
 
 use anyhow::Result;
 use freezer_guard::{
-    cgroup::Cgroup,
-    guard::{self, Happening, Status, automatic, describe_level, refusals, violations},
-    words::escaped,
+    cgroup::{self, Cgroup},
+    guard::{
+        self, Happening, Status,
+        automatic::{self, Ended},
+        describe_level, refusals, violations,
+    },
+    words::{escaped, join},
 };
-use freezer_guard_ebpf::GuardId;
+use freezer_guard_ebpf::{CgroupKey, GuardId};
 use tokio::{
     sync::mpsc,
+    task::spawn_blocking,
     time::{Instant, timeout},
 };
 use tracing::{error, info, warn};
@@ -217,7 +222,11 @@ impl Keeper {
         self.unsettled = true;
         let ended = blocking(automatic::take_ended).await?;
         let any = !ended.is_empty();
-        for mut status in ended {
+        for Ended {
+            mut status,
+            targets,
+        } in ended
+        {
             self.daemon.logged.borrow_mut().remove(&status.id);
             self.daemon.deadlines.borrow_mut().remove(&status.id);
             let known = self.known.remove(&status.id);
@@ -227,16 +236,19 @@ impl Keeper {
             if let Some(known) = known
                 && !known.cgroups.is_empty()
             {
-                status.cgroups = known.cgroups;
+                status.name_cgroups(known.cgroups);
             }
             tell_end(&status);
             if status.froze {
-                thaw(&status);
+                spawn_blocking(move || thaw(&targets)).await?;
             }
             self.daemon.book.borrow_mut().has_ended(status);
         }
-        if any && let Err(error) = self.daemon.book.borrow().keep_last() {
-            warn!("cannot write {}: {error}", book::LAST);
+        if any {
+            let last = self.daemon.book.borrow().last();
+            if let Err(error) = blocking(move || book::keep(&last)).await {
+                warn!("cannot write {}: {error:#}", book::LAST);
+            }
         }
         Ok(())
     }
@@ -256,8 +268,10 @@ impl Keeper {
         let path = self.daemon.config.borrow().metrics.textfile.clone();
         if !path.as_os_str().is_empty() && self.daemon.ready.get() {
             let text = self.daemon.metrics().await?;
-            if let Err(error) = book::replace(&path, 0o644, text.as_bytes()) {
-                warn!("cannot write {}: {error}", path.display());
+            let name = path.display().to_string();
+            let written = blocking(move || book::replace(&path, 0o644, text.as_bytes())).await;
+            if let Err(error) = written {
+                warn!("cannot write {name}: {error:#}");
             }
         }
         Ok(())
@@ -266,7 +280,7 @@ impl Keeper {
 
 fn log(happening: &Happening) {
     let Some(by) = &happening.by else { return };
-    let cgroup = happening.cgroups.join(" ");
+    let cgroup = join(&happening.cgroups, " ");
     macro_rules! log {
         ($level:ident, $what:literal) => {
             $level!(
@@ -288,8 +302,7 @@ fn log(happening: &Happening) {
 }
 
 fn cgroups(status: &Status) -> String {
-    let paths = status.cgroups.iter().map(|path| path.display().to_string());
-    paths.collect::<Vec<_>>().join(" ")
+    join(&status.cgroups, " ")
 }
 
 /// Who holds it, if nobody has asked for it.
@@ -331,9 +344,10 @@ fn tell_end(status: &Status) {
 
 /// What was frozen for a guard whose holder has died is thawed. The kernel side
 /// refuses it if somebody else guards it by now.
-fn thaw(status: &Status) {
-    for path in &status.cgroups {
-        let thawed = Cgroup::open(path).and_then(|cgroup| match cgroup.is_self_frozen()? {
+fn thaw(targets: &[CgroupKey]) {
+    // The others are gone, with their tasks.
+    for path in targets.iter().filter_map(|key| cgroup::by_key(*key)) {
+        let thawed = Cgroup::open(&path).and_then(|cgroup| match cgroup.is_self_frozen()? {
             true => cgroup.thaw().map(|()| true),
             false => Ok(false),
         });

@@ -28,13 +28,14 @@ use freezer_guard::{
     cgroup,
     guard::{self, Chronicle, Happening, Status, automatic},
     kernel::{self, DaemonLock, Reader},
+    words::join,
 };
-use freezer_guard_ebpf::{Event, EventKind, GuardId, Level};
+use freezer_guard_ebpf::{CgroupKey, Event, EventKind, GuardId, Level};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc},
-    task::{LocalSet, spawn_local},
+    task::{JoinHandle, LocalSet, spawn_local, yield_now},
     time::{Instant, interval, timeout},
 };
 use tracing::{error, info, warn};
@@ -55,8 +56,8 @@ const STOPPING: Duration = Duration::from_millis(1500);
 static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 /// How many happenings a slow follower may fall behind.
 const BACKLOG: usize = 4096;
-/// How many events are read before something else gets its turn.
-const BATCH: usize = 8192;
+/// How long events are read before something else gets its turn.
+const TURN: Duration = Duration::from_millis(5);
 
 /// How many different deeds of one guard are logged one by one.
 const LOGGED: usize = 32;
@@ -76,9 +77,12 @@ struct Daemon {
     deadlines: RefCell<BTreeMap<GuardId, Instant>>,
     /// The checkpoints that have no guard, as far as they are known to go on.
     unguarded: RefCell<BTreeSet<GuardId>>,
-    /// What was logged of each guard: who did what.
-    logged: RefCell<BTreeMap<GuardId, BTreeSet<(u32, String)>>>,
+    /// What was logged of each guard.
+    logged: RefCell<BTreeMap<GuardId, BTreeSet<What>>>,
 }
+
+/// Who did what to what, as an event tells it.
+type What = (u32, u32, u32, u32, u32, CgroupKey);
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn main(config_path: &Path) -> Result<ExitCode> {
@@ -115,7 +119,14 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
     let mut reload = signal(SignalKind::hangup())?;
     let listener = socket::listen(&daemon.config.borrow().group)?;
     let mut chronicle = Chronicle::default();
-    let mut reader = daemon.start(&mut chronicle).await?;
+    let mut reader = tokio::select! {
+        started = daemon.start() => daemon.take_up(&mut chronicle, started?),
+        // Somebody may hold the lock.
+        _ = stop.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let mut starting = None;
+    let mut has_more = false;
     spawn_local(socket::serve(daemon.clone(), listener));
     let keeper = spawn_local(keeper::keep(daemon.clone(), orders));
     notify(&[NotifyState::Ready]);
@@ -128,14 +139,18 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
             _ = stop.recv() => break,
             _ = interrupt.recv() => break,
             _ = reload.recv() => daemon.reload(),
-            () = ready(&mut reader) => daemon.take_all(&mut chronicle, &mut reader),
+            () = ready(&mut reader) => has_more = daemon.take_all(&mut chronicle, &mut reader),
+            () = yield_now(), if has_more => has_more = daemon.take_all(&mut chronicle, &mut reader),
+            started = ended(&mut starting) => {
+                starting = None;
+                reader = daemon.take_up(&mut chronicle, started?);
+            }
             _ = tick.tick() => {
-                // Those that the last turn has left.
-                daemon.take_all(&mut chronicle, &mut reader);
                 notify(&[NotifyState::Watchdog]);
                 daemon.end_overdue();
-                if reader.is_none() {
-                    reader = daemon.start(&mut chronicle).await?;
+                if reader.is_none() && starting.is_none() {
+                    let daemon = daemon.clone();
+                    starting = Some(spawn_local(async move { daemon.start().await }));
                 }
                 let lost = reader.as_mut().map_or(0, Reader::lost);
                 if lost > 0 {
@@ -182,6 +197,14 @@ async fn ready(reader: &mut Option<Reader>) {
     }
 }
 
+/// Returns when the task has ended, if there is one.
+async fn ended<T>(task: &mut Option<JoinHandle<Result<T>>>) -> Result<T> {
+    match task {
+        Some(task) => task.await?,
+        None => std::future::pending().await,
+    }
+}
+
 /// Tells systemd, if it listens.
 fn notify(state: &[NotifyState<'_>]) {
     // It may have gone; nothing depends on it.
@@ -199,27 +222,35 @@ async fn blocking<T: Send + 'static, E: Into<anyhow::Error> + Send + 'static>(
 }
 
 impl Daemon {
-    /// Loads everything and takes up the guards in force. `None`: another version
-    /// of this program holds guards; to be tried again.
-    async fn start(&self, chronicle: &mut Chronicle) -> Result<Option<Reader>> {
+    /// Loads everything and returns the events to come and the guards in force. `None`: another
+    /// version of this program holds guards; to be tried again.
+    async fn start(&self) -> Result<Option<(Reader, Vec<Status>)>> {
         match self.watch().await {
-            Ok(()) => {}
+            Ok(()) => Ok(Some(blocking(guard::follow).await?)),
             Err(error) => match error.downcast_ref::<guard::Error>() {
                 Some(guard::Error::Kernel(kernel::Error::OtherVersion)) => {
                     notify(&[NotifyState::Status(
                         "waiting for the guards of another version to end",
                     )]);
-                    return Ok(None);
+                    Ok(None)
                 }
-                _ => return Err(error),
+                _ => Err(error),
             },
         }
-        let (reader, guards) = blocking(guard::follow).await?;
+    }
+
+    /// Takes up the guards in force.
+    fn take_up(
+        &self,
+        chronicle: &mut Chronicle,
+        started: Option<(Reader, Vec<Status>)>,
+    ) -> Option<Reader> {
+        let (reader, guards) = started?;
         chronicle.so_far(&guards);
         self.order(Job::Begun(guards.iter().map(|guard| guard.id).collect()));
         self.order(Job::Ended);
         self.ready.set(true);
-        Ok(Some(reader))
+        Some(reader)
     }
 
     /// Sees to it that everything is loaded, and watched if that is wanted.
@@ -242,25 +273,37 @@ impl Daemon {
         let _ = self.jobs.send(job);
     }
 
-    /// Takes the events that are there, and in a storm as many as one turn may take.
-    fn take_all(&self, chronicle: &mut Chronicle, reader: &mut Option<Reader>) {
-        let Some(reader) = reader else { return };
-        for _ in 0..BATCH {
-            let Some(event) = reader.next_event() else {
-                return;
-            };
+    /// Takes the events that are there, and in a storm as many as one turn may take. Returns
+    /// whether there may be more: of those the kernel does not tell again.
+    fn take_all(&self, chronicle: &mut Chronicle, reader: &mut Option<Reader>) -> bool {
+        let Some(reader) = reader else { return false };
+        let end = Instant::now() + TURN;
+        while let Some(event) = reader.next_event() {
             self.take(chronicle, &event);
+            if Instant::now() >= end {
+                return true;
+            }
         }
+        false
     }
 
     /// What an event wants of us.
     fn take(&self, chronicle: &mut Chronicle, event: &Event) {
+        let is_deed = matches!(
+            EventKind::ALL.get(event.kind as usize),
+            Some(EventKind::Denial | EventKind::Disturbance)
+        );
+        let is_logged = is_deed && self.is_logged(event);
+        // A storm of them costs no words.
+        if is_logged && self.happenings.receiver_count() == 0 {
+            return;
+        }
         let happening = chronicle.tell(event);
         match EventKind::ALL.get(event.kind as usize) {
             Some(EventKind::Begun) => self.order(Job::Begun(vec![event.guard])),
             Some(EventKind::Ended) => self.order(Job::Ended),
-            // A storm of them must not pile up where the keeper waits for a lock.
-            Some(EventKind::Denial | EventKind::Disturbance) if self.is_logged(&happening) => {}
+            // Nor must it pile up where the keeper waits for a lock.
+            Some(EventKind::Denial | EventKind::Disturbance) if is_logged => {}
             Some(EventKind::Denial | EventKind::Disturbance) => {
                 self.order(Job::Log(Box::new(happening.clone())));
             }
@@ -269,7 +312,7 @@ impl Daemon {
             Some(EventKind::Unguarded) => {
                 self.book.borrow_mut().was_unguarded();
                 error!(
-                    cgroup = happening.cgroups.join(" "),
+                    cgroup = join(&happening.cgroups, " "),
                     holder_pid = event.pid,
                     kind = "unguarded",
                     "unguarded: {}",
@@ -284,11 +327,19 @@ impl Daemon {
 
     /// Whether it is no news: the first time of each deed is logged, and at the end there
     /// are the counts.
-    fn is_logged(&self, happening: &Happening) -> bool {
-        let Some(by) = &happening.by else { return true };
+    fn is_logged(&self, event: &Event) -> bool {
         let mut logged = self.logged.borrow_mut();
-        let deeds = logged.entry(happening.guard).or_default();
-        deeds.len() >= LOGGED || !deeds.insert((by.pid, by.what.clone()))
+        let deeds = logged.entry(event.guard).or_default();
+        let Event {
+            kind,
+            pid,
+            act,
+            detail,
+            victim,
+            cgroup,
+            ..
+        } = *event;
+        deeds.len() >= LOGGED || !deeds.insert((kind, pid, act, detail, victim, cgroup))
     }
 
     /// Has the guards ended that users have held for too long.

@@ -8,7 +8,7 @@ use std::{
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{self, Happening, Status},
-    kernel,
+    kernel, words,
 };
 use freezer_guard_ebpf::GuardId;
 use serde::{Deserialize, Serialize};
@@ -124,7 +124,11 @@ pub(crate) struct Guards {
 /// What became of a cgroup.
 #[derive(Debug, Serialize, Deserialize, Type)]
 pub(crate) struct State {
+    #[serde(serialize_with = "words::text")]
     pub(crate) path: PathBuf,
+    /// The same in Base64, if it is no text.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) path_base64: Option<String>,
     pub(crate) state: String,
     pub(crate) guard: Option<Status>,
 }
@@ -141,6 +145,7 @@ impl State {
             }
         };
         Ok(Self {
+            path_base64: words::base64(&path),
             path,
             state: guard.as_ref().map_or(now, |guard| guard.state.clone()),
             guard,

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::ErrorKind,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{PermissionsExt as _, chown},
     },
     rc::Rc,
@@ -13,9 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use freezer_guard::guard::PidFd;
 use tokio::{
     net::{UnixListener, UnixStream},
-    task::spawn_local,
+    task::{JoinHandle, spawn_blocking, spawn_local},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::warn;
@@ -27,8 +28,8 @@ use zlink::{
 
 use super::{
     Daemon,
-    access::group_id,
-    accounts::{Accounts, account},
+    access::{group_id, is_harmless},
+    accounts::{Accounts, Share, account},
     varlink::{Client, SOCKET},
 };
 
@@ -96,6 +97,11 @@ pub(super) async fn serve(daemon: Rc<Daemon>, listener: UnixListener) {
         let Ok(peer) = stream.peer_cred() else {
             continue;
         };
+        // The kernel knows no pidfd of it before Linux 6.5: this one is of now, and not of the
+        // time of a call, when its pid may be another's.
+        let process = peer
+            .pid()
+            .and_then(|pid| PidFd::open(pid.cast_unsigned()).ok());
         let account = account(peer.uid());
         if is_full(&connected, account) {
             // This one is closed.
@@ -104,10 +110,9 @@ pub(super) async fn serve(daemon: Rc<Daemon>, listener: UnixListener) {
         let share = connected.add(account);
         let daemon = daemon.clone();
         spawn_local(async move {
-            let _share = share;
-            if let Ok(stream) = Stream::new(stream) {
+            if let Ok(stream) = Stream::new(stream, share) {
                 // A client that breaks off harms nobody.
-                let _ = Server::new(ReadyListener::new(stream), Client::new(daemon))
+                let _ = Server::new(ReadyListener::new(stream), Client::new(daemon, process))
                     .run()
                     .await;
             }
@@ -117,11 +122,15 @@ pub(super) async fn serve(daemon: Rc<Daemon>, listener: UnixListener) {
 
 /// A connection whose messages have a limit.
 #[derive(Debug)]
-struct Stream(unix::Stream);
+struct Stream {
+    inner: unix::Stream,
+    share: Share,
+}
 
 impl Stream {
-    fn new(stream: UnixStream) -> zlink::Result<Self> {
-        unix::Stream::try_from(stream).map(Self)
+    fn new(stream: UnixStream, share: Share) -> zlink::Result<Self> {
+        let inner = unix::Stream::try_from(stream)?;
+        Ok(Self { inner, share })
     }
 }
 
@@ -132,9 +141,11 @@ impl Socket for Stream {
     const CAN_TRANSFER_FDS: bool = true;
 
     fn split(self) -> (Self::ReadHalf, Self::WriteHalf) {
-        let (inner, write) = self.0.split();
+        let (inner, write) = self.inner.split();
         let read = ReadHalf {
             inner,
+            share: Rc::new(self.share),
+            closing: None,
             length: 0,
             descriptors: 0,
             due: None,
@@ -146,6 +157,9 @@ impl Socket for Stream {
 #[derive(Debug)]
 struct ReadHalf {
     inner: <unix::Stream as Socket>::ReadHalf,
+    /// The connection counts until the last descriptor is closed that came over it.
+    share: Rc<Share>,
+    closing: Option<JoinHandle<()>>,
     /// What has come of the message under way: bytes, descriptors.
     length: usize,
     descriptors: usize,
@@ -153,10 +167,37 @@ struct ReadHalf {
     due: Option<Instant>,
 }
 
+impl ReadHalf {
+    /// Returns the descriptors, with one of `/dev/null` in the place of each that can block
+    /// us. A thread closes those: a file system of the client's may never answer.
+    fn harmless(&mut self, mut fds: Vec<OwnedFd>) -> std::io::Result<Vec<OwnedFd>> {
+        let mut foreign = Vec::new();
+        for fd in &mut fds {
+            if !is_harmless(fd) {
+                let null = fs::File::open("/dev/null")?;
+                foreign.push(std::mem::replace(fd, null.into()));
+            }
+        }
+        if !foreign.is_empty() {
+            let share = self.share.clone();
+            self.closing = Some(spawn_local(async move {
+                let _share = share;
+                let _ = spawn_blocking(move || drop(foreign)).await;
+            }));
+        }
+        Ok(fds)
+    }
+}
+
 impl socket::ReadHalf for ReadHalf {
     async fn read(&mut self, buffer: &mut [u8]) -> zlink::Result<ReadResult> {
+        // So each connection has one thread at most.
+        if let Some(closing) = &mut self.closing {
+            let _ = closing.await;
+            self.closing = None;
+        }
         let reading = self.inner.read(buffer);
-        let result = match self.due {
+        let mut result = match self.due {
             // Between messages it may take its time.
             None => reading.await?,
             Some(due) => timeout_at(due, reading)
@@ -181,7 +222,8 @@ impl socket::ReadHalf for ReadHalf {
         if self.length > MESSAGE || self.descriptors > DESCRIPTORS {
             return Err(zlink::Error::BufferOverflow);
         }
-        Ok(result)
+        let fds = result.take_fds();
+        Ok(result.set_fds(self.harmless(fds)?))
     }
 }
 

@@ -38,11 +38,24 @@ const GUARDS_OF_ONE: usize = 8;
 /// One connection.
 pub(super) struct Client {
     daemon: Rc<Daemon>,
+    /// The process that has connected, as far as it was there when we saw that.
+    process: Option<PidFd>,
 }
 
 impl Client {
-    pub(super) fn new(daemon: Rc<Daemon>) -> Self {
-        Self { daemon }
+    pub(super) fn new(daemon: Rc<Daemon>, process: Option<PidFd>) -> Self {
+        Self { daemon, process }
+    }
+
+    async fn peer<Sock>(&self, connection: &mut Connection<Sock>) -> Result<Peer, Error>
+    where
+        Sock: zlink::connection::Socket,
+        Sock::ReadHalf: FetchPeerCredentials,
+    {
+        let peer = Peer::of(connection, self.process.as_ref()).await;
+        peer.map_err(|error| Error::Failed {
+            message: format!("ask who is calling: {error:#}"),
+        })
     }
 
     fn is_trusted(&self, peer: &Peer) -> bool {
@@ -80,16 +93,6 @@ impl Client {
             false => Ok(share),
         }
     }
-}
-
-async fn peer<Sock>(connection: &mut Connection<Sock>) -> Result<Peer, Error>
-where
-    Sock: zlink::connection::Socket,
-    Sock::ReadHalf: FetchPeerCredentials,
-{
-    Peer::of(connection).await.map_err(|error| Error::Failed {
-        message: format!("ask who is calling: {error:#}"),
-    })
 }
 
 /// The containers that these cgroups are, or that the process is in: one that is
@@ -137,7 +140,7 @@ type BoxedStream = Pin<Box<dyn Stream<Item = Result<Reply<Happenings>, Error>>>>
     types = [Status, Deed, Happening, Check],
     vendor = "freezer-guard",
     product = "freezer-guard",
-    version = crate::cli::VERSION
+    version = freezer_guard::VERSION
 )]
 impl<Sock> Client
 where
@@ -160,7 +163,7 @@ where
         #[zlink(connection)] connection: &mut Connection<Sock>,
         #[zlink(fds)] fds: Vec<OwnedFd>,
     ) -> Result<OneGuard, Error> {
-        let peer = peer(connection).await?;
+        let peer = self.peer(connection).await?;
         let is_trusted = self.is_trusted(&peer);
         let root = self::pid(pid)?;
         let targets = match open(cgroups.unwrap_or_default(), root).await {
@@ -257,7 +260,7 @@ where
         force: Option<bool>,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<OneGuard, Error> {
-        let peer = peer(connection).await?;
+        let peer = self.peer(connection).await?;
         let name = match (&cgroup, guard) {
             (Some(path), _) => path.clone(),
             (None, Some(id)) => format!("guard {id}").into(),
@@ -303,7 +306,7 @@ where
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<Guards, Error> {
-        self.trust(&peer(connection).await?)?;
+        self.trust(&self.peer(connection).await?)?;
         let guards = blocking(guard::list).await?;
         Ok(Guards { guards })
     }
@@ -313,7 +316,7 @@ where
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<Guards, Error> {
-        self.trust(&peer(connection).await?)?;
+        self.trust(&self.peer(connection).await?)?;
         let guards = self.daemon.book.borrow().last();
         Ok(Guards { guards })
     }
@@ -326,7 +329,7 @@ where
         guard: Option<GuardId>,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<State, Error> {
-        let peer = peer(connection).await?;
+        let peer = self.peer(connection).await?;
         let state = match blocking(move || State::of(&cgroup, guard)).await {
             Err(_) if !self.is_trusted(&peer) => return Err(self.not_trusted(&peer)),
             state => state?,
@@ -349,7 +352,7 @@ where
         pid: Option<i64>,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<(), Error> {
-        self.trust(&peer(connection).await?)?;
+        self.trust(&self.peer(connection).await?)?;
         let root = self::pid(pid)?;
         let targets = open(cgroups, None).await?;
         blocking(move || -> Result<(), guard::Error> {
@@ -370,7 +373,7 @@ where
     ) -> impl Stream<Item = Result<Reply<Happenings>, Error>> + Unpin {
         let follower = BroadcastStream::new(self.daemon.happenings.subscribe());
         let so_far = async {
-            self.trust(&peer(connection).await?)?;
+            self.trust(&self.peer(connection).await?)?;
             let guards = blocking(guard::list).await?;
             Ok::<_, Error>(Chronicle::default().so_far(&guards))
         };
@@ -399,7 +402,7 @@ where
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<Examination, Error> {
-        self.trust(&peer(connection).await?)?;
+        self.trust(&self.peer(connection).await?)?;
         let report = blocking(|| Ok::<_, guard::Error>(doctor::examine())).await?;
         let verdict = |verdict: doctor::Verdict| format!("{verdict:?}").to_lowercase();
         Ok(Examination {
@@ -423,7 +426,7 @@ where
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<Text, Error> {
-        self.trust(&peer(connection).await?)?;
+        self.trust(&self.peer(connection).await?)?;
         let text = self.daemon.metrics().await?;
         Ok(Text { text })
     }

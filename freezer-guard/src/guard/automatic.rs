@@ -3,13 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_ebpf::{Guard as Entry, GuardId, Level, Protection, control};
+use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Level, Protection, control};
 
 use super::{
-    Error, Status, level, marks,
-    marks::{
-        ancestors, forget, is_idle, mark_ancestors, mark_target, reconcile, refuse_guarded, sweep,
-    },
+    Error, Status,
+    entries::{is_idle, remove},
+    level,
+    marks::{ancestors, mark_ancestors, mark_target, place_target},
+    overlap::refuse_guarded,
+    reconcile::{forget, hierarchies_in_use, hierarchies_there, reconcile, sweep},
     status::{Seen, status, targets},
 };
 use crate::{
@@ -51,7 +53,7 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
     };
     let template = match automatic {
         Some(wanted) => {
-            reasons.extend(lock.watch(marks::hierarchies_there()?)?);
+            reasons.extend(lock.watch(hierarchies_there()?)?);
             Entry {
                 members: 1,
                 allowed: level::bits(&wanted.allowed),
@@ -63,7 +65,7 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
             }
         }
         None => {
-            reasons.extend(lock.load_for(marks::hierarchies_there()?)?);
+            reasons.extend(lock.load_for(hierarchies_there()?)?);
             Entry::default()
         }
     };
@@ -74,7 +76,7 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
 
 /// How far each protection goes in all the hierarchies that there are.
 fn watched_levels(lock: &Locked) -> Result<kernel::Levels, Error> {
-    let levels = lock.levels(marks::hierarchies_there()?);
+    let levels = lock.levels(hierarchies_there()?);
     // What refuses is not attached yet, or goes with the guard that needs it.
     Ok(levels.map(|level| level.map(|_| Level::Detect)))
 }
@@ -99,7 +101,7 @@ pub fn unwatch() -> Result<(), Error> {
 /// there is to be one.
 fn settle(lock: &Locked, maps: &mut Maps, watch: bool) -> Result<(), Error> {
     sweep(maps)?;
-    Ok(lock.detach_unneeded(marks::hierarchies(maps)?, watch)?)
+    Ok(lock.detach_unneeded(hierarchies_in_use(maps)?, watch)?)
 }
 
 /// A guard that has begun.
@@ -168,7 +170,7 @@ fn arm_one(
 ) -> Result<Vec<kernel::Error>, Error> {
     // Somebody who tidied up may have taken it for another one's.
     if maps.targets.get(&entry.target, 0).is_err() {
-        marks::place_target(maps, entry.target, id)?;
+        place_target(maps, entry.target, id)?;
     }
     // One may be gone by now.
     let mut targets: Vec<_> = targets(maps, id)?
@@ -187,7 +189,7 @@ fn arm_one(
     for target in &targets {
         mark_ancestors(maps, &ancestors(target)?, id)?;
     }
-    let hierarchies = marks::hierarchies(maps)?;
+    let hierarchies = hierarchies_in_use(maps)?;
     let weak_because = lock.attach(hierarchies)?;
     let levels = level::numbers(lock.levels(hierarchies))
         .iter()
@@ -224,11 +226,19 @@ fn others(targets: &[Cgroup]) -> Vec<Cgroup> {
     found
 }
 
+/// A guard that has ended.
+pub struct Ended {
+    /// What became of it.
+    pub status: Status,
+    /// Its targets, by an identity that no other cgroup gets. (A name can be another's by now.)
+    pub targets: Vec<CgroupKey>,
+}
+
 /// What has become of the guards that have ended since this was asked.
 ///
 /// # Errors
 /// When the maps cannot be read.
-pub fn take_ended() -> Result<Vec<Status>, Error> {
+pub fn take_ended() -> Result<Vec<Ended>, Error> {
     let lock = Locked::wait()?;
     let Some(mut maps) = lock.open()? else {
         return Ok(Vec::new());
@@ -244,11 +254,13 @@ pub fn take_ended() -> Result<Vec<Status>, Error> {
     let mut ended = Vec::new();
     for (id, entry) in &entries {
         let targets = targets.remove(id).unwrap_or_else(|| vec![entry.target]);
-        ended.push(Seen::of_one(&maps, *id, entry, targets)?.status(&maps, *id, entry)?);
-        marks::remove(&mut maps.ended, "ENDED", id)?;
+        let seen = Seen::of_one(&maps, *id, entry, targets.clone())?;
+        let status = seen.status(&maps, *id, entry)?;
+        ended.push(Ended { status, targets });
+        remove(&mut maps.ended, "ENDED", id)?;
     }
     forget(&mut maps, entries)?;
     reconcile(&mut maps)?;
-    ended.sort_by_key(|status: &Status| status.id);
+    ended.sort_by_key(|ended: &Ended| ended.status.id);
     Ok(ended)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
@@ -132,7 +133,8 @@ impl What {
         let Some(act) = self.act() else {
             return "something that this version does not know".to_owned();
         };
-        let cgroup = path(self.cgroup);
+        // It is looked for in the kernel.
+        let cgroup = || path(self.cgroup).display().to_string();
         let task = match self.victim {
             0 => "a task".to_owned(),
             pid => format!("pid {pid}"),
@@ -141,13 +143,17 @@ impl What {
         match act {
             Act::Write => {
                 let file = PROTECTED_FILES.get(self.detail as usize);
-                format!("write to {cgroup}/{}", file.map_or("?", |file| file.name))
+                format!(
+                    "write to {}/{}",
+                    cgroup(),
+                    file.map_or("?", |file| file.name)
+                )
             }
-            Act::Freeze => format!("froze {cgroup}"),
-            Act::Thaw => format!("thawed {cgroup}"),
-            Act::Enter => format!("{moved} {task} into {cgroup}"),
-            Act::Leave => format!("{moved} {task} out of {cgroup}"),
-            Act::Move => format!("{moved} {task} to {cgroup}, within the guarded cgroup"),
+            Act::Freeze => format!("froze {}", cgroup()),
+            Act::Thaw => format!("thawed {}", cgroup()),
+            Act::Enter => format!("{moved} {task} into {}", cgroup()),
+            Act::Leave => format!("{moved} {task} out of {}", cgroup()),
+            Act::Move => format!("{moved} {task} to {}, within the guarded cgroup", cgroup()),
             Act::Signal if self.detail & KERNEL_SIGNAL != 0 => format!(
                 "made the kernel send {} to {task} (out of memory, the end of its parent …)",
                 signal(self.detail & !KERNEL_SIGNAL)
@@ -172,12 +178,11 @@ fn signal(number: u32) -> String {
 }
 
 /// The path of a cgroup, or what there is to know of one that is gone.
-pub fn path(key: CgroupKey) -> String {
-    match cgroup::by_key(key) {
-        Some(path) => path.display().to_string(),
-        None if key.kernfs_id == 0 => "a cgroup".to_owned(),
-        None => format!("(removed cgroup {}:{})", key.hierarchy_id, key.kernfs_id),
-    }
+pub fn path(key: CgroupKey) -> PathBuf {
+    cgroup::by_key(key).unwrap_or_else(|| match key.kernfs_id {
+        0 => "a cgroup".into(),
+        id => format!("(removed cgroup {}:{id})", key.hierarchy_id).into(),
+    })
 }
 
 /// What an event [`EventKind::Unguarded`](freezer_guard_ebpf::EventKind) tells, in
@@ -193,7 +198,7 @@ pub fn unguarded(event: &Event) -> String {
         "{} (pid {}) checkpoints {} without a guard of its own: {why}",
         escaped(&comm(&event.comm)),
         event.pid,
-        escaped(&path(event.cgroup))
+        escaped(&path(event.cgroup).display().to_string())
     )
 }
 

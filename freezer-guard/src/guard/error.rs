@@ -1,8 +1,9 @@
 //! Why a guard cannot be had.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
-use super::Weak;
+use freezer_guard_ebpf::{Level, Protection};
+
 use crate::{
     cgroup::{self, FreezerState, Task, Traced},
     kernel,
@@ -218,5 +219,21 @@ fn holders(pids: &[u32]) -> String {
     match pids {
         [] => String::new(),
         [pid, ..] => format!(" for pid {pid}"),
+    }
+}
+
+/// A protection and how far it goes; in words, `ptrace: detect`.
+#[derive(Debug, Clone, Copy)]
+pub struct Weak {
+    /// Which.
+    pub protection: Protection,
+    /// How far it goes; `None`: what it is about is not even noticed.
+    pub level: Option<Level>,
+}
+
+impl fmt::Display for Weak {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = Level::name_of(self.level);
+        write!(formatter, "{}: {level}", self.protection.name())
     }
 }

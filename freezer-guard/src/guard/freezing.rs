@@ -2,13 +2,17 @@
 
 use std::io;
 
-use freezer_guard_ebpf::{Guard as Entry, control};
+use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
 
 use super::{
     Error, Guard,
     checks::{is_frozen, refuse_frozen_around},
+    status::targets,
 };
-use crate::cgroup::{self, Cgroup};
+use crate::{
+    cgroup::{self, Cgroup},
+    kernel::Maps,
+};
 
 impl Guard {
     /// Makes sure that every target is frozen or will be: freezes it if asked
@@ -112,6 +116,33 @@ impl Guard {
         }
         Ok(result?)
     }
+}
+
+/// As [`Guard::end`](super::Guard::end) does it.
+pub(super) fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
+    let Some(entry) = maps.guard(id)? else {
+        return Ok(());
+    };
+    // The checkpointer may have removed one together with its tasks.
+    let targets: Vec<_> = targets(maps, id)?
+        .into_iter()
+        .filter_map(|key| Cgroup::open(&cgroup::by_key(key)?).ok())
+        .collect();
+    // To be allowed to.
+    maps.control(control::ENROL, id, &[])?;
+    let mut result = Ok(());
+    for target in &targets {
+        let restored = match target.is_self_frozen() {
+            Ok(true) if entry.flags & Entry::FROZE != 0 => target.thaw(),
+            Ok(false) if entry.flags & Entry::FOUND_FROZEN != 0 => target.freeze(),
+            other => other.map(drop),
+        };
+        result = result.and(restored);
+    }
+    // What has been done is counted a moment later, and has to count.
+    targets.iter().for_each(Cgroup::settle);
+    maps.control(control::LEAVE, id, &[])?;
+    Ok(result?)
 }
 
 fn refreeze(cgroup: &Cgroup) -> Result<(), cgroup::Error> {

@@ -1,13 +1,13 @@
 //! What happens to guarded cgroups, in the order of time: for those who follow it.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use freezer_guard_ebpf::{Event, EventKind, GuardId};
 use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
 use super::{Deed, Outcome, Status, path, unguarded, wall_clock};
-use crate::words::escaped;
+use crate::words::{self, escaped, join};
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
@@ -20,7 +20,11 @@ pub struct Happening {
     /// The guard; 0 for what is about none.
     pub guard: GuardId,
     /// Its cgroups, as far as they are known.
-    pub cgroups: Vec<String>,
+    #[serde(serialize_with = "words::texts")]
+    pub cgroups: Vec<PathBuf>,
+    /// Their paths in Base64, if one of them is no text.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cgroups_base64: Option<Vec<String>>,
     /// What it is about, in words.
     pub about: String,
     /// When it has begun: the uid of the user who owns the guard, if it is not root of the
@@ -47,20 +51,21 @@ impl fmt::Display for Happening {
 const LOST: &str = "lost";
 
 impl Happening {
-    fn new(time: &str, event: &str, guard: GuardId, cgroups: &[String]) -> Self {
+    fn new(time: &str, event: &str, guard: GuardId, cgroups: &[PathBuf]) -> Self {
         Self {
             time: time.to_owned(),
             event: event.to_owned(),
             guard,
             cgroups: cgroups.to_vec(),
-            about: escaped(&cgroups.join(", ")).into_owned(),
+            cgroups_base64: words::all_base64(cgroups),
+            about: escaped(&join(cgroups, ", ")).into_owned(),
             owner_uid: None,
             by: None,
             count: None,
         }
     }
 
-    fn begun(time: &str, guard: GuardId, cgroups: &[String], owner_uid: Option<u32>) -> Self {
+    fn begun(time: &str, guard: GuardId, cgroups: &[PathBuf], owner_uid: Option<u32>) -> Self {
         let mut begun = Self::new(time, "begun", guard, cgroups);
         if let Some(uid) = owner_uid {
             begun.about += &format!(" (owner: uid {uid})");
@@ -68,7 +73,7 @@ impl Happening {
         Self { owner_uid, ..begun }
     }
 
-    fn of_deed(deed: Deed, guard: GuardId, outcome: Outcome, cgroups: &[String]) -> Self {
+    fn of_deed(deed: Deed, guard: GuardId, outcome: Outcome, cgroups: &[PathBuf]) -> Self {
         let event = match outcome {
             Outcome::Refused => "denial",
             Outcome::Done if deed.checkpointing => "violation",
@@ -97,7 +102,7 @@ impl Happening {
 /// Tells what happens, and remembers which cgroups a guard has.
 #[derive(Debug, Default)]
 pub struct Chronicle {
-    cgroups: BTreeMap<GuardId, Vec<String>>,
+    cgroups: BTreeMap<GuardId, Vec<PathBuf>>,
 }
 
 impl Chronicle {
@@ -106,11 +111,7 @@ impl Chronicle {
     pub fn so_far(&mut self, guards: &[Status]) -> Vec<Happening> {
         let mut all = Vec::new();
         for guard in guards {
-            let paths: Vec<_> = guard
-                .cgroups
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
+            let paths = guard.cgroups.clone();
             let (begun, owner) = (&guard.begun, guard.owner_uid);
             all.push(Happening::begun(begun, guard.id, &paths, owner));
             if let Some(time) = &guard.checkpointing {

@@ -1,10 +1,8 @@
 //! How far a guard goes, and how far it has to.
 
-use std::fmt;
-
 use freezer_guard_ebpf::{Level, Protection};
 
-use super::Error;
+use super::{Error, Weak};
 use crate::kernel::{self, Hierarchies, Levels, Locked};
 
 /// What is wanted of a guard.
@@ -20,22 +18,6 @@ pub struct Wanted {
     /// The uid of the user who owns the guard: it refuses nothing to tasks with authority
     /// over him. `None`: root of the host.
     pub owner: Option<u32>,
-}
-
-/// A protection and how far it goes; in words, `ptrace: detect`.
-#[derive(Debug, Clone, Copy)]
-pub struct Weak {
-    /// Which.
-    pub protection: Protection,
-    /// How far it goes; `None`: what it is about is not even noticed.
-    pub level: Option<Level>,
-}
-
-impl fmt::Display for Weak {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level = Level::name_of(self.level);
-        write!(formatter, "{}: {level}", self.protection.name())
-    }
 }
 
 /// As they stand in a guard's entry.

@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
+use freezer_guard_ebpf::GuardId;
 
 use super::{
     Error, Status,
-    marks::{self, Marks, detach_idle, is_idle},
-    status,
+    entries::{in_force, is_idle},
+    freezing::restore_targets,
+    marks::{Marks, release},
+    query::list_locked,
+    reconcile::{detach_idle, reconcile},
 };
-use crate::{
-    cgroup::{self, Cgroup},
-    kernel::{self, Locked, Maps, Reader, daemon_runs},
-};
+use crate::kernel::{self, Locked, Maps, Reader, daemon_runs};
 
 /// Follows the events of all guards, those to come included; also returns the
 /// guards in force when that began.
@@ -21,7 +21,7 @@ use crate::{
 /// When the kernel cannot be asked, or too many follow the events already.
 pub fn follow() -> Result<(Reader, Vec<Status>), Error> {
     let lock = Locked::wait()?;
-    let guards = status::list_locked(&lock)?;
+    let guards = list_locked(&lock)?;
     Ok((Reader::open(&lock)?, guards))
 }
 
@@ -59,7 +59,7 @@ pub fn end_all_by_force() -> Result<EndedAll, Error> {
         of_another_version: false,
     };
     let ids = match lock.open() {
-        Ok(Some(maps)) => marks::in_force(&maps)?,
+        Ok(Some(maps)) => in_force(&maps)?,
         Ok(None) => return Ok(ended),
         Err(kernel::Error::OtherVersion) => {
             lock.unload()?;
@@ -103,9 +103,9 @@ pub fn unload() -> Result<bool, Error> {
     let is_loaded = lock.is_loaded()?;
     // What another version has loaded goes here already, if it holds no guard.
     if let Some(mut maps) = lock.open()? {
-        marks::reconcile(&mut maps)?;
+        reconcile(&mut maps)?;
         if !is_idle(&maps)? {
-            return Err(Error::InForce(marks::in_force(&maps)?.len()));
+            return Err(Error::InForce(in_force(&maps)?.len()));
         }
     }
     lock.unload()?;
@@ -120,37 +120,10 @@ fn end(
     restored: Result<(), Error>,
 ) -> Result<Option<Status>, Error> {
     let marks = Marks::of(&maps, id)?;
-    let end = marks::release(&mut maps, id, marks, restored.is_ok())?;
+    let end = release(&mut maps, id, marks, restored.is_ok())?;
     detach_idle(lock, &maps)?;
     match (&end, restored) {
         (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
         _ => Ok(end),
     }
-}
-
-/// As [`Guard::end`](super::Guard::end) does it.
-pub(super) fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
-    let Some(entry) = maps.guard(id)? else {
-        return Ok(());
-    };
-    // The checkpointer may have removed one together with its tasks.
-    let targets: Vec<_> = status::targets(maps, id)?
-        .into_iter()
-        .filter_map(|key| Cgroup::open(&cgroup::by_key(key)?).ok())
-        .collect();
-    // To be allowed to.
-    maps.control(control::ENROL, id, &[])?;
-    let mut result = Ok(());
-    for target in &targets {
-        let restored = match target.is_self_frozen() {
-            Ok(true) if entry.flags & Entry::FROZE != 0 => target.thaw(),
-            Ok(false) if entry.flags & Entry::FOUND_FROZEN != 0 => target.freeze(),
-            other => other.map(drop),
-        };
-        result = result.and(restored);
-    }
-    // What has been done is counted a moment later, and has to count.
-    targets.iter().for_each(Cgroup::settle);
-    maps.control(control::LEAVE, id, &[])?;
-    Ok(result?)
 }

@@ -27,6 +27,14 @@ impl PidFd {
             .ok_or_else(|| Error::NoHolder(format!("pid {pid} has ended")))
     }
 
+    /// Another descriptor of the same process.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Sends SIGKILL. A process that has ended needs none.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);

@@ -1,4 +1,4 @@
-//! What guards are in force, for people and for JSON.
+//! What a guard did, for people and for JSON.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -9,17 +9,13 @@ use freezer_guard_ebpf::{
 use super::{
     Deed, Error, Outcome,
     deed::{path, wall_clock},
-    marks::{covering, detach_idle, in_force, is_idle, reconcile},
     now,
 };
 use nix::unistd::getpid;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
-use crate::{
-    cgroup::Cgroup,
-    kernel::{Locked, Maps},
-};
+use crate::{kernel::Maps, words};
 
 /// What a guard did.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
@@ -31,7 +27,11 @@ pub struct Status {
     /// Whether nobody asked for it: a checkpointer was found writing the freezer.
     pub automatic: bool,
     /// The guarded cgroups; one that is gone is shown by its identity.
+    #[serde(serialize_with = "words::texts")]
     pub cgroups: Vec<PathBuf>,
+    /// Their paths in Base64, if one of them is no text.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cgroups_base64: Option<Vec<String>>,
     /// The processes that may write.
     pub holder_pids: Vec<u32>,
     /// The uid of the user who owns it: it refuses nothing to tasks with authority over him,
@@ -70,6 +70,12 @@ pub struct Status {
 }
 
 impl Status {
+    /// Gives its cgroups these names.
+    pub fn name_cgroups(&mut self, cgroups: Vec<PathBuf>) {
+        self.cgroups_base64 = words::all_base64(&cgroups);
+        self.cgroups = cgroups;
+    }
+
     /// How many violations there were, or may have been.
     pub fn violation_count(&self) -> u64 {
         self.violations.values().sum::<u64>() + self.missed
@@ -92,85 +98,6 @@ fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<String, u64> {
         .into_iter()
         .map(|protection| (protection.name().to_owned(), counts[protection as usize]))
         .collect()
-}
-
-/// Every guard in force.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn list() -> Result<Vec<Status>, Error> {
-    list_locked(&Locked::wait()?)
-}
-
-pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
-    let Some(mut maps) = lock.open()? else {
-        return Ok(Vec::new());
-    };
-    reconcile(&mut maps)?;
-    detach_idle(lock, &maps)?;
-    let mut seen = Seen::of_all(&maps)?;
-    let mut guards = Vec::new();
-    for (id, entry) in in_force(&maps)? {
-        let seen = seen.remove(&id).unwrap_or_default();
-        guards.push(seen.status(&maps, id, &entry)?);
-    }
-    guards.sort_by_key(|status| status.id);
-    Ok(guards)
-}
-
-/// The guard that holds the cgroup or one above it.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
-    let lock = Locked::wait()?;
-    let Some(maps) = lock.open()? else {
-        return Ok(None);
-    };
-    let Some(id) = covering(&maps, cgroup)? else {
-        return Ok(None);
-    };
-    of_id_locked(&maps, id)
-}
-
-/// The guard with this id, if it is in force.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn of_id(id: GuardId) -> Result<Option<Status>, Error> {
-    match Locked::wait()?.open()? {
-        Some(maps) => of_id_locked(&maps, id),
-        None => Ok(None),
-    }
-}
-
-fn of_id_locked(maps: &Maps, id: GuardId) -> Result<Option<Status>, Error> {
-    match maps.guard(id)? {
-        Some(entry) if !entry.is_candidate() => Ok(Some(status(maps, id, &entry)?)),
-        _ => Ok(None),
-    }
-}
-
-/// How many guards are in force.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn count() -> Result<usize, Error> {
-    match Locked::wait()?.open()? {
-        Some(maps) => Ok(in_force(&maps)?.len()),
-        None => Ok(0),
-    }
-}
-
-/// Whether any guard is in force.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn is_any_in_force() -> Result<bool, Error> {
-    match Locked::wait()?.open()? {
-        Some(maps) => Ok(!is_idle(&maps)?),
-        None => Ok(false),
-    }
 }
 
 /// What is known of a guard besides its entry.
@@ -289,6 +216,7 @@ impl Seen {
             0 => ([0; Protection::COUNT], entry.disturbances),
             _ => (entry.violations(), entry.repaired),
         };
+        let cgroups: Vec<_> = self.targets.iter().map(|key| path(*key)).collect();
         Ok(Status {
             id,
             state: match (entry.ended_ns, entry.checkpointing_ns) {
@@ -298,7 +226,8 @@ impl Seen {
             }
             .to_owned(),
             automatic: entry.leader != 0,
-            cgroups: self.targets.iter().map(|key| path(*key).into()).collect(),
+            cgroups_base64: words::all_base64(&cgroups),
+            cgroups,
             holder_pids: self.pids,
             owner_uid: (entry.flags & Entry::BY_USER != 0).then_some(entry.owner_uid as u32),
             begun: wall_clock(entry.begun_ns),

@@ -26,6 +26,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("criu_of_a_user_has_no_guard", no_guard);
     list.add("guard_of_a_user_yields_to_root", yields);
     list.add("guard_of_a_client_yields_to_root", client);
+    list.add("guard_in_a_user_namespace_yields_to_its_owner", namespaces);
     list.add("guard_of_a_user_ends_in_time", overdue);
     list.add("a_holder_in_its_own_target_can_be_killed", own_target);
     list.add("begin_refuses_init_and_the_service", depended_on);
@@ -146,7 +147,11 @@ pub(super) fn begin(target: &Cgroup) -> Result<Command> {
 
 /// One that holds it.
 fn hold(target: &Cgroup) -> Result<Process> {
-    let mut client = Process::spawn(begin(target)?.arg("--hold"))?;
+    spawn_holder(begin(target)?.arg("--hold"))
+}
+
+fn spawn_holder(begin: &mut Command) -> Result<Process> {
+    let mut client = Process::spawn(begin)?;
     let line = client.line()?;
     ensure!(line.contains("CHECKPOINTING"), "{line}");
     Ok(client)
@@ -178,6 +183,39 @@ fn client(hierarchy: Hierarchy) -> Result<()> {
     held.release()?.expect(0)?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_idle()
+}
+
+/// The holder is root of a user namespace that the user has made.
+fn namespaces(hierarchy: Hierarchy) -> Result<()> {
+    let (_parent, target) = delegated(hierarchy)?;
+    let inside = |command: &Command| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user"]);
+        unshare.arg(command.get_program()).args(command.get_args());
+        as_user(USER, "", &unshare)
+    };
+    varlink::users::let_everybody_connect()?;
+    let parameters = json!({ "cgroups": [target.text()], "freeze": true });
+    let mut begin = varlink::command("io.freezerguard.Begin", &parameters);
+    begin.arg("--writable").arg(target.freezer()).arg("--hold");
+    let mut client = spawn_holder(&mut inside(&begin))?;
+    let held = guards()?.pop().context("there is no guard")?;
+    ensure!(held["owner_uid"] == USER, "{held}");
+    let mut thaw = Command::new("sh");
+    thaw.args(["-c", &write(&target, hierarchy.thawed())]);
+    // Root of another namespace of his is his equal there.
+    let refused = run(&mut inside(&thaw))?;
+    ensure!(refused.code != 0, "root of another namespace has thawed");
+    ensure!(target.state()? == "FROZEN", "it is {}", target.state()?);
+    // He himself owns the namespace, so he has all capabilities in it.
+    run(&mut as_user(USER, "", &thaw))?.expect(0)?;
+    client.close_input();
+    client.wait(LONG)?;
+    expect_idle()?;
+    let last = last_guard()?;
+    ensure!(last["denials"]["freeze"] == 1, "{last}");
+    ensure!(last["violations"]["freeze"] != 0, "{last}");
+    target.thaw()
 }
 
 fn overdue(hierarchy: Hierarchy) -> Result<()> {

@@ -15,6 +15,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, unique},
     dump,
+    mounts::Mount,
     process::{Held, LONG, Process, guard, guards, last_guard, run, status, tool},
     scratch, scratch_folder,
     service::{
@@ -27,6 +28,7 @@ use super::{
 pub(super) fn list(list: &mut List<'_>) {
     list.add("from_the_first_write_on", first_write);
     list.add("until_the_last_process_ends", last_process);
+    list.add("beside_a_mount_without_text", odd_mount);
     list.add("not_for_the_file_of_a_user", files);
     list.add("not_beside_another_guard", busy);
     list.add("not_if_switched_off", off);
@@ -143,6 +145,15 @@ fn first_write(hierarchy: Hierarchy) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Any user can mount with FUSE, and choose the name.
+fn odd_mount(hierarchy: Hierarchy) -> Result<()> {
+    let _mount = Mount::without_text()?;
+    let old = main_pid()?;
+    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
+    expect_anew(old)?;
+    first_write(hierarchy)
 }
 
 fn last_process(hierarchy: Hierarchy) -> Result<()> {

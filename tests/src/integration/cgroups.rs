@@ -1,8 +1,10 @@
 //! cgroups for one test each, and workloads in them.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::Write as _,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
@@ -12,10 +14,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::process::LONG;
-
-/// How long anything may take that should be quick, on a slow emulated machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+use super::LONG;
+pub(super) use super::PATIENCE;
 
 /// Waits until something holds.
 pub(super) fn eventually(what: &str, holds: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -124,6 +124,12 @@ pub(super) struct Cgroup {
 impl Cgroup {
     pub(super) fn new(hierarchy: Hierarchy) -> Result<Self> {
         Self::at(hierarchy, hierarchy.root().join(unique()))
+    }
+
+    /// One whose name is no text.
+    pub(super) fn without_text(hierarchy: Hierarchy) -> Result<Self> {
+        let name = [unique().as_bytes(), b" \xff"].concat();
+        Self::at(hierarchy, hierarchy.root().join(OsStr::from_bytes(&name)))
     }
 
     pub(super) fn child(&self, name: &str) -> Result<Self> {

@@ -48,6 +48,11 @@ use crate::config::{CONFIG_PATH, Cgroup as Layout, Config, Suite};
 use cgroups::{Cgroup, Hierarchy};
 use process::Held;
 
+/// How long anything may take that should be quick, on a slow emulated machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For what takes long: CRIU, or many processes at once.
+const LONG: Duration = Duration::from_secs(120);
+
 /// Runs the trials that apply here, one at a time.
 pub fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

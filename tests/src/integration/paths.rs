@@ -25,6 +25,11 @@ pub(super) fn list(list: &mut List<'_>) {
         named(&target, ".", &target.text())
     });
     list.add("bind_mount", bind_mount);
+    list.add("beside_a_mount_without_text", |h| {
+        let _mount = Mount::without_text()?;
+        let target = Cgroup::new(h)?;
+        named(&target, &target.text(), "/")
+    });
     list.add("pid", pid);
     // Elsewhere systemd's own hierarchy has no freezer.
     if list.config.image == config::Image::Systemd && list.config.cgroup == config::Cgroup::V2 {

@@ -16,10 +16,8 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::cgroups::{Cgroup, PATIENCE};
-
-/// For what takes long: CRIU, or many processes at once.
-pub(super) const LONG: Duration = Duration::from_secs(120);
+pub(super) use super::LONG;
+use super::{PATIENCE, cgroups::Cgroup};
 
 /// What a program left.
 #[derive(Debug)]

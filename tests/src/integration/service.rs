@@ -32,6 +32,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("waits_for_another_version", other_version);
     list.add("refuses_systemd", refuses_systemd);
     list.add("thaws_for_a_holder_that_died", thaws);
+    list.add("thaws_no_other_cgroup_of_that_name", thaws_no_other);
     list.add("metrics", metrics);
 }
 
@@ -397,6 +398,23 @@ fn thaws(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()?;
     ensure!(target.state()? == "FROZEN", "it was thawed");
     Ok(())
+}
+
+/// The service is away when the guard's cgroup goes, and another one gets its name.
+fn thaws_no_other(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    systemctl(&["stop", "freezer-guard.socket", "freezer-guard"])?.expect(0)?;
+    held.process().signal(Signal::SIGKILL)?;
+    held.process().close_input();
+    drop(held);
+    fs::remove_dir(&target.path)?;
+    fs::create_dir(&target.path)?;
+    target.freeze()?;
+    systemctl(&["start", "freezer-guard.socket", "freezer-guard"])?.expect(0)?;
+    expect_idle()?;
+    ensure!(target.state()? == "FROZEN", "it is {}", target.state()?);
+    target.thaw()
 }
 
 fn metrics(hierarchy: Hierarchy) -> Result<()> {

@@ -1,20 +1,21 @@
 //! What `status` and the summary tell.
 
-use std::fs;
+use std::{ffi::OsStr, fs, os::unix::ffi::OsStrExt as _, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
-    process::{Held, guard, guards, status, tool},
+    process::{Held, guard, guards, run, status, tool},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("states", states);
     list.add("guard", one_guard);
     list.add("text", text);
+    list.add("without_text", without_text);
     list.add("of_no_cgroup", |_| {
         guard(["status", "/tmp"])?.expect(64)?;
         Ok(())
@@ -46,6 +47,48 @@ fn states(hierarchy: Hierarchy) -> Result<()> {
     held.release()?.expect(0)?;
     expect("THAWED")?;
     workload.expect_counting()
+}
+
+/// JSON has the exact bytes beside what it can say.
+fn without_text(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::without_text(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    let expect_exact = |encoded: &Value| -> Result<()> {
+        let encoded = encoded.as_str().context("no bytes")?;
+        let mut decode = Command::new("sh");
+        let decoded = decode
+            .args(["-c", "echo \"$0\" | base64 -d", encoded])
+            .output()?;
+        ensure!(
+            decoded.stdout == target.path.as_os_str().as_bytes(),
+            "{decoded:?}"
+        );
+        Ok(())
+    };
+    let shown = guard([
+        "status".as_ref(),
+        "--json".as_ref(),
+        target.path.as_os_str(),
+    ])?
+    .expect(0)?;
+    let state: Value = serde_json::from_str(&shown.stdout)?;
+    ensure!(state["path"] == target.text(), "{state}");
+    expect_exact(&state["path_base64"])?;
+    expect_exact(&state["guard"]["cgroups_base64"][0])?;
+    let happened = guard(["events", "--json"])?.expect(0)?;
+    let mut begun = happened
+        .stdout
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    let begun = begun.find(|event: &Value| event["cgroups"][0] == target.text());
+    expect_exact(&begun.context("no event")?["cgroups_base64"][0])?;
+    held.release()?.expect(0)?;
+    // COMMAND may have any words.
+    let word = OsStr::from_bytes(b"\xff");
+    let mut compared = Held::command(&[&target]);
+    compared.args(["--", "test"]).arg(word).arg("=").arg(word);
+    run(&mut compared)?.expect(0)?;
+    Ok(())
 }
 
 fn one_guard(hierarchy: Hierarchy) -> Result<()> {

@@ -27,7 +27,6 @@ pub(super) const PARTS: [Part; 38] = [
     part("authority", authority::list, TheService, &[Service]),
     part("varlink", varlink::list, TheService, &[Service]),
     part("package", package::list_end, TheService, &[Service]),
-    part("shutdown", shutdown::list, TheService, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
     part("levels", levels::list_crowds, Nothing, &[Levels, Soak]),
@@ -58,6 +57,8 @@ pub(super) const PARTS: [Part; 38] = [
     part("parallel", parallel::list_many, Nothing, &[Soak]),
     part("lifecycle", lifecycle::list, Nothing, &[Full]),
     part("events", events::list, Nothing, &[Full]),
+    // What it leaves is in the way of all others.
+    part("shutdown", shutdown::list, TheService, &[Service]),
 ];
 
 const fn part(

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, IoSlice, Read as _, Write as _},
     os::{
         fd::{AsRawFd as _, RawFd},
-        unix::net::UnixStream,
+        unix::{fs::OpenOptionsExt as _, net::UnixStream},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -32,6 +32,9 @@ pub(super) struct Call {
     /// Send a descriptor of this file, open for reading
     #[arg(long)]
     readable: Vec<PathBuf>,
+    /// Send a descriptor of this file that names it and does not open it
+    #[arg(long)]
+    path: Vec<PathBuf>,
     /// Send a pidfd of this process, after the others
     #[arg(long)]
     pidfd: Option<u32>,
@@ -60,6 +63,10 @@ pub(super) fn call(call: &Call) -> Result<()> {
     }
     for path in &call.readable {
         files.push(File::open(path)?);
+    }
+    for path in &call.path {
+        let mut options = OpenOptions::new();
+        files.push(options.read(true).custom_flags(libc::O_PATH).open(path)?);
     }
     if let Some(pid) = call.pidfd {
         files.push(sys::pidfd_open(pid)?);

@@ -3,7 +3,7 @@
 
 use std::{os::fd::OwnedFd, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{Guard, PidFd, Status, Target},
@@ -46,11 +46,7 @@ impl Hold {
         if options.level < freezer_guard_ebpf::Level::Enforce {
             return Err(Error::ServiceLevel(options.level.name()).into());
         }
-        let cgroups = work.targets.iter().flatten().map(|cgroup| {
-            let path = cgroup.path().to_str().context("this path is no text")?;
-            Ok(path.to_owned())
-        });
-        let cgroups: Vec<String> = cgroups.collect::<Result<_>>()?;
+        let cgroups: Vec<_> = work.targets.iter().flatten().map(Cgroup::address).collect();
         // That we may write them says that we may guard them; where we may not,
         // the service has to trust us for something else.
         let proofs: Vec<OwnedFd> = work

@@ -1,12 +1,18 @@
 //! A command that runs while something is guarded: what `run`, `checkpoint` and
 //! `restore` have in common.
 
-use std::{path::PathBuf, process::ExitStatus};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+    process::ExitStatus,
+};
 
 use anyhow::Result;
 use freezer_guard::{
     guard::{self, Guard, Preparation, Status, Target, Wanted, describe_level, refusals},
     kernel::{self, Reader},
+    words::join,
 };
 use freezer_guard_ebpf::Protection;
 use nix::{
@@ -19,7 +25,8 @@ use tokio::process::{Child, Command};
 use super::{
     client,
     exit::{self, Code},
-    say, verify,
+    say::{say, say_verifier_log},
+    verify,
 };
 
 mod hold;
@@ -78,7 +85,7 @@ pub(super) struct Work<'a> {
     pub(super) thaw: bool,
     /// What COMMAND leaves running is what it was to do.
     pub(super) restores: bool,
-    pub(super) command: &'a [String],
+    pub(super) command: &'a [OsString],
     /// Called every second while COMMAND runs.
     pub(super) watch: Option<&'a mut dyn FnMut()>,
 }
@@ -188,7 +195,7 @@ fn begin_here(
     for reason in guard.weak_because() {
         options.step(format_args!("it is no stronger: {}", guard::chain(reason)));
         if options.verbose {
-            super::say_verifier_log(reason);
+            say_verifier_log(reason);
         }
     }
     let reader = match options.verbose || options.on_violation == OnViolation::Kill {
@@ -201,8 +208,7 @@ fn begin_here(
 
 /// Returns the names of what is guarded.
 fn say_guarding(options: &Options, guard: &Status) -> String {
-    let paths = guard.cgroups.iter().map(|path| path.display().to_string());
-    let names = paths.collect::<Vec<_>>().join(", ");
+    let names = join(&guard.cgroups, ", ");
     let level = describe_level(guard);
     options.step(format_args!("guarding {names} ({level})"));
     names
@@ -222,7 +228,7 @@ async fn hold_on(
     }
     options.step(format_args!(
         "{names}: CHECKPOINTING; running {}",
-        command.join(" ")
+        command.join(OsStr::new(" ")).display()
     ));
     if work.thaw {
         for cgroup in hold.cgroups() {
@@ -241,7 +247,7 @@ async fn hold_on(
             return Err(error);
         }
     };
-    options.step(format_args!("{} ended with {status}", command[0]));
+    options.step(format_args!("{} ended with {status}", command[0].display()));
     if !work.restores {
         let stragglers = hold.other_pids().await?;
         if !stragglers.is_empty() {
@@ -289,12 +295,12 @@ fn prepare(work: &Work<'_>, guard: &mut Guard, signals: &mut Signals) -> Result<
 }
 
 /// Says that COMMAND is not there before anything is frozen.
-fn find_command(command: &str) -> Result<(), Error> {
+fn find_command(command: &OsStr) -> Result<(), Error> {
     let failed = |errno: Errno| Error::Command {
-        command: command.to_owned(),
+        command: command.display().to_string(),
         source: errno.into(),
     };
-    let candidates: Vec<PathBuf> = if command.contains('/') {
+    let candidates: Vec<PathBuf> = if command.as_bytes().contains(&b'/') {
         vec![command.into()]
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -312,12 +318,12 @@ fn find_command(command: &str) -> Result<(), Error> {
     Err(failed(error))
 }
 
-fn spawn(command: &[String]) -> Result<Child> {
+fn spawn(command: &[OsString]) -> Result<Child> {
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]);
     signals::release_in(&mut child);
     Ok(child.spawn().map_err(|source| Error::Command {
-        command: command[0].clone(),
+        command: command[0].display().to_string(),
         source,
     })?)
 }

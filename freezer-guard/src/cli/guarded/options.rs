@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use freezer_guard_ebpf::{Level, Protection};
 
 use super::Error;
-use crate::cli::say;
+use crate::cli::say::say;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Options {

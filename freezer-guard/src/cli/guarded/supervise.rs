@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{Hold, Options, Signals, Work, options::OnViolation};
-use crate::cli::say;
+use crate::cli::say::say;
 
 /// How long a process may take to end after a polite signal.
 const GRACE: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub(super) async fn supervise(
             }
             () = sleep_until(deadline) => {
                 if polite {
-                    options.step(format_args!("time is up: ending {}", work.command[0]));
+                    options.step(format_args!("time is up: ending {}", work.command[0].display()));
                     for cgroup in hold.cgroups() {
                         // It may have gone: then there is nothing to tell.
                         if !work.thaw && cgroup.is_self_frozen().unwrap_or(false) {
@@ -82,7 +82,7 @@ pub(super) async fn supervise(
                 let caught = signal?;
                 interrupts += u32::from(caught.signal == Signal::SIGINT);
                 if interrupts > 1 {
-                    options.step(format_args!("killing {}", work.command[0]));
+                    options.step(format_args!("killing {}", work.command[0].display()));
                     hold.kill_holder().await?;
                     // Without the guard nobody knows the holder's processes.
                     let _ = child.start_kill();
@@ -109,7 +109,7 @@ pub(super) async fn supervise(
             let status = hold.status().await?;
             say(format_args!("VIOLATED: {}", violations(&status).join("; ")));
             if kill_on_violation {
-                options.step(format_args!("killing {}", work.command[0]));
+                options.step(format_args!("killing {}", work.command[0].display()));
                 hold.kill_holder().await?;
                 // The guard may have been ended meanwhile.
                 let _ = child.start_kill();

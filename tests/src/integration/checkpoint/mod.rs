@@ -64,7 +64,10 @@ impl Scene {
 
     /// Its workload is in another cgroup too, of the other hierarchy.
     fn beside(hierarchy: Hierarchy, other: Option<&Cgroup>) -> Result<Self> {
-        let cgroup = Cgroup::new(hierarchy)?;
+        Self::of(Cgroup::new(hierarchy)?, other)
+    }
+
+    fn of(cgroup: Cgroup, other: Option<&Cgroup>) -> Result<Self> {
         let cgroups: Vec<_> = [&cgroup].into_iter().chain(other).collect();
         let workload = Workload::start(&cgroups, 3)?;
         workload.expect_counting()?;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     super::{
         List,
-        cgroups::{Hierarchy, eventually, unique},
+        cgroups::{Cgroup, Hierarchy, eventually, unique},
         dump::log,
         process::run,
         service::{property, systemctl},
@@ -22,7 +22,10 @@ use super::{
 use crate::config;
 
 pub(super) fn list(list: &mut List<'_>) {
-    list.add("of_a_cgroup_and_back", of_cgroup);
+    list.add("of_a_cgroup_and_back", |h| of_cgroup(&Scene::new(h)?));
+    list.add("of_a_cgroup_without_text_and_back", |h| {
+        of_cgroup(&Scene::of(Cgroup::without_text(h)?, None)?)
+    });
     list.add("of_a_pid_and_back", of_pid);
     list_unit(list);
     list.add("in_steps", in_steps);
@@ -36,8 +39,7 @@ pub(super) fn list_unit(list: &mut List<'_>) {
     }
 }
 
-fn of_cgroup(hierarchy: Hierarchy) -> Result<()> {
-    let scene = Scene::new(hierarchy)?;
+fn of_cgroup(scene: &Scene) -> Result<()> {
     let since = scene.workload.counters()?;
     scene
         .expect_good(run(&mut scene.checkpoint("image"))?, "image")?

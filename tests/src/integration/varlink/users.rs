@@ -1,17 +1,19 @@
 //! Who may do what over the socket, and how much of it: users, trusted and not, and
 //! clients that mean no good.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{
     super::{
         List,
         cgroups::{Cgroup, Hierarchy},
+        mounts::Mount,
         process::{Held, LONG, Process, as_user, guard, run, tool},
-        scratch,
+        scratch, scratch_folder,
         service::{eventually, expect_idle, main_pid, systemctl},
         storms::numbers,
     },
@@ -23,6 +25,8 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("who_may", who_may);
     list.add("commands_ask_the_service", commands);
     list.add("run_by_the_service", run_by_service);
+    list.add("a_file_of_a_silent_mount", silent_file);
+    list.add("a_storm_beside_many_mounts", storm);
     list.add("a_thousand_bad_connections", garbage);
     list.add("nobody_has_too_much", limits);
 }
@@ -120,6 +124,56 @@ fn who_may(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()
 }
 
+/// A client sends a descriptor of a file system that never answers.
+fn silent_file(hierarchy: Hierarchy) -> Result<()> {
+    let_everybody_connect()?;
+    let target = Cgroup::new(hierarchy)?;
+    let (silent, _fuse) = Mount::silent(scratch_folder("fuse")?)?;
+    let mut begin = command(
+        "io.freezerguard.Begin",
+        &json!({ "cgroups": [target.text()], "freeze": true }),
+    );
+    begin.arg("--path").arg(&silent.0);
+    expect_error(&run(&mut as_user(1001, "", &begin))?, "PermissionDenied")?;
+    // With the right one beside it, it does not matter.
+    std::os::unix::fs::chown(target.freezer(), Some(1001), None)?;
+    begin.arg("--writable").arg(target.freezer());
+    run(&mut as_user(1001, "", &begin))?.expect(0)?;
+    expect_idle()
+}
+
+/// Each event names a cgroup, and its path is found through the mounts.
+fn storm(hierarchy: Hierarchy) -> Result<()> {
+    const MOUNTS: usize = 600;
+    let folder = scratch_folder("mounts")?;
+    let mut mounts = Vec::new();
+    for number in 0..MOUNTS {
+        let place = folder.join(number.to_string());
+        fs::create_dir(&place)?;
+        mounts.push(Mount::new("tmpfs", place, None)?);
+    }
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    let intruder = format!(
+        "while :; do echo {} > {}; done",
+        hierarchy.thawed(),
+        target.freezer().display()
+    );
+    let intruder = Process::spawn(Command::new("sh").args(["-c", &intruder]))?;
+    let before = main_pid()?;
+    for _ in 0..10 {
+        let mut call = Command::new("timeout");
+        call.arg("10").arg("guest-tool");
+        call.args(["varlink", SOCKET, "org.varlink.service.GetInfo"]);
+        run(&mut call)?.expect(0).context("no answer in a storm")?;
+        thread::sleep(Duration::from_millis(250));
+    }
+    intruder.signal(Signal::SIGKILL)?;
+    held.release()?.expect(0)?;
+    ensure!(main_pid()? == before, "the service was started anew");
+    expect_idle()
+}
+
 /// `status`, `end` and `events` of one who may not use BPF himself.
 fn commands(hierarchy: Hierarchy) -> Result<()> {
     let_everybody_connect()?;
@@ -170,6 +224,16 @@ fn run_by_service(hierarchy: Hierarchy) -> Result<()> {
         ))?
         .says("refused nothing")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    // The service is told of any name.
+    let odd = Cgroup::without_text(hierarchy)?;
+    for arguments in [&["run", "--freeze", "--cgroup"][..], &["status"]] {
+        let mut command = Command::new("/usr/bin/freezer-guard");
+        command.args(arguments).arg(&odd.path);
+        if arguments.len() > 1 {
+            command.args(["--", "true"]);
+        }
+        run(&mut as_user(1000, &group, &command))?.expect(0)?;
+    }
     // What was FROZEN is so at the end.
     target.freeze()?;
     let thaw = format!(

@@ -1,0 +1,36 @@
+//! What is written for people.
+
+use std::io::Write as _;
+
+use freezer_guard::{guard, kernel, words::escaped_lines};
+
+/// One line on standard error.
+pub(super) fn say(line: std::fmt::Arguments<'_>) {
+    // Nobody may be listening any more: that must not end a guard.
+    let line = line.to_string();
+    let _ = writeln!(std::io::stderr(), "freezer-guard: {}", escaped_lines(&line));
+}
+
+/// Text for people on standard output.
+pub(super) fn print(text: &str) -> std::io::Result<()> {
+    std::io::stdout().write_all(escaped_lines(text).as_bytes())
+}
+
+/// What the verifier says, line by line.
+pub(super) fn say_verifier_logs(error: &(dyn std::error::Error + 'static)) {
+    let errors = match error.downcast_ref::<guard::Error>() {
+        Some(error) => error.kernel_errors(),
+        None => error.downcast_ref::<kernel::Error>().into_iter().collect(),
+    };
+    errors.into_iter().for_each(say_verifier_log);
+}
+
+pub(super) fn say_verifier_log(error: &kernel::Error) {
+    let Some(log) = error.verifier_log() else {
+        return;
+    };
+    say(format_args!("the verifier's log:"));
+    for line in log.lines() {
+        say(format_args!("  {line}"));
+    }
+}
