@@ -13,7 +13,7 @@ pub mod kernel;
 mod sys;
 pub mod words;
 
-pub use sys::{own_fd, unblock_in_child, watch_signals};
+pub use sys::{passed_descriptor, unblock_in_child, watch_signals};
 
 /// The version, and which BPF object is built in.
 pub const VERSION: &str = concat!(

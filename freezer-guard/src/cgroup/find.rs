@@ -127,6 +127,9 @@ pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
             said
         }));
     }
+    if output.stdout.trim_ascii().contains(&b'\n') {
+        return Err(failed("it stands for several units: name one".to_owned()));
+    }
     let mut found = Vec::new();
     let Mounts { freezer, unified } = Mounts::now()?;
     for mount in [freezer, unified].into_iter().flatten() {

@@ -15,9 +15,12 @@ pub(super) fn resolve(name: &Path) -> Result<Target, Error> {
     let unit = name.to_str().filter(|name| {
         !name.contains('/') && UNIT_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
     });
-    Ok(match unit {
-        Some(unit) if !name.exists() => cgroup::of_unit(unit)?,
-        _ => vec![Cgroup::open(name)?],
+    Ok(match (Cgroup::open(name), unit) {
+        // Some file of that name may be in this folder.
+        (Err(cgroup::Error::NotACgroup(_) | cgroup::Error::Io { .. }), Some(unit)) => {
+            cgroup::of_unit(unit)?
+        }
+        (cgroup, _) => vec![cgroup?],
     })
 }
 

@@ -47,9 +47,9 @@ const MESSAGE_TIME: Duration = Duration::from_secs(10);
 /// The socket that systemd has passed to us, or else one of our own.
 /// That is for root and the members of this group, if it exists.
 pub(super) fn listen(group: &str) -> Result<UnixListener> {
-    let mut passed = sd_notify::listen_fds().context("take the socket from systemd")?;
-    let listener = match passed.next() {
-        Some(fd) => std::os::unix::net::UnixListener::from(freezer_guard::own_fd(fd)),
+    let passed = freezer_guard::passed_descriptor().context("take the socket from systemd")?;
+    let listener = match passed {
+        Some(fd) => std::os::unix::net::UnixListener::from(fd),
         None => {
             // We alone are the daemon: what is there was left by one that crashed.
             match fs::remove_file(SOCKET) {

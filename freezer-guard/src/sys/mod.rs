@@ -1,0 +1,137 @@
+//! The system calls that no crate wraps, or none as they are needed here: the only unsafe
+//! code of user space.
+
+#![expect(unsafe_code, reason = "raw system calls; each block argues for itself")]
+
+mod bpf;
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::{fs::MetadataExt as _, process::CommandExt as _},
+    },
+    process::Command,
+};
+
+use aya::maps::{MapData, RingBuf};
+use nix::{
+    sys::{signal::SigSet, signalfd::SignalFd, wait::waitpid},
+    unistd::ForkResult,
+};
+use tokio::io::unix::AsyncFd;
+
+pub(crate) use bpf::{
+    Attachment, Functions, attach, attach_iterator, create_map, entries, load, load_btf, open_pin,
+    pin, test_run,
+};
+
+/// Lets a tokio runtime wait for signals.
+///
+/// # Errors
+/// When the descriptor cannot be registered.
+pub fn watch_signals(descriptor: SignalFd) -> io::Result<AsyncFd<SignalFd>> {
+    // SAFETY: a `SignalFd` owns one descriptor, always returns it, and closes it
+    // only when it is dropped.
+    unsafe { AsyncFd::register(descriptor) }.map_err(|error| error.into_parts().1)
+}
+
+/// Lets a tokio runtime wait for events.
+///
+/// # Errors
+/// When the descriptor cannot be registered.
+pub(crate) fn watch_events(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: a `RingBuf` owns its map's one descriptor, always returns it, and
+    // closes it only when it is dropped.
+    unsafe { AsyncFd::register(ring) }.map_err(|error| error.into_parts().1)
+}
+
+/// The child gets these signals though its parent blocks them. (`Command`
+/// hands the parent's mask on.)
+pub fn unblock_in_child(command: &mut Command, signals: SigSet) {
+    // SAFETY: between fork and exec only `sigprocmask` is called, which is
+    // async-signal-safe (signal-safety(7)).
+    unsafe {
+        command.pre_exec(move || Ok(signals.thread_unblock()?));
+    }
+}
+
+/// Forks a child that ends at once, and waits for it.
+///
+/// # Errors
+/// When there can be no child.
+pub(crate) fn fork_and_exit() -> io::Result<()> {
+    // SAFETY: the child calls nothing but `_exit`, which is async-signal-safe
+    // (signal-safety(7)).
+    match unsafe { nix::unistd::fork() }? {
+        // SAFETY: as above.
+        ForkResult::Child => unsafe { libc::_exit(0) },
+        ForkResult::Parent { child } => Ok(waitpid(child, None).map(drop)?),
+    }
+}
+
+/// Whether process ids here are those of the kernel.
+pub(crate) fn is_initial_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
+}
+
+/// The first descriptor that systemd has passed to this process (`sd_listen_fds(3)`), once.
+///
+/// # Errors
+/// When the environment says nonsense.
+pub fn passed_descriptor() -> io::Result<Option<OwnedFd>> {
+    // SAFETY: they are passed to this process, which knows no other owner: `listen_fds` checks
+    // that, and forgets them.
+    Ok(sd_notify::listen_fds()?
+        .next()
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Waits until every program that runs now has ended (`membarrier(2)`,
+/// `MEMBARRIER_CMD_GLOBAL`: an RCU grace period, some 10 ms).
+pub(crate) fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes numbers only. It cannot fail but on kernels for real-time
+    // CPUs (`nohz_full`), where there is no such wait.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
+/// Opens a kernfs node by its id, on the file system that `mount` lies on.
+///
+/// The handle is the one that `kernfs_encode_fh` makes (Linux 5.5):
+/// `FILEID_KERNFS` and the 64-bit id.
+///
+/// # Errors
+/// ESTALE when there is no such node any more; EPERM without
+/// `CAP_DAC_READ_SEARCH`.
+pub(crate) fn open_kernfs_node(mount: &File, id: u64) -> io::Result<File> {
+    const FILEID_KERNFS: i32 = 0xfe;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        id: [u8; 8],
+    }
+    let mut handle = Handle {
+        bytes: 8,
+        kind: FILEID_KERNFS,
+        id: id.to_ne_bytes(),
+    };
+    // SAFETY: `Handle` is laid out as `struct file_handle` followed by as many
+    // bytes as `bytes` says; it and the descriptor outlive the call.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            mount.as_raw_fd(),
+            (&raw mut handle).cast(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
