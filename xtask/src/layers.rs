@@ -1,4 +1,4 @@
-//! The order of the rooms: nothing imports in a circle, and nothing imports upwards.
+//! The order of the rooms: nothing imports in a circle or upwards, and no file is long.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -218,6 +218,20 @@ fn nothing_imports_in_a_circle() {
         }
     }
     assert!(circles.is_empty(), "{circles:#?}");
+}
+
+/// A file has one idea, and a reader sees it whole.
+#[test]
+fn no_file_is_long() {
+    const LINES: usize = 450;
+    for name in ["freezer-guard", "freezer-guard-ebpf", "xtask"] {
+        let mut files = Vec::new();
+        list(&workspace().join(name).join("src"), &mut files);
+        for path in files {
+            let lines = fs::read_to_string(&path).map_or(0, |text| text.lines().count());
+            assert!(lines <= LINES, "{} has {lines} lines", path.display());
+        }
+    }
 }
 
 #[test]
