@@ -146,6 +146,8 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
                 reader = daemon.take_up(&mut chronicle, started?);
             }
             _ = tick.tick() => {
+                // Nothing that somebody waits for depends on the kernel's word alone.
+                has_more = daemon.take_all(&mut chronicle, &mut reader);
                 notify(&[NotifyState::Watchdog]);
                 daemon.end_overdue();
                 if reader.is_none() && starting.is_none() {
