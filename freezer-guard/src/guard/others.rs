@@ -62,7 +62,7 @@ pub fn end_all_by_force() -> Result<EndedAll, Error> {
         Ok(Some(maps)) => in_force(&maps)?,
         Ok(None) => return Ok(ended),
         Err(kernel::Error::OtherVersion) => {
-            lock.unload()?;
+            lock.unload_and_wait()?;
             ended.of_another_version = true;
             return Ok(ended);
         }

@@ -2,12 +2,19 @@
 //! needs, and that stays. Links come with the guards that need them and go with the last.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
+use aya::programs::{links::LinkInfo, loaded_links};
 use freezer_guard_ebpf::{Level, names};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -367,6 +374,24 @@ impl Locked {
         Ok(())
     }
 
+    /// The same, and returns when nothing refuses any more: the kernel detaches in the
+    /// background, some milliseconds after the pin of a link is gone.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn unload_and_wait(&self) -> Result<(), Error> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        const PAUSE: Duration = Duration::from_millis(2);
+        let links: BTreeSet<_> = self.pins()?.iter().filter_map(|pin| link_id(pin)).collect();
+        self.unload()?;
+        let start = Instant::now();
+        let is_ours = |link: &LinkInfo| links.contains(&link.id());
+        while loaded_links().flatten().any(|link| is_ours(&link)) && start.elapsed() < PATIENCE {
+            sleep(PAUSE);
+        }
+        Ok(())
+    }
+
     /// Whether [`Locked::unload`] has anything to remove.
     ///
     /// # Errors
@@ -390,6 +415,16 @@ impl Locked {
         }
         Ok(pins)
     }
+}
+
+/// The kernel's number of a link, if one is pinned there (`bpf_link_show_fdinfo`).
+fn link_id(pin: &Path) -> Option<u32> {
+    let object = sys::open_pin(pin).ok()?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd())).ok()?;
+    let id = info
+        .lines()
+        .find_map(|line| line.strip_prefix("link_id:"))?;
+    id.trim().parse().ok()
 }
 
 fn is_control(path: &Path) -> bool {
