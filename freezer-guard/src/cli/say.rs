@@ -1,4 +1,4 @@
-//! What is written for people.
+//! Text for people.
 
 use std::io::Write as _;
 

@@ -77,11 +77,11 @@ struct Daemon {
     deadlines: RefCell<BTreeMap<GuardId, Instant>>,
     /// The checkpoints that have no guard, as far as they are known to go on.
     unguarded: RefCell<BTreeSet<GuardId>>,
-    /// What was logged of each guard.
+    /// The deeds against each guard that are in the log already.
     logged: RefCell<BTreeMap<GuardId, BTreeSet<What>>>,
 }
 
-/// Who did what to what, as an event tells it.
+/// An actor, its deed and the object of it, as an event has them.
 type What = (u32, u32, u32, u32, u32, CgroupKey);
 
 /// Runs the daemon until it is told to stop.

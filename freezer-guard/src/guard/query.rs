@@ -1,4 +1,4 @@
-//! What guards are in force.
+//! The guards in force.
 
 use freezer_guard_ebpf::GuardId;
 

@@ -1,5 +1,5 @@
-//! What no guard needs any more: what the kernel side has ended, what a crash has left, and
-//! programs that are attached.
+//! Removes marks, entries and links that no guard needs any more: the kernel side has ended
+//! their guard, or a crash has left them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What the programs and their maps take of the kernel's memory.
+//! The memory that the programs and their maps take.
 
 use std::{
     collections::BTreeSet,

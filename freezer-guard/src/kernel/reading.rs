@@ -1,4 +1,4 @@
-//! Who follows the events.
+//! The numbers of the readers of events.
 //!
 //! A reader's number is that of a file in `/run/freezer-guard` that it holds
 //! locked. The kernel unlocks it when the reader is gone, however it went.
