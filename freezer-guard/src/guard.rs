@@ -388,7 +388,7 @@ impl Guard {
         let Some(mut maps) = lock.open()? else {
             return Ok(None);
         };
-        // What has been done is counted a moment later, and has to count.
+        // The kernel side counts a write a moment after it, and this one has to count.
         self.cgroups().for_each(Cgroup::settle);
         let end = release(&mut maps, self.id, self.marks(), restored.is_ok())?;
         detach_idle(&lock, &maps)?;

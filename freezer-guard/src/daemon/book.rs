@@ -181,7 +181,7 @@ pub(super) fn keep(last: &[Status]) -> io::Result<()> {
     replace(Path::new(LAST), 0o600, &serde_json::to_vec(last)?)
 }
 
-/// Replaces a file, so that a reader sees all of it or none. `mode`: who may read it. The new one
+/// Replaces a file, so that a reader sees all of it or none. `mode`: its permissions. The new one
 /// never follows a link that somebody has put into the folder.
 pub(super) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;

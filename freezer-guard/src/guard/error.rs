@@ -227,7 +227,7 @@ fn holders(pids: &[u32]) -> String {
 pub struct Weak {
     /// Which.
     pub protection: Protection,
-    /// How far it goes; `None`: what it is about is not even noticed.
+    /// Its level; `None`: the kernel side does not even notice a disturbance.
     pub level: Option<Level>,
 }
 

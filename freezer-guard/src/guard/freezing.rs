@@ -139,7 +139,7 @@ pub(super) fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
         };
         result = result.and(restored);
     }
-    // What has been done is counted a moment later, and has to count.
+    // The kernel side counts a write a moment after it, and this one has to count.
     targets.iter().for_each(Cgroup::settle);
     maps.control(control::LEAVE, id, &[])?;
     Ok(result?)

@@ -8,7 +8,7 @@ use super::Error;
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/freezer-guard.bpf.o"));
 
-/// Its hash: what was loaded from another one belongs to another version.
+/// Its hash. Pins that another object has left belong to another version.
 pub(super) const OBJECT_ID: &str = env!("FREEZER_GUARD_OBJECT_ID");
 
 /// Parses it.

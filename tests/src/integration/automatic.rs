@@ -1,5 +1,7 @@
 //! Checkpoints that nobody has put under a guard, found by the service.
 
+mod dumps;
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
@@ -14,10 +16,9 @@ use serde_json::Value;
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, unique},
-    dump,
     mounts::Mount,
     process::{Held, LONG, Process, guard, guards, last_guard, run, status, tool},
-    scratch, scratch_folder,
+    scratch,
     service::{
         eventually, expect_anew, expect_idle, is_attached, journal, journal_fields, main_pid,
         refuses_writes, systemctl,
@@ -36,10 +37,10 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("service_killed_at_each_point", killed);
     list.add("violation_is_kept", violation);
     if list.can_dump() {
-        list.add("dump_by_an_engine", engine);
-        list.add("restore", restore);
+        list.add("dump_by_an_engine", dumps::engine);
+        list.add("restore", dumps::restore);
     }
-    list.add("what_it_restores_is_free", restored);
+    list.add("what_it_restores_is_free", dumps::restored);
 }
 
 /// A shell that is called criu, with a file of its own.
@@ -375,112 +376,4 @@ fn violation(hierarchy: Hierarchy) -> Result<()> {
         last.stdout
     );
     Ok(())
-}
-
-/// A real dump, by a process that is no descendant of ours.
-fn engine(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 3)?;
-    workload.expect_counting()?;
-    let images = scratch_folder("images")?;
-    let unit = format!("{}.service", unique());
-    let mut command = Command::new("systemd-run");
-    command.args(["--quiet", "--wait", "--unit", &unit]);
-    // Held up after its own thaw, where a freeze would hang it for ever.
-    command.args([
-        "strace",
-        "-o",
-        "/dev/null",
-        "-e",
-        "inject=write:delay_exit=3000000",
-        "-P",
-    ]);
-    command.arg(target.freezer());
-    dump::criu_dump(&mut command, workload.pid, &target, &images);
-    // By itself it gives up after 10 s.
-    command.args(["--leave-running", "--timeout", "100"]);
-    let mut engine = Process::spawn(&mut command)?;
-    let guard = armed()?;
-    ensure!(guard["cgroups"][0] == target.text(), "{guard}");
-    eventually("CRIU thaws", || Ok(target.state()? == "THAWED"))?;
-    let criu = dump::stop_criu()?;
-    for value in [hierarchy.frozen(), hierarchy.thawed()] {
-        target.expect_refused(hierarchy.file(), value)?;
-    }
-    kill(criu, Signal::SIGCONT)?;
-    engine.close_input();
-    engine
-        .wait(LONG)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
-    workload.expect_counting()?;
-    let last = last_guard()?;
-    ensure!(
-        last["cgroups"][0] == target.text() && last["denials"]["freeze"] == 2,
-        "{last}"
-    );
-    ensure!(last["violations"]["freeze"] == 0, "{last}");
-    target.kill_all()
-}
-
-/// What it restores is no part of the checkpointer.
-fn restore(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 2)?;
-    workload.expect_counting()?;
-    let since = workload.counters()?;
-    let images = scratch_folder("images")?;
-    let mut command = Command::new("env");
-    dump::criu_dump(&mut command, workload.pid, &target, &images);
-    run(&mut command)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
-    dump::restore(&workload, &images, &since)?;
-    // CRIU is gone, and what it restored lives.
-    expect_idle()?;
-    target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
-    target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
-    workload.expect_counting()?;
-    target.kill_all()
-}
-
-/// A child that is put into a cgroup is a process that is being restored: it is no part of
-/// the holder, and the guard does not wait for it.
-fn restored(hierarchy: Hierarchy) -> Result<()> {
-    let (target, elsewhere) = (Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?);
-    let (go, said, end) = (scratch("go"), scratch("said"), scratch("end"));
-    for fifo in [&go, &end] {
-        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU)?;
-    }
-    let mut criu = FakeCriu::new()?.start()?;
-    sh(&mut criu, &write(&target, hierarchy.frozen()))?;
-    armed()?;
-    let child = format!(
-        "(read l < {}; {} 2>/dev/null; echo $? > {}; read l < {}) >/dev/null 2>&1 & \
-         echo $! > {}/cgroup.procs",
-        go.display(),
-        write(&target, hierarchy.thawed()),
-        said.display(),
-        end.display(),
-        elsewhere.text()
-    );
-    sh(&mut criu, &child)?;
-    ensure!(!elsewhere.pids()?.is_empty(), "no child was put there");
-    fs::write(&go, "\n")?;
-    eventually("the child has written", || {
-        Ok(fs::read_to_string(&said).is_ok_and(|text| !text.is_empty()))
-    })?;
-    ensure!(
-        fs::read_to_string(&said)?.trim() != "0",
-        "what was restored may write as the holder"
-    );
-    criu.close_input();
-    criu.wait(LONG)?.expect(0)?;
-    // The child lives.
-    expect_idle()?;
-    ensure!(!elsewhere.pids()?.is_empty(), "the child has ended");
-    fs::write(&end, "\n")?;
-    target.thaw()
 }

@@ -57,7 +57,7 @@ pub(super) const PARTS: [Part; 38] = [
     part("parallel", parallel::list_many, Nothing, &[Soak]),
     part("lifecycle", lifecycle::list, Nothing, &[Full]),
     part("events", events::list, Nothing, &[Full]),
-    // What it leaves is in the way of all others.
+    // The guards that it leaves are in the way of all others.
     part("shutdown", shutdown::list, TheService, &[Service]),
 ];
 

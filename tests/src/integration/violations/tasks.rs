@@ -1,0 +1,166 @@
+//! Signals to the tasks of a target, traces of them, and writes to their memory.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{
+    super::{
+        cgroups::{Cgroup, Hierarchy, Workload, eventually},
+        lifecycle::expect_clean,
+        process::{Held, LONG, Process, guards, tool},
+    },
+    child_of, expect_violated, violations,
+};
+
+/// The out-of-memory killer takes a task of the target.
+pub(super) fn kernel_kills(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let child = child_of(&workload, &target)?;
+    fs::write(format!("/proc/{child}/oom_score_adj"), "1000")?;
+    let held = Held::new(&[&target])?;
+    fs::write("/proc/sysrq-trigger", "f")?;
+    eventually("the kernel kills it", || Ok(violations("kill")? == 1))?;
+    held.release()?
+        .expect(73)?
+        .says(&format!("made the kernel send SIGKILL to pid {child}"))?;
+    expect_clean()
+}
+
+pub(super) fn signals(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let mut held = Held::new(&[&target])?;
+    let pid = Pid::from_raw(workload.pid);
+    for signal in [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGCONT] {
+        ensure!(
+            kill(pid, signal) == Err(nix::errno::Errno::EBUSY),
+            "{signal} was not refused"
+        );
+    }
+    // The workload ignores it; that it exists may be asked.
+    kill(pid, Signal::SIGWINCH)?;
+    kill(pid, None)?;
+    for signal in ["STOP", "CONT"] {
+        ensure!(
+            held.sh(&format!("kill -{signal} {pid}"))? == 0,
+            "the holder may not"
+        );
+    }
+    held.release()?.expect(0)?.says("refused 3 attempts")?;
+    workload.expect_counting()?;
+    expect_clean()
+}
+
+/// One that nobody handles ends a frozen task at once on v2, so it is refused like
+/// SIGKILL; where nothing is refused it is noticed. On v1 it may also wait, and is
+/// saved with the rest: a task there may have a signal pending (`wants_signal`).
+pub(super) fn fatal_signal(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let child = child_of(&workload, &target)?;
+    let held = Held::new(&[&target])?;
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGTSTP] {
+        let refused = kill(Pid::from_raw(child), signal);
+        ensure!(
+            refused == Err(nix::errno::Errno::EBUSY),
+            "{signal}: {refused:?}"
+        );
+    }
+    held.release()?.expect(0)?.says("refused 3 attempts")?;
+    let mut held = Held::start(Held::command(&[&target]).args(["--level", "detect"]))?;
+    held.wait_held()?;
+    kill(Pid::from_raw(child), Signal::SIGTERM)?;
+    let counted = violations("kill")?;
+    ensure!(
+        counted == 1 || hierarchy == Hierarchy::V1,
+        "{:?}",
+        guards()?
+    );
+    let at_once = counted > 0;
+    let finished = held.release()?;
+    if at_once {
+        finished
+            .expect(73)?
+            .says(&format!("sent SIGTERM to pid {child}"))?;
+    } else {
+        finished.expect(0)?;
+    }
+    expect_clean()
+}
+
+pub(super) fn ptrace(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 0)?;
+    let pid = workload.pid.to_string();
+    let mut held = Held::new(&[&target])?;
+    // `mm_access` turns every refusal into EACCES, `process_vm_rw` that into EPERM.
+    for (way, errno) in [
+        ("ptrace", libc::EBUSY),
+        ("process_vm", libc::EPERM),
+        ("mem", libc::EACCES),
+    ] {
+        tool(["access", way, &pid])?.expect(errno).context(way)?;
+        ensure!(
+            held.sh(&format!("guest-tool access {way} {pid}"))? == 0,
+            "{way}: the holder may not"
+        );
+    }
+    // Reading is left alone.
+    for file in ["maps", "environ", "status", "exe"] {
+        let path = format!("/proc/{pid}/{file}");
+        fs::File::open(&path).context(path)?;
+    }
+    held.release()?.expect(0)?.says("refused 3 attempts")?;
+    workload.expect_counting()?;
+    expect_clean()
+}
+
+pub(super) fn older_memory(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 0)?;
+    let pid = workload.pid.to_string();
+    let mut writer = Process::spawn(Command::new("guest-tool").args(["access", "late_mem", &pid]))?;
+    writer.expect_line("ready")?;
+    let held = Held::new(&[&target])?;
+    writer.tell("go")?;
+    eventually("it is noticed", || Ok(violations("ptrace")? == 1))?;
+    expect_violated(
+        held.release()?,
+        writer.pid(),
+        &format!("wrote to the memory of pid {pid}"),
+    )?;
+    writer.wait(LONG)?.expect(0)?;
+    workload.expect_counting()?;
+    expect_clean()
+}
+
+/// Once the holder has let them run.
+pub(super) fn among_themselves(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut shell = Process::spawn(Command::new("bash").args([
+        "-c",
+        "echo $$ > \"$1/cgroup.procs\"; echo ready; read -r x; \
+         sleep 1000 & kill -STOP $!; kill -CONT $!; kill -KILL $!; echo \"killed $?\"",
+        "bash",
+        &target.text(),
+    ]))?;
+    shell.expect_line("ready")?;
+    let mut held = Held::new(&[&target])?;
+    let thaw = format!(
+        "echo {} > {}",
+        hierarchy.thawed(),
+        target.freezer().display()
+    );
+    ensure!(held.sh(&thaw)? == 0);
+    shell.tell("go")?;
+    shell.expect_line("killed 0")?;
+    held.release()?.expect(0)?.says("refused nothing")?;
+    shell.wait(LONG)?;
+    expect_clean()
+}
