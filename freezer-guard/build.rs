@@ -19,7 +19,12 @@ fn main() -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("this crate lies in a workspace")?;
-    for source in ["freezer-guard-ebpf", "freezer-guard/build", "Cargo.lock"] {
+    for source in [
+        "freezer-guard-abi",
+        "freezer-guard-ebpf",
+        "freezer-guard/build",
+        "Cargo.lock",
+    ] {
         println!(
             "cargo::rerun-if-changed={}",
             workspace.join(source).display()

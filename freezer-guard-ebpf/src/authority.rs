@@ -7,7 +7,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use freezer_guard_ebpf::{Actor, Guard, GuardId};
+use freezer_guard_abi::{Actor, Guard, GuardId};
 
 use crate::{
     each::{self, GO_ON, STOP},

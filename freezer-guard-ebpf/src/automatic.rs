@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_boot_ns,
 };
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_DEPTH_BY_USER, TaskPointer,
     Unguarded,
 };

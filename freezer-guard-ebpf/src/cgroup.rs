@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     Act, PROTECTED_FILES, Place, Protection, acts_downwards, name_words, protection_of,
 };
 

@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Object, Place, Protection,
     TaskPointer, denies,
 };

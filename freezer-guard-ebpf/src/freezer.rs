@@ -6,7 +6,7 @@
 
 use core::ffi::c_void;
 
-use freezer_guard_ebpf::{Act, CgroupKey, Guard, GuardId, Protection};
+use freezer_guard_abi::{Act, CgroupKey, Guard, GuardId, Protection};
 
 use crate::{
     atomic::Word,

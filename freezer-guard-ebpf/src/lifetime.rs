@@ -1,7 +1,7 @@
 //! The life of a guard's entry: counted while it is held, and ended once.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_boot_ns};
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_CANDIDATES_BY_USERS, MAX_GUARDS,
     MAX_GUARDS_BY_USERS, TaskPointer,
 };

@@ -1,268 +1,269 @@
-//! The programs' entry points. One file per concern beside it.
+//! The BPF programs: where each is attached, what it does there, and why there.
 //!
-//! For any other target than BPF this is an empty program, so that the whole
-//! workspace can be checked at once; `cargo xtask ebpf` checks the real one.
+//! A guard is an entry of the map `GUARDS`. It is marked on its targets (`TARGETS`) and on
+//! every cgroup above them (`ANCESTORS`), and its holder is a set of threads (`MEMBERS`).
+//! Every program here asks the same question of what the current task does: which guard
+//! covers the object (`covering`), how does the actor stand to it (`authority`,
+//! `membership`), and what does the one decision say (`minds` of `freezer-guard-abi`)?
+//!
+//! **Refusing** (BPF LSM, or `fmod_ret` of the same functions where `lsm=` lacks bpf). The
+//! answer is EBUSY.
+//!
+//! | hook | refuses | why this hook |
+//! |---|---|---|
+//! | `file_permission` | writes to `freezer.state`, `cgroup.freeze`, `cgroup.kill`, and on v1 `tasks`, `cgroup.procs` | every write asks it, at each write and not when the file is opened |
+//! | `inode_permission`, between `cgroup_attach_permissions` entry and exit | migration on v2 | `cgroup_attach_permissions` has source and destination at hand, under `cgroup_mutex`; no LSM hook has |
+//! | `task_kill` | SIGKILL, SIGSTOP, SIGCONT, and every signal that would end the task | the one check of all signals from user space |
+//! | `ptrace_access_check` | tracing; memory by `/proc/PID/mem` and `process_vm_readv` | all of them ask it |
+//! | `task_alloc` | a fork of a holder for whose child there is no room | it can still fail; the child would be an outsider |
+//!
+//! **Tripwires** (`fentry`, `fexit`, a BTF tracepoint) count what is done, however it came
+//! about: a write that was checked before the guard began, the kernel itself, a superior.
+//!
+//! | hook | counts | why this hook |
+//! |---|---|---|
+//! | `freezer_apply_state`, `cgroup_freeze` | each change of a freezer | under the freezer's own mutex: nothing slips through, and what is counted has been done |
+//! | `css_set_move_task` | each task that comes, goes or moves; it also makes members of children and takes out the dead | under `css_set_lock`: every fork, every exit and every migration passes it |
+//! | `signal_generate` | each signal that takes effect | with interrupts off, for every sender |
+//! | `ptrace_attach`, `security_ptrace_access_check`, `mem_write` | tracing that was permitted | the permission may be older than the guard |
+//!
+//! **Automatic guards**: `bprm_committed_creds` notices that a process becomes `criu`, and
+//! the tripwires of the freezer begin its guard at the first write.
+//!
+//! **Operations** that user space asks for: `control` (`BPF_PROG_TEST_RUN`), and the
+//! iterators `members` and `enrol`.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
-#![cfg_attr(
-    target_arch = "bpf",
-    expect(internal_features, reason = "xadd, see `atomic`")
-)]
-#![cfg_attr(
-    target_arch = "bpf",
-    expect(unsafe_code, reason = "programs read kernel memory")
-)]
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "atomic operations, see `atomic`")]
+#![expect(unsafe_code, reason = "programs read kernel memory")]
 
-#[cfg(not(target_arch = "bpf"))]
-fn main() {}
-
-#[cfg(target_arch = "bpf")]
 mod atomic;
-#[cfg(target_arch = "bpf")]
 mod authority;
-#[cfg(target_arch = "bpf")]
 mod automatic;
-#[cfg(target_arch = "bpf")]
 mod cgroup;
-#[cfg(target_arch = "bpf")]
 mod covering;
-#[cfg(target_arch = "bpf")]
 mod each;
-#[cfg(target_arch = "bpf")]
 mod freezer;
-#[cfg(target_arch = "bpf")]
 mod kernel;
-#[cfg(target_arch = "bpf")]
 mod lifetime;
-#[cfg(target_arch = "bpf")]
 mod maps;
-#[cfg(target_arch = "bpf")]
 mod membership;
-#[cfg(target_arch = "bpf")]
 mod migration;
-#[cfg(target_arch = "bpf")]
 mod operations;
-#[cfg(target_arch = "bpf")]
 mod pid;
-#[cfg(target_arch = "bpf")]
 mod task;
-#[cfg(target_arch = "bpf")]
 mod telling;
 
-#[cfg(target_arch = "bpf")]
-mod programs {
-    use aya_ebpf::{
-        macros::{btf_tracepoint, fentry, fexit, lsm},
-        programs::{BtfTracePointContext, FEntryContext, FExitContext, LsmContext},
-    };
-    use freezer_guard_ebpf::Protection;
+use aya_ebpf::{
+    macros::{btf_tracepoint, fentry, fexit, lsm},
+    programs::{BtfTracePointContext, FEntryContext, FExitContext, LsmContext},
+};
+use freezer_guard_abi::Protection;
 
-    use crate::{automatic, cgroup, freezer, membership, migration, operations, task};
-
-    /// `security_file_permission(file, mask)`: before every read and write of
-    /// every file, so the cheapest test comes first.
-    #[lsm(hook = "file_permission")]
-    fn file_permission(ctx: LsmContext) -> i32 {
-        permit::<true>(&ctx)
-    }
-
-    /// The same where no guard has a target on v1.
-    #[lsm(hook = "file_permission")]
-    fn file_permission_v2(ctx: LsmContext) -> i32 {
-        permit::<false>(&ctx)
-    }
-
-    #[inline(always)]
-    fn permit<const WITH_V1: bool>(ctx: &LsmContext) -> i32 {
-        const MAY_WRITE: i32 = 2;
-        let (mask, earlier) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
-        if mask & MAY_WRITE == 0 || earlier != 0 {
-            return earlier;
-        }
-        let file = ctx.arg(0);
-        match cgroup::is_in_cgroup(file) {
-            true => cgroup::check_write::<WITH_V1>(file),
-            false => 0,
-        }
-    }
-
-    /// `security_task_alloc(task, clone_flags)`: a child of a member is a member.
-    #[lsm(hook = "task_alloc")]
-    fn task_alloc(ctx: LsmContext) -> i32 {
-        let earlier = ctx.arg::<i32>(2);
-        if earlier != 0 {
-            return earlier;
-        }
-        membership::inherit(ctx.arg(0))
-    }
-
-    /// `security_task_free(task)`: a fork that has failed after `task_alloc`. (Every other
-    /// task has left before, see `move_task_exit`.)
-    #[lsm(hook = "task_free")]
-    fn task_free(ctx: LsmContext) -> i32 {
-        membership::leave(ctx.arg(0));
-        0
-    }
-
-    /// `security_task_kill(task, info, signal, cred)`: a signal from user space.
-    #[lsm(hook = "task_kill")]
-    fn task_kill(ctx: LsmContext) -> i32 {
-        let earlier = ctx.arg::<i32>(4);
-        if earlier != 0 {
-            return earlier;
-        }
-        task::check_signal(ctx.arg(0), ctx.arg(2))
-    }
-
-    /// `security_ptrace_access_check(child, mode)`
-    #[lsm(hook = "ptrace_access_check")]
-    fn ptrace_access_check(ctx: LsmContext) -> i32 {
-        let earlier = ctx.arg::<i32>(2);
-        if earlier != 0 {
-            return earlier;
-        }
-        task::check_trace(ctx.arg(0), ctx.arg(1))
-    }
-
-    /// `security_inode_permission(inode, mask)`: on every step of a path, so it
-    /// only looks whether this thread was flagged just before.
-    #[lsm(hook = "inode_permission")]
-    fn inode_permission(ctx: LsmContext) -> i32 {
-        let earlier = ctx.arg::<i32>(2);
-        match migration::is_any_refused() && earlier == 0 {
-            true => migration::permission(),
-            false => earlier,
-        }
-    }
-
-    #[fentry(function = "cgroup_attach_permissions")]
-    fn attach_permissions_entry(ctx: FEntryContext) -> i32 {
-        migration::before_permission(ctx.arg(0), ctx.arg(1));
-        0
-    }
-
-    #[fexit(function = "cgroup_attach_permissions")]
-    fn attach_permissions_exit(_ctx: FExitContext) -> i32 {
-        migration::after_permission();
-        0
-    }
-
-    /// `css_set_move_task(task, from_cset, to_cset, use_mg_tasks)`, under `css_set_lock`: the
-    /// one place that each fork, each end and each move of a thread passes.
-    #[fexit(function = "css_set_move_task")]
-    fn move_task_exit(ctx: FExitContext) -> i32 {
-        migration::after_move(ctx.arg(0), ctx.arg(1), ctx.arg(2));
-        0
-    }
-
-    #[fentry(function = "freezer_apply_state")]
-    fn apply_state_entry(ctx: FEntryContext) -> i32 {
-        automatic::writes_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
-        freezer::before_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
-        0
-    }
-
-    #[fexit(function = "freezer_apply_state")]
-    fn apply_state_exit(ctx: FExitContext) -> i32 {
-        freezer::after_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
-        0
-    }
-
-    #[fentry(function = "cgroup_freeze")]
-    fn freeze_entry(ctx: FEntryContext) -> i32 {
-        automatic::writes_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
-        freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
-        0
-    }
-
-    #[fexit(function = "cgroup_freeze")]
-    fn freeze_exit(ctx: FExitContext) -> i32 {
-        freezer::after_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
-        0
-    }
-
-    /// `trace_signal_generate(signal, info, task, group, result)`, with
-    /// interrupts off: no event is missed for another one.
-    #[btf_tracepoint(function = "signal_generate")]
-    fn signal_generate(ctx: BtfTracePointContext) -> i32 {
-        let info: *const core::ffi::c_void = ctx.arg(1);
-        task::signalled(ctx.arg(0), info as usize, ctx.arg(2), ctx.arg(4));
-        0
-    }
-
-    #[fexit(function = "ptrace_attach")]
-    fn ptrace_attach_exit(ctx: FExitContext) -> i32 {
-        task::attached(ctx.arg(0), ctx.arg(4));
-        0
-    }
-
-    /// `mem_write(file, buffer, count, position)`, of `/proc/PID/mem`
-    #[fexit(function = "mem_write")]
-    fn mem_write_exit(ctx: FExitContext) -> i32 {
-        task::wrote_memory(ctx.arg(0), ctx.arg(4));
-        0
-    }
-
-    // Below the level `enforce` this stands in for `ptrace_access_check`.
-
-    #[fexit(function = "security_ptrace_access_check")]
-    fn ptrace_access_exit(ctx: FExitContext) -> i32 {
-        task::was_permitted(ctx.arg(0), ctx.arg(1), ctx.arg(2));
-        0
-    }
-
-    /// `security_bprm_committed_creds(bprm)`: the process is another program now.
-    #[lsm(hook = "bprm_committed_creds")]
-    fn bprm_committed_creds(ctx: LsmContext) -> i32 {
-        automatic::executed(ctx.arg(0));
-        0
-    }
-
-    /// The same below the level `enforce`.
-    #[fentry(function = "security_bprm_committed_creds")]
-    fn committed_creds_entry(ctx: FEntryContext) -> i32 {
-        automatic::executed(ctx.arg(0));
-        0
-    }
-
-    /// Never attached: user space runs it (`BPF_PROG_TEST_RUN`) to act on
-    /// itself, from inside the kernel and without a pid.
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = "raw_tracepoint")]
-    fn control(ctx: *const u64) -> u32 {
-        // SAFETY: the context of a raw tracepoint is an array of arguments, and
-        // user space passes as many. One word at a time, as the verifier wants.
-        let argument = |number| unsafe { ctx.add(number).read_volatile() };
-        let mut more = [0; Protection::COUNT];
-        for (number, more) in more.iter_mut().enumerate() {
-            *more = argument(2 + number);
-        }
-        operations::control(argument(0), argument(1), more)
-    }
-
-    /// Lists the threads of all holders.
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = "iter/task")]
-    fn members(ctx: *const membership::TaskIter) -> i32 {
-        membership::list(ctx);
-        0
-    }
-
-    /// Makes holders of those who run already.
-    #[unsafe(no_mangle)]
-    #[unsafe(link_section = "iter/task")]
-    fn enrol(ctx: *const membership::TaskIter) -> i32 {
-        operations::enrol(ctx);
-        0
-    }
-
-    #[panic_handler]
-    fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-        loop {}
-    }
-
-    #[unsafe(link_section = "license")]
-    #[unsafe(no_mangle)]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+/// `security_file_permission(file, mask)`: before every read and write of
+/// every file, so the cheapest test comes first.
+#[lsm(hook = "file_permission")]
+fn file_permission(ctx: LsmContext) -> i32 {
+    permit::<true>(&ctx)
 }
+
+/// The same where no guard has a target on v1.
+#[lsm(hook = "file_permission")]
+fn file_permission_v2(ctx: LsmContext) -> i32 {
+    permit::<false>(&ctx)
+}
+
+#[inline(always)]
+fn permit<const WITH_V1: bool>(ctx: &LsmContext) -> i32 {
+    const MAY_WRITE: i32 = 2;
+    let (mask, earlier) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    if mask & MAY_WRITE == 0 || earlier != 0 {
+        return earlier;
+    }
+    let file = ctx.arg(0);
+    match cgroup::is_in_cgroup(file) {
+        true => cgroup::check_write::<WITH_V1>(file),
+        false => 0,
+    }
+}
+
+/// `security_task_alloc(task, clone_flags)`: a child of a member is a member.
+#[lsm(hook = "task_alloc")]
+fn task_alloc(ctx: LsmContext) -> i32 {
+    let earlier = ctx.arg::<i32>(2);
+    if earlier != 0 {
+        return earlier;
+    }
+    membership::inherit(ctx.arg(0))
+}
+
+/// `security_task_free(task)`: a fork that has failed after `task_alloc`. (Every other
+/// task has left before, see `move_task_exit`.)
+#[lsm(hook = "task_free")]
+fn task_free(ctx: LsmContext) -> i32 {
+    membership::leave(ctx.arg(0));
+    0
+}
+
+/// `security_task_kill(task, info, signal, cred)`: a signal from user space.
+#[lsm(hook = "task_kill")]
+fn task_kill(ctx: LsmContext) -> i32 {
+    let earlier = ctx.arg::<i32>(4);
+    if earlier != 0 {
+        return earlier;
+    }
+    task::check_signal(ctx.arg(0), ctx.arg(2))
+}
+
+/// `security_ptrace_access_check(child, mode)`
+#[lsm(hook = "ptrace_access_check")]
+fn ptrace_access_check(ctx: LsmContext) -> i32 {
+    let earlier = ctx.arg::<i32>(2);
+    if earlier != 0 {
+        return earlier;
+    }
+    task::check_trace(ctx.arg(0), ctx.arg(1))
+}
+
+/// `security_inode_permission(inode, mask)`: on every step of a path, so it
+/// only looks whether this thread was flagged just before.
+#[lsm(hook = "inode_permission")]
+fn inode_permission(ctx: LsmContext) -> i32 {
+    let earlier = ctx.arg::<i32>(2);
+    match migration::is_any_refused() && earlier == 0 {
+        true => migration::permission(),
+        false => earlier,
+    }
+}
+
+#[fentry(function = "cgroup_attach_permissions")]
+fn attach_permissions_entry(ctx: FEntryContext) -> i32 {
+    migration::before_permission(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+#[fexit(function = "cgroup_attach_permissions")]
+fn attach_permissions_exit(_ctx: FExitContext) -> i32 {
+    migration::after_permission();
+    0
+}
+
+/// `css_set_move_task(task, from_cset, to_cset, use_mg_tasks)`, under `css_set_lock`: the
+/// one place that each fork, each end and each move of a thread passes.
+#[fexit(function = "css_set_move_task")]
+fn move_task_exit(ctx: FExitContext) -> i32 {
+    migration::after_move(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+#[fentry(function = "freezer_apply_state")]
+fn apply_state_entry(ctx: FEntryContext) -> i32 {
+    automatic::writes_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
+    freezer::before_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
+    0
+}
+
+#[fexit(function = "freezer_apply_state")]
+fn apply_state_exit(ctx: FExitContext) -> i32 {
+    freezer::after_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
+    0
+}
+
+#[fentry(function = "cgroup_freeze")]
+fn freeze_entry(ctx: FEntryContext) -> i32 {
+    automatic::writes_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+    freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+    0
+}
+
+#[fexit(function = "cgroup_freeze")]
+fn freeze_exit(ctx: FExitContext) -> i32 {
+    freezer::after_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+    0
+}
+
+/// `trace_signal_generate(signal, info, task, group, result)`, with
+/// interrupts off: no event is missed for another one.
+#[btf_tracepoint(function = "signal_generate")]
+fn signal_generate(ctx: BtfTracePointContext) -> i32 {
+    let info: *const core::ffi::c_void = ctx.arg(1);
+    task::signalled(ctx.arg(0), info as usize, ctx.arg(2), ctx.arg(4));
+    0
+}
+
+#[fexit(function = "ptrace_attach")]
+fn ptrace_attach_exit(ctx: FExitContext) -> i32 {
+    task::attached(ctx.arg(0), ctx.arg(4));
+    0
+}
+
+/// `mem_write(file, buffer, count, position)`, of `/proc/PID/mem`
+#[fexit(function = "mem_write")]
+fn mem_write_exit(ctx: FExitContext) -> i32 {
+    task::wrote_memory(ctx.arg(0), ctx.arg(4));
+    0
+}
+
+// Below the level `enforce` this stands in for `ptrace_access_check`.
+
+#[fexit(function = "security_ptrace_access_check")]
+fn ptrace_access_exit(ctx: FExitContext) -> i32 {
+    task::was_permitted(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// `security_bprm_committed_creds(bprm)`: the process is another program now.
+#[lsm(hook = "bprm_committed_creds")]
+fn bprm_committed_creds(ctx: LsmContext) -> i32 {
+    automatic::executed(ctx.arg(0));
+    0
+}
+
+/// The same below the level `enforce`.
+#[fentry(function = "security_bprm_committed_creds")]
+fn committed_creds_entry(ctx: FEntryContext) -> i32 {
+    automatic::executed(ctx.arg(0));
+    0
+}
+
+/// Never attached: user space runs it (`BPF_PROG_TEST_RUN`) to act on
+/// itself, from inside the kernel and without a pid.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+fn control(ctx: *const u64) -> u32 {
+    // SAFETY: the context of a raw tracepoint is an array of arguments, and
+    // user space passes as many. One word at a time, as the verifier wants.
+    let argument = |number| unsafe { ctx.add(number).read_volatile() };
+    let mut more = [0; Protection::COUNT];
+    for (number, more) in more.iter_mut().enumerate() {
+        *more = argument(2 + number);
+    }
+    operations::control(argument(0), argument(1), more)
+}
+
+/// Lists the threads of all holders.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+fn members(ctx: *const membership::TaskIter) -> i32 {
+    membership::list(ctx);
+    0
+}
+
+/// Makes holders of those who run already.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+fn enrol(ctx: *const membership::TaskIter) -> i32 {
+    operations::enrol(ctx);
+    0
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::{btf_map, map},
     maps::{Array, HashMap},
 };
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     AncestorKey, CgroupKey, Enrolling, Event, Guard, GuardId, Intruder, IntruderKey, KernelOffsets,
     MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES,
     TaskPointer,

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, seq_file},
     helpers::generated::bpf_seq_write,
 };
-use freezer_guard_ebpf::{Guard, GuardId, MAX_MEMBERS_BY_USER, Member, TaskPointer};
+use freezer_guard_abi::{Guard, GuardId, MAX_MEMBERS_BY_USER, Member, TaskPointer};
 
 use crate::{
     atomic,

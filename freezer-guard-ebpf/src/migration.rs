@@ -5,7 +5,7 @@
 //! text that is written has to do. `css_set_move_task` shows every move that is made, on
 //! both.
 
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     Act, CgroupKey, GuardId, Place, Protection, TaskPointer, moves_one_thread,
 };
 

@@ -5,7 +5,7 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write},
 };
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     ASKED_FOR, CgroupKey, ENROLLED, EventKind, Guard, GuardId, NO_ROOM, Protection, TaskPointer,
     control,
 };

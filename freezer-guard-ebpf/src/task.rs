@@ -1,6 +1,6 @@
 //! What is done to the tasks of a target: signals, ptrace, writes to memory.
 
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     Act, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, denies,
 };
 

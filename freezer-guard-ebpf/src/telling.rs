@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns},
     maps::HashMap,
 };
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     Act, CgroupKey, Event, EventKind, Guard, GuardId, Intruder, IntruderKey, MAX_READERS,
     Protection,
 };

@@ -71,7 +71,7 @@ impl Toolchain {
         command
             .current_dir(workspace)
             .args(["--locked", "--package", "freezer-guard-ebpf"])
-            .args(["--bin", "freezer-guard-ebpf", "--target-dir"])
+            .args(["--features", "bpf", "--target-dir"])
             .arg(target_dir);
         command
     }

@@ -21,7 +21,7 @@ mod summary;
 
 use std::path::PathBuf;
 
-use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Protection, control};
+use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Protection, control};
 use nix::{
     time::{ClockId, clock_gettime},
     unistd::getpid,

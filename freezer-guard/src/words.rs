@@ -96,7 +96,7 @@ pub fn from_base64(text: &str) -> Option<PathBuf> {
 mod tests {
     use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf};
 
-    use freezer_guard_ebpf::{Act, CgroupKey, Event, EventKind};
+    use freezer_guard_abi::{Act, CgroupKey, Event, EventKind};
     use proptest::prelude::*;
 
     use super::{base64, escaped, escaped_lines, from_base64, is_dangerous};

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use freezer_guard_ebpf::Level;
+use freezer_guard_abi::Level;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use freezer_guard_ebpf::CgroupKey;
+use freezer_guard_abi::CgroupKey;
 
 use super::{Cgroup, Error, Version, mounts::Mounts, proc::Membership};
 use crate::sys;

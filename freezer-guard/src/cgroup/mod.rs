@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use freezer_guard_ebpf::CgroupKey;
+use freezer_guard_abi::CgroupKey;
 use nix::{
     fcntl::{OFlag, openat},
     sys::{

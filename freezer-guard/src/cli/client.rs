@@ -10,7 +10,7 @@ use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
 
 use anyhow::{Context as _, Result};
 use freezer_guard::kernel::may_use_bpf;
-use freezer_guard_ebpf::GuardId;
+use freezer_guard_abi::GuardId;
 use nix::unistd::getuid;
 use tokio_stream::Stream;
 use zlink::{proxy, tokio::unix};

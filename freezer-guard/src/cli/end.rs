@@ -9,7 +9,7 @@ use freezer_guard::{
     kernel::may_use_bpf,
     words::{escaped, join},
 };
-use freezer_guard_ebpf::GuardId;
+use freezer_guard_abi::GuardId;
 use nix::{
     syslog::{Facility, LogFlags, Severity, openlog, syslog},
     unistd::getuid,

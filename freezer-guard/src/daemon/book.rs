@@ -10,7 +10,7 @@ use std::{
 };
 
 use freezer_guard::guard::Status;
-use freezer_guard_ebpf::Protection;
+use freezer_guard_abi::Protection;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use freezer_guard::guard::automatic::Wanted;
-use freezer_guard_ebpf::{Level, Protection};
+use freezer_guard_abi::{Level, Protection};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Where it is looked for.

@@ -13,7 +13,7 @@ use freezer_guard::{
     },
     words::{escaped, join},
 };
-use freezer_guard_ebpf::{CgroupKey, GuardId};
+use freezer_guard_abi::{CgroupKey, GuardId};
 use tokio::{
     sync::mpsc,
     task::spawn_blocking,

@@ -30,7 +30,7 @@ use freezer_guard::{
     kernel::{self, DaemonLock, Reader},
     words::join,
 };
-use freezer_guard_ebpf::{CgroupKey, Event, EventKind, GuardId, Level};
+use freezer_guard_abi::{CgroupKey, Event, EventKind, GuardId, Level};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},

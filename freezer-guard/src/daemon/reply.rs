@@ -10,7 +10,7 @@ use freezer_guard::{
     guard::{self, Happening, Status},
     kernel, words,
 };
-use freezer_guard_ebpf::GuardId;
+use freezer_guard_abi::GuardId;
 use serde::{Deserialize, Serialize};
 use zlink::{
     ReplyError,

@@ -8,7 +8,7 @@ use freezer_guard::{
     doctor,
     guard::{self, Chronicle, Deed, Guard, Happening, PidFd, Preparation, Status, Target, Wanted},
 };
-use freezer_guard_ebpf::{GuardId, Level};
+use freezer_guard_abi::{GuardId, Level};
 use tokio_stream::{
     Stream, StreamExt as _, once,
     wrappers::{BroadcastStream, errors::BroadcastStreamRecvError},

@@ -3,7 +3,7 @@
 
 use std::{io, path::Path, sync::mpsc, thread, time::Duration};
 
-use freezer_guard_ebpf::{Level, Protection};
+use freezer_guard_abi::{Level, Protection};
 
 use super::Check;
 use crate::{

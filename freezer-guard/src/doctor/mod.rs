@@ -6,7 +6,7 @@ mod live;
 
 use std::collections::BTreeMap;
 
-use freezer_guard_ebpf::{Level, Protection};
+use freezer_guard_abi::{Level, Protection};
 
 use crate::kernel::ProgramReport;
 pub use kernel::{TESTED, release};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_ebpf::{CgroupKey, Guard as Entry, GuardId, Level, Protection, control};
+use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Level, Protection, control};
 
 use super::{
     Error, Status,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     Act, CgroupKey, Event, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES, Unguarded,
 };
 use nix::sys::signal::Signal;
@@ -185,7 +185,7 @@ pub fn path(key: CgroupKey) -> PathBuf {
     })
 }
 
-/// What an event [`EventKind::Unguarded`](freezer_guard_ebpf::EventKind) tells, in
+/// What an event [`EventKind::Unguarded`](freezer_guard_abi::EventKind) tells, in
 /// words.
 pub fn unguarded(event: &Event) -> String {
     let why = match event.detail {

@@ -1,7 +1,7 @@
 //! Entries of the maps: which guards are in force, and how an entry is written.
 
 use aya::{Pod, maps::MapError};
-use freezer_guard_ebpf::{Guard as Entry, GuardId};
+use freezer_guard_abi::{Guard as Entry, GuardId};
 
 use super::Error;
 use crate::kernel::{self, Maps, Table};

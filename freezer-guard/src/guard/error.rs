@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use freezer_guard_ebpf::{Level, Protection};
+use freezer_guard_abi::{Level, Protection};
 
 use crate::{
     cgroup::{self, FreezerState, Task, Traced},

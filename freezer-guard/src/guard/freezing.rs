@@ -2,7 +2,7 @@
 
 use std::io;
 
-use freezer_guard_ebpf::{Guard as Entry, GuardId, control};
+use freezer_guard_abi::{Guard as Entry, GuardId, control};
 
 use super::{
     Error, Guard,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-use freezer_guard_ebpf::{Event, EventKind, GuardId};
+use freezer_guard_abi::{Event, EventKind, GuardId};
 use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 

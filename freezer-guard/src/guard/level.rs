@@ -1,6 +1,6 @@
 //! How far a guard goes, and how far it has to.
 
-use freezer_guard_ebpf::{Level, Protection};
+use freezer_guard_abi::{Level, Protection};
 
 use super::{Error, Weak};
 use crate::kernel::{self, Hierarchies, Levels, Locked};

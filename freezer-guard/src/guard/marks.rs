@@ -1,7 +1,7 @@
 //! The marks of a guard in the maps: on its targets, and on what is above them.
 
 use aya::maps::MapError;
-use freezer_guard_ebpf::{AncestorKey, CgroupKey, GuardId, control};
+use freezer_guard_abi::{AncestorKey, CgroupKey, GuardId, control};
 
 use super::{
     Error, Status,

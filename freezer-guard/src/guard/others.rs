@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use freezer_guard_ebpf::GuardId;
+use freezer_guard_abi::GuardId;
 
 use super::{
     Error, Status,

@@ -1,6 +1,6 @@
 //! Which guards are in the way of which: no two cover the same cgroup.
 
-use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId};
+use freezer_guard_abi::{AncestorKey, CgroupKey, Guard as Entry, GuardId};
 
 use super::{
     Error, Target,

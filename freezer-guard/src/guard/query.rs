@@ -1,6 +1,6 @@
 //! The guards in force.
 
-use freezer_guard_ebpf::GuardId;
+use freezer_guard_abi::GuardId;
 
 use super::{
     Error, Status,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_ebpf::{AncestorKey, CgroupKey, Guard as Entry, GuardId, Protection, control};
+use freezer_guard_abi::{AncestorKey, CgroupKey, Guard as Entry, GuardId, Protection, control};
 
 use super::{Error, entries::remove};
 use crate::{

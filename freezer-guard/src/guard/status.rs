@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Level, Protection,
 };
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use btf_rs::{Backend, Btf, Type};
-use freezer_guard_ebpf::{KernelOffsets, NO_FREEZER};
+use freezer_guard_abi::{KernelOffsets, NO_FREEZER};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;

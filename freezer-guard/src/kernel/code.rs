@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya_obj::Object;
-use freezer_guard_ebpf::names;
+use freezer_guard_abi::names;
 
 use super::{
     Error,

@@ -25,7 +25,7 @@ impl Empty {
     /// When the kernel has not what there is to attach to, or does not attach it.
     pub(crate) fn attach(_lock: &Locked, hierarchies: Hierarchies) -> Result<Self, Error> {
         let facts = Facts::of_kernel()?;
-        let (level, _) = Locked::strongest(freezer_guard_ebpf::Level::Enforce)?;
+        let (level, _) = Locked::strongest(freezer_guard_abi::Level::Enforce)?;
         let attach = |program: &programs::Program| {
             let attachment = program.attachment(level, &facts)?;
             let loaded = sys::load("empty", &nothing(), None, c"GPL", attachment).map_err(

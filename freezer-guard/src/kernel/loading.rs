@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya_obj::generated::{bpf_attach_type::BPF_TRACE_ITER, bpf_prog_type::BPF_PROG_TYPE_TRACING};
-use freezer_guard_ebpf::Level;
+use freezer_guard_abi::Level;
 
 use super::{
     Error,

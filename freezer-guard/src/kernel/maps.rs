@@ -11,7 +11,7 @@ use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapError},
 };
-use freezer_guard_ebpf::{
+use freezer_guard_abi::{
     ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, Guard, GuardId, Intruder, IntruderKey,
     Member, NO_ROOM, control, names,
 };
@@ -54,7 +54,7 @@ impl Maps {
     }
 
     /// Runs the program `control` on the calling thread: its answer is one of
-    /// `freezer_guard_ebpf::control`'s, where its arguments are described too.
+    /// `freezer_guard_abi::control`'s, where its arguments are described too.
     ///
     /// # Errors
     /// When the kernel does not run it.

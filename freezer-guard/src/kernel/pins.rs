@@ -15,7 +15,7 @@ use std::{
 };
 
 use aya::programs::{links::LinkInfo, loaded_links};
-use freezer_guard_ebpf::{Level, names};
+use freezer_guard_abi::{Level, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{

@@ -9,7 +9,7 @@ use aya_obj::generated::{
     bpf_attach_type::{self, *},
     bpf_prog_type::{self, *},
 };
-use freezer_guard_ebpf::{Level, Protection};
+use freezer_guard_abi::{Level, Protection};
 
 /// What a program is attached to.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use aya::maps::{Array, HashOfMaps, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
-use freezer_guard_ebpf::{Event, MAX_READERS, RING_BYTES, names};
+use freezer_guard_abi::{Event, MAX_READERS, RING_BYTES, names};
 use nix::fcntl::Flock;
 use tokio::io::unix::AsyncFd;
 

@@ -6,7 +6,7 @@
 use std::{fs::File, io, path::Path};
 
 use aya::maps::{Array, Map, MapData};
-use freezer_guard_ebpf::{MAX_READERS, names};
+use freezer_guard_abi::{MAX_READERS, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{

@@ -3,7 +3,7 @@
 use std::{fs, os::fd::AsRawFd as _, path::Path};
 
 use aya::programs::ProgramInfo;
-use freezer_guard_ebpf::Level;
+use freezer_guard_abi::Level;
 
 use super::{
     Error,

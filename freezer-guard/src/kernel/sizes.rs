@@ -1,9 +1,7 @@
 //! How big the maps are, and which of them grow by need.
 
 use aya_obj::Map;
-use freezer_guard_ebpf::{
-    MAX_CANDIDATES, MAX_ENDED, MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, names,
-};
+use freezer_guard_abi::{MAX_CANDIDATES, MAX_ENDED, MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, names};
 
 /// A map that grows with what there is: its memory is taken when it is needed.
 struct Growing {

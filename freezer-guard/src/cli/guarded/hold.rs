@@ -8,7 +8,7 @@ use freezer_guard::{
     cgroup::Cgroup,
     guard::{Guard, PidFd, Status, Target},
 };
-use freezer_guard_ebpf::GuardId;
+use freezer_guard_abi::GuardId;
 use nix::unistd::getpid;
 use tokio::time::sleep;
 use zlink::tokio::unix;
@@ -43,7 +43,7 @@ impl Hold {
         work: &mut Work<'_>,
     ) -> Result<Self> {
         let options = work.options;
-        if options.level < freezer_guard_ebpf::Level::Enforce {
+        if options.level < freezer_guard_abi::Level::Enforce {
             return Err(Error::ServiceLevel(options.level.name()).into());
         }
         let cgroups: Vec<_> = work.targets.iter().flatten().map(Cgroup::address).collect();

@@ -14,7 +14,7 @@ use freezer_guard::{
     kernel::{self, Reader},
     words::join,
 };
-use freezer_guard_ebpf::Protection;
+use freezer_guard_abi::Protection;
 use nix::{
     errno::Errno,
     sys::signal::Signal,

@@ -3,7 +3,7 @@
 use std::{fmt::Arguments, time::Duration};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use freezer_guard_ebpf::{Level, Protection};
+use freezer_guard_abi::{Level, Protection};
 
 use super::Error;
 use crate::cli::say::say;

@@ -7,7 +7,7 @@ use freezer_guard::{
     guard::{Deed, Outcome, violations},
     kernel::Reader,
 };
-use freezer_guard_ebpf::{EventKind, GuardId};
+use freezer_guard_abi::{EventKind, GuardId};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
