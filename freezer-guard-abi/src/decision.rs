@@ -1,5 +1,7 @@
 //! What is protected, and whether a write is refused. No kernel in here.
 
+use crate::Guard;
+
 /// What a guard protects its target from. User space shows it by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
@@ -155,7 +157,7 @@ pub const fn acts_downwards(protection: Protection) -> bool {
     matches!(protection, Protection::Freeze | Protection::Kill)
 }
 
-/// The relation of an acting task to a guard.
+/// The relation of an actor to a guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
     /// A member of the guard's holder.
@@ -166,8 +168,38 @@ pub enum Actor {
     /// A task of the target itself. It runs, so no checkpointer has stopped it: the
     /// checkpoint is over and its tasks go on, or it was never part of it.
     Own = 2,
+    /// A task of the target that is ending: what follows from its end, such as the end of the
+    /// others in its pid namespace, follows from what ended it.
+    Dying = 3,
     /// Any other task.
-    Outsider = 3,
+    Outsider = 4,
+    /// The kernel itself, which kills when memory runs out, in whatever task that is.
+    Kernel = 5,
+}
+
+impl Actor {
+    /// Each at the index of its own number.
+    pub const ALL: [Self; 6] = [
+        Self::Holder,
+        Self::Superior,
+        Self::Own,
+        Self::Dying,
+        Self::Outsider,
+        Self::Kernel,
+    ];
+
+    /// The actor with this number; for any other number, the last.
+    #[inline(always)]
+    pub const fn numbered(number: u64) -> Self {
+        match number {
+            0 => Self::Holder,
+            1 => Self::Superior,
+            2 => Self::Own,
+            3 => Self::Dying,
+            4 => Self::Outsider,
+            _ => Self::Kernel,
+        }
+    }
 }
 
 /// The object of an action.
@@ -184,120 +216,60 @@ pub enum Object {
     },
 }
 
-/// Returns whether a guard in force refuses an action that `protection` names.
+/// Whether an action can still be refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for an answer: a guard that minds refuses it.
+    Asked,
+    /// It has been done: a guard that minds counts it.
+    Done,
+}
+
+/// What an actor does, or asks to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action {
+    /// The protection that it runs into.
+    pub protection: Protection,
+    /// What it is done to.
+    pub object: Object,
+    /// Whether it can still be refused.
+    pub stage: Stage,
+}
+
+/// **The decision**: returns whether a guard minds an action. Every hook that refuses asks
+/// it, and so does every tripwire that counts.
 ///
-/// A guard gives nobody a power over his superiors, and no holder is ever protected from
-/// signals: so a guard lasts no longer than its holder, and its holder no longer than without
-/// freezer-guard. When the checkpointer has let go of a container's tasks, the guard leaves
-/// them alone among themselves.
+/// A guard gives nobody a power over his superiors: what they ask for they get, and then it
+/// counts. No holder is ever protected from signals: so a guard lasts no longer than its
+/// holder, and its holder no longer than without freezer-guard. When the checkpointer has let
+/// go of a container's tasks, the guard leaves them alone among themselves.
 #[inline(always)]
-pub const fn denies(actor: Actor, protection: Protection, object: Object) -> bool {
+pub const fn minds(guard: &Guard, actor: Actor, action: Action) -> bool {
+    let Action {
+        protection,
+        object,
+        stage,
+    } = action;
+    if !guard.is_in_force() || !Guard::protects(guard.allowed, protection) {
+        return false;
+    }
+    let is_asked = matches!(stage, Stage::Asked);
     match (actor, object) {
-        (Actor::Holder | Actor::Superior, _) => false,
+        (Actor::Holder, _) => false,
+        (Actor::Superior, _) if is_asked => false,
         (_, Object::Cgroup(Place::Inside)) => true,
         (_, Object::Cgroup(Place::Above)) => acts_downwards(protection),
-        (_, Object::Task { member: true, .. }) if matches!(protection, Protection::Kill) => false,
+        (Actor::Kernel, Object::Task { .. }) => true,
+        (_, Object::Task { member: true, .. })
+            if is_asked && matches!(protection, Protection::Kill) =>
+        {
+            false
+        }
+        (Actor::Dying, Object::Task { .. }) => false,
         (Actor::Own, Object::Task { traced, .. }) => traced,
-        (Actor::Outsider, Object::Task { .. }) => true,
+        (Actor::Outsider | Actor::Superior, Object::Task { .. }) => true,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    extern crate std;
-
-    use proptest::{prelude::*, sample::select};
-
-    use super::*;
-
-    #[test]
-    fn protections_are_numbered_as_listed() {
-        for (number, protection) in Protection::ALL.into_iter().enumerate() {
-            assert_eq!(protection as usize, number);
-        }
-    }
-
-    #[test]
-    fn one_thread_is_moved_by_what_is_listed_so() {
-        for (index, file) in PROTECTED_FILES.iter().enumerate() {
-            assert_eq!(moves_one_thread(index as u32), file.moves_one_thread);
-        }
-    }
-
-    #[test]
-    fn a_write_does_what_is_listed() {
-        for (index, file) in PROTECTED_FILES.iter().enumerate() {
-            assert_eq!(protection_of(index as u32), file.protection);
-        }
-    }
-
-    #[test]
-    fn no_two_names_compare_equal() {
-        for (number, one) in PROTECTED_FILES.iter().enumerate() {
-            for other in &PROTECTED_FILES[number + 1..] {
-                assert_ne!(name_words(one.name), name_words(other.name));
-            }
-        }
-    }
-
-    fn protections() -> impl Strategy<Value = Protection> {
-        select(&Protection::ALL[..])
-    }
-
-    fn actors() -> impl Strategy<Value = Actor> {
-        select(&[Actor::Holder, Actor::Superior, Actor::Own, Actor::Outsider][..])
-    }
-
-    fn places() -> impl Strategy<Value = Place> {
-        select(&[Place::Inside, Place::Above][..])
-    }
-
-    fn objects() -> impl Strategy<Value = Object> {
-        let task = |(traced, member)| Object::Task { traced, member };
-        prop_oneof![
-            places().prop_map(Object::Cgroup),
-            any::<(bool, bool)>().prop_map(task)
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn the_holder_is_never_refused(protection in protections(), object in objects()) {
-            prop_assert!(!denies(Actor::Holder, protection, object));
-        }
-
-        #[test]
-        fn no_guard_has_power_over_a_superior(protection in protections(), object in objects()) {
-            prop_assert!(!denies(Actor::Superior, protection, object));
-        }
-
-        #[test]
-        fn a_holder_can_be_killed_by_every_task(actor in actors(), traced: bool) {
-            let object = Object::Task { traced, member: true };
-            prop_assert!(!denies(actor, Protection::Kill, object));
-        }
-
-        #[test]
-        fn inside_every_write_is_refused_to_outsiders(protection in protections()) {
-            for actor in [Actor::Own, Actor::Outsider] {
-                prop_assert!(denies(actor, protection, Object::Cgroup(Place::Inside)));
-            }
-        }
-
-        #[test]
-        fn above_only_what_acts_downwards_is_refused(protection in protections()) {
-            prop_assert_eq!(
-                denies(Actor::Outsider, protection, Object::Cgroup(Place::Above)),
-                matches!(protection, Protection::Freeze | Protection::Kill)
-            );
-        }
-
-        #[test]
-        fn only_the_holder_reaches_a_traced_task(protection in protections(), traced: bool) {
-            let object = Object::Task { traced, member: false };
-            prop_assert!(!denies(Actor::Holder, protection, object));
-            prop_assert!(denies(Actor::Outsider, protection, object));
-            prop_assert_eq!(denies(Actor::Own, protection, object), traced);
-        }
-    }
-}
+mod tests;

@@ -14,13 +14,14 @@
     )
 )]
 
+pub mod control;
 mod decision;
 mod fields;
 mod record;
 
 pub use decision::{
-    Actor, Object, PROTECTED_FILES, Place, ProtectedFile, Protection, acts_downwards, denies,
-    moves_one_thread, name_words, protection_of,
+    Action, Actor, Object, PROTECTED_FILES, Place, ProtectedFile, Protection, Stage,
+    acts_downwards, minds, moves_one_thread, name_words, protection_of,
 };
 pub use fields::KernelOffsets;
 pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, Unguarded};
@@ -58,7 +59,7 @@ impl CgroupKey {
 
 /// One of the guards below an ancestor.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AncestorKey {
     /// The ancestor of a target.
     pub cgroup: CgroupKey,
@@ -81,7 +82,7 @@ impl AncestorKey {
 /// A guard. Its entry in the map is its life: without it every mark, member and
 /// event that names it means nothing.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Guard {
     /// Threads of the holder. The kernel side deletes the entry at zero.
     pub members: u64,
@@ -261,52 +262,6 @@ pub const MAX_DEPTH_BY_USER: u32 = 64;
 /// actions in deeper cgroups are refused to everybody but root of the host: the guard may
 /// cover them.
 pub const MAX_DEPTH: u32 = 1024;
-
-/// What the program `control` does for the process that runs it. Its arguments
-/// are the operation, the guard's id, and what is said at each operation.
-pub mod control {
-    /// Begin the guard with what is in [`TEMPLATES`](super::names::TEMPLATES) for it,
-    /// and the calling thread as its first member.
-    pub const BEGIN: u64 = 0;
-    /// Make the calling thread a member of the guard.
-    pub const ENROL: u64 = 1;
-    /// Tell the readers that a cgroup is a target now. Further arguments: the
-    /// hierarchy id and the kernfs id of the target.
-    pub const MARKED: u64 = 2;
-    /// The guard enters CHECKPOINTING if nothing has disturbed the targets
-    /// since they were found to be in order. Further arguments: the guard's
-    /// `disturbances` before they were looked at.
-    pub const CHECKPOINTING: u64 = 3;
-    /// End the guard. Further arguments: 1 if its targets are as they were found;
-    /// 1 if marks of it may be left.
-    pub const END: u64 = 4;
-    /// Says how far an automatic guard goes, now that everything is attached.
-    /// Further arguments: a [`Level`](super::Level) for each
-    /// [`Protection`](super::Protection), a byte each, the first the lowest; and
-    /// the calls that tripwires had missed when it was begun.
-    pub const ARMED: u64 = 5;
-    /// The calling thread is no member any more.
-    pub const LEAVE: u64 = 7;
-    /// Remember how the targets were found. A further argument:
-    /// [`Guard::FROZE`](super::Guard::FROZE) or
-    /// [`Guard::FOUND_FROZEN`](super::Guard::FOUND_FROZEN).
-    pub const FOUND: u64 = 6;
-    /// Answers how many guards have ended whose marks may be left. The guard's id is
-    /// not looked at.
-    pub const STALE: u64 = 8;
-    /// Their marks are gone. In place of the guard's id: how many they were.
-    pub const SWEPT: u64 = 9;
-    /// `control` did it.
-    pub const DONE: u32 = 0;
-    /// There is no such guard (any more).
-    pub const NO_GUARD: u32 = 1;
-    /// The caller belongs to the holder of another guard.
-    pub const OTHER_GUARD: u32 = 2;
-    /// A map is full.
-    pub const FULL: u32 = 3;
-    /// Somebody has disturbed the targets meanwhile.
-    pub const DISTURBED: u32 = 4;
-}
 
 /// The names of maps and programs, which are the names of their pins too. The
 /// programs on hooks are named in user space, in one table with their hooks.

@@ -2,32 +2,63 @@
 
 use core::{
     cell::UnsafeCell,
-    intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg},
+    intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd, atomic_xchg},
     ptr,
 };
 
-/// Adds to a counter in a map.
+/// Adds to a counter.
+///
+/// # Safety
+/// `counter` points at an aligned word of a map value, which the verifier has seen checked
+/// against null; and so for the others.
 #[inline(always)]
-pub(crate) fn add(counter: *mut u64, amount: u64) {
-    // SAFETY: the callers pass a pointer into a map value, which the verifier
-    // has seen checked against null.
+pub(crate) unsafe fn add(counter: *mut u64, amount: u64) {
+    // SAFETY: the caller's.
     unsafe {
         atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount);
     }
 }
 
-/// Reads a counter that others may be adding to.
+/// Reads a word that others may be writing.
+///
+/// # Safety
+/// See [`add`].
 #[inline(always)]
-pub(crate) fn read(counter: *const u64) -> u64 {
-    // SAFETY: as for `add`; the read is one load of an aligned word.
-    unsafe { ptr::read_volatile(counter) }
+pub(crate) unsafe fn read(word: *const u64) -> u64 {
+    // SAFETY: the caller's; the read is one load.
+    unsafe { ptr::read_volatile(word) }
 }
 
-/// Sets a word in a map and returns what it was: of several programs that set it, one
-/// finds the old value (`BPF_XCHG`, Linux 5.12).
+/// Sets bits of a word and returns what it was (`BPF_OR`, Linux 5.12).
+///
+/// # Safety
+/// See [`add`].
 #[inline(always)]
-pub(crate) fn swap(word: *mut u64, value: u64) -> u64 {
-    // SAFETY: as for `add`.
+pub(crate) unsafe fn set_bits(word: *mut u64, bits: u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(word, bits) }
+}
+
+/// Clears bits of a word (`BPF_AND`, Linux 5.12).
+///
+/// # Safety
+/// See [`add`].
+#[inline(always)]
+pub(crate) unsafe fn clear_bits(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        atomic_and::<u64, u64, { AtomicOrdering::Relaxed }>(word, !bits);
+    }
+}
+
+/// Sets a word and returns what it was: of several programs that set it, one finds the old
+/// value (`BPF_XCHG`, Linux 5.12).
+///
+/// # Safety
+/// See [`add`].
+#[inline(always)]
+pub(crate) unsafe fn swap(word: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's.
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word, value) }
 }
 
@@ -36,7 +67,7 @@ pub(crate) fn swap(word: *mut u64, value: u64) -> u64 {
 pub(crate) struct Word(UnsafeCell<u64>);
 
 // SAFETY: every access is one volatile load or store of an aligned word, which
-// the CPU does in one piece.
+// the CPU does in one piece, or an atomic addition.
 unsafe impl Sync for Word {}
 
 impl Word {
@@ -52,12 +83,13 @@ impl Word {
 
     #[inline(always)]
     pub(crate) fn add(&self, amount: u64) {
-        add(self.0.get(), amount);
+        // SAFETY: globals lie in a map value, which is always there.
+        unsafe { add(self.0.get(), amount) }
     }
 
     #[inline(always)]
     pub(crate) fn set(&self, value: u64) {
-        // SAFETY: as above, to be written; see `Sync`.
+        // SAFETY: the cell is always there to be written; see `Sync`.
         unsafe { self.0.get().write_volatile(value) }
     }
 }

@@ -7,12 +7,13 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use freezer_guard_abi::{Actor, Guard, GuardId};
+use freezer_guard_abi::{Guard, GuardId};
 
 use crate::{
     each::{self, GO_ON, STOP},
+    entry::Entry,
     kernel::{self, Pointer, offset, probe},
-    maps::{TURNS, guard},
+    maps::TURNS,
 };
 
 /// Of `linux/capability.h`, a bit each.
@@ -72,15 +73,6 @@ impl Credentials {
     }
 }
 
-/// The relation to the guard of the current task, which is no member of its holder.
-#[inline(always)]
-pub(crate) fn outsider(id: GuardId) -> Actor {
-    match yields(id) {
-        0 => Actor::Outsider,
-        _ => Actor::Superior,
-    }
-}
-
 /// Returns whether the current task has authority over the guard's owner, or ends the system.
 #[inline(always)]
 pub(crate) fn is_superior(guard: &Guard) -> bool {
@@ -91,8 +83,8 @@ pub(crate) fn is_superior(guard: &Guard) -> bool {
 /// function: see `covering`.
 ///
 /// At the end of its work systemd executes `systemd-shutdown` in its own place, which kills
-/// what is left and unmounts the file systems. Before that it is called `systemd`, whatever
-/// its file is called (`main` of systemd's `src/core/main.c`).
+/// the rest and unmounts the file systems. Before that it is called `systemd`, also when
+/// its file has another name (`main` of systemd's `src/core/main.c`).
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn ends_system() -> u64 {
@@ -107,9 +99,8 @@ extern "C" fn ends_system() -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn yields(id: GuardId) -> u64 {
-    // SAFETY: a map value that the verifier has seen checked.
-    guard(id)
-        .is_some_and(|guard| is_superior(unsafe { &*guard }))
+    Entry::of(id)
+        .is_some_and(|entry| is_superior(entry.guard()))
         .into()
 }
 

@@ -19,10 +19,11 @@ use crate::{
     authority::Credentials,
     covering::{self, Covering, below},
     each::{self, GO_ON, STOP},
+    entry::Entry,
     freezer::{self, FREEZING_SELF},
     kernel::{self, Pointer, load, offset, probe},
     lifetime,
-    maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS, guard},
+    maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS},
     membership, telling,
 };
 
@@ -92,11 +93,7 @@ pub(crate) fn executed(bprm: Pointer) {
         candidate.owner_ns = owner.user_ns;
     }
     let (candidates, most) = lifetime::candidates(candidate.flags);
-    if candidates.get() >= u64::from(most)
-        || GUARDS
-            .insert(id, candidate, u64::from(BPF_NOEXIST))
-            .is_err()
-    {
+    if candidates.get() >= u64::from(most) || !Entry::make(id, &candidate) {
         return unguarded(id, CgroupKey::default(), Unguarded::Full);
     }
     if MEMBERS.insert(leader, id, u64::from(BPF_ANY)).is_err() {
@@ -111,10 +108,9 @@ pub(crate) fn executed(bprm: Pointer) {
 #[inline(always)]
 pub(crate) fn moved(task: TaskPointer) {
     if let Some(id) = membership::of(task)
-        && let Some(entry) = guard(id)
+        && let Some(entry) = Entry::of(id)
     {
-        // SAFETY: a map value the verifier has seen checked.
-        let leader = unsafe { (*entry).leader };
+        let leader = entry.guard().leader;
         if leader != 0 && leader != task {
             membership::leave(task as Pointer);
         }
@@ -148,9 +144,7 @@ fn claim(cgroup: Pointer) {
     let Some(id) = membership::of_current() else {
         return;
     };
-    let Some(entry) = guard(id) else { return };
-    // SAFETY: a map value the verifier has seen checked.
-    if unsafe { (*entry).leader } != 0 {
+    if Entry::of(id).is_some_and(|entry| entry.guard().leader != 0) {
         claim_for(id, kernel::number(cgroup));
     }
 }
@@ -165,7 +159,7 @@ extern "C" fn claim_for(id: GuardId, cgroup: u64) -> u64 {
 
 #[inline(always)]
 fn take(id: GuardId, cgroup: Pointer) {
-    let Some(entry) = guard(id) else { return };
+    let Some(entry) = Entry::of(id) else { return };
     let Some(key) = covering::key(cgroup) else {
         return;
     };
@@ -174,38 +168,31 @@ fn take(id: GuardId, cgroup: Pointer) {
         Covering::Guard(own) if own == id => return,
         Covering::Guard(_) | Covering::TooDeep => return unguarded(id, key, Unguarded::Busy),
     }
-    if below(key, 0, Some(id)).is_some() {
+    if below(key, None, Some(id)).is_some() {
         return unguarded(id, key, Unguarded::Busy);
     }
     if TARGETS.get_ptr(key).is_some() {
         // A dead guard's.
         let _ = TARGETS.remove(key);
     }
-    // SAFETY: a map value the verifier has seen checked.
-    if unsafe { (*entry).flags } & Guard::BY_USER != 0
+    if entry.flags() & Guard::BY_USER != 0
         && probe::<u32>(cgroup, offset!(cgroup_level)).is_none_or(|level| level > MAX_DEPTH_BY_USER)
     {
         return unguarded(id, key, Unguarded::Full);
     }
     // What is done to it from here on counts; a moment later, as a violation.
-    if !lifetime::hold(entry) || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
+    if lifetime::hold(id) == 0 || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
         return unguarded(id, key, Unguarded::Full);
     }
-    // SAFETY: as above. The writes of one hierarchy come one after the other, and
-    // `control` does not write these fields of an automatic guard.
-    unsafe {
-        if (*entry).checkpointing_ns == 0 {
-            let now = bpf_ktime_get_boot_ns();
-            (&raw mut (*entry).checkpointing_ns).write_volatile(now);
-            (*entry).begun_ns = now;
-            (*entry).target = key;
-            lifetime::has_ended((*entry).flags, true);
-        }
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if !entry.is_checkpointing() && entry.set_checkpointing(now) == 0 {
+        entry.set_begun(now, key);
+        lifetime::has_ended(entry.flags(), true);
     }
     mark_ancestors(cgroup, id);
     if is_inside(cgroup) {
-        // SAFETY: as above.
-        unsafe { (*entry).flags |= Guard::ENDS_WITH_LEADER };
+        entry.set_flags(Guard::ENDS_WITH_LEADER);
     }
     telling::tell_begun(id, entry, key);
 }

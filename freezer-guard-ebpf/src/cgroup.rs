@@ -4,11 +4,11 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use freezer_guard_abi::{
-    Act, PROTECTED_FILES, Place, Protection, acts_downwards, name_words, protection_of,
+    Act, PROTECTED_FILES, Protection, acts_downwards, name_words, protection_of,
 };
 
 use crate::{
-    covering::{self, Covering, REFUSING, below, refuses},
+    covering::{self, Covering, Write, below, minds_inside},
     kernel::{Pointer, load, offset, opaque, probe},
     membership, migration,
     telling::{self, Deed, EBUSY},
@@ -108,12 +108,12 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
     let Some(written) = covering::key(cgroup) else {
         return 0;
     };
-    let writer = membership::writer();
+    let (write, writer) = (Write::asked(protection), membership::writer());
     let refusing = match covering::of_cgroup(cgroup) {
         Covering::TooDeep => return covering::too_deep_for_current().into(),
-        Covering::Guard(id) if refuses(id, Place::Inside, protection, writer) => Some(id),
+        Covering::Guard(id) if minds_inside(id, write, writer) => Some(id),
         Covering::Guard(_) | Covering::Nobody if acts_downwards(protection) => {
-            below(written, protection.bit() | REFUSING, writer)
+            below(written, Some(write), writer)
         }
         Covering::Guard(_) | Covering::Nobody => None,
     };

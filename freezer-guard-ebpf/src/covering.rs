@@ -3,15 +3,16 @@
 use core::ffi::c_void;
 
 use freezer_guard_abi::{
-    Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Object, Place, Protection,
-    TaskPointer, denies,
+    Action, Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Object, Place, Protection,
+    Stage, TaskPointer, minds,
 };
 
 use crate::{
     authority,
     each::{self, GO_ON, STOP},
+    entry::Entry,
     kernel::{self, Pointer, offset, probe},
-    maps::{ANCESTORS, FREEZER, GUARDS, TARGETS, TURNS, guard},
+    maps::{ANCESTORS, FREEZER, GUARDS, TARGETS, TURNS, word},
     membership,
 };
 
@@ -101,11 +102,9 @@ extern "C" fn look_and_climb(
 /// The guard in force whose target this very cgroup is.
 #[inline(always)]
 fn guard_on(cgroup: Pointer) -> Option<GuardId> {
-    let id = TARGETS.get_ptr(key(cgroup)?)?;
-    // SAFETY: a map value the verifier has seen checked.
-    let id = unsafe { *id };
+    let id = word(&TARGETS, key(cgroup)?)?;
     // The mark of a guard that has ended must not hide another guard further up.
-    guard(id).map(|_| id)
+    Entry::of(id).map(|_| id)
 }
 
 /// The cgroup above a cgroup.
@@ -165,33 +164,26 @@ fn covers(id: GuardId, task: Pointer) -> bool {
     v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)
 }
 
-/// The relation of the current task to the guard. `asks`: its action is still to be permitted,
-/// so authority matters.
+/// The relation of the current task to the guard. Authority matters to what is asked only.
 #[inline(always)]
-pub(crate) fn actor(id: GuardId, asks: bool) -> Actor {
-    const HOLDER: u64 = Actor::Holder as u64;
-    const SUPERIOR: u64 = Actor::Superior as u64;
-    const OWN: u64 = Actor::Own as u64;
-    match actor_number(id, asks.into()) {
-        HOLDER => Actor::Holder,
-        SUPERIOR => Actor::Superior,
-        OWN => Actor::Own,
-        _ => Actor::Outsider,
-    }
+pub(crate) fn actor(id: GuardId, stage: Stage) -> Actor {
+    Actor::numbered(actor_number(id, stage as u64))
 }
 
 /// The same as a number. A global function: see [`covering`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn actor_number(id: GuardId, asks: u64) -> u64 {
+extern "C" fn actor_number(id: GuardId, stage: u64) -> u64 {
     let actor = if membership::of_current() == Some(id) {
         Actor::Holder
-    } else if asks != 0 && authority::yields(id) != 0 {
+    } else if stage == Stage::Asked as u64 && authority::yields(id) != 0 {
         Actor::Superior
-    } else if covers(id, kernel::current()) {
-        Actor::Own
-    } else {
+    } else if !covers(id, kernel::current()) {
         Actor::Outsider
+    } else if kernel::is_exiting(kernel::current()) {
+        Actor::Dying
+    } else {
+        Actor::Own
     };
     actor as u64
 }
@@ -208,48 +200,104 @@ pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
     (traced && tracer.is_some_and(|tracer| membership::of(tracer) == Some(id))).into()
 }
 
-/// Whether the guard is in force, this protection was not lifted and `writer`
-/// is not its holder.
-#[inline(always)]
-pub(crate) fn minds(id: GuardId, protection: Protection, writer: Option<GuardId>) -> bool {
-    writer != Some(id)
-        && guard(id).is_some_and(|guard| {
-            // SAFETY: a map value the verifier has seen checked.
-            objects(unsafe { &*guard }, protection.bit())
+/// What is done to a cgroup, or asked for. (A write, so it does not matter whether the writer is
+/// in the target.)
+#[derive(Clone, Copy)]
+pub(crate) struct Write {
+    pub(crate) protection: Protection,
+    pub(crate) stage: Stage,
+}
+
+impl Write {
+    pub(crate) const fn asked(protection: Protection) -> Self {
+        Self {
+            protection,
+            stage: Stage::Asked,
+        }
+    }
+
+    pub(crate) const fn done(protection: Protection) -> Self {
+        Self {
+            protection,
+            stage: Stage::Done,
+        }
+    }
+
+    const ASKED: u64 = 1 << 8;
+    /// In place of a write.
+    const NONE: u64 = 1 << 9;
+
+    #[inline(always)]
+    pub(crate) fn packed(self) -> u64 {
+        let asked = match self.stage {
+            Stage::Asked => Self::ASKED,
+            Stage::Done => 0,
+        };
+        self.protection as u64 | asked
+    }
+
+    #[inline(always)]
+    fn unpacked(packed: u64) -> Option<Self> {
+        let stage = match packed & Self::ASKED {
+            0 => Stage::Done,
+            _ => Stage::Asked,
+        };
+        (packed & Self::NONE == 0).then_some(Self {
+            protection: Protection::numbered(packed as u32 & 0xff),
+            stage,
         })
+    }
+
+    /// Whether the guard minds it at this place by the current task, which is a member of
+    /// `writer`.
+    #[inline(always)]
+    fn is_minded(self, id: GuardId, guard: &Guard, place: Place, writer: Option<GuardId>) -> bool {
+        let actor = if writer == Some(id) {
+            Actor::Holder
+        } else if matches!(self.stage, Stage::Asked) && authority::is_superior(guard) {
+            Actor::Superior
+        } else {
+            Actor::Outsider
+        };
+        minds(
+            guard,
+            actor,
+            Action {
+                protection: self.protection,
+                object: Object::Cgroup(place),
+                stage: self.stage,
+            },
+        )
+    }
 }
 
-/// Returns whether the guard refuses the current task a write to a cgroup at this place.
+/// Returns whether the guard minds a write of the current task, a member of `writer`, to a
+/// cgroup inside its target.
 #[inline(always)]
-pub(crate) fn refuses(
-    id: GuardId,
-    place: Place,
-    protection: Protection,
-    writer: Option<GuardId>,
-) -> bool {
-    minds(id, protection, writer)
-        && denies(authority::outsider(id), protection, Object::Cgroup(place))
+pub(crate) fn minds_inside(id: GuardId, write: Write, writer: Option<GuardId>) -> bool {
+    is_minded_inside(id, write.packed(), writer.unwrap_or(NOBODY)) != 0
 }
 
-/// Beside the bits of protections: only guards that refuse the current task count.
-pub(crate) const REFUSING: u64 = 1 << 30;
-
-/// Whether a guard in force protects from all of these. (Without any: whether it is there.)
-#[inline(always)]
-fn objects(guard: &Guard, protections: u64) -> bool {
-    guard.is_in_force() && guard.allowed & protections == 0
+/// The same as numbers. A global function: see [`covering`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_minded_inside(id: GuardId, write: u64, writer: GuardId) -> u64 {
+    let Some(entry) = Entry::of(id) else { return 0 };
+    Write::unpacked(write)
+        .is_some_and(|write| write.is_minded(id, entry.guard(), Place::Inside, Some(writer)))
+        .into()
 }
 
-/// A guard below a cgroup, other than the writer's own, that protects from all of
-/// `protections`, if there is one. Without any, it is any other guard in force.
+/// A guard below a cgroup that minds a write of the current task, a member of `writer`, to
+/// that cgroup. Without a write: any guard below it but the writer's own.
 #[inline(always)]
 pub(crate) fn below(
     cgroup: CgroupKey,
-    protections: u64,
+    write: Option<Write>,
     writer: Option<GuardId>,
 ) -> Option<GuardId> {
     last_below(cgroup)?;
-    let packed = pack(cgroup, protections);
+    let packed = pack(cgroup, write.map_or(Write::NONE, Write::packed));
     match first_below(packed, cgroup.kernfs_id, writer.unwrap_or(NOBODY)) {
         NOBODY => None,
         id => Some(id),
@@ -259,16 +307,13 @@ pub(crate) fn below(
 /// The last guard that was begun below a cgroup, if any: it may have ended.
 #[inline(always)]
 pub(crate) fn last_below(cgroup: CgroupKey) -> Option<GuardId> {
-    // SAFETY: a map value the verifier has seen checked.
-    ANCESTORS
-        .get_ptr(AncestorKey::new(cgroup, AncestorKey::ANY))
-        .map(|last| unsafe { *last })
+    word(&ANCESTORS, AncestorKey::new(cgroup, AncestorKey::ANY))
 }
 
 /// A search among all guards.
 pub(crate) struct Search {
     pub(crate) cgroup: CgroupKey,
-    protections: u64,
+    write: u64,
     writer: GuardId,
     found: GuardId,
 }
@@ -279,7 +324,7 @@ impl Search {
     pub(crate) fn new(packed: u64, kernfs_id: u64, writer: GuardId) -> Self {
         Self {
             cgroup: CgroupKey::new(packed as u32, kernfs_id),
-            protections: packed >> 32,
+            write: packed >> 32,
             writer,
             found: NOBODY,
         }
@@ -288,9 +333,11 @@ impl Search {
     /// Whether this guard is one of them.
     #[inline(always)]
     pub(crate) fn is_met_by(&self, id: GuardId, guard: &Guard) -> bool {
-        id != self.writer
-            && objects(guard, self.protections)
-            && !(self.protections & REFUSING != 0 && authority::is_superior(guard))
+        let is_meant = match Write::unpacked(self.write) {
+            Some(write) => write.is_minded(id, guard, Place::Above, Some(self.writer)),
+            None => id != self.writer && guard.is_in_force(),
+        };
+        is_meant
             && ANCESTORS
                 .get_ptr(AncestorKey::new(self.cgroup, id))
                 .is_some()
@@ -304,9 +351,8 @@ extern "C" fn first_below(packed: u64, kernfs_id: u64, writer: u64) -> GuardId {
     let mut search = Search::new(packed, kernfs_id, writer);
     // Nearly always it is the last: then there is no need to look at all guards.
     if let Some(last) = last_below(search.cgroup)
-        && let Some(guard) = guard(last)
-        // SAFETY: a map value the verifier has seen checked.
-        && search.is_met_by(last, unsafe { &*guard })
+        && let Some(entry) = Entry::of(last)
+        && search.is_met_by(last, entry.guard())
     {
         return last;
     }

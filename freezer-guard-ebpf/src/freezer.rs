@@ -10,7 +10,7 @@ use freezer_guard_abi::{Act, CgroupKey, Guard, GuardId, Protection};
 
 use crate::{
     atomic::Word,
-    covering::{self, Covering, NOBODY, Search, last_below, minds, pack},
+    covering::{self, Covering, NOBODY, Search, Write, last_below, minds_inside, pack},
     each::{self, GO_ON},
     kernel::{self, Pointer, offset, probe},
     maps::GUARDS,
@@ -87,7 +87,7 @@ fn changed(cgroup: Pointer, freeze: bool) {
     tell_all(kernel::number(cgroup), freeze.into());
 }
 
-/// Beside the bits of protections: it was frozen, and not thawed.
+/// Packed beside the hierarchy: it was frozen, and not thawed.
 const FREEZES: u64 = 1 << 31;
 
 /// The same as numbers. A global function: see `covering`.
@@ -99,20 +99,17 @@ extern "C" fn tell_all(cgroup: u64, freeze: u64) -> u64 {
     let Some(key) = covering::key(cgroup) else {
         return 0;
     };
-    let protection = Protection::Freeze;
-    let packed = pack(
-        key,
-        protection.bit() | if freeze != 0 { FREEZES } else { 0 },
-    );
+    let write = Write::done(Protection::Freeze);
+    let packed = pack(key, if freeze != 0 { FREEZES } else { 0 });
     if let Covering::Guard(id) = covering::of_cgroup(cgroup)
-        && minds(id, protection, writer)
+        && minds_inside(id, write, writer)
     {
         disturb(id, packed, key.kernfs_id);
     }
     if last_below(key).is_some() {
-        let protects = pack(key, protection.bit());
+        let meant = pack(key, write.packed());
         let mut telling = Telling {
-            search: Search::new(protects, key.kernfs_id, writer.unwrap_or(NOBODY)),
+            search: Search::new(meant, key.kernfs_id, writer.unwrap_or(NOBODY)),
             packed,
         };
         each::element(&GUARDS, tell_below, &mut telling);

@@ -1,14 +1,15 @@
 //! The life of a guard's entry: counted while it is held, and ended once.
 
-use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_ktime_get_boot_ns};
+use aya_ebpf::bindings::BPF_ANY;
 use freezer_guard_abi::{
     CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_CANDIDATES_BY_USERS, MAX_GUARDS,
-    MAX_GUARDS_BY_USERS, TaskPointer,
+    MAX_GUARDS_BY_USERS,
 };
 
 use crate::{
-    atomic::{self, Word},
-    maps::{ENDED, GUARDS, guard},
+    atomic::Word,
+    entry::Entry,
+    maps::{ENDED, GUARDS},
     telling,
 };
 
@@ -28,30 +29,35 @@ static HELD_BY_USERS: Word = Word::new();
 /// How many have ended whose marks user space has not removed.
 pub(crate) static STALE: Word = Word::new();
 
-/// Counts the guard among those that are held. Comes before its marks. Whether there was
-/// room for one more.
-#[inline(always)]
-pub(crate) fn hold(entry: *mut Guard) -> bool {
-    // SAFETY: a map value the verifier has seen checked. One task begins a guard.
-    unsafe {
-        if (*entry).flags & Guard::HELD != 0 {
-            return true;
-        }
-        if HELD.get() >= u64::from(MAX_GUARDS) {
-            return false;
-        }
-        if (*entry).flags & Guard::BY_USER != 0 {
-            // Root's guards find room.
-            if HELD_BY_USERS.get() >= u64::from(MAX_GUARDS_BY_USERS) {
-                return false;
-            }
-            (*entry).flags |= Guard::HELD_BY_USER;
+/// Counts the guard among those that are held: 1 if there was room for it, else 0. Comes
+/// before its marks. A global function: see `covering`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn hold(id: GuardId) -> u64 {
+    let Some(entry) = Entry::of(id) else { return 0 };
+    let flags = entry.flags();
+    if flags & Guard::HELD != 0 {
+        return 1;
+    }
+    // Root's guards find room.
+    let by_user = flags & Guard::BY_USER != 0;
+    if HELD.get() >= u64::from(MAX_GUARDS)
+        || by_user && HELD_BY_USERS.get() >= u64::from(MAX_GUARDS_BY_USERS)
+    {
+        return 0;
+    }
+    let counted = match by_user {
+        true => Guard::HELD | Guard::HELD_BY_USER,
+        false => Guard::HELD,
+    };
+    // A checkpointer may be writing a freezer of v1 and one of v2 at once.
+    if entry.set_flags(counted) & Guard::HELD == 0 {
+        HELD.add(1);
+        if by_user {
             HELD_BY_USERS.add(1);
         }
-        (*entry).flags |= Guard::HELD;
-        HELD.add(1);
     }
-    true
+    1
 }
 
 /// Takes the guard with these flags out of that count.
@@ -72,20 +78,15 @@ pub(crate) fn is_held_no_more(flags: u64) {
 /// not be used again at once: they may be counting in it.)
 #[inline(always)]
 pub(crate) fn end(id: GuardId, remove: bool) {
-    let Some(entry) = guard(id) else { return };
-    // SAFETY: `bpf_ktime_get_boot_ns` has no preconditions; a map value the verifier has
-    // seen checked.
-    let (before, value) = unsafe {
-        let now = bpf_ktime_get_boot_ns();
-        (atomic::swap(&raw mut (*entry).ended_ns, now), &*entry)
-    };
-    if before != 0 {
+    let Some(entry) = Entry::of(id) else { return };
+    if !entry.end() {
         return;
     }
-    let (is_candidate, flags) = (value.is_candidate(), value.flags);
+    let guard = entry.guard();
+    let (is_candidate, flags) = (guard.is_candidate(), entry.flags());
     if !is_candidate {
         // Without room for it, a reader of the event finds no more than that.
-        let _ = ENDED.insert(id, value, u64::from(BPF_ANY));
+        let _ = ENDED.insert(id, guard, u64::from(BPF_ANY));
     }
     if remove {
         let _ = GUARDS.remove(id);
@@ -116,12 +117,4 @@ pub(crate) fn has_ended(flags: u64, is_candidate: bool) {
     if is_candidate {
         candidates(flags).0.add(u64::MAX);
     }
-}
-
-/// The one with whom an automatic guard comes to its end, though others may be left;
-/// `None`: it ends with its last member.
-#[inline(always)]
-pub(crate) fn leader(entry: &Guard) -> Option<TaskPointer> {
-    let ends = entry.is_candidate() || entry.flags & Guard::ENDS_WITH_LEADER != 0;
-    ends.then_some(entry.leader)
 }

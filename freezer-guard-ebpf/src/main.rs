@@ -45,6 +45,7 @@ mod automatic;
 mod cgroup;
 mod covering;
 mod each;
+mod entry;
 mod freezer;
 mod kernel;
 mod lifetime;
@@ -60,7 +61,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, fentry, fexit, lsm},
     programs::{BtfTracePointContext, FEntryContext, FExitContext, LsmContext},
 };
-use freezer_guard_abi::Protection;
+use freezer_guard_abi::control::MORE;
 
 /// `security_file_permission(file, mask)`: before every read and write of
 /// every file, so the cheapest test comes first.
@@ -236,7 +237,7 @@ fn control(ctx: *const u64) -> u32 {
     // SAFETY: the context of a raw tracepoint is an array of arguments, and
     // user space passes as many. One word at a time, as the verifier wants.
     let argument = |number| unsafe { ctx.add(number).read_volatile() };
-    let mut more = [0; Protection::COUNT];
+    let mut more = [0; MORE];
     for (number, more) in more.iter_mut().enumerate() {
         *more = argument(2 + number);
     }

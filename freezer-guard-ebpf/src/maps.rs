@@ -63,11 +63,10 @@ pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::ZERO;
 #[unsafe(no_mangle)]
 pub(crate) static FREEZER: u32 = NO_FREEZER;
 
-/// The guard's entry, if it is in force.
+/// A copy of a map's value that is one word.
 #[inline(always)]
-pub(crate) fn guard(id: GuardId) -> Option<*mut Guard> {
-    GUARDS.get_ptr_mut(id).filter(|entry| {
-        // SAFETY: a map value that the verifier has seen checked.
-        unsafe { (**entry).is_in_force() }
-    })
+pub(crate) fn word<K>(map: &HashMap<K, u64>, key: K) -> Option<u64> {
+    // SAFETY: a map value that the verifier has seen checked; the read is one load.
+    map.get_ptr(key)
+        .map(|value| unsafe { value.read_volatile() })
 }

@@ -7,10 +7,10 @@ use aya_ebpf::{
 use freezer_guard_abi::{Guard, GuardId, MAX_MEMBERS_BY_USER, Member, TaskPointer};
 
 use crate::{
-    atomic,
+    entry::Entry,
     kernel::{self, Pointer, load, offset, opaque},
     lifetime,
-    maps::{GUARDS, MEMBERS, guard},
+    maps::{GUARDS, MEMBERS, word},
 };
 
 /// EAGAIN: what fork returns at a limit.
@@ -35,12 +35,8 @@ pub(crate) fn writer() -> Option<GuardId> {
 /// The guard in force that the thread is a holder of.
 #[inline(always)]
 pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
-    let id = *MEMBERS.get_ptr(task).map(|id| {
-        // SAFETY: a map value the verifier has seen checked; entries change
-        // only for a task that starts or ends.
-        unsafe { &*id }
-    })?;
-    guard(id).map(|_| id)
+    let id = word(&MEMBERS, task)?;
+    Entry::of(id).map(|_| id)
 }
 
 /// Returns 1 if the thread belongs to any holder, else 0. A global function: see `covering`.
@@ -62,17 +58,15 @@ pub(crate) fn inherit(child: TaskPointer) -> i32 {
 
 #[inline(always)]
 pub(crate) fn join(task: TaskPointer, id: GuardId) -> i32 {
-    let Some(entry) = guard(id) else { return 0 };
-    // SAFETY: a map value the verifier has seen checked.
-    let (flags, members) = unsafe { ((*entry).flags, atomic::read(&raw const (*entry).members)) };
-    if flags & Guard::BY_USER != 0 && members >= u64::from(MAX_MEMBERS_BY_USER) {
+    let Some(entry) = Entry::of(id) else { return 0 };
+    let by_user = entry.flags() & Guard::BY_USER != 0;
+    if by_user && entry.members() >= u64::from(MAX_MEMBERS_BY_USER) {
         return -EAGAIN;
     }
     if MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
         return -EAGAIN;
     }
-    // SAFETY: a map value the verifier has seen checked.
-    atomic::add(unsafe { &raw mut (*entry).members }, 1);
+    entry.add_member();
     0
 }
 
@@ -91,36 +85,26 @@ pub(crate) fn leave(task: Pointer) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn remove(task: TaskPointer) -> u64 {
-    let Some(id) = MEMBERS.get_ptr(task) else {
+    let Some(id) = word(&MEMBERS, task) else {
         return 0;
     };
-    // SAFETY: a map value the verifier has seen checked.
-    let id = unsafe { *id };
     if MEMBERS.remove(task).is_err() {
         return 0;
     }
-    let Some(entry) = GUARDS.get_ptr_mut(id) else {
+    let Some(entry) = Entry::of_any(id) else {
         return 0;
     };
-    // SAFETY: as above.
-    let (members, flags, ended_ns, leader) = unsafe {
-        (
-            &raw mut (*entry).members,
-            &raw mut (*entry).flags,
-            &raw const (*entry).ended_ns,
-            lifetime::leader(&*entry),
-        )
-    };
-    atomic::add(members, u64::MAX);
+    let leader = entry.leader();
+    entry.remove_member();
     // Two that leave at once may both read zero: the second finds no entry. A
     // count that has reached zero stays there: only members make members.
-    let is_last = || atomic::read(members) == 0;
+    let is_last = || entry.members() == 0;
     let ends = match leader {
         Some(leader) => leader == task,
         None => is_last(),
     };
     if ends {
-        let was_held = atomic::read(flags) & Guard::HELD != 0;
+        let was_held = entry.flags() & Guard::HELD != 0;
         lifetime::end(id, leader.is_none());
         // Not before: or it may be looked for while it is still in force.
         if was_held {
@@ -129,7 +113,7 @@ extern "C" fn remove(task: TaskPointer) -> u64 {
     }
     // The leader ends it and then looks at the count; the others count and then look
     // whether it has ended: at least one of them sees both.
-    if leader.is_some() && atomic::read(ended_ns) != 0 && is_last() {
+    if leader.is_some() && entry.has_ended() && is_last() {
         let _ = GUARDS.remove(id);
     }
     0
@@ -140,11 +124,10 @@ extern "C" fn remove(task: TaskPointer) -> u64 {
 #[inline(always)]
 pub(crate) fn is_taken(task: TaskPointer, id: GuardId) -> bool {
     let Some(own) = of(task) else { return false };
-    let Some(entry) = guard(own) else {
+    let Some(entry) = Entry::of(own) else {
         return false;
     };
-    // SAFETY: a map value the verifier has seen checked.
-    if own != id && unsafe { (*entry).is_candidate() } {
+    if own != id && entry.guard().is_candidate() {
         leave(task as Pointer);
         return false;
     }

@@ -6,13 +6,13 @@
 //! both.
 
 use freezer_guard_abi::{
-    Act, CgroupKey, GuardId, Place, Protection, TaskPointer, moves_one_thread,
+    Act, CgroupKey, GuardId, Protection, Stage, TaskPointer, moves_one_thread,
 };
 
 use crate::{
     atomic::Word,
     automatic,
-    covering::{self, Covering, REFUSING, below, minds, refuses},
+    covering::{self, Covering, Write, below, minds_inside},
     kernel::{self, Pointer, offset, probe},
     lifetime, membership, pid,
     telling::{self, Deed, EBUSY},
@@ -21,27 +21,20 @@ use crate::{
 /// The kernfs id of every hierarchy's root (`kernfs_create_root`).
 const ROOT: u64 = 1;
 
-/// What becomes of a move between two cgroups of one hierarchy.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Refused,
-    Done,
-}
-
 /// Counts a move for each guard that minds, and tells about it: one that the task leaves,
 /// and one that it enters. Whether there is any, or one could not be told.
 #[inline(always)]
-fn count_move(from: Pointer, to: Pointer, victim: u32, fate: Fate) -> bool {
+fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
     let writer = membership::writer();
     let (Some(from_key), Some(to_key)) = (covering::key(from), covering::key(to)) else {
         return false;
     };
-    let minds = |id| match fate {
-        Fate::Refused => refuses(id, Place::Inside, Protection::Migrate, writer),
-        Fate::Done => minds(id, Protection::Migrate, writer),
+    let write = Write {
+        protection: Protection::Migrate,
+        stage,
     };
     let minding = |cgroup| match covering::of_cgroup(cgroup) {
-        Covering::Guard(id) if minds(id) => (Some(id), false),
+        Covering::Guard(id) if minds_inside(id, write, writer) => (Some(id), false),
         Covering::TooDeep => (None, covering::too_deep_for_current()),
         _ => (None, false),
     };
@@ -49,9 +42,9 @@ fn count_move(from: Pointer, to: Pointer, victim: u32, fate: Fate) -> bool {
     let tell = |id: GuardId, act, cgroup| {
         let mut deed = Deed::new(act, Protection::Migrate, cgroup);
         deed.victim = victim;
-        match fate {
-            Fate::Refused => telling::refused(id, &deed),
-            Fate::Done => telling::disturbed(id, &deed),
+        match stage {
+            Stage::Asked => telling::refused(id, &deed),
+            Stage::Done => telling::disturbed(id, &deed),
         }
     };
     match (left, entered) {
@@ -85,7 +78,7 @@ pub(crate) fn before_permission(from: Pointer, to: Pointer) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_refused(from: u64, to: u64) -> u64 {
-    count_move(from as Pointer, to as Pointer, 0, Fate::Refused).into()
+    count_move(from as Pointer, to as Pointer, 0, Stage::Asked).into()
 }
 
 /// Whether there is one.
@@ -158,7 +151,7 @@ extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
     automatic::moved(task);
     if lifetime::is_any_held() {
         let victim = kernel::tgid(task as Pointer);
-        count_move(from as Pointer, to as Pointer, victim, Fate::Done);
+        count_move(from as Pointer, to as Pointer, victim, Stage::Done);
     }
     0
 }
@@ -168,7 +161,8 @@ extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) -> bool {
     let root = CgroupKey::new(written.hierarchy_id, ROOT);
-    let Some(any) = below(root, Protection::Migrate.bit() | REFUSING, writer) else {
+    let write = Write::asked(Protection::Migrate);
+    let Some(any) = below(root, Some(write), writer) else {
         return false;
     };
     let task = pid::being_written();
@@ -191,9 +185,7 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
         return false;
     };
     match (covering::of_cgroup(from), covering::key(from)) {
-        (Covering::Guard(id), Some(from))
-            if refuses(id, Place::Inside, Protection::Migrate, writer) =>
-        {
+        (Covering::Guard(id), Some(from)) if minds_inside(id, write, writer) => {
             let mut deed = Deed::new(Act::Leave, Protection::Migrate, from);
             deed.victim = kernel::tgid(task);
             telling::refused(id, &deed);

@@ -1,143 +1,123 @@
 //! What user space has done in the kernel: guards begin, enter CHECKPOINTING and end, and
 //! processes become holders.
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write},
-};
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write};
 use freezer_guard_abi::{
-    ASKED_FOR, CgroupKey, ENROLLED, EventKind, Guard, GuardId, NO_ROOM, Protection, TaskPointer,
-    control,
+    ASKED_FOR, CgroupKey, ENROLLED, EventKind, Guard, GuardId, NO_ROOM, TaskPointer,
+    control::{Answer, MORE, Operation},
 };
 
 use crate::{
-    atomic,
     authority::Credentials,
+    entry::Entry,
     kernel::{self, Pointer, load, offset},
     lifetime::{STALE, end, hold, is_held_no_more},
-    maps::{ENROLLING, GUARDS, TEMPLATES, guard},
+    maps::{ENROLLING, GUARDS, TEMPLATES},
     membership::{TaskIter, is_taken, join, leave, of},
     telling,
 };
 
-/// See [`control`].
+/// What [`Operation`] says, and the answer: an [`Answer`], or a number.
 #[inline(always)]
-pub(crate) fn control(operation: u64, id: GuardId, more: [u64; Protection::COUNT]) -> u32 {
+pub(crate) fn control(operation: u64, id: GuardId, more: [u64; MORE]) -> u32 {
+    match Operation::numbered(operation) {
+        Some(Operation::Stale) => STALE.get() as u32,
+        Some(operation) => operate(operation, id, more) as u32,
+        None => Answer::NoGuard as u32,
+    }
+}
+
+#[inline(always)]
+fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
     match operation {
-        control::BEGIN => return begin(id),
-        control::STALE => return STALE.get() as u32,
-        control::SWEPT => {
+        Operation::Begin => return begin(id),
+        Operation::Swept => {
             STALE.add(id.wrapping_neg());
-            return control::DONE;
+            return Answer::Done;
         }
         _ => {}
     }
-    let Some(entry) = guard(id) else {
-        return control::NO_GUARD;
+    let Some(entry) = Entry::of(id) else {
+        return Answer::NoGuard;
     };
     match operation {
-        control::ENROL => {
-            if is_taken(kernel::current() as TaskPointer, id) {
-                return control::OTHER_GUARD;
+        Operation::Enrol => {
+            let task = kernel::current() as TaskPointer;
+            if is_taken(task, id) {
+                return Answer::OtherGuard;
             }
-            match join(kernel::current() as TaskPointer, id) {
-                0 => control::DONE,
-                _ => control::FULL,
+            if join(task, id) != 0 {
+                return Answer::Full;
             }
         }
-        control::MARKED => {
-            let target = CgroupKey::new(more[0] as u32, more[1]);
-            telling::tell_begun(id, entry, target);
-            control::DONE
+        Operation::Marked => {
+            telling::tell_begun(id, entry, CgroupKey::new(more[0] as u32, more[1]));
         }
-        control::CHECKPOINTING => enter(entry, id, more),
-        control::END => {
+        Operation::Found => {
+            entry.set_flags(more[0] & (Guard::FROZE | Guard::FOUND_FROZEN));
+        }
+        Operation::Checkpointing => return enter(entry, id, more),
+        Operation::Armed => entry.arm(more[0], more[1]),
+        Operation::Leave => leave(kernel::current()),
+        Operation::End => {
             if more[0] != 0 {
-                // SAFETY: a map value the verifier has seen checked.
-                unsafe { (*entry).flags &= !Guard::FROZE };
+                entry.clear_flags(Guard::FROZE);
             }
             end(id, true);
             if more[1] != 0 {
                 STALE.add(1);
             }
-            control::DONE
         }
-        control::LEAVE => {
-            leave(kernel::current());
-            control::DONE
-        }
-        control::FOUND => {
-            // SAFETY: as above.
-            unsafe { (*entry).flags |= more[0] & (Guard::FROZE | Guard::FOUND_FROZEN) };
-            control::DONE
-        }
-        control::ARMED => {
-            // SAFETY: a map value the verifier has seen checked; one user-space
-            // writer at a time.
-            unsafe {
-                for (index, level) in (*entry).levels.iter_mut().enumerate() {
-                    *level = (more[0] >> (8 * index)) as u32 & 0xff;
-                }
-                // Of several targets the first counts.
-                if (*entry).missed_before == Guard::UNKNOWN {
-                    (*entry).missed_before = more[1];
-                }
-            }
-            control::DONE
-        }
-        _ => control::NO_GUARD,
+        Operation::Begin | Operation::Stale | Operation::Swept => {}
     }
+    Answer::Done
 }
 
 /// Begins a guard, with the current thread as its holder: whatever becomes of that, no
-/// entry stays that nobody holds.
+/// entry stays without a holder.
 #[inline(always)]
-fn begin(id: GuardId) -> u32 {
+fn begin(id: GuardId) -> Answer {
     let task = kernel::current() as TaskPointer;
     if is_taken(task, id) {
-        return control::OTHER_GUARD;
+        return Answer::OtherGuard;
     }
-    let Some(template) = TEMPLATES.get_ptr(ASKED_FOR) else {
-        return control::FULL;
+    let Some(template) = TEMPLATES.get(ASKED_FOR) else {
+        return Answer::Full;
     };
-    // SAFETY: a map value the verifier has seen checked.
-    if GUARDS
-        .insert(id, unsafe { &*template }, u64::from(BPF_NOEXIST))
-        .is_err()
-    {
-        return control::FULL;
+    if !Entry::make(id, template) {
+        return Answer::Full;
     }
-    let Some(entry) = guard(id) else {
-        return control::FULL;
+    let Some(entry) = Entry::of(id) else {
+        return Answer::Full;
     };
-    let is_held = hold(entry);
+    let is_held = hold(id) != 0;
     if is_held && join(task, id) == 0 {
-        return control::DONE;
+        return Answer::Done;
     }
-    // SAFETY: as above.
-    is_held_no_more(unsafe { (*entry).flags });
+    is_held_no_more(entry.flags());
     let _ = GUARDS.remove(id);
-    control::FULL
+    Answer::Full
 }
 
 /// Enters CHECKPOINTING. Whatever is counted after the entry has begun to be
 /// CHECKPOINTING is a violation; so the counters are compared after that.
 #[inline(always)]
-fn enter(entry: *mut Guard, id: GuardId, before: [u64; Protection::COUNT]) -> u32 {
-    // SAFETY: a map value the verifier has seen checked; this is the only
-    // writer of these fields, and one holder begins one guard.
-    unsafe {
-        (*entry).repaired = before;
-        (&raw mut (*entry).checkpointing_ns).write_volatile(bpf_ktime_get_boot_ns());
-        for (kind, before) in before.into_iter().enumerate() {
-            if atomic::read(&raw const (*entry).disturbances[kind]) != before {
-                (&raw mut (*entry).checkpointing_ns).write_volatile(0);
-                return control::DISTURBED;
-            }
+fn enter(entry: Entry, id: GuardId, before: [u64; MORE]) -> Answer {
+    if entry.guard().leader != 0 {
+        // An automatic guard has entered by itself.
+        return Answer::NoGuard;
+    }
+    entry.set_repaired(before);
+    // SAFETY: no preconditions.
+    entry.set_checkpointing(unsafe { bpf_ktime_get_boot_ns() });
+    for (protection, before) in before.into_iter().enumerate() {
+        if entry.disturbances(protection) != before {
+            entry.set_checkpointing(0);
+            return Answer::Disturbed;
         }
     }
     telling::tell(id, EventKind::Checkpointing, CgroupKey::new(0, 0));
-    control::DONE
+    Answer::Done
 }
 
 /// Makes the iterator's task a member of the guard that [`ENROLLING`] names if it
@@ -191,19 +171,17 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
 /// it stays his.
 #[inline(always)]
 fn own(id: GuardId, holder: Pointer) {
-    let (Some(entry), Some(holder)) = (guard(id), Credentials::of(holder)) else {
+    let Some(entry) = Entry::of(id) else { return };
+    let Some(holder) = Credentials::of(holder) else {
         return;
     };
-    // SAFETY: a map value the verifier has seen checked. The guard has been begun and its
-    // holder is being enrolled: under the lock of user space, which writes nothing else.
-    unsafe {
-        if (*entry).flags & Guard::BY_USER == 0 {
-            if holder.is_root_of_host() {
-                return;
-            }
-            (*entry).flags |= Guard::BY_USER;
-            (*entry).owner_uid = holder.uid.into();
+    let mut uid = entry.guard().owner_uid;
+    if entry.flags() & Guard::BY_USER == 0 {
+        if holder.is_root_of_host() {
+            return;
         }
-        (*entry).owner_ns = holder.user_ns;
+        uid = holder.uid.into();
     }
+    entry.set_owner(uid, holder.user_ns);
+    entry.set_flags(Guard::BY_USER);
 }

@@ -1,11 +1,12 @@
 //! What is done to the tasks of a target: signals, ptrace, writes to memory.
 
 use freezer_guard_abi::{
-    Act, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, denies,
+    Act, Action, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, Stage, minds,
 };
 
 use crate::{
-    covering::{self, Covering, is_traced_by_holder, minds},
+    covering::{self, Covering, is_traced_by_holder},
+    entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lifetime, membership,
     telling::{self, Deed, EBUSY},
@@ -26,8 +27,7 @@ struct Attempt {
     protection: Protection,
     detail: u32,
     victim: Pointer,
-    /// Whether it is still to be refused or permitted: otherwise it has been done.
-    asks: bool,
+    stage: Stage,
 }
 
 /// A guard that minds it.
@@ -48,7 +48,7 @@ impl Attempt {
             protection: act.protection(detail),
             detail,
             victim,
-            asks: true,
+            stage: Stage::Asked,
         }
     }
 
@@ -66,7 +66,7 @@ impl Attempt {
     fn done(&self) {
         if lifetime::is_any_held() {
             let done = Self {
-                asks: false,
+                stage: Stage::Done,
                 ..*self
             };
             count_attempt(kernel::number(self.victim), done.packed());
@@ -76,7 +76,7 @@ impl Attempt {
     #[inline(always)]
     fn packed(&self) -> u64 {
         u64::from(self.detail) << 32
-            | u64::from(self.asks) << 31
+            | (self.stage as u64) << 31
             | u64::from(self.act) << 8
             | self.protection as u64
     }
@@ -88,7 +88,10 @@ impl Attempt {
             protection: Protection::numbered(packed as u32 & 0xff),
             detail: (packed >> 32) as u32,
             victim: victim as Pointer,
-            asks: packed & 1 << 31 != 0,
+            stage: match packed & 1 << 31 {
+                0 => Stage::Asked,
+                _ => Stage::Done,
+            },
         }
     }
 }
@@ -154,31 +157,32 @@ impl Attempt {
 
     #[inline(always)]
     fn is_minded(&self, id: GuardId) -> bool {
-        let exiting = kernel::is_exiting(kernel::current());
-        if self.is_by_kernel() && !exiting {
-            // Memory ran out in the current task: that does not make it its deed.
-            return minds(id, self.protection, None);
-        }
-        if !minds(id, self.protection, membership::of_current()) {
+        let Some(entry) = Entry::of(id) else {
             return false;
-        }
-        let actor = covering::actor(id, self.asks);
-        // What follows from a task's own end, such as the end of the others in
-        // its pid namespace, follows from what ended it.
-        if matches!(actor, Actor::Own) && exiting {
-            return false;
-        }
+        };
+        let actor = match self.is_by_kernel() {
+            true => Actor::Kernel,
+            false => covering::actor(id, self.stage),
+        };
         let object = Object::Task {
             traced: is_traced_by_holder(self.victim as u64, id) != 0,
-            member: self.asks && membership::is_member(self.victim as u64) != 0,
+            member: membership::is_member(self.victim as u64) != 0,
         };
-        denies(actor, self.protection, object)
+        let action = Action {
+            protection: self.protection,
+            object,
+            stage: self.stage,
+        };
+        minds(entry.guard(), actor, action)
     }
 
-    /// Whether the kernel kills.
+    /// Whether the kernel kills, in a task that goes on: memory has run out in it, which does
+    /// not make it the task's deed.
     #[inline(always)]
     fn is_by_kernel(&self) -> bool {
-        self.act == Act::Signal as u32 && self.detail == SIGKILL as u32 | KERNEL_SIGNAL
+        self.act == Act::Signal as u32
+            && self.detail == SIGKILL as u32 | KERNEL_SIGNAL
+            && !kernel::is_exiting(kernel::current())
     }
 
     #[inline(always)]

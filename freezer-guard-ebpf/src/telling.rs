@@ -16,8 +16,9 @@ use freezer_guard_abi::{
 use crate::{
     atomic,
     each::{self, GO_ON},
-    kernel::{self, opaque},
-    maps::{INTRUDERS, LOST, READERS, READING, VIOLATORS, guard},
+    entry::Entry,
+    kernel,
+    maps::{INTRUDERS, LOST, READERS, READING, VIOLATORS},
 };
 
 /// What every refused operation returns, as the patch of 2009 had it.
@@ -93,17 +94,9 @@ extern "C" fn record(id: GuardId, kind: u64, deed: *const Deed) -> u64 {
 /// ended meanwhile.
 #[inline(always)]
 fn count(id: GuardId, is_denial: bool, protection: u32) -> Option<u32> {
-    let guard = guard(id)?;
-    let protection = opaque(protection) as usize % Protection::COUNT;
-    // SAFETY: `guard` is a map value that the verifier has seen checked.
-    unsafe {
-        let counter = match is_denial {
-            true => &raw mut (*guard).denials[protection],
-            false => &raw mut (*guard).disturbances[protection],
-        };
-        atomic::add(counter, 1);
-        Some(u32::from((*guard).checkpointing_ns != 0))
-    }
+    let entry = Entry::of(id)?;
+    entry.count(is_denial, protection);
+    Some(entry.is_checkpointing().into())
 }
 
 #[inline(always)]
@@ -168,13 +161,10 @@ fn remember(who: &HashMap<IntruderKey, Intruder>, event: &Event, first: &Intrude
 
 /// Reports that a cgroup has become a target of the guard, and who owns that.
 #[inline(always)]
-pub(crate) fn tell_begun(id: GuardId, guard: *const Guard, target: CgroupKey) {
+pub(crate) fn tell_begun(id: GuardId, entry: Entry, target: CgroupKey) {
     let mut deed = Deed::numbered(0, 0, target);
-    // SAFETY: a map value that the verifier has seen checked.
-    unsafe {
-        deed.detail = u32::from((*guard).flags & Guard::BY_USER != 0);
-        deed.victim = (*guard).owner_uid as u32;
-    }
+    deed.detail = u32::from(entry.flags() & Guard::BY_USER != 0);
+    deed.victim = entry.guard().owner_uid as u32;
     announce(id, EventKind::Begun as u64, &deed);
 }
 
@@ -233,7 +223,8 @@ extern "C" fn send_to(
         && let Some(ring) = unsafe { READERS.get(&reader) }
         && ring.output(event, 0).is_err()
     {
-        atomic::add(lost, 1);
+        // SAFETY: a value of `LOST`.
+        unsafe { atomic::add(lost, 1) }
     }
     GO_ON
 }

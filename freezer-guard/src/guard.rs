@@ -6,22 +6,30 @@ mod checks;
 mod deed;
 mod entries;
 mod error;
+mod freezer;
 mod freezing;
 mod happening;
 mod level;
+mod lineage;
+mod loading;
+mod marking;
 mod marks;
+#[cfg(test)]
+mod model;
 mod others;
 mod overlap;
 mod pidfd;
 mod prepare;
 mod query;
 mod reconcile;
+mod restoring;
 mod status;
+mod store;
 mod summary;
 
 use std::path::PathBuf;
 
-use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Protection, control};
+use freezer_guard_abi::{Guard as Entry, GuardId, Protection, control::Answer};
 use nix::{
     time::{ClockId, clock_gettime},
     unistd::getpid,
@@ -36,19 +44,26 @@ pub use others::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};
+pub use restoring::thaw;
 pub use status::Status;
 pub use summary::{describe_level, refusals, violations};
 
 use crate::{
-    cgroup::{self, Cgroup, Report},
-    kernel::{self, Hierarchies, Levels, Locked, Maps, daemon_runs},
+    cgroup::{Cgroup, Report},
+    kernel::{self, Levels, Locked, Maps, daemon_runs},
     sys,
 };
-use entries::is_idle;
-use marks::{Marks, ancestors, mark_ancestors, mark_target, release};
-use overlap::{displace_users, refuse_guarded, refuse_overlap};
-use reconcile::{detach_idle, hierarchies_in_use, reconcile};
-use status::{Seen, holder_pids, missed, status};
+use entries::holder_pids;
+use freezer::settle;
+use freezing::Freezers;
+use lineage::Lineage;
+use loading::ensure_loaded;
+use marking::{claim, clear_the_way};
+use marks::{Marks, release};
+use overlap::refuse_overlap;
+use reconcile::{detach_idle, hierarchies_in_use, hierarchies_of};
+use status::{Seen, missed, status};
+use store::GuardStore;
 
 /// A container as it is seen in the hierarchies it is in: v1 first.
 pub type Target = Vec<Cgroup>;
@@ -58,14 +73,9 @@ pub type Target = Vec<Cgroup>;
 pub struct Guard {
     id: GuardId,
     targets: Vec<Target>,
-    /// What is above them, once all of it is marked.
-    ancestors: Option<Vec<CgroupKey>>,
-    /// Those that we froze.
-    froze: Vec<CgroupKey>,
-    /// Those that were frozen before.
-    found_frozen: Vec<CgroupKey>,
-    /// Whether the freezers have been looked at once.
-    looked_at: bool,
+    /// Where each cgroup of the targets lies.
+    lineages: Vec<Lineage>,
+    freezers: Freezers,
     levels: Levels,
     weak_because: Vec<kernel::Error>,
     maps: Maps,
@@ -87,100 +97,57 @@ impl Guard {
         if !sys::is_initial_pid_namespace() {
             return Err(Error::PidNamespace);
         }
-        refuse_overlap(&targets)?;
+        let lineages = Lineage::of_all(targets.iter().flatten())?;
+        refuse_overlap(&lineages)?;
         let lock = Locked::wait()?;
-        let mut opened = lock.open()?;
-        let (strongest, why_no_stronger) = Locked::strongest(wanted.at_most)?;
-        if let Some(maps) = &mut opened {
-            reconcile(maps)?;
-            // An earlier guard may have wanted another level.
-            if !daemon_runs() && is_idle(maps)? && lock.level() != Some(strongest) {
-                lock.unload()?;
-                opened = None;
-            }
-        }
-        let is_loaded = opened.is_some();
-        let (mut maps, mut reasons) = match opened {
-            Some(maps) => (maps, Vec::new()),
-            None => lock.load(wanted.at_most)?,
-        };
-        if wanted.owner.is_none() {
-            displace_users(&mut maps, &targets)?;
-        }
-        refuse_guarded(&maps, &targets, None)?;
-        // A guard may have ended since: its marks would be in our way.
-        reconcile(&mut maps)?;
-        let mut hierarchies = Hierarchies::default();
-        for cgroup in targets.iter().flatten() {
-            match cgroup.version() {
-                cgroup::Version::V1 => hierarchies.v1 = true,
-                cgroup::Version::V2 => hierarchies.v2 = true,
-            }
-        }
-        let mut attach = || {
-            reasons.extend(lock.attach(hierarchies)?);
-            let levels = wanted.check(&lock, hierarchies, &mut reasons)?;
-            Ok((levels, maps.missed()?))
-        };
-        let (levels, missed_before) = match attach() {
-            Ok(usable) => usable,
-            Err(error) => {
-                // No daemon hears of a guard that has not begun.
-                lock.detach_unneeded(hierarchies_in_use(&maps)?, lock.watches())?;
-                return Err(error);
-            }
-        };
-        if is_loaded {
-            reasons.extend(why_no_stronger);
-        }
-        let begun_ns = now();
+        // An earlier guard may have wanted another level.
+        let loaded = ensure_loaded(&lock, wanted.at_most, !daemon_runs())?;
+        clear_the_way(&loaded.maps, &lineages, wanted.owner)?;
         // Two guards never begin in the same ns under one lock.
-        let id = begun_ns;
+        let mut guard = Self {
+            id: now(),
+            targets,
+            lineages,
+            freezers: Freezers::default(),
+            levels: Levels::default(),
+            weak_because: loaded.reasons,
+            maps: loaded.maps,
+            entered: false,
+            ended: true,
+        };
+        if let Err(error) = guard.arm_and_claim(&lock, wanted) {
+            // No daemon hears of a guard that has not begun.
+            lock.detach_unneeded(hierarchies_in_use(&guard.maps)?, lock.watches())?;
+            return Err(error);
+        }
+        guard.ended = false;
+        if loaded.was_loaded {
+            guard.weak_because.extend(loaded.why_no_stronger);
+        }
+        Ok(guard)
+    }
+
+    /// Attaches what the guard needs, makes its entry and marks its targets.
+    fn arm_and_claim(&mut self, lock: &Locked, wanted: &Wanted) -> Result<(), Error> {
+        let hierarchies = hierarchies_of(self.cgroups());
+        self.weak_because.extend(lock.attach(hierarchies)?);
+        self.levels = wanted.check(lock, hierarchies, &mut self.weak_because)?;
         let entry = Entry {
-            begun_ns,
+            begun_ns: self.id,
             allowed: wanted.allowed_bits(),
-            levels: level::numbers(levels),
-            missed_before,
-            target: targets
-                .iter()
-                .flatten()
-                .next()
-                .map(Cgroup::key)
+            levels: level::numbers(self.levels),
+            missed_before: self.maps.missed()?,
+            target: self
+                .lineages
+                .first()
+                .map(|target| target.key)
                 .unwrap_or_default(),
             flags: wanted.owner.map_or(0, |_| Entry::BY_USER),
             owner_uid: wanted.owner.unwrap_or_default().into(),
             ..Entry::default()
         };
-        // Enrolled before it is marked: from here on the guard ends with its holder
-        // at the latest.
-        match maps.begin(id, entry)? {
-            control::DONE => {}
-            answer => {
-                lock.detach_unneeded(hierarchies_in_use(&maps)?, lock.watches())?;
-                return Err(match answer {
-                    control::OTHER_GUARD => Error::Nested,
-                    _ => Error::Full("GUARDS"),
-                });
-            }
-        }
-        let mut guard = Self {
-            id,
-            targets,
-            ancestors: None,
-            froze: Vec::new(),
-            found_frozen: Vec::new(),
-            looked_at: false,
-            levels,
-            weak_because: reasons,
-            maps,
-            entered: false,
-            ended: false,
-        };
-        if let Err(error) = guard.mark() {
-            guard.release(&lock)?;
-            return Err(error);
-        }
-        Ok(guard)
+        let settle = || self.cgroups().for_each(settle);
+        claim(&self.maps, self.id, entry, &self.lineages, settle)
     }
 
     /// Hands the guard over to a process as it is now, with its threads, its
@@ -202,35 +169,18 @@ impl Guard {
         if self.entry()?.members < 2 {
             return Err(Error::Nested);
         }
-        self.maps.control(control::LEAVE, self.id, &[])?;
+        self.store().leave(self.id)?;
         let status = self.status();
         self.ended = true;
         status
     }
 
-    fn mark(&mut self) -> Result<(), Error> {
-        let mut above = Vec::new();
-        for cgroup in self.targets.iter().flatten() {
-            let ancestors = ancestors(cgroup)?;
-            mark_target(&mut self.maps, cgroup, self.id)?;
-            mark_ancestors(&mut self.maps, &ancestors, self.id)?;
-            above.extend(ancestors);
-        }
-        self.ancestors = Some(above);
-        // The kernel side marks what a checkpointer writes, and waits for no lock of
-        // ours: it may be in the way by now.
-        self.cgroups().for_each(Cgroup::settle);
-        refuse_guarded(&self.maps, &self.targets, Some(self.id))?;
-        for cgroup in self.targets.iter().flatten() {
-            let key = cgroup.key();
-            let target = [u64::from(key.hierarchy_id), key.kernfs_id];
-            self.maps.control(control::MARKED, self.id, &target)?;
-        }
-        Ok(())
+    fn store(&self) -> &dyn GuardStore {
+        &self.maps
     }
 
     fn entry(&self) -> Result<Entry, Error> {
-        let entry = self.maps.guard(self.id)?;
+        let entry = self.store().guard(self.id)?;
         entry.ok_or_else(|| Error::WasGone(self.path()))
     }
 
@@ -249,7 +199,7 @@ impl Guard {
     /// When somebody has ended the guard.
     pub fn before(&self) -> Result<Before, Error> {
         // What was under way comes to its end, and is counted.
-        self.cgroups().for_each(Cgroup::settle);
+        self.cgroups().for_each(settle);
         Ok(Before(self.entry()?.disturbances))
     }
 
@@ -278,15 +228,12 @@ impl Guard {
     /// # Errors
     /// When the guard was ended by somebody, or tasks were killed meanwhile.
     pub fn checkpointing(&mut self, before: Before) -> Result<Option<Vec<Deed>>, Error> {
-        match self
-            .maps
-            .control(control::CHECKPOINTING, self.id, &before.0)?
-        {
-            control::DONE => {
+        match self.store().enter(self.id, before.0)? {
+            Answer::Done => {
                 self.entered = true;
                 Ok(None)
             }
-            control::DISTURBED => {
+            Answer::Disturbed => {
                 let entry = self.entry()?;
                 let deeds = status(&self.maps, self.id, &entry)?.repaired_deeds();
                 let kill = Protection::Kill as usize;
@@ -322,7 +269,7 @@ impl Guard {
     /// # Errors
     /// When the map cannot be read. A guard that is gone has none.
     pub fn violations(&self) -> Result<u64, Error> {
-        let entry = self.maps.guard(self.id)?;
+        let entry = self.store().guard(self.id)?;
         Ok(entry.map_or(0, |entry| entry.violations().iter().sum()))
     }
 
@@ -331,7 +278,7 @@ impl Guard {
     /// # Errors
     /// When the kernel does not tell. A guard that is gone has none.
     pub fn missed(&self) -> Result<u64, Error> {
-        match self.maps.guard(self.id)? {
+        match self.store().guard(self.id)? {
             Some(entry) => missed(&self.maps, &entry),
             None => Ok(0),
         }
@@ -381,37 +328,23 @@ impl Guard {
     fn end_now(&mut self) -> Result<Option<Status>, Error> {
         self.ended = true;
         // Before the lock is waited for: who has it may be frozen by us.
-        let restored = self.restore();
+        let restored = self
+            .freezers
+            .restore(&self.maps, self.id, self.cgroups(), self.entered);
         let lock = Locked::wait()?;
         // The pinned maps are others than ours if somebody has ended this guard
         // and the next one was loaded anew.
-        let Some(mut maps) = lock.open()? else {
+        let Some(maps) = lock.open()? else {
             return Ok(None);
         };
         // The kernel side counts a write a moment after it, and this one has to count.
-        self.cgroups().for_each(Cgroup::settle);
-        let end = release(&mut maps, self.id, self.marks(), restored.is_ok())?;
+        self.cgroups().for_each(settle);
+        let end = release(&maps, self.id, Marks::own(&self.lineages), restored.is_ok())?;
         detach_idle(&lock, &maps)?;
         match (end, restored) {
             (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
             (end, _) => Ok(end),
         }
-    }
-
-    fn marks(&self) -> Marks {
-        Marks {
-            targets: self.cgroups().map(Cgroup::key).collect(),
-            ancestors: self.ancestors.clone(),
-            is_own: true,
-        }
-    }
-
-    /// Ends one that has not frozen anything yet.
-    fn release(&mut self, lock: &Locked) -> Result<(), Error> {
-        self.ended = true;
-        let marks = self.marks();
-        release(&mut self.maps, self.id, marks, true)?;
-        detach_idle(lock, &self.maps)
     }
 }
 

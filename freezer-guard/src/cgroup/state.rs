@@ -89,19 +89,9 @@ impl Cgroup {
         self.write(self.version.freezer(), value)
     }
 
-    /// Returns when every freeze, thaw and move that the kernel was at has come to
-    /// its end, tripwires included: it holds a mutex meanwhile, which this takes
-    /// too. For that, what is no pid is written to `cgroup.procs`
-    /// (`cgroup_kn_lock_live`, then EINVAL), and v1's state is read (`freezer_read`).
-    /// For a pid that nobody has the kernel would stop every fork of the host and wait
-    /// for an RCU grace period (`cgroup_threadgroup_rwsem`).
-    pub fn settle(&self) {
-        /// No `int`, but for the programs a number that no task has: what they cannot
-        /// read they refuse where somebody else guards.
-        const NOBODY: &str = "2147483648";
-        // Neither is for its result; a cgroup that is gone has nothing to wait for.
-        let _ = self.write("cgroup.procs", NOBODY);
-        let _ = self.freezer_state();
+    /// Writes this text to `cgroup.procs`, whatever it is.
+    pub(crate) fn write_procs(&self, text: &str) -> Result<(), Error> {
+        self.write("cgroup.procs", text)
     }
 
     /// The tasks in it and below it that are not frozen, each as

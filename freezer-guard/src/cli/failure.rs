@@ -73,8 +73,7 @@ fn of_guard(error: &guard::Error) -> Option<Code> {
         | guard::Error::Disturbed { .. }
         | guard::Error::InForce(_)
         | guard::Error::DaemonRuns
-        | guard::Error::Stopping
-        | guard::Error::Full(_) => BUSY,
+        | guard::Error::Stopping => BUSY,
         guard::Error::NoHolder(_) => USAGE,
         guard::Error::WasGone(_) => VIOLATED,
         guard::Error::PidNamespace | guard::Error::TooWeak { .. } => UNAVAILABLE,
@@ -135,6 +134,7 @@ fn of_kernel(error: &kernel::Error) -> Code {
             NO_PERMISSION
         }
         kernel::Error::DaemonRuns
+        | kernel::Error::Full(_)
         | kernel::Error::OtherVersion
         | kernel::Error::OtherLevel { .. } => BUSY,
         _ => UNAVAILABLE,

@@ -1,11 +1,15 @@
 //! What has to be done when something happens: one thing after the other, since
 //! each waits for the lock of the pins.
 
-use std::{collections::BTreeMap, path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
 
 use anyhow::Result;
 use freezer_guard::{
-    cgroup::{self, Cgroup},
     guard::{
         self, Happening, Status,
         automatic::{self, Ended},
@@ -16,7 +20,6 @@ use freezer_guard::{
 use freezer_guard_abi::{CgroupKey, GuardId};
 use tokio::{
     sync::mpsc,
-    task::spawn_blocking,
     time::{Instant, timeout},
 };
 use tracing::{error, info, warn};
@@ -56,6 +59,8 @@ struct Known {
 struct Keeper {
     daemon: Rc<Daemon>,
     known: BTreeMap<GuardId, Known>,
+    /// Guards that have ended whose targets are frozen still: another guard holds them.
+    frozen: BTreeSet<GuardId>,
     /// Whether more may be attached than is needed.
     unsettled: bool,
 }
@@ -65,6 +70,7 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
     let mut keeper = Keeper {
         daemon,
         known: BTreeMap::new(),
+        frozen: BTreeSet::new(),
         unsettled: false,
     };
     let mut next = None;
@@ -224,9 +230,18 @@ impl Keeper {
         let any = !ended.is_empty();
         for Ended {
             mut status,
-            targets,
+            thawed,
+            not_thawed,
         } in ended
         {
+            let was_told = self.frozen.remove(&status.id);
+            if not_thawed.is_some() {
+                self.frozen.insert(status.id);
+            }
+            tell_thawed(thawed, not_thawed.filter(|_| !was_told));
+            if was_told {
+                continue;
+            }
             self.daemon.logged.borrow_mut().remove(&status.id);
             self.daemon.deadlines.borrow_mut().remove(&status.id);
             let known = self.known.remove(&status.id);
@@ -239,9 +254,6 @@ impl Keeper {
                 status.name_cgroups(known.cgroups);
             }
             tell_end(&status);
-            if status.froze {
-                spawn_blocking(move || thaw(&targets)).await?;
-            }
             self.daemon.book.borrow_mut().has_ended(status);
         }
         if any {
@@ -342,24 +354,20 @@ fn tell_end(status: &Status) {
     );
 }
 
-/// What was frozen for a guard whose holder has died is thawed. The kernel side
-/// refuses it if somebody else guards it by now.
-fn thaw(targets: &[CgroupKey]) {
-    // The others are gone, with their tasks.
-    for path in targets.iter().filter_map(|key| cgroup::by_key(*key)) {
-        let thawed = Cgroup::open(&path).and_then(|cgroup| match cgroup.is_self_frozen()? {
-            true => cgroup.thaw().map(|()| true),
-            false => Ok(false),
-        });
-        match thawed {
-            Ok(true) => warn!(
-                cgroup = %path.display(),
-                "thawed {}: it was frozen for a guard whose holder is gone",
-                escaped(&path.display().to_string())
-            ),
-            Ok(false) => {}
-            // It may be gone with its tasks.
-            Err(error) => info!("cannot thaw it: {}", guard::chain(&error)),
-        }
+/// What was frozen for a guard whose holder has died was thawed.
+fn tell_thawed(thawed: Vec<CgroupKey>, not_thawed: Option<guard::Error>) {
+    for cgroup in thawed.into_iter().map(guard::path) {
+        warn!(
+            cgroup = %cgroup.display(),
+            "thawed {}: it was frozen for a guard whose holder is gone",
+            escaped(&cgroup.display().to_string())
+        );
+    }
+    if let Some(error) = not_thawed {
+        warn!(
+            "cannot thaw what was frozen for a guard whose holder is gone: {}; this is tried \
+             again when another guard has ended",
+            guard::chain(&error)
+        );
     }
 }

@@ -79,9 +79,10 @@ impl From<anyhow::Error> for Error {
                 guard::Error::Guarded { .. }
                 | guard::Error::Nested
                 | guard::Error::Stopping
-                | guard::Error::Full(_)
                 | guard::Error::Kernel(
-                    kernel::Error::OtherVersion | kernel::Error::OtherLevel { .. },
+                    kernel::Error::Full(_)
+                    | kernel::Error::OtherVersion
+                    | kernel::Error::OtherLevel { .. },
                 ),
             ) => Self::Busy { message },
             Some(

@@ -3,20 +3,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Level, Protection, control};
+use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Level, Protection};
 
 use super::{
     Error, Status,
-    entries::{is_idle, remove},
+    entries::targets,
+    freezer::Freezer,
     level,
-    marks::{ancestors, mark_ancestors, mark_target, place_target},
+    lineage::Lineage,
+    loading::{Loaded, ensure_loaded},
+    marks::{mark_ancestors, mark_target},
     overlap::refuse_guarded,
     reconcile::{forget, hierarchies_in_use, hierarchies_there, reconcile, sweep},
-    status::{Seen, status, targets},
+    restoring::{Found, open, restore},
+    status::{Seen, status},
+    store::GuardStore,
 };
 use crate::{
     cgroup::{self, Cgroup},
-    kernel::{self, Locked, Maps},
+    kernel::{self, Locked, Map as _},
 };
 
 /// What automatic guards are to be like.
@@ -38,19 +43,9 @@ pub struct Wanted {
 /// When the kernel cannot do it, or another version holds guards.
 pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::Error>, Error> {
     let lock = Locked::wait()?;
-    let mut opened = lock.open()?;
-    if let Some(maps) = &mut opened {
-        reconcile(maps)?;
-        let is_another = lock.level() != Some(Locked::strongest(at_most)?.0);
-        if is_idle(maps)? && is_another {
-            lock.unload()?;
-            opened = None;
-        }
-    }
-    let (mut maps, mut reasons) = match opened {
-        Some(maps) => (maps, Vec::new()),
-        None => lock.load(at_most)?,
-    };
+    let Loaded {
+        maps, mut reasons, ..
+    } = ensure_loaded(&lock, at_most, true)?;
     let template = match automatic {
         Some(wanted) => {
             reasons.extend(lock.watch(hierarchies_there()?)?);
@@ -70,7 +65,7 @@ pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::E
         }
     };
     maps.set_automatic(template)?;
-    settle(&lock, &mut maps, automatic.is_some())?;
+    settle(&lock, &maps, automatic.is_some())?;
     Ok(reasons)
 }
 
@@ -87,21 +82,21 @@ fn watched_levels(lock: &Locked) -> Result<kernel::Levels, Error> {
 /// When the pins cannot be changed.
 pub fn unwatch() -> Result<(), Error> {
     let lock = Locked::wait()?;
-    let Some(mut maps) = lock.open()? else {
+    let Some(maps) = lock.open()? else {
         return Ok(());
     };
     maps.set_automatic(Entry::default())?;
-    reconcile(&mut maps)?;
+    reconcile(&maps)?;
     // A daemon that comes back finds the candidates.
-    let has_candidates = maps.guards.keys().next().is_some();
-    settle(&lock, &mut maps, has_candidates)
+    let has_candidates = maps.guards.find(&|_, _| true)?.is_some();
+    settle(&lock, &maps, has_candidates)
 }
 
 /// Removes what has ended, and detaches what no guard needs, nor the watch if
 /// there is to be one.
-fn settle(lock: &Locked, maps: &mut Maps, watch: bool) -> Result<(), Error> {
-    sweep(maps)?;
-    Ok(lock.detach_unneeded(hierarchies_in_use(maps)?, watch)?)
+fn settle(lock: &Locked, store: &dyn GuardStore, watch: bool) -> Result<(), Error> {
+    sweep(store)?;
+    Ok(lock.detach_unneeded(hierarchies_in_use(store)?, watch)?)
 }
 
 /// A guard that has begun.
@@ -122,34 +117,35 @@ pub struct Begun {
 #[expect(clippy::type_complexity, reason = "each has its own error")]
 pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Error> {
     let lock = Locked::wait()?;
-    let Some(mut maps) = lock.open()? else {
+    let Some(maps) = lock.open()? else {
         return Ok(Vec::new());
     };
+    let store: &dyn GuardStore = &maps;
     let mut armed = Vec::new();
     // One that has several targets has begun several times.
     for id in &ids.iter().copied().collect::<BTreeSet<_>>() {
-        match maps.guard(*id)? {
+        match store.guard(*id)? {
             Some(entry) if entry.is_candidate() => {}
             Some(entry) if entry.leader == 0 => armed.push((*id, Ok(Vec::new()))),
-            Some(entry) => armed.push((*id, arm_one(&lock, &mut maps, *id, &entry))),
+            Some(entry) => armed.push((*id, arm_one(&lock, store, *id, &entry))),
             None => {}
         }
     }
     let mut seen = match armed.len() {
         0 | 1 => None,
-        _ => Some(Seen::of_all(&maps)?),
+        _ => Some(Seen::of_all(store)?),
     };
     let mut begun = Vec::new();
     for (id, armed) in armed {
-        let Some(entry) = maps.guard(id)? else {
+        let Some(entry) = store.guard(id)? else {
             continue;
         };
         let status = match &mut seen {
             Some(seen) => seen
                 .remove(&id)
                 .unwrap_or_default()
-                .status(&maps, id, &entry)?,
-            None => status(&maps, id, &entry)?,
+                .status(store, id, &entry)?,
+            None => status(store, id, &entry)?,
         };
         begun.push((
             id,
@@ -164,38 +160,29 @@ pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Erro
 
 fn arm_one(
     lock: &Locked,
-    maps: &mut Maps,
+    store: &dyn GuardStore,
     id: GuardId,
     entry: &Entry,
 ) -> Result<Vec<kernel::Error>, Error> {
     // Somebody who tidied up may have taken it for another one's.
-    if maps.targets.get(&entry.target, 0).is_err() {
-        place_target(maps, entry.target, id)?;
-    }
+    store.targets().add(entry.target, id)?;
     // One may be gone by now.
-    let mut targets: Vec<_> = targets(maps, id)?
-        .into_iter()
-        .filter_map(|key| Cgroup::open(&cgroup::by_key(key)?).ok())
-        .collect();
+    let targets: Vec<_> = targets(store, id)?.into_iter().filter_map(open).collect();
+    let mut lineages = Lineage::of_all(&targets)?;
     for other in others(&targets) {
-        let other = vec![other];
-        if refuse_guarded(maps, std::slice::from_ref(&other), Some(id)).is_ok() {
-            for other in other {
-                mark_target(maps, &other, id)?;
-                targets.push(other);
-            }
+        let other = Lineage::of(&other)?;
+        if refuse_guarded(store, std::slice::from_ref(&other), Some(id)).is_ok() {
+            mark_target(store, &other, id)?;
+            lineages.push(other);
         }
     }
-    for target in &targets {
-        mark_ancestors(maps, &ancestors(target)?, id)?;
+    for target in &lineages {
+        mark_ancestors(store, target, id)?;
     }
-    let hierarchies = hierarchies_in_use(maps)?;
+    let hierarchies = hierarchies_in_use(store)?;
     let weak_because = lock.attach(hierarchies)?;
-    let levels = level::numbers(lock.levels(hierarchies))
-        .iter()
-        .rev()
-        .fold(0, |bytes, level| bytes << 8 | u64::from(*level));
-    maps.control(control::ARMED, id, &[levels, maps.missed()?])?;
+    let levels = level::numbers(lock.levels(hierarchies));
+    store.arm(id, levels, store.missed()?)?;
     Ok(weak_because)
 }
 
@@ -230,37 +217,61 @@ fn others(targets: &[Cgroup]) -> Vec<Cgroup> {
 pub struct Ended {
     /// What became of it.
     pub status: Status,
-    /// Its targets, by an identity that no other cgroup gets. (A name can be another's by now.)
-    pub targets: Vec<CgroupKey>,
+    /// Those of its targets that had been frozen for it and were thawed just now: its holder
+    /// has died.
+    pub thawed: Vec<CgroupKey>,
+    /// Why some could not be thawed: somebody else may guard them by now. The same guard is
+    /// told of again the next time, until they are.
+    pub not_thawed: Option<Error>,
 }
 
-/// What has become of the guards that have ended since this was asked.
+/// What has become of the guards that have ended since this was asked. What was frozen for
+/// one whose holder has died is thawed.
 ///
 /// # Errors
 /// When the maps cannot be read.
 pub fn take_ended() -> Result<Vec<Ended>, Error> {
     let lock = Locked::wait()?;
-    let Some(mut maps) = lock.open()? else {
-        return Ok(Vec::new());
-    };
-    let entries = maps.ended.entries()?;
+    match lock.open()? {
+        Some(maps) => take_ended_of(&maps, open),
+        None => Ok(Vec::new()),
+    }
+}
+
+pub(super) fn take_ended_of<F: Freezer>(
+    store: &dyn GuardStore,
+    open: impl Fn(CgroupKey) -> Option<F>,
+) -> Result<Vec<Ended>, Error> {
+    let entries = store.ended().entries()?;
     // The marks of those that somebody has ended are gone.
     let mut targets: BTreeMap<GuardId, Vec<_>> = BTreeMap::new();
-    if !entries.is_empty() && maps.control(control::STALE, 0, &[])? > 0 {
-        for (key, id) in maps.targets.entries()? {
+    if !entries.is_empty() && store.stale()? > 0 {
+        for (key, id) in store.targets().entries()? {
             targets.entry(id).or_default().push(key);
         }
     }
-    let mut ended = Vec::new();
+    let (mut ended, mut over) = (Vec::new(), Vec::new());
     for (id, entry) in &entries {
+        // By an identity that no other cgroup gets: a name can be another's by now.
         let targets = targets.remove(id).unwrap_or_else(|| vec![entry.target]);
-        let seen = Seen::of_one(&maps, *id, entry, targets.clone())?;
-        let status = seen.status(&maps, *id, entry)?;
-        ended.push(Ended { status, targets });
-        remove(&mut maps.ended, "ENDED", id)?;
+        let seen = Seen::of_one(store, *id, entry, targets.clone())?;
+        let status = seen.status(store, *id, entry)?;
+        let frozen = targets.into_iter().filter(|_| status.froze);
+        let frozen: Vec<_> = frozen.filter_map(&open).collect();
+        let (thawed, result) = restore(frozen.iter().map(|freezer| (freezer, Found::Thawed)));
+        if result.is_ok() {
+            // Not before the thaw: if we die in between, the next daemon does it.
+            store.ended().remove(id)?;
+            over.push((*id, *entry));
+        }
+        ended.push(Ended {
+            status,
+            thawed,
+            not_thawed: result.err(),
+        });
     }
-    forget(&mut maps, entries)?;
-    reconcile(&mut maps)?;
+    forget(store, over)?;
+    reconcile(store)?;
     ended.sort_by_key(|ended: &Ended| ended.status.id);
     Ok(ended)
 }

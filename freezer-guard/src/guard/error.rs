@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use freezer_guard_abi::{Level, Protection};
+use freezer_guard_abi::{Level, Protection, control::Operation};
 
 use crate::{
     cgroup::{self, FreezerState, Task, Traced},
@@ -128,9 +128,14 @@ pub enum Error {
     /// Somebody has ended the guard before the checkpointer was started.
     #[error("the guard of {} was ended by somebody before COMMAND was started", .0.display())]
     WasGone(PathBuf),
-    /// Too many guards, or threads of holders.
-    #[error("the map {0} is full: too many guards at once")]
-    Full(&'static str),
+    /// The BPF side answers what no version of this program says.
+    #[error("the BPF program control answers {answer} to {operation:?}: please report it")]
+    Answer {
+        /// What it was asked to do.
+        operation: Operation,
+        /// The number.
+        answer: u32,
+    },
     /// In another pid namespace the kernel's process ids mean somebody else.
     #[error(
         "freezer-guard must run in the initial pid namespace: run it on the host, not in a container"

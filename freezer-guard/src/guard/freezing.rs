@@ -1,18 +1,113 @@
-//! What a guard does to its targets' freezers, and undoes.
+//! What a guard does to its targets' freezers.
 
-use std::io;
-
-use freezer_guard_abi::{Guard as Entry, GuardId, control};
+use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId};
 
 use super::{
     Error, Guard,
     checks::{is_frozen, refuse_frozen_around},
-    status::targets,
+    freezer::Freezer,
+    restoring::{Found, restore},
+    store::GuardStore,
 };
-use crate::{
-    cgroup::{self, Cgroup},
-    kernel::Maps,
-};
+use crate::cgroup::{self, Cgroup};
+
+/// How the targets were found, once they have been looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Freezers {
+    /// Those that we froze.
+    froze: Vec<CgroupKey>,
+    /// Those that were frozen before.
+    found_frozen: Vec<CgroupKey>,
+    /// Whether they have been looked at.
+    pub(super) looked_at: bool,
+}
+
+impl Freezers {
+    fn found(&self, cgroup: CgroupKey) -> Found {
+        if self.froze.contains(&cgroup) {
+            Found::Thawed
+        } else if self.found_frozen.contains(&cgroup) {
+            Found::Frozen
+        } else {
+            Found::Untouched
+        }
+    }
+
+    /// Freezes a target that is thawed, if that is wanted; when called again, what somebody
+    /// has thawed meanwhile. Returns whether it is frozen now, or will be.
+    pub(super) fn freeze(
+        &mut self,
+        target: &[impl Freezer],
+        if_thawed: bool,
+    ) -> Result<bool, cgroup::Error> {
+        let mut frozen = false;
+        for cgroup in target {
+            let is_known = self.found(cgroup.key()) != Found::Untouched;
+            if is_known && !cgroup.is_self_frozen()? {
+                cgroup.freeze()?;
+            } else if !is_known && !self.looked_at && cgroup.is_self_frozen()? {
+                self.found_frozen.push(cgroup.key());
+            }
+            frozen |= self.found(cgroup.key()) != Found::Untouched;
+        }
+        if let Some(first) = target.first()
+            && !frozen
+            && if_thawed
+        {
+            first.freeze()?;
+            self.froze.push(first.key());
+            frozen = true;
+        }
+        Ok(frozen)
+    }
+
+    /// Whether anything was frozen before.
+    #[cfg(test)]
+    pub(super) fn has_found_frozen(&self) -> bool {
+        !self.found_frozen.is_empty()
+    }
+
+    /// For those who end the guard when we cannot. What was found now this way,
+    /// now that way, they leave as it is.
+    pub(super) fn remember<'a, F: Freezer + 'a>(
+        &mut self,
+        store: &dyn GuardStore,
+        id: GuardId,
+        cgroups: impl IntoIterator<Item = &'a F>,
+        if_thawed: bool,
+    ) -> Result<(), Error> {
+        let mut frozen = Vec::new();
+        for cgroup in cgroups {
+            frozen.push(cgroup.is_self_frozen()?);
+        }
+        let found = match (frozen.contains(&true), frozen.contains(&false)) {
+            (true, false) => Entry::FOUND_FROZEN,
+            (false, true) if if_thawed => Entry::FROZE,
+            _ => return Ok(()),
+        };
+        store.remember_found(id, found)?;
+        Ok(())
+    }
+
+    /// Brings the targets into the state that they were found in. `entered`: the guard has
+    /// been CHECKPOINTING.
+    pub(super) fn restore<'a, F: Freezer + 'a>(
+        &self,
+        store: &dyn GuardStore,
+        id: GuardId,
+        cgroups: impl IntoIterator<Item = &'a F>,
+        entered: bool,
+    ) -> Result<(), Error> {
+        // Ours no more, if somebody has ended it: the kernel refuses a thaw if somebody else
+        // guards it now, and to freeze it would disturb that.
+        let mine = store.guard(id)?.is_some();
+        let found = |cgroup: &F| match self.found(cgroup.key()) {
+            Found::Frozen if !(mine && entered) => Found::Untouched,
+            found => found,
+        };
+        restore(cgroups.into_iter().map(|cgroup| (cgroup, found(cgroup)))).1
+    }
+}
 
 impl Guard {
     /// Makes sure that every target is frozen or will be: freezes it if asked
@@ -22,60 +117,25 @@ impl Guard {
     /// When a target is thawed and not to be frozen, or would not be thawed by
     /// the checkpointer's thaw.
     pub fn freeze(&mut self, if_thawed: bool) -> Result<(), Error> {
-        let again = std::mem::replace(&mut self.looked_at, true);
-        if !again {
-            self.remember_found(if_thawed)?;
+        let cgroups = self.targets.iter().flatten();
+        if !self.freezers.looked_at {
+            self.freezers
+                .remember(&self.maps, self.id, cgroups.clone(), if_thawed)?;
         }
+        cgroups.into_iter().try_for_each(refuse_frozen_around)?;
         for target in &self.targets {
-            for cgroup in target {
-                refuse_frozen_around(cgroup)?;
-            }
-            if again {
-                for cgroup in target {
-                    let ours = self.froze.iter().chain(&self.found_frozen);
-                    if ours.copied().any(|key| key == cgroup.key()) {
-                        refreeze(cgroup)?;
-                    }
-                }
-                continue;
-            }
-            let Some(first) = target.first() else {
-                continue;
-            };
-            let mut frozen = false;
-            for cgroup in target {
-                if cgroup.is_self_frozen()? {
-                    self.found_frozen.push(cgroup.key());
-                    frozen = true;
-                }
-            }
-            if !frozen && if_thawed {
-                first.freeze()?;
-                self.froze.push(first.key());
-            } else if !frozen || (!if_thawed && !is_frozen(target)?) {
-                let state = first.freezer_state()?;
+            let will_be = self.freezers.freeze(target, if_thawed)?;
+            if let Some(first) = target.first()
+                && !self.freezers.looked_at
+                && !(will_be && (if_thawed || is_frozen(target)?))
+            {
                 return Err(Error::NotFrozen {
                     path: first.path().to_owned(),
-                    state,
+                    state: first.freezer_state()?,
                 });
             }
         }
-        Ok(())
-    }
-
-    /// For those who end the guard when we cannot. What was found now this way,
-    /// now that way, they leave as it is.
-    fn remember_found(&self, freezes: bool) -> Result<(), Error> {
-        let mut frozen = Vec::new();
-        for cgroup in self.cgroups() {
-            frozen.push(cgroup.is_self_frozen()?);
-        }
-        let found = match (frozen.contains(&true), frozen.contains(&false)) {
-            (true, false) => Entry::FOUND_FROZEN,
-            (false, true) if freezes => Entry::FROZE,
-            _ => return Ok(()),
-        };
-        self.maps.control(control::FOUND, self.id, &[found])?;
+        self.freezers.looked_at = true;
         Ok(())
     }
 
@@ -92,66 +152,4 @@ impl Guard {
         }
         Ok(pending)
     }
-
-    /// What we froze is thawed; what was found FROZEN is left FROZEN, also by a
-    /// checkpointer that crashed.
-    pub(super) fn restore(&self) -> Result<(), Error> {
-        // Ours no more: the kernel refuses it if somebody else guards it now.
-        let mine = self.maps.guard(self.id)?.is_some();
-        let mut result = Ok(());
-        for cgroup in self.cgroups() {
-            let restored = if self.froze.contains(&cgroup.key()) {
-                cgroup.thaw()
-            } else if mine && self.entered && self.found_frozen.contains(&cgroup.key()) {
-                refreeze(cgroup)
-            } else {
-                Ok(())
-            };
-            match restored {
-                // The checkpointer may have removed it together with its tasks.
-                Err(cgroup::Error::Io { source, .. }) if is_gone(&source) => {}
-                // One that cannot be restored is no reason to leave the others.
-                restored => result = result.and(restored),
-            }
-        }
-        Ok(result?)
-    }
-}
-
-/// As [`Guard::end`](super::Guard::end) does it.
-pub(super) fn restore_targets(maps: &Maps, id: GuardId) -> Result<(), Error> {
-    let Some(entry) = maps.guard(id)? else {
-        return Ok(());
-    };
-    // The checkpointer may have removed one together with its tasks.
-    let targets: Vec<_> = targets(maps, id)?
-        .into_iter()
-        .filter_map(|key| Cgroup::open(&cgroup::by_key(key)?).ok())
-        .collect();
-    // To be allowed to.
-    maps.control(control::ENROL, id, &[])?;
-    let mut result = Ok(());
-    for target in &targets {
-        let restored = match target.is_self_frozen() {
-            Ok(true) if entry.flags & Entry::FROZE != 0 => target.thaw(),
-            Ok(false) if entry.flags & Entry::FOUND_FROZEN != 0 => target.freeze(),
-            other => other.map(drop),
-        };
-        result = result.and(restored);
-    }
-    // The kernel side counts a write a moment after it, and this one has to count.
-    targets.iter().for_each(Cgroup::settle);
-    maps.control(control::LEAVE, id, &[])?;
-    Ok(result?)
-}
-
-fn refreeze(cgroup: &Cgroup) -> Result<(), cgroup::Error> {
-    if cgroup.is_self_frozen()? {
-        return Ok(());
-    }
-    cgroup.freeze()
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }

@@ -7,10 +7,10 @@ use freezer_guard_abi::GuardId;
 use super::{
     Error, Status,
     entries::{in_force, is_idle},
-    freezing::restore_targets,
     marks::{Marks, release},
     query::list_locked,
     reconcile::{detach_idle, reconcile},
+    restoring::restore_targets,
 };
 use crate::kernel::{self, Locked, Maps, Reader, daemon_runs};
 
@@ -33,7 +33,7 @@ pub fn follow() -> Result<(Reader, Vec<Status>), Error> {
 pub fn end_by_force(id: GuardId) -> Result<Option<Status>, Error> {
     let lock = Locked::wait()?;
     match lock.open()? {
-        Some(maps) => end(&lock, maps, id, Ok(())),
+        Some(maps) => end(&lock, &maps, id, Ok(())),
         None => Ok(None),
     }
 }
@@ -70,7 +70,7 @@ pub fn end_all_by_force() -> Result<EndedAll, Error> {
     };
     for (id, _) in ids {
         if let Some(maps) = lock.open()? {
-            ended.guards.extend(end(&lock, maps, id, Ok(()))?);
+            ended.guards.extend(end(&lock, &maps, id, Ok(()))?);
         }
     }
     Ok(ended)
@@ -87,7 +87,7 @@ pub fn end_by_holder(id: GuardId, name: &Path) -> Result<Status, Error> {
     let not_guarded = || Error::NotGuarded(name.to_owned());
     let maps = lock.open()?.ok_or_else(not_guarded)?;
     let restored = restore_targets(&maps, id);
-    end(&lock, maps, id, restored)?.ok_or_else(not_guarded)
+    end(&lock, &maps, id, restored)?.ok_or_else(not_guarded)
 }
 
 /// Removes the programs and the maps from the kernel, of whatever version of this program
@@ -102,8 +102,8 @@ pub fn unload() -> Result<bool, Error> {
     }
     let is_loaded = lock.is_loaded()?;
     // What another version has loaded goes here already, if it holds no guard.
-    if let Some(mut maps) = lock.open()? {
-        reconcile(&mut maps)?;
+    if let Some(maps) = lock.open()? {
+        reconcile(&maps)?;
         if !is_idle(&maps)? {
             return Err(Error::InForce(in_force(&maps)?.len()));
         }
@@ -115,13 +115,13 @@ pub fn unload() -> Result<bool, Error> {
 /// `restored`: whether its targets are as they were found, if they are to be.
 fn end(
     lock: &Locked,
-    mut maps: Maps,
+    maps: &Maps,
     id: GuardId,
     restored: Result<(), Error>,
 ) -> Result<Option<Status>, Error> {
-    let marks = Marks::of(&maps, id)?;
-    let end = release(&mut maps, id, marks, restored.is_ok())?;
-    detach_idle(lock, &maps)?;
+    let marks = Marks::of(maps, id)?;
+    let end = release(maps, id, marks, restored.is_ok())?;
+    detach_idle(lock, maps)?;
     match (&end, restored) {
         (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
         _ => Ok(end),

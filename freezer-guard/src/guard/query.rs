@@ -5,14 +5,13 @@ use freezer_guard_abi::GuardId;
 use super::{
     Error, Status,
     entries::{in_force, is_idle},
+    lineage::Lineage,
     overlap::covering,
     reconcile::{detach_idle, reconcile},
     status::{Seen, status},
+    store::GuardStore,
 };
-use crate::{
-    cgroup::Cgroup,
-    kernel::{Locked, Maps},
-};
+use crate::{cgroup::Cgroup, kernel::Locked};
 
 /// Every guard in force.
 ///
@@ -23,10 +22,10 @@ pub fn list() -> Result<Vec<Status>, Error> {
 }
 
 pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
-    let Some(mut maps) = lock.open()? else {
+    let Some(maps) = lock.open()? else {
         return Ok(Vec::new());
     };
-    reconcile(&mut maps)?;
+    reconcile(&maps)?;
     detach_idle(lock, &maps)?;
     let mut seen = Seen::of_all(&maps)?;
     let mut guards = Vec::new();
@@ -47,7 +46,7 @@ pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
     let Some(maps) = lock.open()? else {
         return Ok(None);
     };
-    let Some(id) = covering(&maps, cgroup)? else {
+    let Some(id) = covering(&maps, &Lineage::of(cgroup)?, None)? else {
         return Ok(None);
     };
     of_id_locked(&maps, id)
@@ -64,9 +63,9 @@ pub fn of_id(id: GuardId) -> Result<Option<Status>, Error> {
     }
 }
 
-fn of_id_locked(maps: &Maps, id: GuardId) -> Result<Option<Status>, Error> {
-    match maps.guard(id)? {
-        Some(entry) if !entry.is_candidate() => Ok(Some(status(maps, id, &entry)?)),
+fn of_id_locked(store: &dyn GuardStore, id: GuardId) -> Result<Option<Status>, Error> {
+    match store.guard(id)? {
+        Some(entry) if !entry.is_candidate() => Ok(Some(status(store, id, &entry)?)),
         _ => Ok(None),
     }
 }

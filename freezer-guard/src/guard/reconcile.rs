@@ -3,35 +3,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_abi::{AncestorKey, CgroupKey, Guard as Entry, GuardId, Protection, control};
+use freezer_guard_abi::{AncestorKey, CgroupKey, Guard as Entry, GuardId, Protection};
 
-use super::{Error, entries::remove};
+use super::{Error, store::GuardStore};
 use crate::{
-    cgroup,
-    kernel::{Hierarchies, Locked, Maps, daemon_runs},
-    sys,
+    cgroup::{self, Cgroup, Version},
+    kernel::{Hierarchies, Locked},
 };
 
 /// Removes what guards have left that were ended by the kernel side, if there is any.
-pub(super) fn reconcile(maps: &mut Maps) -> Result<(), Error> {
-    drop_ended(maps)?;
-    let stale = maps.control(control::STALE, 0, &[])?;
+pub(super) fn reconcile(store: &dyn GuardStore) -> Result<(), Error> {
+    drop_ended(store)?;
+    let stale = store.stale()?;
     if stale == 0 {
         return Ok(());
     }
-    sweep(maps)?;
-    maps.control(control::SWEPT, stale.into(), &[])?;
+    sweep(store)?;
+    store.has_swept(stale)?;
     Ok(())
 }
 
 /// Without a daemon nobody asks what became of guards that somebody had asked for.
-fn drop_ended(maps: &mut Maps) -> Result<(), Error> {
-    if maps.ended.keys().next().is_none() || daemon_runs() {
+fn drop_ended(store: &dyn GuardStore) -> Result<(), Error> {
+    if store.ended().find(&|_, _| true)?.is_none() || store.daemon_runs() {
         return Ok(());
     }
-    for (id, entry) in maps.ended.entries()? {
+    for (id, entry) in store.ended().entries()? {
         if entry.leader == 0 {
-            remove(&mut maps.ended, "ENDED", &id)?;
+            store.ended().remove(&id)?;
         }
     }
     Ok(())
@@ -39,15 +38,15 @@ fn drop_ended(maps: &mut Maps) -> Result<(), Error> {
 
 /// Removes everything that no guard needs. Marks of the living are never missing in
 /// between.
-pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
-    drop_ended(maps)?;
-    let guards = maps.guards.entries()?;
-    // Whoever is just ending a guard shall be through with it: what it has not taken away
-    // by then, nobody does.
-    sys::wait_for_programs();
+pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
+    drop_ended(store)?;
+    let guards = store.guards().entries()?;
+    // A program that is ending a guard comes to its end first: what it has not taken away
+    // by then, no program does.
+    store.wait_for_programs();
     for (id, entry) in &guards {
         if !entry.is_in_force() && entry.members == 0 {
-            remove(&mut maps.guards, "GUARDS", id)?;
+            store.guards().remove(id)?;
         }
     }
     let known: BTreeSet<_> = guards
@@ -56,29 +55,28 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
         .map(|(id, _)| id)
         .collect();
     // One may have begun since.
-    let is_dead = |maps: &Maps, id| -> Result<bool, Error> {
-        Ok(!known.contains(&id) && maps.guard(id)?.is_none())
-    };
-    for (key, id) in maps.targets.entries()? {
+    let is_dead =
+        |id| -> Result<bool, Error> { Ok(!known.contains(&id) && store.guard(id)?.is_none()) };
+    for (key, id) in store.targets().entries()? {
         // The kernel side may have put another one there meanwhile.
-        if is_dead(maps, id)? && maps.targets.get(&key, 0).is_ok_and(|now| now == id) {
-            remove(&mut maps.targets, "TARGETS", &key)?;
+        if is_dead(id)? && store.targets().get(&key)?.is_some_and(|now| now == id) {
+            store.targets().remove(&key)?;
         }
     }
-    let intruders = maps.intruders.entries()?;
-    let violators = maps.violators.entries()?;
+    let intruders = store.intruders().entries()?;
+    let violators = store.violators().entries()?;
     let mut over = BTreeSet::new();
     for (key, _) in intruders.iter().chain(&violators) {
-        if is_dead(maps, key.guard)? && maps.ended.get(&key.guard, 0).is_err() {
+        if is_dead(key.guard)? && store.ended().get(&key.guard)?.is_none() {
             over.insert(key.guard);
         }
     }
-    forget_those(maps, |id| over.contains(&id))?;
+    forget_those(store, |id| over.contains(&id))?;
     // For each ancestor: the entries of the dead, and whether one below it lives.
     let mut marked: BTreeMap<CgroupKey, (Vec<(AncestorKey, GuardId)>, bool)> = BTreeMap::new();
-    for (key, id) in maps.ancestors.entries()? {
+    for (key, id) in store.ancestors().entries()? {
         let (dead, any_lives) = marked.entry(key.cgroup).or_default();
-        match is_dead(maps, id)? {
+        match is_dead(id)? {
             true => dead.push((key, id)),
             false => *any_lives = true,
         }
@@ -86,9 +84,9 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
     for (dead, any_lives) in marked.into_values() {
         for (key, id) in dead {
             if !(any_lives && key.guard == AncestorKey::ANY)
-                && maps.ancestors.get(&key, 0).is_ok_and(|now| now == id)
+                && store.ancestors().get(&key)?.is_some_and(|now| now == id)
             {
-                remove(&mut maps.ancestors, "ANCESTORS", &key)?;
+                store.ancestors().remove(&key)?;
             }
         }
     }
@@ -97,7 +95,7 @@ pub(super) fn sweep(maps: &mut Maps) -> Result<(), Error> {
 
 /// Removes what is kept of who did what to these guards.
 pub(super) fn forget(
-    maps: &mut Maps,
+    store: &dyn GuardStore,
     guards: impl IntoIterator<Item = (GuardId, Entry)>,
 ) -> Result<(), Error> {
     // To most, nobody did anything.
@@ -109,19 +107,19 @@ pub(super) fn forget(
         .collect();
     match guards.is_empty() {
         true => Ok(()),
-        false => forget_those(maps, |id| guards.contains(&id)),
+        false => forget_those(store, |id| guards.contains(&id)),
     }
 }
 
-fn forget_those(maps: &mut Maps, is_over: impl Fn(GuardId) -> bool) -> Result<(), Error> {
-    for (key, _) in maps.intruders.entries()? {
+fn forget_those(store: &dyn GuardStore, is_over: impl Fn(GuardId) -> bool) -> Result<(), Error> {
+    for (key, _) in store.intruders().entries()? {
         if is_over(key.guard) {
-            remove(&mut maps.intruders, "INTRUDERS", &key)?;
+            store.intruders().remove(&key)?;
         }
     }
-    for (key, _) in maps.violators.entries()? {
+    for (key, _) in store.violators().entries()? {
         if is_over(key.guard) {
-            remove(&mut maps.violators, "VIOLATORS", &key)?;
+            store.violators().remove(&key)?;
         }
     }
     Ok(())
@@ -135,30 +133,42 @@ pub(super) fn hierarchies_there() -> Result<Hierarchies, Error> {
     })
 }
 
-/// The hierarchies that the guards in force have targets in.
-pub(super) fn hierarchies_in_use(maps: &Maps) -> Result<Hierarchies, Error> {
-    let there = hierarchies_there()?;
+/// Those that these cgroups are in.
+pub(super) fn hierarchies_of<'a>(cgroups: impl Iterator<Item = &'a Cgroup>) -> Hierarchies {
     let mut found = Hierarchies::default();
-    for key in maps.targets.keys().flatten() {
-        match key.hierarchy_id {
-            0 => found.v2 = true,
-            _ => found.v1 = true,
-        }
-        if found == there {
-            break;
+    for cgroup in cgroups {
+        match cgroup.version() {
+            Version::V1 => found.v1 = true,
+            Version::V2 => found.v2 = true,
         }
     }
-    Ok(found)
+    found
+}
+
+/// The hierarchies that the guards in force have targets in.
+pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, Error> {
+    let there = hierarchies_there()?;
+    // Of many targets, one of the first is in each.
+    let is_in = |v2| {
+        store
+            .targets()
+            .find(&move |key, _| (key.hierarchy_id == 0) == v2)
+    };
+    Ok(Hierarchies {
+        v1: there.v1 && is_in(false)?.is_some(),
+        v2: there.v2 && is_in(true)?.is_some(),
+    })
 }
 
 /// Detaches every program that no guard needs; without any guard, all of them. They stay
 /// loaded for the next guard. A running daemon does this itself, some time later: the next
 /// guard may begin at once.
-pub(super) fn detach_idle(lock: &Locked, maps: &Maps) -> Result<(), Error> {
-    if daemon_runs() {
+pub(super) fn detach_idle(lock: &Locked, store: &dyn GuardStore) -> Result<(), Error> {
+    if store.daemon_runs() {
         return Ok(());
     }
     // The daemon may have crashed, and come back: it is left what it watches.
-    let watch = maps.guards.keys().next().is_some() || maps.ended.keys().next().is_some();
-    Ok(lock.detach_unneeded(hierarchies_in_use(maps)?, watch && lock.watches())?)
+    let any = store.guards().find(&|_, _| true)?.is_some();
+    let watch = any || store.ended().find(&|_, _| true)?.is_some();
+    Ok(lock.detach_unneeded(hierarchies_in_use(store)?, watch && lock.watches())?)
 }

@@ -8,14 +8,16 @@ use freezer_guard_abi::{
 
 use super::{
     Deed, Error, Outcome,
-    deed::{path, wall_clock},
+    deed::wall_clock,
+    entries::{holder_pids, targets},
     now,
+    store::GuardStore,
 };
 use nix::unistd::getpid;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
-use crate::{kernel::Maps, words};
+use crate::words;
 
 /// What a guard did.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
@@ -114,31 +116,31 @@ pub(super) struct Seen {
 impl Seen {
     /// Of one guard with these targets.
     pub(super) fn of_one(
-        maps: &Maps,
+        store: &dyn GuardStore,
         id: GuardId,
         entry: &Entry,
         targets: Vec<CgroupKey>,
     ) -> Result<Self, Error> {
         let pids = match entry.members {
             0 => Vec::new(),
-            _ => holder_pids(maps, id)?,
+            _ => holder_pids(store, id)?,
         };
-        Self::of(maps, id, entry, targets, pids)
+        Self::of(store, id, entry, targets, pids)
     }
 
     /// The same when the calling thread is the whole holder: members are looked for among
     /// all tasks of the host.
     pub(super) fn of_own(
-        maps: &Maps,
+        store: &dyn GuardStore,
         id: GuardId,
         entry: &Entry,
         targets: Vec<CgroupKey>,
     ) -> Result<Self, Error> {
-        Self::of(maps, id, entry, targets, vec![getpid().as_raw() as u32])
+        Self::of(store, id, entry, targets, vec![getpid().as_raw() as u32])
     }
 
     fn of(
-        maps: &Maps,
+        store: &dyn GuardStore,
         id: GuardId,
         entry: &Entry,
         targets: Vec<CgroupKey>,
@@ -151,14 +153,14 @@ impl Seen {
         };
         // Who did nothing was not written down.
         if entry.denials != [0; Protection::COUNT] {
-            for (key, intruder) in maps.intruders.entries()? {
+            for (key, intruder) in store.intruders().entries()? {
                 if key.guard == id {
                     seen.has_tried(&key, &intruder);
                 }
             }
         }
         if entry.disturbances != [0; Protection::COUNT] {
-            for (key, intruder) in maps.violators.entries()? {
+            for (key, intruder) in store.violators().entries()? {
                 if key.guard == id {
                     seen.has_done(&key, &intruder);
                 }
@@ -169,18 +171,18 @@ impl Seen {
     }
 
     /// Of all guards: each map is read once.
-    pub(super) fn of_all(maps: &Maps) -> Result<BTreeMap<GuardId, Self>, Error> {
+    pub(super) fn of_all(store: &dyn GuardStore) -> Result<BTreeMap<GuardId, Self>, Error> {
         let mut all: BTreeMap<GuardId, Self> = BTreeMap::new();
-        for (key, id) in maps.targets.entries()? {
+        for (key, id) in store.targets().entries()? {
             all.entry(id).or_default().targets.push(key);
         }
-        for member in maps.members(None)? {
+        for member in store.members(None)? {
             all.entry(member.guard).or_default().pids.push(member.pid);
         }
-        for (key, intruder) in maps.intruders.entries()? {
+        for (key, intruder) in store.intruders().entries()? {
             all.entry(key.guard).or_default().has_tried(&key, &intruder);
         }
-        for (key, intruder) in maps.violators.entries()? {
+        for (key, intruder) in store.violators().entries()? {
             all.entry(key.guard).or_default().has_done(&key, &intruder);
         }
         all.values_mut().for_each(Self::sort);
@@ -206,7 +208,12 @@ impl Seen {
         self.violators.sort_by_key(|deed| deed.first_ns);
     }
 
-    pub(super) fn status(self, maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, Error> {
+    pub(super) fn status(
+        self,
+        store: &dyn GuardStore,
+        id: GuardId,
+        entry: &Entry,
+    ) -> Result<Status, Error> {
         let until = match entry.ended_ns {
             0 => now(),
             time => time,
@@ -216,7 +223,7 @@ impl Seen {
             0 => ([0; Protection::COUNT], entry.disturbances),
             _ => (entry.violations(), entry.repaired),
         };
-        let cgroups: Vec<_> = self.targets.iter().map(|key| path(*key)).collect();
+        let cgroups: Vec<_> = self.targets.iter().map(|key| store.name(*key)).collect();
         Ok(Status {
             id,
             state: match (entry.ended_ns, entry.checkpointing_ns) {
@@ -244,7 +251,7 @@ impl Seen {
                     (protection.name().to_owned(), level.to_owned())
                 })
                 .collect(),
-            missed: missed(maps, entry)?,
+            missed: missed(store, entry)?,
             allowed: Protection::ALL
                 .into_iter()
                 .filter(|protection| !Entry::protects(entry.allowed, *protection))
@@ -261,8 +268,8 @@ impl Seen {
 }
 
 /// The status of one guard.
-pub(super) fn status(maps: &Maps, id: GuardId, entry: &Entry) -> Result<Status, Error> {
-    Seen::of_one(maps, id, entry, targets(maps, id)?)?.status(maps, id, entry)
+pub(super) fn status(store: &dyn GuardStore, id: GuardId, entry: &Entry) -> Result<Status, Error> {
+    Seen::of_one(store, id, entry, targets(store, id)?)?.status(store, id, entry)
 }
 
 fn name(level: u32) -> &'static str {
@@ -279,33 +286,9 @@ fn level(entry: &Entry) -> &'static str {
 }
 
 /// See [`Status::missed`].
-pub(super) fn missed(maps: &Maps, entry: &Entry) -> Result<u64, Error> {
+pub(super) fn missed(store: &dyn GuardStore, entry: &Entry) -> Result<u64, Error> {
     if entry.checkpointing_ns == 0 || !Entry::protects(entry.allowed, Protection::Ptrace) {
         return Ok(0);
     }
-    Ok(maps.missed()?.saturating_sub(entry.missed_before))
-}
-
-/// The targets of a guard.
-pub(super) fn targets(maps: &Maps, id: GuardId) -> Result<Vec<CgroupKey>, Error> {
-    let mut keys: Vec<_> = maps
-        .targets
-        .entries()?
-        .into_iter()
-        .filter(|(_, of)| *of == id)
-        .map(|(key, _)| key)
-        .collect();
-    keys.sort();
-    Ok(keys)
-}
-
-pub(super) fn holder_pids(maps: &Maps, id: GuardId) -> Result<Vec<u32>, Error> {
-    let mut pids: Vec<_> = maps
-        .members(Some(id))?
-        .into_iter()
-        .map(|member| member.pid)
-        .collect();
-    pids.sort_unstable();
-    pids.dedup();
-    Ok(pids)
+    Ok(store.missed()?.saturating_sub(entry.missed_before))
 }

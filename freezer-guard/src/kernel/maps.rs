@@ -1,22 +1,19 @@
 //! The maps, typed.
 
-use std::{
-    fs, io,
-    ops::{Deref, DerefMut},
-    os::fd::{AsFd as _, OwnedFd},
-    path::Path,
-};
+use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapError},
+    maps::{Array, Map, MapData},
 };
 use freezer_guard_abi::{
     ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, Guard, GuardId, Intruder, IntruderKey,
-    Member, NO_ROOM, control, names,
+    Member, NO_ROOM,
+    control::{self, Operation},
+    names,
 };
 
-use super::{Error, conditions::PIN_DIR, report};
+use super::{Error, conditions::PIN_DIR, report, table::Table};
 use crate::sys;
 
 /// The pinned maps of a loaded BPF side.
@@ -53,17 +50,23 @@ impl Maps {
         })
     }
 
-    /// Runs the program `control` on the calling thread: its answer is one of
-    /// `freezer_guard_abi::control`'s, where its arguments are described too.
+    /// Runs the program `control` on the calling thread, and returns its answer.
     ///
     /// # Errors
     /// When the kernel does not run it.
-    pub fn control(&self, operation: u64, guard: GuardId, more: &[u64]) -> Result<u32, Error> {
-        let mut arguments = [0; 12];
-        arguments[..2].copy_from_slice(&[operation, guard]);
-        arguments[2..2 + more.len()].copy_from_slice(more);
-        sys::test_run(&self.control, &arguments)
-            .map_err(Error::failed("run the BPF program control"))
+    pub fn run(&self, operation: Operation, guard: GuardId, more: &[u64]) -> Result<u32, Error> {
+        let mut words = [0; control::WORDS];
+        words[..2].copy_from_slice(&[operation as u64, guard]);
+        words[2..2 + more.len()].copy_from_slice(more);
+        sys::test_run(&self.control, &words).map_err(Error::failed("run the BPF program control"))
+    }
+
+    /// Sets what [`Operation::Begin`] begins with.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_asked_for(&self, entry: Guard) -> Result<(), Error> {
+        set(names::TEMPLATES, ASKED_FOR, entry)
     }
 
     /// The threads of all holders, or of one guard's.
@@ -100,7 +103,7 @@ impl Maps {
     ///
     /// # Errors
     /// When the iterator cannot be read.
-    pub fn enrol(&mut self, guard: GuardId, pid: u64) -> Result<(), Error> {
+    pub fn enrol(&self, guard: GuardId, pid: u64) -> Result<(), Error> {
         let path = Path::new(PIN_DIR).join(names::ENROL_ITER);
         set(names::ENROLLING, 0, Enrolling { guard, pid })?;
         loop {
@@ -119,18 +122,8 @@ impl Maps {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_automatic(&mut self, template: Guard) -> Result<(), Error> {
+    pub fn set_automatic(&self, template: Guard) -> Result<(), Error> {
         set(names::TEMPLATES, AUTOMATIC, template)
-    }
-
-    /// Begins a guard, with the calling thread as its holder: the answer of
-    /// [`control::BEGIN`].
-    ///
-    /// # Errors
-    /// When the kernel does not do it.
-    pub fn begin(&self, id: GuardId, entry: Guard) -> Result<u32, Error> {
-        set(names::TEMPLATES, ASKED_FOR, entry)?;
-        self.control(control::BEGIN, id, &[])
     }
 
     /// The calls that the tripwires for ptrace have missed since they were loaded.
@@ -139,68 +132,6 @@ impl Maps {
     /// When the kernel does not tell: then there may have been any number.
     pub fn missed(&self) -> Result<u64, Error> {
         report::missed(Path::new(PIN_DIR))
-    }
-
-    /// Whether the guard is in force.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn guard(&self, id: GuardId) -> Result<Option<Guard>, Error> {
-        match self.guards.get(&id, 0) {
-            Ok(guard) => Ok(Some(guard).filter(|guard| guard.is_in_force())),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(Error::failed("read the map GUARDS")(error)),
-        }
-    }
-}
-
-/// A hash map that can be read all at once.
-#[derive(Debug)]
-pub struct Table<K: Pod, V: Pod> {
-    map: HashMap<MapData, K, V>,
-    fd: OwnedFd,
-    name: &'static str,
-}
-
-impl<K: Pod, V: Pod> Table<K, V> {
-    fn open(dir: &Path, name: &'static str) -> Result<Self, Error> {
-        let doing = || format!("open the map {name}");
-        let path = dir.join(name);
-        let map =
-            MapData::from_pin(&path).map_err(Error::failed(format!("open {}", path.display())))?;
-        Ok(Self {
-            fd: map
-                .fd()
-                .as_fd()
-                .try_clone_to_owned()
-                .map_err(Error::failed(doing()))?,
-            map: Map::HashMap(map)
-                .try_into()
-                .map_err(Error::failed(doing()))?,
-            name,
-        })
-    }
-
-    /// Every entry. What comes or goes meanwhile may be missing.
-    ///
-    /// # Errors
-    /// When the map cannot be read.
-    pub fn entries(&self) -> Result<Vec<(K, V)>, Error> {
-        sys::entries(self.fd.as_fd()).map_err(Error::failed(format!("read the map {}", self.name)))
-    }
-}
-
-impl<K: Pod, V: Pod> Deref for Table<K, V> {
-    type Target = HashMap<MapData, K, V>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.map
-    }
-}
-
-impl<K: Pod, V: Pod> DerefMut for Table<K, V> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.map
     }
 }
 

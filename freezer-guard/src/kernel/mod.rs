@@ -15,18 +15,20 @@ mod readers;
 mod reading;
 mod report;
 mod sizes;
+mod table;
 
 use std::{io, path::PathBuf};
 
 pub use conditions::PIN_DIR;
 pub use daemon::{DaemonLock, daemon_runs};
 pub(crate) use empty::Empty;
-pub use maps::{Maps, Table};
+pub use maps::Maps;
 pub use memory::Memory;
 pub use pins::Locked;
 pub use programs::{Hierarchies, Levels};
 pub use readers::Reader;
 pub use report::ProgramReport;
+pub use table::Map;
 
 /// What can go wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +109,9 @@ pub enum Error {
         /// Why it failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Too many guards, or threads of holders.
+    #[error("the map {0} is full: too many guards at once")]
+    Full(&'static str),
     /// Guards are held by another version of this program.
     #[error(
         "another version of freezer-guard holds guards ({}): \

@@ -271,7 +271,7 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// What bpf(2) says.
-pub(crate) fn test_run(program: &OwnedFd, arguments: &[u64; 12]) -> io::Result<u32> {
+pub(crate) fn test_run(program: &OwnedFd, arguments: &[u64]) -> io::Result<u32> {
     // SAFETY: as in `load`.
     let mut attributes: bpf_attr = unsafe { mem::zeroed() };
     // SAFETY: the arm of the union that `BPF_PROG_TEST_RUN` reads and writes.

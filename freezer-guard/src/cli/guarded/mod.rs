@@ -231,9 +231,7 @@ async fn hold_on(
         command.join(OsStr::new(" ")).display()
     ));
     if work.thaw {
-        for cgroup in hold.cgroups() {
-            cgroup.thaw()?;
-        }
+        guard::thaw(hold.cgroups())?;
     }
 
     let mut child = spawn(command)?;

@@ -1,0 +1,46 @@
+//! The freezer of a cgroup, as far as a guard uses it.
+
+use freezer_guard_abi::CgroupKey;
+
+use crate::cgroup::{Cgroup, Error};
+
+/// A cgroup's own freezer.
+pub(super) trait Freezer {
+    fn key(&self) -> CgroupKey;
+    /// Whether it is on by itself, and not from above.
+    fn is_self_frozen(&self) -> Result<bool, Error>;
+    fn freeze(&self) -> Result<(), Error>;
+    fn thaw(&self) -> Result<(), Error>;
+}
+
+impl Freezer for Cgroup {
+    fn key(&self) -> CgroupKey {
+        self.key()
+    }
+
+    fn is_self_frozen(&self) -> Result<bool, Error> {
+        self.is_self_frozen()
+    }
+
+    fn freeze(&self) -> Result<(), Error> {
+        self.freeze()
+    }
+
+    fn thaw(&self) -> Result<(), Error> {
+        self.thaw()
+    }
+}
+
+/// Returns when every freeze, thaw and move that the kernel was at has come to its end,
+/// tripwires included: it holds a mutex meanwhile, which this takes too. For that, what is no
+/// pid is written to `cgroup.procs` (`cgroup_kn_lock_live`, then EINVAL), and v1's state is
+/// read (`freezer_read`). For a pid that no task has the kernel would stop every fork of the
+/// host and wait for an RCU grace period (`cgroup_threadgroup_rwsem`).
+pub(super) fn settle(cgroup: &Cgroup) {
+    /// No `int`, but for the BPF programs a number that no task has: what they cannot parse
+    /// they refuse where somebody else guards.
+    const NOBODY: &str = "2147483648";
+    // Neither is for its result; a cgroup that is gone has nothing to wait for.
+    let _ = cgroup.write_procs(NOBODY);
+    let _ = cgroup.freezer_state();
+}

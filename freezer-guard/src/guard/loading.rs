@@ -1,0 +1,39 @@
+//! The BPF side, there and ready for guards.
+
+use freezer_guard_abi::Level;
+
+use super::{Error, entries::is_idle, reconcile::reconcile};
+use crate::kernel::{self, Locked, Maps};
+
+/// What there is to begin a guard with.
+pub(super) struct Loaded {
+    pub(super) maps: Maps,
+    /// Whether it was there before.
+    pub(super) was_loaded: bool,
+    /// Why it does not go further, as far as the load has shown it.
+    pub(super) reasons: Vec<kernel::Error>,
+    /// Why this host does not go further, if it does not.
+    pub(super) why_no_stronger: Option<kernel::Error>,
+}
+
+/// Loads the BPF side if it is not there. `reload`: also if no guard is in force and another
+/// level is wanted than that of an earlier guard.
+pub(super) fn ensure_loaded(lock: &Locked, at_most: Level, reload: bool) -> Result<Loaded, Error> {
+    let (strongest, why_no_stronger) = Locked::strongest(at_most)?;
+    let loaded = |maps, was_loaded, reasons| Loaded {
+        maps,
+        was_loaded,
+        reasons,
+        why_no_stronger,
+    };
+    if let Some(maps) = lock.open()? {
+        reconcile(&maps)?;
+        let is_another = reload && lock.level() != Some(strongest);
+        if !is_another || !is_idle(&maps)? {
+            return Ok(loaded(maps, true, Vec::new()));
+        }
+        lock.unload()?;
+    }
+    let (maps, reasons) = lock.load(at_most)?;
+    Ok(loaded(maps, false, reasons))
+}

@@ -1,0 +1,91 @@
+//! How targets become a guard's: no two guards are in one line of cgroups.
+
+use freezer_guard_abi::{Guard as Entry, GuardId, control::Answer};
+
+use super::{
+    Error,
+    lineage::Lineage,
+    marks::{Marks, mark_ancestors, mark_target, release},
+    overlap::{in_the_way, refuse_guarded},
+    reconcile::reconcile,
+    restoring::restore_targets,
+    store::GuardStore,
+};
+use crate::kernel;
+
+/// Sees that no other guard is in the way of one with these targets. `owner`: the uid of its
+/// owner, if that is a user.
+pub(super) fn clear_the_way(
+    store: &dyn GuardStore,
+    targets: &[Lineage],
+    owner: Option<u32>,
+) -> Result<(), Error> {
+    if owner.is_none() {
+        displace_users(store, targets)?;
+    }
+    refuse_guarded(store, targets, None)?;
+    // A guard may have ended since: its marks would be in our way.
+    reconcile(store)?;
+    Ok(())
+}
+
+/// Begins the guard, with the calling thread as its holder, and marks its targets. `settle`
+/// returns when what the kernel side was at has come to its end. When this fails nothing of
+/// the guard is left.
+pub(super) fn claim(
+    store: &dyn GuardStore,
+    id: GuardId,
+    entry: Entry,
+    targets: &[Lineage],
+    settle: impl FnOnce(),
+) -> Result<(), Error> {
+    // Enrolled before it is marked: from here on the guard ends with its holder
+    // at the latest.
+    match store.begin(id, entry)? {
+        Answer::Done => {}
+        Answer::OtherGuard => return Err(Error::Nested),
+        _ => return Err(kernel::Error::Full("GUARDS").into()),
+    }
+    let marked = mark(store, id, targets, settle);
+    if marked.is_err() {
+        release(store, id, Marks::own(targets), true)?;
+    }
+    marked
+}
+
+/// Marks the targets of the guard.
+fn mark(
+    store: &dyn GuardStore,
+    id: GuardId,
+    targets: &[Lineage],
+    settle: impl FnOnce(),
+) -> Result<(), Error> {
+    for target in targets {
+        mark_target(store, target, id)?;
+        mark_ancestors(store, target, id)?;
+    }
+    // The kernel side marks what a checkpointer writes, and waits for no lock of
+    // ours: it may be in the way by now.
+    settle();
+    refuse_guarded(store, targets, Some(id))?;
+    for target in targets {
+        store.tell_marked(id, target.key)?;
+    }
+    Ok(())
+}
+
+/// Ends the guards of users that are in the way of one of the host's root: a user cannot keep
+/// root from a checkpoint.
+fn displace_users(store: &dyn GuardStore, targets: &[Lineage]) -> Result<(), Error> {
+    while let Some((_, id)) = in_the_way(store, targets, None)? {
+        let is_by_user = |entry: Entry| entry.flags & Entry::BY_USER != 0;
+        if !store.guard(id)?.is_some_and(is_by_user) {
+            break;
+        }
+        // One that cannot be thawed is told when it is to be frozen.
+        let restored = restore_targets(store, id);
+        let marks = Marks::of(store, id)?;
+        release(store, id, marks, restored.is_ok())?;
+    }
+    Ok(())
+}
