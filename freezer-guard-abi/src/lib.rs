@@ -17,6 +17,7 @@
 pub mod control;
 mod decision;
 mod fields;
+mod naming;
 mod record;
 
 pub use decision::{
@@ -24,6 +25,7 @@ pub use decision::{
     acts_downwards, minds, moves_one_thread, name_words, protection_of,
 };
 pub use fields::KernelOffsets;
+pub use naming::NoSuchName;
 pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, Unguarded};
 
 /// Names a guard. Never used twice, so that a stale id can do no harm.

@@ -38,14 +38,14 @@ use nix::{
 pub use checks::{refuse_containing, verify};
 pub use deed::{Deed, Outcome, path, unguarded, wall_clock};
 pub use error::{Error, Weak, chain};
-pub use happening::{Chronicle, Happening};
+pub use happening::{Chronicle, Happening, What};
 pub use level::Wanted;
 pub use others::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};
 pub use restoring::thaw;
-pub use status::Status;
+pub use status::{State, Status};
 pub use summary::{describe_level, refusals, violations};
 
 use crate::{

@@ -10,9 +10,11 @@ pub mod criu;
 pub mod doctor;
 pub mod guard;
 pub mod kernel;
+mod kind;
 mod sys;
 pub mod words;
 
+pub use kind::Kind;
 pub use sys::{passed_descriptor, unblock_in_child, watch_signals};
 
 /// The version, and which BPF object is built in.

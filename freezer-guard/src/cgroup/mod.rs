@@ -29,6 +29,8 @@ use nix::{
     },
 };
 
+use crate::Kind;
+
 pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all, unified_mount};
 pub use new::New;
 pub use state::FreezerState;
@@ -36,7 +38,6 @@ pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// An operation on a path failed.
     #[error("{operation} {}", path.display())]
@@ -95,6 +96,24 @@ pub enum Error {
         /// What systemd says of it.
         reason: String,
     },
+}
+
+impl Error {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Io { source, .. } => Kind::of_io(source),
+            Self::NotACgroup(_)
+            | Self::NoFreezer { .. }
+            | Self::Root(_)
+            | Self::Threaded(_)
+            | Self::PidInRoot(_)
+            | Self::Empty(_)
+            | Self::ManyTrees { .. }
+            | Self::NoProcess(_)
+            | Self::Unit { .. } => Kind::Request,
+        }
+    }
 }
 
 /// The id of every hierarchy's root directory (`kernfs_create_root`).

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use freezer_guard::{bench, cgroup, criu, guard, kernel};
+use freezer_guard::{Kind, bench, cgroup, criu, guard, kernel};
 
 use super::{
     client,
@@ -30,11 +30,12 @@ pub(super) fn code(error: &anyhow::Error) -> Code {
             } else if let Some(error) = cause.downcast_ref::<bench::Error>() {
                 of_bench(error)
             } else if let Some(error) = cause.downcast_ref::<guard::Error>() {
-                of_guard(error)
+                Some(of_kind(error.kind()))
             } else if let Some(error) = cause.downcast_ref::<cgroup::Error>() {
-                of_cgroup(error)
+                Some(of_kind(error.kind()))
             } else {
-                cause.downcast_ref::<kernel::Error>().map(of_kernel)
+                let error = cause.downcast_ref::<kernel::Error>();
+                error.map(|error| of_kind(error.kind()))
             }
         })
         .unwrap_or(INTERNAL)
@@ -56,29 +57,15 @@ fn of_daemon(error: &client::Error) -> Code {
     }
 }
 
-fn of_guard(error: &guard::Error) -> Option<Code> {
-    Some(match error {
-        guard::Error::Cgroup(error) => return of_cgroup(error),
-        guard::Error::Kernel(error) => of_kernel(error),
-        guard::Error::Contains { .. } | guard::Error::Overlap(..) => USAGE,
-        guard::Error::Guarded { .. }
-        | guard::Error::Nested
-        | guard::Error::NotFrozen { .. }
-        | guard::Error::DidNotFreeze { .. }
-        | guard::Error::FrozenAncestor { .. }
-        | guard::Error::FrozenDescendant { .. }
-        | guard::Error::NotGuarded(_)
-        | guard::Error::Stray { .. }
-        | guard::Error::Traced(_)
-        | guard::Error::Disturbed { .. }
-        | guard::Error::InForce(_)
-        | guard::Error::DaemonRuns
-        | guard::Error::Stopping => BUSY,
-        guard::Error::NoHolder(_) => USAGE,
-        guard::Error::WasGone(_) => VIOLATED,
-        guard::Error::PidNamespace | guard::Error::TooWeak { .. } => UNAVAILABLE,
-        _ => INTERNAL,
-    })
+fn of_kind(kind: Kind) -> Code {
+    match kind {
+        Kind::Request => USAGE,
+        Kind::Busy | Kind::NotFrozen | Kind::Stray | Kind::Disturbed | Kind::NotGuarded => BUSY,
+        Kind::Gone => VIOLATED,
+        Kind::Unsupported => UNAVAILABLE,
+        Kind::Permission => NO_PERMISSION,
+        Kind::Internal => INTERNAL,
+    }
 }
 
 fn of_bench(error: &bench::Error) -> Option<Code> {
@@ -87,22 +74,10 @@ fn of_bench(error: &bench::Error) -> Option<Code> {
         bench::Error::InUse => Some(BUSY),
         bench::Error::NoFreezer | bench::Error::NoMemory { .. } => Some(UNAVAILABLE),
         bench::Error::Criu(error) => of_criu(error),
-        bench::Error::Cgroup(error) => of_cgroup(error),
-        bench::Error::Guard(error) => of_guard(error),
-        bench::Error::Kernel(error) => Some(of_kernel(error)),
+        bench::Error::Cgroup(error) => Some(of_kind(error.kind())),
+        bench::Error::Guard(error) => Some(of_kind(error.kind())),
+        bench::Error::Kernel(error) => Some(of_kind(error.kind())),
         _ => None,
-    }
-}
-
-fn of_cgroup(error: &cgroup::Error) -> Option<Code> {
-    match error {
-        cgroup::Error::Io { source, .. } => match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Some(USAGE),
-            io::ErrorKind::PermissionDenied => Some(NO_PERMISSION),
-            io::ErrorKind::ResourceBusy => Some(BUSY),
-            _ => None,
-        },
-        _ => Some(USAGE),
     }
 }
 
@@ -121,22 +96,5 @@ fn of_criu(error: &criu::Error) -> Option<Code> {
             _ => None,
         },
         _ => Some(USAGE),
-    }
-}
-
-fn of_kernel(error: &kernel::Error) -> Code {
-    match error {
-        kernel::Error::Permission => NO_PERMISSION,
-        kernel::Error::Load { source, .. } if source.raw_os_error() == Some(libc::EPERM) => {
-            NO_PERMISSION
-        }
-        kernel::Error::Missing { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
-            NO_PERMISSION
-        }
-        kernel::Error::DaemonRuns
-        | kernel::Error::Full(_)
-        | kernel::Error::OtherVersion
-        | kernel::Error::OtherLevel { .. } => BUSY,
-        _ => UNAVAILABLE,
     }
 }

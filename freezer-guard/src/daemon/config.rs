@@ -4,12 +4,16 @@ use std::{
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
 use freezer_guard::guard::automatic::Wanted;
-use freezer_guard_abi::{Level, Protection};
-use serde::{Deserialize, Deserializer, de::Error as _};
+use freezer_guard_abi::{Level, NoSuchName, Protection};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Error as _},
+};
 
 /// Where it is looked for.
 pub(crate) const PATH: &str = "/etc/freezer-guard/config.toml";
@@ -140,18 +144,6 @@ impl Config {
     }
 }
 
-/// A level by its name.
-pub(crate) fn level_named(name: &str) -> Option<Level> {
-    Level::ALL.into_iter().find(|level| level.name() == name)
-}
-
-/// A protection by its name.
-pub(crate) fn protection_named(name: &str) -> Option<Protection> {
-    Protection::ALL
-        .into_iter()
-        .find(|protection| protection.name() == name)
-}
-
 /// `10m`, `1h 30m` and the like; a year at most, so that a sum with the time of day is a time.
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -164,26 +156,17 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    level_named(&name).ok_or_else(|| {
-        D::Error::custom(format!(
-            "there is no level {name:?}: it is one of {}",
-            Level::ALL.map(Level::name).join(", ")
-        ))
-    })
+    named(String::deserialize(deserializer)?)
 }
 
 fn protections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Protection>, D::Error> {
     let names = Vec::<String>::deserialize(deserializer)?;
-    let named = |name: &String| {
-        protection_named(name).ok_or_else(|| {
-            D::Error::custom(format!(
-                "there is no protection {name:?}: it is one of {}",
-                Protection::ALL.map(Protection::name).join(", ")
-            ))
-        })
-    };
-    names.iter().map(named).collect()
+    names.into_iter().map(named).collect()
+}
+
+fn named<T: FromStr<Err = NoSuchName>, E: de::Error>(name: String) -> Result<T, E> {
+    name.parse()
+        .map_err(|error| E::custom(format!("{name:?}: {error}")))
 }
 
 #[cfg(test)]
@@ -217,11 +200,15 @@ mod tests {
                 3,
                 "unknown field `enable`",
             ),
-            ("require = \"most\"\n", 1, "there is no level \"most\""),
+            (
+                "require = \"most\"\n",
+                1,
+                "\"most\": there is no such level: it is one of detect, best-effort, enforce",
+            ),
             (
                 "[automatic]\nallow = [\"x\"]\n",
                 2,
-                "there is no protection",
+                "there is no such protection: it is one of freeze, kill, migrate, ptrace",
             ),
             ("[users]\nlongest_hold = \"long\"\n", 2, "is no time"),
             (

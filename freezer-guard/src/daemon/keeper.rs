@@ -11,7 +11,7 @@ use std::{
 use anyhow::Result;
 use freezer_guard::{
     guard::{
-        self, Happening, Status,
+        self, Happening, Status, What,
         automatic::{self, Ended},
         describe_level, refusals, violations,
     },
@@ -300,15 +300,15 @@ fn log(happening: &Happening) {
                 cgroup,
                 intruder_pid = by.pid,
                 kind = by.protection,
-                event = happening.event,
+                event = %happening.event,
                 $what,
                 happening.about
             )
         };
     }
-    match happening.event.as_str() {
-        "violation" => log!(error, "VIOLATED: {}"),
-        "disturbance" => log!(warn, "disturbed before CHECKPOINTING: {}"),
+    match happening.event {
+        What::Violation => log!(error, "VIOLATED: {}"),
+        What::Disturbance => log!(warn, "disturbed before CHECKPOINTING: {}"),
         _ => log!(warn, "refused {}"),
     }
 }

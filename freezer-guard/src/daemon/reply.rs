@@ -6,9 +6,10 @@ use std::{
 };
 
 use freezer_guard::{
+    Kind,
     cgroup::Cgroup,
     guard::{self, Happening, Status},
-    kernel, words,
+    words,
 };
 use freezer_guard_abi::GuardId;
 use serde::{Deserialize, Serialize};
@@ -74,38 +75,22 @@ impl Error {
 impl From<anyhow::Error> for Error {
     fn from(error: anyhow::Error) -> Self {
         let message = format!("{error:#}");
-        match error.downcast_ref::<guard::Error>() {
-            Some(
-                guard::Error::Guarded { .. }
-                | guard::Error::Nested
-                | guard::Error::Stopping
-                | guard::Error::Kernel(
-                    kernel::Error::Full(_)
-                    | kernel::Error::OtherVersion
-                    | kernel::Error::OtherLevel { .. },
-                ),
-            ) => Self::Busy { message },
-            Some(
-                guard::Error::NotFrozen { .. }
-                | guard::Error::DidNotFreeze { .. }
-                | guard::Error::FrozenAncestor { .. }
-                | guard::Error::FrozenDescendant { .. },
-            ) => Self::NotFrozen { message },
-            Some(guard::Error::Stray { .. } | guard::Error::Traced(_)) => Self::Stray { message },
-            Some(
-                guard::Error::TooWeak { .. } | guard::Error::Kernel(_) | guard::Error::PidNamespace,
-            ) => Self::Unsupported { message },
-            Some(guard::Error::NotGuarded(_) | guard::Error::WasGone(_)) => {
-                Self::NotGuarded { message }
-            }
-            Some(guard::Error::Disturbed { .. }) => Self::Disturbed { message },
-            Some(
-                guard::Error::Overlap(..)
-                | guard::Error::NoHolder(_)
-                | guard::Error::Contains { .. },
-            ) => Self::BadRequest { message },
-            Some(guard::Error::Cgroup(_)) => Self::BadRequest { message },
-            _ => Self::Failed { message },
+        let kind = match error.downcast_ref() {
+            // Of whatever a cgroup is, it was asked for.
+            Some(guard::Error::Cgroup(_)) => Kind::Request,
+            Some(error) => error.kind(),
+            None => Kind::Internal,
+        };
+        match kind {
+            Kind::Request => Self::BadRequest { message },
+            Kind::Busy => Self::Busy { message },
+            Kind::NotFrozen => Self::NotFrozen { message },
+            Kind::Stray => Self::Stray { message },
+            Kind::Disturbed => Self::Disturbed { message },
+            Kind::NotGuarded | Kind::Gone => Self::NotGuarded { message },
+            // The service may not do it.
+            Kind::Unsupported | Kind::Permission => Self::Unsupported { message },
+            Kind::Internal => Self::Failed { message },
         }
     }
 }
@@ -148,7 +133,7 @@ impl State {
         Ok(Self {
             path_base64: words::base64(&path),
             path,
-            state: guard.as_ref().map_or(now, |guard| guard.state.clone()),
+            state: guard.as_ref().map_or(now, |guard| guard.state.to_string()),
             guard,
         })
     }

@@ -8,7 +8,7 @@ use freezer_guard::{
     doctor,
     guard::{self, Chronicle, Deed, Guard, Happening, PidFd, Preparation, Status, Target, Wanted},
 };
-use freezer_guard_abi::{GuardId, Level};
+use freezer_guard_abi::{GuardId, Level, NoSuchName, Protection};
 use tokio_stream::{
     Stream, StreamExt as _, once,
     wrappers::{BroadcastStream, errors::BroadcastStreamRecvError},
@@ -20,7 +20,6 @@ use super::{
     access::Peer,
     accounts::{Share, account},
     blocking,
-    config::{level_named, protection_named},
     reply::{Check, Error, Examination, Guards, Happenings, OneGuard, State, Text},
 };
 
@@ -93,6 +92,10 @@ impl Client {
             false => Ok(share),
         }
     }
+}
+
+fn bad(name: &str, error: NoSuchName) -> Error {
+    Error::bad(format!("{name:?}: {error}"))
 }
 
 /// The containers that these cgroups are, or that the process is in: one that is
@@ -199,15 +202,14 @@ where
             true => None,
             false => Some(self.reserve(uid).await?),
         };
-        let allowed = allow.unwrap_or_default();
-        let allowed = allowed.iter().map(|name| {
-            protection_named(name)
-                .ok_or_else(|| Error::bad(format!("there is no protection {name:?}")))
-        });
-        let require = match &require {
+        let named = |name: String| {
+            name.parse::<Protection>()
+                .map_err(|error| bad(&name, error))
+        };
+        let allowed = allow.unwrap_or_default().into_iter().map(named);
+        let require = match require {
             None => self.daemon.config.borrow().require,
-            Some(name) => level_named(name)
-                .ok_or_else(|| Error::bad(format!("there is no level {name:?}")))?,
+            Some(name) => name.parse().map_err(|error| bad(&name, error))?,
         };
         let wanted = Wanted {
             allowed: allowed.collect::<Result<_, _>>()?,

@@ -5,6 +5,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 use freezer_guard_abi::{Level, Protection, control::Operation};
 
 use crate::{
+    Kind,
     cgroup::{self, FreezerState, Task, Traced},
     kernel,
     words::escaped,
@@ -12,7 +13,6 @@ use crate::{
 
 /// Why a guard could not be begun or kept.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// A cgroup cannot be used.
     #[error(transparent)]
@@ -162,6 +162,30 @@ pub enum Error {
 }
 
 impl Error {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Cgroup(error) => error.kind(),
+            Self::Kernel(error) => error.kind(),
+            Self::Contains { .. } | Self::Overlap(..) | Self::NoHolder(_) => Kind::Request,
+            Self::Guarded { .. }
+            | Self::Nested
+            | Self::InForce(_)
+            | Self::DaemonRuns
+            | Self::Stopping => Kind::Busy,
+            Self::NotFrozen { .. }
+            | Self::DidNotFreeze { .. }
+            | Self::FrozenAncestor { .. }
+            | Self::FrozenDescendant { .. } => Kind::NotFrozen,
+            Self::Stray { .. } | Self::Traced(_) => Kind::Stray,
+            Self::Disturbed { .. } => Kind::Disturbed,
+            Self::NotGuarded(_) => Kind::NotGuarded,
+            Self::WasGone(_) => Kind::Gone,
+            Self::PidNamespace | Self::TooWeak { .. } => Kind::Unsupported,
+            Self::Answer { .. } => Kind::Internal,
+        }
+    }
+
     /// What the kernel has said about BPF.
     pub fn kernel_errors(&self) -> Vec<&kernel::Error> {
         match self {

@@ -4,19 +4,71 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use freezer_guard_abi::{Event, EventKind, GuardId};
 use serde::{Deserialize, Serialize};
-use zlink::introspect::CustomType;
+use zlink::{
+    idl,
+    introspect::{self, CustomType},
+};
 
 use super::{Deed, Outcome, Status, path, unguarded, wall_clock};
 use crate::words::{self, escaped, join};
+
+/// What happened. By its name, in small letters, in JSON and in Varlink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// A cgroup has become a target of the guard.
+    Begun,
+    /// The guard has entered CHECKPOINTING.
+    Checkpointing,
+    /// Something was refused.
+    Denial,
+    /// Something was done before CHECKPOINTING: it is mended, or the guard does not get there.
+    Disturbance,
+    /// Something was done while the guard was CHECKPOINTING.
+    Violation,
+    /// The guard has ended.
+    Ended,
+    /// A checkpointer froze something, and has no guard.
+    Unguarded,
+    /// Events came too fast.
+    Lost,
+    /// An event of another version.
+    Unknown,
+}
+
+impl What {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Begun => "begun",
+            Self::Checkpointing => "checkpointing",
+            Self::Denial => "denial",
+            Self::Disturbance => "disturbance",
+            Self::Violation => "violation",
+            Self::Ended => "ended",
+            Self::Unguarded => "unguarded",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl introspect::Type for What {
+    const TYPE: &'static idl::Type<'static> = &idl::Type::String;
+}
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
 pub struct Happening {
     /// When, RFC 3339 in UTC; empty when nobody knows.
     pub time: String,
-    /// `begun`, `checkpointing`, `denial`, `disturbance`, `violation`, `ended`,
-    /// `unguarded`, or `lost`.
-    pub event: String,
+    /// What it is.
+    pub event: What,
     /// The guard; 0 for what is about none.
     pub guard: GuardId,
     /// Its cgroups, as far as they are known.
@@ -41,20 +93,18 @@ pub struct Happening {
 
 impl fmt::Display for Happening {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.event == LOST {
+        if self.event == What::Lost {
             return formatter.write_str(&self.about);
         }
         write!(formatter, "{} {}: {}", self.time, self.event, self.about)
     }
 }
 
-const LOST: &str = "lost";
-
 impl Happening {
-    fn new(time: &str, event: &str, guard: GuardId, cgroups: &[PathBuf]) -> Self {
+    fn new(time: &str, event: What, guard: GuardId, cgroups: &[PathBuf]) -> Self {
         Self {
             time: time.to_owned(),
-            event: event.to_owned(),
+            event,
             guard,
             cgroups: cgroups.to_vec(),
             cgroups_base64: words::all_base64(cgroups),
@@ -66,7 +116,7 @@ impl Happening {
     }
 
     fn begun(time: &str, guard: GuardId, cgroups: &[PathBuf], owner_uid: Option<u32>) -> Self {
-        let mut begun = Self::new(time, "begun", guard, cgroups);
+        let mut begun = Self::new(time, What::Begun, guard, cgroups);
         if let Some(uid) = owner_uid {
             begun.about += &format!(" (owner: uid {uid})");
         }
@@ -75,10 +125,9 @@ impl Happening {
 
     fn of_deed(deed: Deed, guard: GuardId, outcome: Outcome, cgroups: &[PathBuf]) -> Self {
         let event = match outcome {
-            Outcome::Refused => "denial",
-            Outcome::Done if deed.checkpointing => "violation",
-            // Before CHECKPOINTING: mended, or the guard does not get there.
-            Outcome::Done => "disturbance",
+            Outcome::Refused => What::Denial,
+            Outcome::Done if deed.checkpointing => What::Violation,
+            Outcome::Done => What::Disturbance,
         };
         Self {
             about: deed.to_string(),
@@ -94,7 +143,7 @@ impl Happening {
                 "{count} events lost: they came too fast (the counts in `status` are complete)"
             ),
             count: Some(count),
-            ..Self::new("", LOST, 0, &[])
+            ..Self::new("", What::Lost, 0, &[])
         }
     }
 }
@@ -115,7 +164,7 @@ impl Chronicle {
             let (begun, owner) = (&guard.begun, guard.owner_uid);
             all.push(Happening::begun(begun, guard.id, &paths, owner));
             if let Some(time) = &guard.checkpointing {
-                all.push(Happening::new(time, "checkpointing", guard.id, &paths));
+                all.push(Happening::new(time, What::Checkpointing, guard.id, &paths));
             }
             let refused = guard.intruders.iter().map(|deed| (deed, Outcome::Refused));
             let done = guard.violators.iter().map(|deed| (deed, Outcome::Done));
@@ -149,18 +198,20 @@ impl Chronicle {
                 let owner = (event.detail != 0).then_some(event.victim);
                 Happening::begun(&time, id, &[path], owner)
             }
-            Some(EventKind::Checkpointing) => Happening::new(&time, "checkpointing", id, &known),
+            Some(EventKind::Checkpointing) => {
+                Happening::new(&time, What::Checkpointing, id, &known)
+            }
             Some(EventKind::Ended) => {
                 self.cgroups.remove(&id);
-                Happening::new(&time, "ended", id, &known)
+                Happening::new(&time, What::Ended, id, &known)
             }
             Some(EventKind::Unguarded) => Happening {
                 about: unguarded(event),
-                ..Happening::new(&time, "unguarded", id, &[path(event.cgroup)])
+                ..Happening::new(&time, What::Unguarded, id, &[path(event.cgroup)])
             },
             None => Happening {
                 about: "an event of another version".to_owned(),
-                ..Happening::new(&time, "unknown", id, &known)
+                ..Happening::new(&time, What::Unknown, id, &known)
             },
         }
     }

@@ -1,6 +1,6 @@
 //! What a guard did, for people and for JSON.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use freezer_guard_abi::{
     CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Level, Protection,
@@ -15,17 +15,46 @@ use super::{
 };
 use nix::unistd::getpid;
 use serde::{Deserialize, Serialize};
-use zlink::introspect::CustomType;
+use zlink::{
+    idl,
+    introspect::{self, CustomType},
+};
 
 use crate::words;
+
+/// How far a guard has come. By its name, in capitals, in JSON and in Varlink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum State {
+    /// It is being begun.
+    Preparing,
+    /// It is held.
+    Checkpointing,
+    /// It has ended.
+    Ended,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Preparing => "PREPARING",
+            Self::Checkpointing => "CHECKPOINTING",
+            Self::Ended => "ENDED",
+        })
+    }
+}
+
+impl introspect::Type for State {
+    const TYPE: &'static idl::Type<'static> = &idl::Type::String;
+}
 
 /// What a guard did.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
 pub struct Status {
     /// Its id.
     pub id: GuardId,
-    /// CHECKPOINTING, PREPARING while it is being begun, or ENDED.
-    pub state: String,
+    /// How far it has come.
+    pub state: State,
     /// Whether nobody asked for it: a checkpointer was found writing the freezer.
     pub automatic: bool,
     /// The guarded cgroups; one that is gone is shown by its identity.
@@ -227,11 +256,10 @@ impl Seen {
         Ok(Status {
             id,
             state: match (entry.ended_ns, entry.checkpointing_ns) {
-                (0, 0) => "PREPARING",
-                (0, _) => "CHECKPOINTING",
-                _ => "ENDED",
-            }
-            .to_owned(),
+                (0, 0) => State::Preparing,
+                (0, _) => State::Checkpointing,
+                _ => State::Ended,
+            },
             automatic: entry.leader != 0,
             cgroups_base64: words::all_base64(&cgroups),
             cgroups,

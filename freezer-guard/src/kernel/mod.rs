@@ -19,6 +19,8 @@ mod table;
 
 use std::{io, path::PathBuf};
 
+use crate::Kind;
+
 pub use conditions::PIN_DIR;
 pub use daemon::{DaemonLock, daemon_runs};
 pub(crate) use empty::Empty;
@@ -32,7 +34,6 @@ pub use table::Map;
 
 /// What can go wrong between us and the kernel.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The caller may not use BPF.
     #[error("freezer-guard needs CAP_BPF and CAP_PERFMON: run it as root")]
@@ -143,6 +144,31 @@ impl Error {
         |source| Self::Failed {
             operation,
             source: source.into(),
+        }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Permission => Kind::Permission,
+            Self::Load { source, .. } if source.raw_os_error() == Some(libc::EPERM) => {
+                Kind::Permission
+            }
+            Self::Missing { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+                Kind::Permission
+            }
+            Self::DaemonRuns | Self::OtherVersion | Self::OtherLevel { .. } | Self::Full(_) => {
+                Kind::Busy
+            }
+            Self::LsmInactive { .. }
+            | Self::LockedDown
+            | Self::NoHook { .. }
+            | Self::NotAttached(_)
+            | Self::Load { .. }
+            | Self::Missing { .. }
+            | Self::Field(..)
+            | Self::Btf(_)
+            | Self::Failed { .. } => Kind::Unsupported,
         }
     }
 

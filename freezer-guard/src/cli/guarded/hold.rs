@@ -66,7 +66,7 @@ impl Hold {
             work.freeze,
             options.freeze_timeout.as_secs_f64(),
             work.root.map(i64::from),
-            options.allow.clone(),
+            options.allow.iter().map(ToString::to_string).collect(),
             options.required()?.name().to_owned(),
             proofs,
         );

@@ -14,7 +14,6 @@ use freezer_guard::{
     kernel::{self, Reader},
     words::join,
 };
-use freezer_guard_abi::Protection;
 use nix::{
     errno::Errno,
     sys::signal::Signal,
@@ -182,10 +181,7 @@ fn begin_here(
 ) -> Result<(Hold, String, Option<Reader>)> {
     let options = work.options;
     let wanted = Wanted {
-        allowed: Protection::ALL
-            .into_iter()
-            .filter(|protection| options.allow.iter().any(|name| name == protection.name()))
-            .collect(),
+        allowed: options.allow.clone(),
         require: Some(options.required()?),
         at_most: options.level,
         owner: None,

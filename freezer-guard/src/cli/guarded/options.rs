@@ -1,9 +1,9 @@
 //! What `run`, `checkpoint` and `restore` are told of the guard on the command line.
 
-use std::{fmt::Arguments, time::Duration};
+use std::{fmt::Arguments, str::FromStr, time::Duration};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use freezer_guard_abi::{Level, Protection};
+use freezer_guard_abi::{Level, NoSuchName, Protection};
 
 use super::Error;
 use crate::cli::say::say;
@@ -18,16 +18,16 @@ pub(in crate::cli) struct Options {
     pub(super) timeout: Option<Duration>,
     /// Lift one protection: its acts are neither refused nor a violation. May be
     /// given several times; without it, all are in force
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Protection::ALL.map(Protection::name)))]
-    pub(super) allow: Vec<String>,
+    #[arg(long, value_name = "NAME", value_parser = one_of::<Protection>(Protection::NAMES))]
+    pub(super) allow: Vec<Protection>,
     /// The least that has to be possible on this host, for each protection that is
     /// not lifted: enforce refuses; best-effort does so on kernels without BPF
     /// LSM, and may let something through; detect only tells of it. By default
     /// best-effort, or what --level says
-    #[arg(long, value_name = "LEVEL", value_parser = level())]
+    #[arg(long, value_name = "LEVEL", value_parser = one_of::<Level>(Level::NAMES))]
     pub(super) require: Option<Level>,
     /// Use no stronger level than this: detect refuses nothing
-    #[arg(long, value_name = "LEVEL", default_value = "enforce", value_parser = level())]
+    #[arg(long, value_name = "LEVEL", default_value = "enforce", value_parser = one_of::<Level>(Level::NAMES))]
     pub(super) level: Level,
     /// What to do when something got through: fail at the end, only warn, or
     /// kill the checkpointer at once and fail
@@ -77,10 +77,10 @@ pub(in crate::cli) enum OnViolation {
     Kill,
 }
 
-/// Takes the name of a level.
-fn level() -> impl TypedValueParser<Value = Level> {
-    PossibleValuesParser::new(Level::ALL.map(Level::name)).map(|name| {
-        let found = Level::ALL.into_iter().find(|level| level.name() == name);
-        found.unwrap_or(Level::Enforce)
-    })
+/// Takes one of these names.
+fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = NoSuchName> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
 }

@@ -1,0 +1,94 @@
+//! Names on the command line, in files and in JSON, read back.
+
+use core::{error, fmt, str::FromStr};
+
+use crate::{Level, Protection};
+
+/// There is no such thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoSuchName {
+    what: &'static str,
+    names: &'static [&'static str],
+}
+
+impl fmt::Display for NoSuchName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "there is no such {}: it is one of ", self.what)?;
+        for (number, name) in self.names.iter().enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            write!(formatter, "{comma}{name}")?;
+        }
+        Ok(())
+    }
+}
+
+impl error::Error for NoSuchName {}
+
+/// Looks for a thing by its name; with a `const` of all the names.
+macro_rules! named {
+    ($type:ident, $what:literal) => {
+        impl $type {
+            /// The name of each.
+            pub const NAMES: [&str; Self::ALL.len()] = {
+                let mut names = [""; Self::ALL.len()];
+                let mut index = 0;
+                while index < names.len() {
+                    names[index] = Self::ALL[index].name();
+                    index += 1;
+                }
+                names
+            };
+        }
+
+        impl FromStr for $type {
+            type Err = NoSuchName;
+
+            fn from_str(name: &str) -> Result<Self, NoSuchName> {
+                let named = |one: &Self| one.name() == name;
+                let found = Self::ALL.into_iter().find(named);
+                found.ok_or(NoSuchName {
+                    what: $what,
+                    names: &Self::NAMES,
+                })
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(self.name())
+            }
+        }
+    };
+}
+
+named!(Protection, "protection");
+named!(Level, "level");
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::string::ToString as _;
+
+    use super::*;
+
+    #[test]
+    fn every_name_is_read_back() {
+        for protection in Protection::ALL {
+            assert_eq!(protection.name().parse(), Ok(protection));
+        }
+        for level in Level::ALL {
+            assert_eq!(level.to_string().parse(), Ok(level));
+        }
+    }
+
+    #[test]
+    fn a_wrong_name_is_told_the_right_ones() {
+        let error = "Enforce"
+            .parse::<Level>()
+            .expect_err("it has a capital")
+            .to_string();
+        let right = "there is no such level: it is one of detect, best-effort, enforce";
+        assert_eq!(error, right);
+    }
+}
