@@ -160,6 +160,48 @@ impl Level {
     }
 }
 
+/// How much the kernel side tells of why it does what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum LogLevel {
+    /// Nothing.
+    #[default]
+    Off = 0,
+    /// What must not be.
+    Error = 1,
+    /// What somebody should look at, such as a checkpoint without a guard.
+    Warn = 2,
+    /// What was done otherwise than asked for.
+    Info = 3,
+    /// Why something was not done.
+    Debug = 4,
+    /// Every refusal.
+    Trace = 5,
+}
+
+impl LogLevel {
+    /// Each at the index of its own number.
+    pub const ALL: [Self; 6] = [
+        Self::Off,
+        Self::Error,
+        Self::Warn,
+        Self::Info,
+        Self::Debug,
+        Self::Trace,
+    ];
+
+    /// Its name on the command line and in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
 impl Guard {
     /// The guard ends when its `leader` does: that is in the target itself, and
     /// what it leaves behind there is no checkpointer.
@@ -301,6 +343,10 @@ pub mod names {
     pub const OFFSETS: &str = "OFFSETS";
     /// The read-only global `freezer_cgrp_id`, or [`NO_FREEZER`](super::NO_FREEZER).
     pub const FREEZER: &str = "FREEZER";
+    /// The ring buffer of the kernel side's log lines, as `aya-log-ebpf` calls it.
+    pub const LOGS: &str = "AYA_LOGS";
+    /// The read-only global [`LogLevel`](super::LogLevel), as `aya-log-ebpf` calls it.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
     /// The program that user space runs to change a guard from inside.
     pub const CONTROL: &str = "control";
     /// The iterator over all [`Member`](super::Member)s.

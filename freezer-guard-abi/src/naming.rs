@@ -2,7 +2,7 @@
 
 use core::{error, fmt, str::FromStr};
 
-use crate::{Level, Protection};
+use crate::{Level, LogLevel, Protection};
 
 /// There is no such thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,7 @@ macro_rules! named {
 
 named!(Protection, "protection");
 named!(Level, "level");
+named!(LogLevel, "log level");
 
 #[cfg(test)]
 mod tests {
@@ -79,6 +80,10 @@ mod tests {
         }
         for level in Level::ALL {
             assert_eq!(level.to_string().parse(), Ok(level));
+        }
+        for (number, level) in LogLevel::ALL.into_iter().enumerate() {
+            assert_eq!(level as usize, number);
+            assert_eq!(level.name().parse(), Ok(level));
         }
     }
 

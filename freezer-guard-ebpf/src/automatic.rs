@@ -22,7 +22,7 @@ use crate::{
     entry::Entry,
     freezer::{self, FREEZING_SELF},
     kernel::{self, Pointer, load, offset, probe},
-    lifetime,
+    lifetime, log,
     maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS},
     membership, telling,
 };
@@ -48,27 +48,43 @@ pub(crate) fn executed(bprm: Pointer) {
         return;
     }
     // SAFETY: `bprm` is the hook's argument; everything is loaded from it.
-    let is_checkpointer = unsafe {
+    let (inode, mount, name, length) = unsafe {
         let file: Pointer = load(bprm, offset!(linux_binprm_file));
         let dentry: Pointer = load(file, offset!(file_f_path) + offset!(path_dentry));
         let inode: Pointer = load(file, offset!(file_f_inode));
-        let d_name = offset!(dentry_d_name);
-        let length: u32 = load(dentry, d_name + offset!(qstr_len));
-        let mode: u16 = load(inode, offset!(inode_i_mode));
         let mount: Pointer = load(file, offset!(file_f_path) + offset!(path_mnt));
+        let d_name = offset!(dentry_d_name);
+        let name: Pointer = load(dentry, d_name + offset!(qstr_name));
+        let length: u32 = load(dentry, d_name + offset!(qstr_len));
+        (inode, mount, name, length)
+    };
+    if length as usize != size_of_val(&CRIU) || probe(name, 0) != Some(CRIU) {
+        return;
+    }
+    let pid = kernel::tgid(kernel::current()).into();
+    // SAFETY: loaded from the hook's argument, as above.
+    let (uid, mode, flags, level) = unsafe {
         let super_block: Pointer = load(inode, offset!(inode_i_sb));
         let user_ns: Pointer = load(super_block, offset!(super_block_s_user_ns));
-        length as usize == size_of_val(&CRIU)
-            && load::<u32>(inode, offset!(inode_i_uid)) == 0
-            && mode & FILE_TYPE == REGULAR
-            && mode & WRITABLE_BY_OTHERS == 0
-            // Who can mount a file system says who owns its files.
-            && load::<u32>(mount, offset!(vfsmount_mnt_flags)) & MNT_NOSUID == 0
-            && load::<u32>(user_ns, offset!(user_namespace_level)) == 0
-            && probe(load(dentry, d_name + offset!(qstr_name)), 0) == Some(CRIU)
+        (
+            load::<u32>(inode, offset!(inode_i_uid)),
+            load::<u16>(inode, offset!(inode_i_mode)),
+            load::<u32>(mount, offset!(vfsmount_mnt_flags)),
+            load::<u32>(user_ns, offset!(user_namespace_level)),
+        )
     };
+    if uid != 0 {
+        return log::wrong_owner(pid, uid.into());
+    }
+    if mode & FILE_TYPE != REGULAR || mode & WRITABLE_BY_OTHERS != 0 {
+        return log::wrong_mode(pid, mode.into());
+    }
+    // Who can mount a file system says who owns its files.
+    if flags & MNT_NOSUID != 0 || level != 0 {
+        return log::wrong_mount(pid);
+    }
     // Who belongs to a holder is guarded already.
-    if !is_checkpointer || membership::of_current().is_some() {
+    if membership::of_current().is_some() {
         return;
     }
     let Some(owner) = Credentials::of(kernel::current()) else {
@@ -77,7 +93,7 @@ pub(crate) fn executed(bprm: Pointer) {
     // A file proves nothing: `LD_PRELOAD` and ptrace make anything of a process. Only
     // credentials do.
     if !owner.is_checkpointer() && template.flags & Guard::BY_USER == 0 {
-        return;
+        return log::wrong_credentials(pid, owner.uid.into());
     }
     let leader = kernel::current() as TaskPointer;
     // SAFETY: no preconditions.
@@ -250,5 +266,6 @@ extern "C" fn mark_parent(
 
 #[inline(always)]
 fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
+    log::claim(id, cgroup, matches!(why, Unguarded::Busy));
     telling::tell_why(id, EventKind::Unguarded, cgroup, why as u32);
 }

@@ -9,8 +9,8 @@ use freezer_guard_abi::{
 
 use crate::{
     covering::{self, Covering, Write, below, minds_inside},
-    kernel::{Pointer, load, offset, opaque, probe},
-    membership, migration,
+    kernel::{self, Pointer, load, offset, opaque, probe},
+    log, membership, migration,
     telling::{self, Deed, EBUSY},
 };
 
@@ -110,7 +110,14 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
     };
     let (write, writer) = (Write::asked(protection), membership::writer());
     let refusing = match covering::of_cgroup(cgroup) {
-        Covering::TooDeep => return covering::too_deep_for_current().into(),
+        Covering::TooDeep => {
+            let is_refused = covering::too_deep_for_current();
+            if is_refused {
+                let pid = kernel::tgid(kernel::current()).into();
+                log::too_deep(pid, written.hierarchy_id.into(), written.kernfs_id);
+            }
+            return is_refused.into();
+        }
         Covering::Guard(id) if minds_inside(id, write, writer) => Some(id),
         Covering::Guard(_) | Covering::Nobody if acts_downwards(protection) => {
             below(written, Some(write), writer)

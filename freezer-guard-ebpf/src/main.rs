@@ -49,6 +49,7 @@ mod entry;
 mod freezer;
 mod kernel;
 mod lifetime;
+mod log;
 mod maps;
 mod membership;
 mod migration;

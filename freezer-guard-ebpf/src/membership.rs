@@ -9,7 +9,7 @@ use freezer_guard_abi::{Guard, GuardId, MAX_MEMBERS_BY_USER, Member, TaskPointer
 use crate::{
     entry::Entry,
     kernel::{self, Pointer, load, offset, opaque},
-    lifetime,
+    lifetime, log,
     maps::{GUARDS, MEMBERS, word},
 };
 
@@ -60,10 +60,9 @@ pub(crate) fn inherit(child: TaskPointer) -> i32 {
 pub(crate) fn join(task: TaskPointer, id: GuardId) -> i32 {
     let Some(entry) = Entry::of(id) else { return 0 };
     let by_user = entry.flags() & Guard::BY_USER != 0;
-    if by_user && entry.members() >= u64::from(MAX_MEMBERS_BY_USER) {
-        return -EAGAIN;
-    }
-    if MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
+    let is_full = by_user && entry.members() >= u64::from(MAX_MEMBERS_BY_USER);
+    if is_full || MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
+        log::no_room(id, kernel::tgid(kernel::current()).into());
         return -EAGAIN;
     }
     entry.add_member();

@@ -14,7 +14,7 @@ use crate::{
     automatic,
     covering::{self, Covering, Write, below, minds_inside},
     kernel::{self, Pointer, offset, probe},
-    lifetime, membership, pid,
+    lifetime, log, membership, pid,
     telling::{self, Deed, EBUSY},
 };
 
@@ -168,6 +168,8 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
     let task = pid::being_written();
     if task == pid::UNKNOWN {
         // It may be any task: that must not let one of a target through.
+        let pid = kernel::tgid(kernel::current()).into();
+        log::unread_text(pid, written.hierarchy_id.into(), written.kernfs_id);
         let mut deed = Deed::new(Act::Write, Protection::Migrate, written);
         deed.detail = file;
         telling::refused(any, &deed);

@@ -12,6 +12,7 @@ use crate::{
     entry::Entry,
     kernel::{self, Pointer, load, offset},
     lifetime::{STALE, end, hold, is_held_no_more},
+    log,
     maps::{ENROLLING, GUARDS, TEMPLATES},
     membership::{TaskIter, is_taken, join, leave, of},
     telling,
@@ -111,7 +112,9 @@ fn enter(entry: Entry, id: GuardId, before: [u64; MORE]) -> Answer {
     // SAFETY: no preconditions.
     entry.set_checkpointing(unsafe { bpf_ktime_get_boot_ns() });
     for (protection, before) in before.into_iter().enumerate() {
-        if entry.disturbances(protection) != before {
+        let now = entry.disturbances(protection);
+        if now != before {
+            log::disturbed(id, protection as u64, before, now);
             entry.set_checkpointing(0);
             return Answer::Disturbed;
         }

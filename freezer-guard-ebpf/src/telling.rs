@@ -17,7 +17,7 @@ use crate::{
     atomic,
     each::{self, GO_ON},
     entry::Entry,
-    kernel,
+    kernel, log,
     maps::{INTRUDERS, LOST, READERS, READING, VIOLATORS},
 };
 
@@ -59,6 +59,14 @@ impl Deed {
 /// Counts what is being refused, and tells about it.
 #[inline(always)]
 pub(crate) fn refused(id: GuardId, deed: &Deed) {
+    // Not in `record`: its frame is large enough.
+    log::refused(
+        id,
+        bpf_get_current_pid_tgid() >> 32,
+        deed.act.into(),
+        deed.cgroup.hierarchy_id.into(),
+        deed.cgroup.kernfs_id,
+    );
     record(id, EventKind::Denial as u64, deed);
 }
 

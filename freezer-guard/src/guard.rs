@@ -101,7 +101,7 @@ impl Guard {
         refuse_overlap(&lineages)?;
         let lock = Locked::wait()?;
         // An earlier guard may have wanted another level.
-        let loaded = ensure_loaded(&lock, wanted.at_most, !daemon_runs())?;
+        let loaded = ensure_loaded(&lock, wanted.at_most, None, !daemon_runs())?;
         clear_the_way(&loaded.maps, &lineages, wanted.owner)?;
         // Two guards never begin in the same ns under one lock.
         let mut guard = Self {

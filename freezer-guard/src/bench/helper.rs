@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use freezer_guard_abi::Level;
+use freezer_guard_abi::{Level, LogLevel};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -261,7 +261,8 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
             orders.wait(HELD)?;
         }
         Part::Watch => {
-            automatic::watch(Some(&automatic::Wanted::default()), Level::Enforce)?;
+            let wanted = automatic::Wanted::default();
+            automatic::watch(Some(&wanted), Level::Enforce, LogLevel::Off)?;
             let waited = orders.wait(HELD);
             automatic::unwatch()?;
             waited?;

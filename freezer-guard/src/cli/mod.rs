@@ -13,6 +13,7 @@ mod exit;
 mod failure;
 mod generate;
 mod guarded;
+mod names;
 mod restore;
 mod run;
 mod say;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use freezer_guard::guard::automatic::Wanted;
-use freezer_guard_abi::{Level, NoSuchName, Protection};
+use freezer_guard_abi::{Level, LogLevel, NoSuchName, Protection};
 use serde::{
     Deserialize, Deserializer,
     de::{self, Error as _},
@@ -31,6 +31,15 @@ pub(crate) struct Config {
     pub(crate) automatic: Automatic,
     pub(crate) users: Users,
     pub(crate) metrics: Metrics,
+    pub(crate) log: Log,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Log {
+    /// How much the kernel side tells of why it does what it does.
+    #[serde(deserialize_with = "log_level")]
+    pub(crate) kernel: LogLevel,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -78,6 +87,7 @@ impl Default for Config {
             automatic: Automatic::default(),
             users: Users::default(),
             metrics: Metrics::default(),
+            log: Log::default(),
         }
     }
 }
@@ -156,6 +166,10 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
+    named(String::deserialize(deserializer)?)
+}
+
+fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LogLevel, D::Error> {
     named(String::deserialize(deserializer)?)
 }
 

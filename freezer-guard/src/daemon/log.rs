@@ -2,13 +2,37 @@
 
 use std::{env, fs, io::IsTerminal as _, os::unix::fs::MetadataExt as _};
 
+use freezer_guard::kernel::Line;
+use freezer_guard_abi::LogLevel;
+use tracing::{debug, error, info, trace, warn};
 use tracing_subscriber::{
-    filter::LevelFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
+
+/// Whence the lines of the kernel side come, for those who filter them.
+const KERNEL: &str = "freezer_guard_kernel";
+
+/// Writes a line of the kernel side.
+pub(super) fn kernel(line: &Line) {
+    let text = &line.text;
+    match line.level {
+        LogLevel::Off | LogLevel::Error => error!(target: KERNEL, kind = "kernel", "{text}"),
+        LogLevel::Warn => warn!(target: KERNEL, kind = "kernel", "{text}"),
+        LogLevel::Info => info!(target: KERNEL, kind = "kernel", "{text}"),
+        LogLevel::Debug => debug!(target: KERNEL, kind = "kernel", "{text}"),
+        LogLevel::Trace => trace!(target: KERNEL, kind = "kernel", "{text}"),
+    }
+}
 
 /// Begins it. Called once.
 pub(super) fn begin() {
-    let registry = tracing_subscriber::registry().with(LevelFilter::INFO);
+    // How much the kernel side tells was said when it was loaded.
+    let levels = Targets::new()
+        .with_default(LevelFilter::INFO)
+        .with_target(KERNEL, LevelFilter::TRACE);
+    let registry = tracing_subscriber::registry().with(levels);
     if is_journal()
         && let Ok(journal) = tracing_journald::layer()
     {

@@ -27,10 +27,10 @@ use anyhow::{Context as _, Result};
 use freezer_guard::{
     cgroup,
     guard::{self, Chronicle, Happening, Status, automatic},
-    kernel::{self, DaemonLock, Reader},
+    kernel::{self, DaemonLock, KernelLog, Reader},
     words::join,
 };
-use freezer_guard_abi::{CgroupKey, Event, EventKind, GuardId, Level};
+use freezer_guard_abi::{CgroupKey, Event, EventKind, GuardId, Level, LogLevel};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -65,6 +65,10 @@ const LOGGED: usize = 32;
 /// What all tasks share.
 struct Daemon {
     config_path: PathBuf,
+    /// In place of what the configuration says.
+    kernel_log: Option<LogLevel>,
+    /// What the kernel side tells, if it tells anything.
+    lines: RefCell<Option<KernelLog>>,
     config: RefCell<Config>,
     book: RefCell<Book>,
     happenings: broadcast::Sender<Happening>,
@@ -85,7 +89,7 @@ struct Daemon {
 type What = (u32, u32, u32, u32, u32, CgroupKey);
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn main(config_path: &Path) -> Result<ExitCode> {
+pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<ExitCode> {
     log::begin();
     let config = Config::load(config_path)?;
     kernel::may_use_bpf()?;
@@ -93,17 +97,19 @@ pub(crate) fn main(config_path: &Path) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = LocalSet::new().block_on(&runtime, run(config_path, config));
+    let ended = LocalSet::new().block_on(&runtime, run(config_path, config, kernel_log));
     // A thread that still waits, for a lock or a slow disk, ends with the process.
     runtime.shutdown_timeout(STOPPING);
     ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run(config_path: &Path, config: Config) -> Result<()> {
+async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -> Result<()> {
     let (jobs, orders) = mpsc::unbounded_channel();
     let daemon = Rc::new(Daemon {
         config_path: config_path.to_owned(),
+        kernel_log,
+        lines: RefCell::default(),
         config: RefCell::new(config),
         book: RefCell::new(Book::open()),
         happenings: broadcast::channel(BACKLOG).0,
@@ -148,6 +154,7 @@ async fn run(config_path: &Path, config: Config) -> Result<()> {
             _ = tick.tick() => {
                 // Nothing that somebody waits for depends on the kernel's word alone.
                 has_more = daemon.take_all(&mut chronicle, &mut reader);
+                daemon.write_lines();
                 notify(&[NotifyState::Watchdog]);
                 daemon.end_overdue();
                 if reader.is_none() && starting.is_none() {
@@ -259,7 +266,16 @@ impl Daemon {
     async fn watch(&self) -> Result<()> {
         let wanted = self.config.borrow().automatic();
         let is_automatic = wanted.is_some();
-        let reasons = blocking(move || automatic::watch(wanted.as_ref(), Level::Enforce)).await?;
+        let log = self.kernel_log.unwrap_or(self.config.borrow().log.kernel);
+        let watched = move || automatic::watch(wanted.as_ref(), Level::Enforce, log);
+        let reasons = blocking(watched).await?;
+        self.write_lines();
+        // The programs may be others than before.
+        let lines = match log {
+            LogLevel::Off => None,
+            _ => Some(blocking(KernelLog::open).await?),
+        };
+        *self.lines.borrow_mut() = lines;
         for reason in &reasons {
             warn!("not everything can be refused: {}", guard::chain(reason));
         }
@@ -268,6 +284,18 @@ impl Daemon {
             false => "ready for guards that somebody begins",
         })]);
         Ok(())
+    }
+
+    /// Writes what the kernel side has told, and in a storm as much as one turn may take.
+    fn write_lines(&self) {
+        let end = Instant::now() + TURN;
+        if let Some(lines) = &mut *self.lines.borrow_mut() {
+            while Instant::now() < end
+                && let Some(line) = lines.next_line()
+            {
+                log::kernel(&line);
+            }
+        }
     }
 
     fn order(&self, job: Job) {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Level, Protection};
+use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Level, LogLevel, Protection};
 
 use super::{
     Error, Status,
@@ -36,16 +36,20 @@ pub struct Wanted {
 
 /// Loads everything, so that a guard that begins finds it there, and if asked
 /// to, watches out for checkpointers: with what these guards are to be like. To be
-/// called again whenever that has changed, or programs may be gone. Returns why it
-/// does not go further.
+/// called again whenever that has changed, or programs may be gone. `log`: how much they
+/// tell. Returns why it does not go further.
 ///
 /// # Errors
 /// When the kernel cannot do it, or another version holds guards.
-pub fn watch(automatic: Option<&Wanted>, at_most: Level) -> Result<Vec<kernel::Error>, Error> {
+pub fn watch(
+    automatic: Option<&Wanted>,
+    at_most: Level,
+    log: LogLevel,
+) -> Result<Vec<kernel::Error>, Error> {
     let lock = Locked::wait()?;
     let Loaded {
         maps, mut reasons, ..
-    } = ensure_loaded(&lock, at_most, true)?;
+    } = ensure_loaded(&lock, at_most, Some(log), true)?;
     let template = match automatic {
         Some(wanted) => {
             reasons.extend(lock.watch(hierarchies_there()?)?);

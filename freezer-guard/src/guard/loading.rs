@@ -1,6 +1,6 @@
 //! The BPF side, there and ready for guards.
 
-use freezer_guard_abi::Level;
+use freezer_guard_abi::{Level, LogLevel};
 
 use super::{Error, entries::is_idle, reconcile::reconcile};
 use crate::kernel::{self, Locked, Maps};
@@ -16,9 +16,14 @@ pub(super) struct Loaded {
     pub(super) why_no_stronger: Option<kernel::Error>,
 }
 
-/// Loads the BPF side if it is not there. `reload`: also if no guard is in force and another
-/// level is wanted than that of an earlier guard.
-pub(super) fn ensure_loaded(lock: &Locked, at_most: Level, reload: bool) -> Result<Loaded, Error> {
+/// Loads the BPF side if it is not there. `log`: how much it shall tell; `None`: as it is.
+/// `reload`: also if no guard is in force, and what is loaded has another level.
+pub(super) fn ensure_loaded(
+    lock: &Locked,
+    at_most: Level,
+    log: Option<LogLevel>,
+    reload: bool,
+) -> Result<Loaded, Error> {
     let (strongest, why_no_stronger) = Locked::strongest(at_most)?;
     let loaded = |maps, was_loaded, reasons| Loaded {
         maps,
@@ -28,12 +33,13 @@ pub(super) fn ensure_loaded(lock: &Locked, at_most: Level, reload: bool) -> Resu
     };
     if let Some(maps) = lock.open()? {
         reconcile(&maps)?;
-        let is_another = reload && lock.level() != Some(strongest);
-        if !is_another || !is_idle(&maps)? {
+        let tells_other = log.is_some_and(|log| log != lock.log_level());
+        let is_another = tells_other || lock.level() != Some(strongest);
+        if !(reload && is_another && is_idle(&maps)?) {
             return Ok(loaded(maps, true, Vec::new()));
         }
         lock.unload()?;
     }
-    let (maps, reasons) = lock.load(at_most)?;
+    let (maps, reasons) = lock.load(at_most, log.unwrap_or_default())?;
     Ok(loaded(maps, false, reasons))
 }

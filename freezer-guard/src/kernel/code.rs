@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya_obj::Object;
-use freezer_guard_abi::names;
+use freezer_guard_abi::{LogLevel, names};
 
 use super::{
     Error,
@@ -33,8 +33,9 @@ pub(super) struct Code {
 }
 
 impl Code {
-    /// Makes those maps that are not pinned in `dir` yet, for this kernel, and pins them.
-    pub(super) fn new(facts: &Facts, dir: &Path) -> Result<Self, Error> {
+    /// Makes those maps that are not pinned in `dir` yet, for this kernel, and pins them. The
+    /// level is in one of them: what is loaded later has that of the first load.
+    pub(super) fn new(facts: &Facts, dir: &Path, log: LogLevel) -> Result<Self, Error> {
         let mut object = parse()?;
         let bytes = |words: &[u32]| -> Vec<u8> {
             words.iter().flat_map(|word| word.to_ne_bytes()).collect()
@@ -42,6 +43,7 @@ impl Code {
         let globals = [
             (names::OFFSETS, bytes(&facts.offsets.values())),
             (names::FREEZER, bytes(&[facts.freezer])),
+            (names::LOG_LEVEL, vec![log as u8]),
         ];
         let globals = globals
             .iter()
@@ -55,7 +57,7 @@ impl Code {
             .map(|(name, definition)| {
                 make(
                     name,
-                    &sizes::sized(name, definition, facts.allocates_by_need),
+                    &sizes::sized(name, definition, facts.allocates_by_need, log),
                     dir,
                 )
             })

@@ -1,6 +1,12 @@
 //! What has to hold before anything is loaded.
 
-use std::{fs, io, sync::OnceLock};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::OnceLock,
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -103,4 +109,26 @@ pub(crate) fn lockdown() -> Result<(), Error> {
 pub(crate) fn lockdown_modes() -> String {
     let modes = fs::read_to_string(LOCKDOWN).unwrap_or_default();
     modes.trim().to_owned()
+}
+
+/// Returns how somebody other than root could change the pins, if he can: where bpffs is
+/// mounted for everybody, a user may have made this folder before us.
+pub(super) fn foreign_hand(dir: &File) -> io::Result<Option<String>> {
+    const BY_OTHERS: u32 = libc::S_IWGRP | libc::S_IWOTH;
+    let found = dir.metadata()?;
+    if found.uid() != 0 {
+        let uid = found.uid();
+        return Ok(Some(format!("it belongs to uid {uid}: remove it")));
+    }
+    if found.mode() & BY_OTHERS != 0 {
+        return Ok(Some("others may write to it: chmod go-w".to_owned()));
+    }
+    let above = Path::new(PIN_DIR).parent().unwrap_or(Path::new("/"));
+    let mode = fs::metadata(above)?.mode();
+    // In a sticky folder nobody else can rename or remove it.
+    let is_replaceable = mode & BY_OTHERS != 0 && mode & libc::S_ISVTX == 0;
+    Ok(is_replaceable.then(|| {
+        let above = above.display();
+        format!("others may write to {above}, and so replace it: chmod go-w {above}")
+    }))
 }

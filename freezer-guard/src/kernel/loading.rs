@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya_obj::generated::{bpf_attach_type::BPF_TRACE_ITER, bpf_prog_type::BPF_PROG_TYPE_TRACING};
-use freezer_guard_abi::Level;
+use freezer_guard_abi::{Level, LogLevel};
 
 use super::{
     Error,
@@ -26,9 +26,9 @@ pub(super) struct Loader {
 }
 
 impl Loader {
-    pub(super) fn new(dir: &Path) -> Result<Self, Error> {
+    pub(super) fn new(dir: &Path, log: LogLevel) -> Result<Self, Error> {
         let facts = Facts::of_kernel()?;
-        let code = Code::new(&facts, dir)?;
+        let code = Code::new(&facts, dir, log)?;
         Ok(Self { facts, code })
     }
 

@@ -7,7 +7,7 @@ use std::{
     io,
     os::{
         fd::AsRawFd as _,
-        unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
     },
     path::{Path, PathBuf},
     thread::sleep,
@@ -15,7 +15,7 @@ use std::{
 };
 
 use aya::programs::{links::LinkInfo, loaded_links};
-use freezer_guard_abi::{Level, names};
+use freezer_guard_abi::{Level, LogLevel, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
@@ -35,28 +35,6 @@ use crate::sys::{self, Attachment};
 pub struct Locked {
     _lock: Flock<File>,
     dir: PathBuf,
-}
-
-/// Returns how somebody other than root could change the pins, if he can: where bpffs is
-/// mounted for everybody, a user may have made this folder before us.
-fn foreign_hand(dir: &File) -> io::Result<Option<String>> {
-    const BY_OTHERS: u32 = libc::S_IWGRP | libc::S_IWOTH;
-    let found = dir.metadata()?;
-    if found.uid() != 0 {
-        let uid = found.uid();
-        return Ok(Some(format!("it belongs to uid {uid}: remove it")));
-    }
-    if found.mode() & BY_OTHERS != 0 {
-        return Ok(Some("others may write to it: chmod go-w".to_owned()));
-    }
-    let above = Path::new(PIN_DIR).parent().unwrap_or(Path::new("/"));
-    let mode = fs::metadata(above)?.mode();
-    // In a sticky folder nobody else can rename or remove it.
-    let is_replaceable = mode & BY_OTHERS != 0 && mode & libc::S_ISVTX == 0;
-    Ok(is_replaceable.then(|| {
-        let above = above.display();
-        format!("others may write to {above}, and so replace it: chmod go-w {above}")
-    }))
 }
 
 impl Locked {
@@ -84,7 +62,7 @@ impl Locked {
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
             .open(&dir)
             .map_err(failed)?;
-        match foreign_hand(&file) {
+        match conditions::foreign_hand(&file) {
             Ok(None) => {}
             Ok(Some(how)) => return Err(failed(io::Error::other(how))),
             Err(error) => return Err(failed(error)),
@@ -127,6 +105,18 @@ impl Locked {
         Level::ALL
             .into_iter()
             .find(|level| self.control(*level).exists())
+    }
+
+    /// A link to a name, which bpffs can keep beside pins.
+    fn log_mark(&self) -> PathBuf {
+        self.dir.join("kernel-log")
+    }
+
+    /// How much the pinned programs tell.
+    pub fn log_level(&self) -> LogLevel {
+        let name = fs::read_link(self.log_mark()).unwrap_or_default();
+        let level = name.to_str().and_then(|name| name.parse().ok());
+        level.unwrap_or_default()
     }
 
     /// How far each protection of guards in these hierarchies goes with what is
@@ -189,23 +179,32 @@ impl Locked {
     /// Makes and pins the maps and what user space runs itself, for the strongest level that
     /// the kernel allows, but none above `at_most`. The programs on hooks are loaded when
     /// they are to be attached. Nothing stays if it fails. Also returns why it is no
-    /// stronger level.
+    /// stronger level. `log`: how much they tell.
     ///
     /// # Errors
     /// When not even disturbances can be noticed.
-    pub fn load(&self, at_most: Level) -> Result<(Maps, Vec<Error>), Error> {
+    pub fn load(&self, at_most: Level, log: LogLevel) -> Result<(Maps, Vec<Error>), Error> {
         conditions::lockdown()?;
         let (level, reason) = Self::strongest(at_most)?;
         let mut reasons: Vec<_> = reason.into_iter().collect();
-        let maps = self.load_and_pin(level, &mut reasons).or_else(|error| {
-            self.unload()?;
-            Err(error)
-        })?;
+        let maps = self
+            .load_and_pin(level, log, &mut reasons)
+            .or_else(|error| {
+                self.unload()?;
+                Err(error)
+            })?;
         Ok((maps, reasons))
     }
 
-    fn load_and_pin(&self, level: Level, reasons: &mut Vec<Error>) -> Result<Maps, Error> {
-        let loader = Loader::new(&self.dir)?;
+    fn load_and_pin(
+        &self,
+        level: Level,
+        log: LogLevel,
+        reasons: &mut Vec<Error>,
+    ) -> Result<Maps, Error> {
+        let loader = Loader::new(&self.dir, log)?;
+        symlink(log.name(), self.log_mark())
+            .map_err(Error::failed(format!("link {}", self.log_mark().display())))?;
         let level = match level {
             Level::BestEffort if !self.is_permitted(&loader, reasons) => Level::Detect,
             level => level,
@@ -332,7 +331,7 @@ impl Locked {
         if missing.peek().is_none() {
             return Ok(failed);
         }
-        let loader = Loader::new(&self.dir)?;
+        let loader = Loader::new(&self.dir, LogLevel::default())?;
         for program in missing {
             match loader.load(program, level, &self.dir) {
                 Err(error) if program.is_vital() => return Err(error),

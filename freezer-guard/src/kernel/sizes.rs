@@ -1,7 +1,9 @@
 //! How big the maps are, and which of them grow by need.
 
 use aya_obj::Map;
-use freezer_guard_abi::{MAX_CANDIDATES, MAX_ENDED, MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, names};
+use freezer_guard_abi::{
+    LogLevel, MAX_CANDIDATES, MAX_ENDED, MAX_GUARDS, MAX_INTRUDERS, MAX_MEMBERS, names,
+};
 
 /// A map that grows with what there is: its memory is taken when it is needed.
 struct Growing {
@@ -28,6 +30,9 @@ const GROWING: [Growing; 7] = [
     growing(names::VIOLATORS, 0, MAX_INTRUDERS),
 ];
 
+/// Of x86-64 and, in most kernels, arm64. A larger one makes a larger ring.
+const PAGE: u32 = 4096;
+
 /// How many guards, and members, there can be where the memory for all of them is taken at
 /// once.
 const ALLOCATED_GUARDS: u32 = 1024;
@@ -35,9 +40,14 @@ const ALLOCATED_MEMBERS: u32 = 16_384;
 
 /// The definition of a map as it is for this kernel: those that grow are as big as can be.
 /// `by_need`: whether a program may allocate wherever it runs (Linux 6.1).
-pub(super) fn sized(name: &str, definition: &Map, by_need: bool) -> Map {
+/// `log`: how much the kernel side tells.
+pub(super) fn sized(name: &str, definition: &Map, by_need: bool, log: LogLevel) -> Map {
     /// Of `linux/bpf.h`.
     const BPF_F_NO_PREALLOC: u32 = 1;
+    if name == names::LOGS && log == LogLevel::Off {
+        // Nothing is written. A ring has a page at least.
+        return Map::new_from_params(definition.map_type(), 0, 0, PAGE, 0);
+    }
     let Some(map) = GROWING.iter().find(|map| map.name == name) else {
         return definition.clone();
     };

@@ -11,6 +11,7 @@ mod engines;
 mod events;
 mod failures;
 mod holders;
+mod kernel_log;
 mod large;
 mod levels;
 mod lifecycle;

@@ -3,8 +3,8 @@
 use super::{
     Beside::{self, AnotherGuard, Nothing, TheService},
     List, authority, automatic, bench, checkpoint, doctor, dump, engines, events, failures,
-    holders, large, levels, lifecycle, misuse, outsiders, package, parallel, paths, places, refuse,
-    service, shutdown, status, storms, varlink, verify, violations,
+    holders, kernel_log, large, levels, lifecycle, misuse, outsiders, package, parallel, paths,
+    places, refuse, service, shutdown, status, storms, varlink, verify, violations,
 };
 use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak};
 
@@ -19,7 +19,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 38] = [
+pub(super) const PARTS: [Part; 39] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -38,6 +38,7 @@ pub(super) const PARTS: [Part; 38] = [
     part("holders", holders::list, AnotherGuard, &[Core, Full]),
     part("violations", violations::list, AnotherGuard, &[Core, Full]),
     part("failures", failures::list, Nothing, &[Full]),
+    part("kernel_log", kernel_log::list, Nothing, &[Core, Full]),
     part("bench", bench::list, Nothing, &[Full]),
     part("bench", bench::list_long, Nothing, &[Soak]),
     part("misuse", misuse::list, AnotherGuard, &[Full]),

@@ -1,12 +1,11 @@
 //! What `run`, `checkpoint` and `restore` are told of the guard on the command line.
 
-use std::{fmt::Arguments, str::FromStr, time::Duration};
+use std::{fmt::Arguments, time::Duration};
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use freezer_guard_abi::{Level, NoSuchName, Protection};
+use freezer_guard_abi::{Level, Protection};
 
 use super::Error;
-use crate::cli::say::say;
+use crate::cli::{names::one_of, say::say};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Options {
@@ -75,12 +74,4 @@ pub(in crate::cli) enum OnViolation {
     Warn,
     /// Kill the checkpointer at once, and end with 73
     Kill,
-}
-
-/// Takes one of these names.
-fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
-where
-    T: FromStr<Err = NoSuchName> + Clone + Send + Sync + 'static,
-{
-    PossibleValuesParser::new(names).try_map(|name| name.parse())
 }
