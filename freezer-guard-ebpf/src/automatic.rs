@@ -16,6 +16,7 @@ use freezer_guard_abi::{
 };
 
 use crate::{
+    audit,
     authority::Credentials,
     covering::{self, Covering, below},
     each::{self, GO_ON, STOP},
@@ -24,7 +25,7 @@ use crate::{
     kernel::{self, Pointer, load, offset, probe},
     lifetime, log,
     maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS},
-    membership, telling,
+    membership,
 };
 
 /// The name of the checkpointer's file, as it is compared.
@@ -210,7 +211,7 @@ fn take(id: GuardId, cgroup: Pointer) {
     if is_inside(cgroup) {
         entry.set_flags(Guard::ENDS_WITH_LEADER);
     }
-    telling::tell_begun(id, entry, key);
+    audit::emit_begun(id, entry, key);
 }
 
 /// Whether the current task is in the cgroup, or below it, that was claimed just now.
@@ -267,5 +268,5 @@ extern "C" fn mark_parent(
 #[inline(always)]
 fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
     log::claim(id, cgroup, matches!(why, Unguarded::Busy));
-    telling::tell_why(id, EventKind::Unguarded, cgroup, why as u32);
+    audit::emit_why(id, EventKind::Unguarded, cgroup, why as u32);
 }

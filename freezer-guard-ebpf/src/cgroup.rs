@@ -8,10 +8,10 @@ use freezer_guard_abi::{
 };
 
 use crate::{
+    audit::{self, Access, EBUSY},
     covering::{self, Covering, Write, below, minds_inside},
     kernel::{self, Pointer, load, offset, opaque, probe},
     log, membership, migration,
-    telling::{self, Deed, EBUSY},
 };
 
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
@@ -125,9 +125,9 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
         Covering::Guard(_) | Covering::Nobody => None,
     };
     let Some(id) = refusing else { return 0 };
-    let mut deed = Deed::new(Act::Write, protection, written);
-    deed.detail = index as u32;
-    telling::refused(id, &deed);
+    let mut access = Access::new(Act::Write, protection, written);
+    access.detail = index as u32;
+    audit::refused(id, &access);
     1
 }
 

@@ -10,12 +10,12 @@ use freezer_guard_abi::{Act, CgroupKey, Guard, GuardId, Protection};
 
 use crate::{
     atomic::Word,
+    audit::{self, Access},
     covering::{self, Covering, NOBODY, Search, Write, last_below, minds_inside, pack},
     each::{self, GO_ON},
     kernel::{self, Pointer, offset, probe},
     maps::GUARDS,
     membership,
-    telling::{self, Deed},
 };
 
 /// The threads that are changing a cgroup. At most one each: `freezer_mutex`
@@ -84,7 +84,7 @@ fn changing(changes: bool) -> u64 {
 /// those below it.
 #[inline(always)]
 fn changed(cgroup: Pointer, freeze: bool) {
-    tell_all(kernel::number(cgroup), freeze.into());
+    emit_all(kernel::number(cgroup), freeze.into());
 }
 
 /// Packed beside the hierarchy: it was frozen, and not thawed.
@@ -93,7 +93,7 @@ const FREEZES: u64 = 1 << 31;
 /// The same as numbers. A global function: see `covering`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn tell_all(cgroup: u64, freeze: u64) -> u64 {
+extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
     let cgroup = cgroup as Pointer;
     let writer = membership::writer();
     let Some(key) = covering::key(cgroup) else {
@@ -108,17 +108,17 @@ extern "C" fn tell_all(cgroup: u64, freeze: u64) -> u64 {
     }
     if last_below(key).is_some() {
         let meant = pack(key, write.packed());
-        let mut telling = Telling {
+        let mut audience = Audience {
             search: Search::new(meant, key.kernfs_id, writer.unwrap_or(NOBODY)),
             packed,
         };
-        each::element(&GUARDS, tell_below, &mut telling);
+        each::element(&GUARDS, emit_below, &mut audience);
     }
     0
 }
 
 /// Which guards are told of what.
-struct Telling {
+struct Audience {
     search: Search,
     packed: u64,
 }
@@ -126,16 +126,16 @@ struct Telling {
 /// Tells a guard, if it is one of them. (If they are more than fit into `VIOLATORS` and the
 /// readers' rings, their counters still count it, and the readers know that they have
 /// missed something.)
-extern "C" fn tell_below(
+extern "C" fn emit_below(
     _: *const c_void,
     id: *const GuardId,
     guard: *mut Guard,
-    telling: *mut Telling,
+    audience: *mut Audience,
 ) -> u64 {
-    // SAFETY: a key and a value of `GUARDS`, and what `tell_all` passes from its stack.
-    let (id, guard, telling) = unsafe { (*id, &*guard, &*telling) };
-    if telling.search.is_met_by(id, guard) {
-        disturb(id, telling.packed, telling.search.cgroup.kernfs_id);
+    // SAFETY: a key and a value of `GUARDS`, and what `emit_all` passes from its stack.
+    let (id, guard, audience) = unsafe { (*id, &*guard, &*audience) };
+    if audience.search.is_met_by(id, guard) {
+        disturb(id, audience.packed, audience.search.cgroup.kernfs_id);
     }
     GO_ON
 }
@@ -145,11 +145,11 @@ extern "C" fn tell_below(
 #[inline(never)]
 extern "C" fn disturb(id: u64, packed: u64, kernfs_id: u64) -> u64 {
     let freeze = packed >> 32 & FREEZES != 0;
-    let deed = Deed::new(
+    let access = Access::new(
         if freeze { Act::Freeze } else { Act::Thaw },
         Protection::Freeze,
         CgroupKey::new(packed as u32, kernfs_id),
     );
-    telling::disturbed(id, &deed);
+    audit::disturbed(id, &access);
     0
 }

@@ -8,9 +8,9 @@ use freezer_guard_abi::{
 
 use crate::{
     atomic::Word,
+    audit,
     entry::Entry,
     maps::{ENDED, GUARDS},
-    telling,
 };
 
 /// How many guards are held, candidates left out. At 0 no tripwire has anything
@@ -94,7 +94,7 @@ pub(crate) fn end(id: GuardId, remove: bool) {
     is_held_no_more(flags);
     has_ended(flags, is_candidate);
     if !is_candidate {
-        telling::tell(id, EventKind::Ended, CgroupKey::new(0, 0));
+        audit::emit(id, EventKind::Ended, CgroupKey::new(0, 0));
     }
 }
 

@@ -40,6 +40,7 @@
 #![expect(unsafe_code, reason = "programs read kernel memory")]
 
 mod atomic;
+mod audit;
 mod authority;
 mod automatic;
 mod cgroup;
@@ -56,7 +57,6 @@ mod migration;
 mod operations;
 mod pid;
 mod task;
-mod telling;
 
 use aya_ebpf::{
     macros::{btf_tracepoint, fentry, fexit, lsm},

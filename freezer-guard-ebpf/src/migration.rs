@@ -11,11 +11,11 @@ use freezer_guard_abi::{
 
 use crate::{
     atomic::Word,
+    audit::{self, Access, EBUSY},
     automatic,
     covering::{self, Covering, Write, below, minds_inside},
     kernel::{self, Pointer, offset, probe},
     lifetime, log, membership, pid,
-    telling::{self, Deed, EBUSY},
 };
 
 /// The kernfs id of every hierarchy's root (`kernfs_create_root`).
@@ -39,22 +39,22 @@ fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
         _ => (None, false),
     };
     let ((left, from_too_deep), (entered, to_too_deep)) = (minding(from), minding(to));
-    let tell = |id: GuardId, act, cgroup| {
-        let mut deed = Deed::new(act, Protection::Migrate, cgroup);
-        deed.victim = victim;
+    let emit = |id: GuardId, act, cgroup| {
+        let mut access = Access::new(act, Protection::Migrate, cgroup);
+        access.victim = victim;
         match stage {
-            Stage::Asked => telling::refused(id, &deed),
-            Stage::Done => telling::disturbed(id, &deed),
+            Stage::Asked => audit::refused(id, &access),
+            Stage::Done => audit::disturbed(id, &access),
         }
     };
     match (left, entered) {
-        (Some(left), Some(entered)) if left == entered => tell(left, Act::Move, to_key),
+        (Some(left), Some(entered)) if left == entered => emit(left, Act::Move, to_key),
         _ => {
             if let Some(id) = left {
-                tell(id, Act::Leave, from_key);
+                emit(id, Act::Leave, from_key);
             }
             if let Some(id) = entered {
-                tell(id, Act::Enter, to_key);
+                emit(id, Act::Enter, to_key);
             }
         }
     }
@@ -170,9 +170,9 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
         // It may be any task: that must not let one of a target through.
         let pid = kernel::tgid(kernel::current()).into();
         log::unread_text(pid, written.hierarchy_id.into(), written.kernfs_id);
-        let mut deed = Deed::new(Act::Write, Protection::Migrate, written);
-        deed.detail = file;
-        telling::refused(any, &deed);
+        let mut access = Access::new(Act::Write, Protection::Migrate, written);
+        access.detail = file;
+        audit::refused(any, &access);
         return true;
     }
     let task = task as Pointer;
@@ -188,9 +188,9 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
     };
     match (covering::of_cgroup(from), covering::key(from)) {
         (Covering::Guard(id), Some(from)) if minds_inside(id, write, writer) => {
-            let mut deed = Deed::new(Act::Leave, Protection::Migrate, from);
-            deed.victim = kernel::tgid(task);
-            telling::refused(id, &deed);
+            let mut access = Access::new(Act::Leave, Protection::Migrate, from);
+            access.victim = kernel::tgid(task);
+            audit::refused(id, &access);
             true
         }
         (Covering::TooDeep, _) => covering::too_deep_for_current(),

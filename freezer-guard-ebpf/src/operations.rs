@@ -8,6 +8,7 @@ use freezer_guard_abi::{
 };
 
 use crate::{
+    audit,
     authority::Credentials,
     entry::Entry,
     kernel::{self, Pointer, load, offset},
@@ -15,7 +16,6 @@ use crate::{
     log,
     maps::{ENROLLING, GUARDS, TEMPLATES},
     membership::{TaskIter, is_taken, join, leave, of},
-    telling,
 };
 
 /// What [`Operation`] says, and the answer: an [`Answer`], or a number.
@@ -52,7 +52,7 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
             }
         }
         Operation::Marked => {
-            telling::tell_begun(id, entry, CgroupKey::new(more[0] as u32, more[1]));
+            audit::emit_begun(id, entry, CgroupKey::new(more[0] as u32, more[1]));
         }
         Operation::Found => {
             entry.set_flags(more[0] & (Guard::FROZE | Guard::FOUND_FROZEN));
@@ -119,7 +119,7 @@ fn enter(entry: Entry, id: GuardId, before: [u64; MORE]) -> Answer {
             return Answer::Disturbed;
         }
     }
-    telling::tell(id, EventKind::Checkpointing, CgroupKey::new(0, 0));
+    audit::emit(id, EventKind::Checkpointing, CgroupKey::new(0, 0));
     Answer::Done
 }
 

@@ -5,11 +5,11 @@ use freezer_guard_abi::{
 };
 
 use crate::{
+    audit::{self, Access, EBUSY},
     covering::{self, Covering, is_traced_by_holder},
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lifetime, membership,
-    telling::{self, Deed, EBUSY},
 };
 
 /// The signals that change a task whatever it wants.
@@ -102,7 +102,7 @@ impl Attempt {
 extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
     let attempt = Attempt::unpacked(victim, packed);
     match attempt.minding() {
-        Minding::Guard(id) => telling::refused(id, &attempt.deed()),
+        Minding::Guard(id) => audit::refused(id, &attempt.access()),
         Minding::Nobody => return 0,
         Minding::TooDeep => return covering::too_deep_for_current().into(),
     }
@@ -115,7 +115,7 @@ extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
 extern "C" fn count_attempt(victim: u64, packed: u64) -> u64 {
     let attempt = Attempt::unpacked(victim, packed);
     if let Minding::Guard(id) = attempt.minding() {
-        telling::disturbed(id, &attempt.deed());
+        audit::disturbed(id, &attempt.access());
     }
     0
 }
@@ -177,7 +177,7 @@ impl Attempt {
     }
 
     /// Whether the kernel kills, in a task that goes on: memory has run out in it, which does
-    /// not make it the task's deed.
+    /// not make it the task's access.
     #[inline(always)]
     fn is_by_kernel(&self) -> bool {
         self.act == Act::Signal as u32
@@ -186,13 +186,13 @@ impl Attempt {
     }
 
     #[inline(always)]
-    fn deed(&self) -> Deed {
+    fn access(&self) -> Access {
         let cgroup = covering::v2_of(self.victim).and_then(covering::key);
         let cgroup = cgroup.unwrap_or(CgroupKey::new(0, 0));
-        let mut deed = Deed::numbered(self.act, self.protection as u32, cgroup);
-        deed.detail = self.detail;
-        deed.victim = kernel::tgid(self.victim);
-        deed
+        let mut access = Access::numbered(self.act, self.protection as u32, cgroup);
+        access.detail = self.detail;
+        access.victim = kernel::tgid(self.victim);
+        access
     }
 }
 

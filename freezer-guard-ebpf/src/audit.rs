@@ -1,5 +1,5 @@
-//! What is kept of a refusal or a disturbance: the guard's counters, who it
-//! was, and an event for each reader.
+//! Records a refusal or a disturbance: in the guard's counters, in a map of
+//! intruders, and as an event for each reader.
 
 use core::ffi::c_void;
 
@@ -27,7 +27,7 @@ pub(crate) const EBUSY: i32 = 16;
 /// What the current task does or tries. Numbers without padding: it is an argument of a
 /// global function, and the verifier wants to see all of it written.
 #[repr(C)]
-pub(crate) struct Deed {
+pub(crate) struct Access {
     cgroup: CgroupKey,
     act: u32,
     protection: u32,
@@ -37,7 +37,7 @@ pub(crate) struct Deed {
     pub(crate) victim: u32,
 }
 
-impl Deed {
+impl Access {
     #[inline(always)]
     pub(crate) fn new(act: Act, protection: Protection, cgroup: CgroupKey) -> Self {
         Self::numbered(act as u32, protection as u32, cgroup)
@@ -58,37 +58,37 @@ impl Deed {
 
 /// Counts what is being refused, and tells about it.
 #[inline(always)]
-pub(crate) fn refused(id: GuardId, deed: &Deed) {
+pub(crate) fn refused(id: GuardId, access: &Access) {
     // Not in `record`: its frame is large enough.
     log::refused(
         id,
         bpf_get_current_pid_tgid() >> 32,
-        deed.act.into(),
-        deed.cgroup.hierarchy_id.into(),
-        deed.cgroup.kernfs_id,
+        access.act.into(),
+        access.cgroup.hierarchy_id.into(),
+        access.cgroup.kernfs_id,
     );
-    record(id, EventKind::Denial as u64, deed);
+    record(id, EventKind::Denial as u64, access);
 }
 
 /// Counts what could not be refused, and tells about it.
 #[inline(always)]
-pub(crate) fn disturbed(id: GuardId, deed: &Deed) {
-    record(id, EventKind::Disturbance as u64, deed);
+pub(crate) fn disturbed(id: GuardId, access: &Access) {
+    record(id, EventKind::Disturbance as u64, access);
 }
 
 /// A global function: see `covering`. `kind`: an [`EventKind`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn record(id: GuardId, kind: u64, deed: *const Deed) -> u64 {
+extern "C" fn record(id: GuardId, kind: u64, access: *const Access) -> u64 {
     // SAFETY: null or one of the callers', as the verifier has seen.
-    let Some(deed) = (unsafe { deed.as_ref() }) else {
+    let Some(access) = (unsafe { access.as_ref() }) else {
         return 0;
     };
     let is_denial = kind == EventKind::Denial as u64;
-    let Some(checkpointing) = count(id, is_denial, deed.protection) else {
+    let Some(checkpointing) = count(id, is_denial, access.protection) else {
         return 0;
     };
-    let event = event(id, kind as u32, deed, checkpointing);
+    let event = event(id, kind as u32, access, checkpointing);
     let first = first(&event);
     match is_denial {
         true => remember(&INTRUDERS, &event, &first),
@@ -108,18 +108,18 @@ fn count(id: GuardId, is_denial: bool, protection: u32) -> Option<u32> {
 }
 
 #[inline(always)]
-fn event(id: GuardId, kind: u32, deed: &Deed, checkpointing: u32) -> Event {
+fn event(id: GuardId, kind: u32, access: &Access, checkpointing: u32) -> Event {
     let pid_tgid = bpf_get_current_pid_tgid();
     Event {
         // SAFETY: no preconditions.
         time_ns: unsafe { bpf_ktime_get_boot_ns() },
         guard: id,
-        cgroup: deed.cgroup,
+        cgroup: access.cgroup,
         kind,
-        act: deed.act,
-        protection: deed.protection,
-        detail: deed.detail,
-        victim: deed.victim,
+        act: access.act,
+        protection: access.protection,
+        detail: access.detail,
+        victim: access.victim,
         pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
         uid: bpf_get_current_uid_gid() as u32,
@@ -169,34 +169,34 @@ fn remember(who: &HashMap<IntruderKey, Intruder>, event: &Event, first: &Intrude
 
 /// Reports that a cgroup has become a target of the guard, and who owns that.
 #[inline(always)]
-pub(crate) fn tell_begun(id: GuardId, entry: Entry, target: CgroupKey) {
-    let mut deed = Deed::numbered(0, 0, target);
-    deed.detail = u32::from(entry.flags() & Guard::BY_USER != 0);
-    deed.victim = entry.guard().owner_uid as u32;
-    announce(id, EventKind::Begun as u64, &deed);
+pub(crate) fn emit_begun(id: GuardId, entry: Entry, target: CgroupKey) {
+    let mut access = Access::numbered(0, 0, target);
+    access.detail = u32::from(entry.flags() & Guard::BY_USER != 0);
+    access.victim = entry.guard().owner_uid as u32;
+    announce(id, EventKind::Begun as u64, &access);
 }
 
 /// Tells that something has become of the guard.
 #[inline(always)]
-pub(crate) fn tell(id: GuardId, kind: EventKind, cgroup: CgroupKey) {
-    tell_why(id, kind, cgroup, 0);
+pub(crate) fn emit(id: GuardId, kind: EventKind, cgroup: CgroupKey) {
+    emit_why(id, kind, cgroup, 0);
 }
 
 /// The same with a reason.
 #[inline(always)]
-pub(crate) fn tell_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: u32) {
-    let mut deed = Deed::numbered(0, 0, cgroup);
-    deed.detail = detail;
-    announce(id, kind as u64, &deed);
+pub(crate) fn emit_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: u32) {
+    let mut access = Access::numbered(0, 0, cgroup);
+    access.detail = detail;
+    announce(id, kind as u64, &access);
 }
 
 /// A global function: see `covering`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn announce(id: GuardId, kind: u64, deed: *const Deed) -> u64 {
-    // SAFETY: null or one of `tell_why`'s, as the verifier has seen.
-    if let Some(deed) = unsafe { deed.as_ref() } {
-        send(&event(id, kind as u32, deed, 0));
+extern "C" fn announce(id: GuardId, kind: u64, access: *const Access) -> u64 {
+    // SAFETY: null or one of `emit_why`'s, as the verifier has seen.
+    if let Some(access) = unsafe { access.as_ref() } {
+        send(&event(id, kind as u32, access, 0));
     }
     0
 }
