@@ -3,12 +3,12 @@
 
 pub mod automatic;
 mod checks;
-mod deed;
 mod entries;
 mod error;
 mod freezer;
 mod freezing;
 mod happening;
+mod incident;
 mod level;
 mod lineage;
 mod loading;
@@ -36,9 +36,9 @@ use nix::{
 };
 
 pub use checks::{refuse_containing, verify};
-pub use deed::{Deed, Outcome, path, unguarded, wall_clock};
 pub use error::{Error, Weak, chain};
 pub use happening::{Chronicle, Happening, What};
+pub use incident::{Incident, Outcome, path, unguarded, wall_clock};
 pub use level::Wanted;
 pub use others::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
 pub use pidfd::PidFd;
@@ -227,7 +227,7 @@ impl Guard {
     ///
     /// # Errors
     /// When the guard was ended by somebody, or tasks were killed meanwhile.
-    pub fn checkpointing(&mut self, before: Before) -> Result<Option<Vec<Deed>>, Error> {
+    pub fn checkpointing(&mut self, before: Before) -> Result<Option<Vec<Incident>>, Error> {
         match self.store().enter(self.id, before.0)? {
             Answer::Done => {
                 self.entered = true;
@@ -235,22 +235,22 @@ impl Guard {
             }
             Answer::Disturbed => {
                 let entry = self.entry()?;
-                let deeds = status(&self.maps, self.id, &entry)?.repaired_deeds();
+                let incidents = status(&self.maps, self.id, &entry)?.repaired_incidents();
                 let kill = Protection::Kill as usize;
                 if entry.disturbances[kill] != before.0[kill] {
-                    return Err(self.disturbed(&deeds));
+                    return Err(self.disturbed(&incidents));
                 }
-                Ok(Some(deeds))
+                Ok(Some(incidents))
             }
             _ => Err(Error::WasGone(self.path())),
         }
     }
 
     /// The error for one that cannot be set up for all that is done to it.
-    pub fn disturbed(&self, deeds: &[Deed]) -> Error {
+    pub fn disturbed(&self, incidents: &[Incident]) -> Error {
         Error::Disturbed {
             path: self.path(),
-            deeds: deeds.iter().map(Deed::to_string).collect(),
+            incidents: incidents.iter().map(Incident::to_string).collect(),
         }
     }
 

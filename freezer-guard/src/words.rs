@@ -100,7 +100,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{base64, escaped, escaped_lines, from_base64, is_dangerous};
-    use crate::guard::{Chronicle, Deed, Outcome};
+    use crate::guard::{Chronicle, Incident, Outcome};
 
     #[test]
     fn harmless_text_is_not_changed() {
@@ -139,8 +139,8 @@ mod tests {
                 time_ns: 0, guard: 1, cgroup: CgroupKey::new(0, 0), kind, act, protection: 0,
                 detail: 0, victim: 1, pid: 1, tid: 1, uid: 1, checkpointing: 1, reserved: 0, comm,
             };
-            let deed = Deed::of_event(&event, Outcome::Done).to_string();
-            prop_assert!(!deed.contains(is_dangerous), "{deed:?}");
+            let incident = Incident::of_event(&event, Outcome::Done).to_string();
+            prop_assert!(!incident.contains(is_dangerous), "{incident:?}");
             let happening = Chronicle::default().tell(&event).to_string();
             prop_assert!(!happening.contains(is_dangerous), "{happening:?}");
         }

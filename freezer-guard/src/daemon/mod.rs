@@ -59,7 +59,7 @@ const BACKLOG: usize = 4096;
 /// How long events are read before something else gets its turn.
 const TURN: Duration = Duration::from_millis(5);
 
-/// How many different deeds of one guard are logged one by one.
+/// How many different incidents of one guard are logged one by one.
 const LOGGED: usize = 32;
 
 /// What all tasks share.
@@ -81,11 +81,11 @@ struct Daemon {
     deadlines: RefCell<BTreeMap<GuardId, Instant>>,
     /// The checkpoints that have no guard, as far as they are known to go on.
     unguarded: RefCell<BTreeSet<GuardId>>,
-    /// The deeds against each guard that are in the log already.
+    /// The incidents against each guard that are in the log already.
     logged: RefCell<BTreeMap<GuardId, BTreeSet<What>>>,
 }
 
-/// An actor, its deed and the object of it, as an event has them.
+/// An actor, its incident and the object of it, as an event has them.
 type What = (u32, u32, u32, u32, u32, CgroupKey);
 
 /// Runs the daemon until it is told to stop.
@@ -319,11 +319,11 @@ impl Daemon {
 
     /// What an event wants of us.
     fn take(&self, chronicle: &mut Chronicle, event: &Event) {
-        let is_deed = matches!(
+        let is_incident = matches!(
             EventKind::ALL.get(event.kind as usize),
             Some(EventKind::Denial | EventKind::Disturbance)
         );
-        let is_logged = is_deed && self.is_logged(event);
+        let is_logged = is_incident && self.is_logged(event);
         // A storm of them costs no words.
         if is_logged && self.happenings.receiver_count() == 0 {
             return;
@@ -355,11 +355,11 @@ impl Daemon {
         let _ = self.happenings.send(happening);
     }
 
-    /// Whether it is no news: the first time of each deed is logged, and at the end there
+    /// Whether it is no news: the first time of each incident is logged, and at the end there
     /// are the counts.
     fn is_logged(&self, event: &Event) -> bool {
         let mut logged = self.logged.borrow_mut();
-        let deeds = logged.entry(event.guard).or_default();
+        let incidents = logged.entry(event.guard).or_default();
         let Event {
             kind,
             pid,
@@ -369,7 +369,7 @@ impl Daemon {
             cgroup,
             ..
         } = *event;
-        deeds.len() >= LOGGED || !deeds.insert((kind, pid, act, detail, victim, cgroup))
+        incidents.len() >= LOGGED || !incidents.insert((kind, pid, act, detail, victim, cgroup))
     }
 
     /// Has the guards ended that users have held for too long.

@@ -6,7 +6,9 @@ use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, Cgroup},
     doctor,
-    guard::{self, Chronicle, Deed, Guard, Happening, PidFd, Preparation, Status, Target, Wanted},
+    guard::{
+        self, Chronicle, Guard, Happening, Incident, PidFd, Preparation, Status, Target, Wanted,
+    },
 };
 use freezer_guard_abi::{GuardId, Level, NoSuchName, Protection};
 use tokio_stream::{
@@ -140,7 +142,7 @@ type BoxedStream = Pin<Box<dyn Stream<Item = Result<Reply<Happenings>, Error>>>>
 
 #[service(
     interface = "io.freezerguard",
-    types = [Status, Deed, Happening, Check],
+    types = [Status, Incident, Happening, Check],
     vendor = "freezer-guard",
     product = "freezer-guard",
     version = freezer_guard::VERSION

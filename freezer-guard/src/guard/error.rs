@@ -118,12 +118,12 @@ pub enum Error {
     Traced(Vec<Traced>),
     /// A task was killed while the guard was being set up, or it was disturbed
     /// again and again.
-    #[error("{} was disturbed while the guard was being set up: {}; try again", path.display(), deeds.join("; "))]
+    #[error("{} was disturbed while the guard was being set up: {}; try again", path.display(), incidents.join("; "))]
     Disturbed {
         /// The guarded cgroup.
         path: PathBuf,
         /// What was done.
-        deeds: Vec<String>,
+        incidents: Vec<String>,
     },
     /// Somebody has ended the guard before the checkpointer was started.
     #[error("the guard of {} was ended by somebody before COMMAND was started", .0.display())]

@@ -9,7 +9,7 @@ use zlink::{
     introspect::{self, CustomType},
 };
 
-use super::{Deed, Outcome, Status, path, unguarded, wall_clock};
+use super::{Incident, Outcome, Status, path, unguarded, wall_clock};
 use crate::words::{self, escaped, join};
 
 /// What happened. By its name, in small letters, in JSON and in Varlink.
@@ -85,7 +85,7 @@ pub struct Happening {
     pub owner_uid: Option<u32>,
     /// Who did it, when it is a denial, a disturbance or a violation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub by: Option<Deed>,
+    pub by: Option<Incident>,
     /// How many were lost.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub count: Option<u64>,
@@ -123,16 +123,21 @@ impl Happening {
         Self { owner_uid, ..begun }
     }
 
-    fn of_deed(deed: Deed, guard: GuardId, outcome: Outcome, cgroups: &[PathBuf]) -> Self {
+    fn of_incident(
+        incident: Incident,
+        guard: GuardId,
+        outcome: Outcome,
+        cgroups: &[PathBuf],
+    ) -> Self {
         let event = match outcome {
             Outcome::Refused => What::Denial,
-            Outcome::Done if deed.checkpointing => What::Violation,
+            Outcome::Done if incident.checkpointing => What::Violation,
             Outcome::Done => What::Disturbance,
         };
         Self {
-            about: deed.to_string(),
-            by: Some(deed.clone()),
-            ..Self::new(&deed.last, event, guard, cgroups)
+            about: incident.to_string(),
+            by: Some(incident.clone()),
+            ..Self::new(&incident.last, event, guard, cgroups)
         }
     }
 
@@ -166,10 +171,21 @@ impl Chronicle {
             if let Some(time) = &guard.checkpointing {
                 all.push(Happening::new(time, What::Checkpointing, guard.id, &paths));
             }
-            let refused = guard.intruders.iter().map(|deed| (deed, Outcome::Refused));
-            let done = guard.violators.iter().map(|deed| (deed, Outcome::Done));
-            for (deed, outcome) in refused.chain(done) {
-                all.push(Happening::of_deed(deed.clone(), guard.id, outcome, &paths));
+            let refused = guard
+                .intruders
+                .iter()
+                .map(|incident| (incident, Outcome::Refused));
+            let done = guard
+                .violators
+                .iter()
+                .map(|incident| (incident, Outcome::Done));
+            for (incident, outcome) in refused.chain(done) {
+                all.push(Happening::of_incident(
+                    incident.clone(),
+                    guard.id,
+                    outcome,
+                    &paths,
+                ));
             }
             self.cgroups.insert(guard.id, paths);
         }
@@ -184,12 +200,12 @@ impl Chronicle {
         let known = self.cgroups.get(&id).cloned().unwrap_or_default();
         match EventKind::ALL.get(event.kind as usize) {
             Some(EventKind::Denial) => {
-                let deed = Deed::of_event(event, Outcome::Refused);
-                Happening::of_deed(deed, id, Outcome::Refused, &known)
+                let incident = Incident::of_event(event, Outcome::Refused);
+                Happening::of_incident(incident, id, Outcome::Refused, &known)
             }
             Some(EventKind::Disturbance) => {
-                let deed = Deed::of_event(event, Outcome::Done);
-                Happening::of_deed(deed, id, Outcome::Done, &known)
+                let incident = Incident::of_event(event, Outcome::Done);
+                Happening::of_incident(incident, id, Outcome::Done, &known)
             }
             Some(EventKind::Begun) => {
                 // One comes for each target.

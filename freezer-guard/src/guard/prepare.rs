@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Before, Deed, Error, Guard};
+use super::{Before, Error, Guard, Incident};
 use crate::cgroup::Report;
 
 /// How often the freezer is asked whether it is done.
@@ -33,7 +33,7 @@ impl Guard {
     pub fn prepare<E: From<Error>>(
         &mut self,
         how: &Preparation,
-        mut progress: impl FnMut(&[Deed]) -> Result<(), E>,
+        mut progress: impl FnMut(&[Incident]) -> Result<(), E>,
     ) -> Result<Report, E> {
         let deadline = Instant::now() + how.timeout;
         loop {
@@ -42,13 +42,13 @@ impl Guard {
             self.freeze(how.freeze)?;
             self.wait_frozen(how, before, deadline, &mut progress)?;
             let report = self.verify(how.root)?;
-            let Some(deeds) = self.checkpointing(before)? else {
+            let Some(incidents) = self.checkpointing(before)? else {
                 return Ok(report);
             };
             if Instant::now() >= deadline {
-                return Err(self.disturbed(&deeds).into());
+                return Err(self.disturbed(&incidents).into());
             }
-            progress(&deeds)?;
+            progress(&incidents)?;
         }
     }
 
@@ -58,7 +58,7 @@ impl Guard {
         how: &Preparation,
         before: Before,
         deadline: Instant,
-        progress: &mut impl FnMut(&[Deed]) -> Result<(), E>,
+        progress: &mut impl FnMut(&[Incident]) -> Result<(), E>,
     ) -> Result<(), E> {
         loop {
             let pending = self.not_frozen()?;

@@ -7,9 +7,9 @@ use freezer_guard_abi::{
 };
 
 use super::{
-    Deed, Error, Outcome,
-    deed::wall_clock,
+    Error, Incident, Outcome,
     entries::{holder_pids, targets},
+    incident::wall_clock,
     now,
     store::GuardStore,
 };
@@ -94,10 +94,10 @@ pub struct Status {
     /// Whether its cgroups were frozen for it, and nobody has thawed them at its end.
     pub froze: bool,
     /// Who was refused, the most eager first. May be incomplete: `denials` is not.
-    pub intruders: Vec<Deed>,
+    pub intruders: Vec<Incident>,
     /// Who got through, in the order of the first times. May be incomplete:
     /// `violations` and `repaired` are not.
-    pub violators: Vec<Deed>,
+    pub violators: Vec<Incident>,
 }
 
 impl Status {
@@ -113,13 +113,15 @@ impl Status {
     }
 
     /// What is known of the violations.
-    pub fn violation_deeds(&self) -> impl Iterator<Item = &Deed> {
-        self.violators.iter().filter(|deed| deed.checkpointing)
+    pub fn violation_incidents(&self) -> impl Iterator<Item = &Incident> {
+        self.violators
+            .iter()
+            .filter(|incident| incident.checkpointing)
     }
 
     /// What is known of what came before CHECKPOINTING.
-    pub(super) fn repaired_deeds(mut self) -> Vec<Deed> {
-        self.violators.retain(|deed| !deed.checkpointing);
+    pub(super) fn repaired_incidents(mut self) -> Vec<Incident> {
+        self.violators.retain(|incident| !incident.checkpointing);
         self.violators
     }
 }
@@ -137,9 +139,9 @@ pub(super) struct Seen {
     targets: Vec<CgroupKey>,
     pids: Vec<u32>,
     /// The most eager first.
-    intruders: Vec<Deed>,
+    intruders: Vec<Incident>,
     /// In the order of the first times.
-    violators: Vec<Deed>,
+    violators: Vec<Incident>,
 }
 
 impl Seen {
@@ -219,13 +221,13 @@ impl Seen {
     }
 
     fn has_tried(&mut self, key: &IntruderKey, intruder: &Intruder) {
-        let deed = Deed::of_intruder(key, intruder, Outcome::Refused);
-        self.intruders.push(deed);
+        let incident = Incident::of_intruder(key, intruder, Outcome::Refused);
+        self.intruders.push(incident);
     }
 
     fn has_done(&mut self, key: &IntruderKey, intruder: &Intruder) {
-        let deed = Deed::of_intruder(key, intruder, Outcome::Done);
-        self.violators.push(deed);
+        let incident = Incident::of_intruder(key, intruder, Outcome::Done);
+        self.violators.push(incident);
     }
 
     fn sort(&mut self) {
@@ -233,8 +235,8 @@ impl Seen {
         self.pids.sort_unstable();
         self.pids.dedup();
         self.intruders
-            .sort_by_key(|deed| std::cmp::Reverse(deed.count));
-        self.violators.sort_by_key(|deed| deed.first_ns);
+            .sort_by_key(|incident| std::cmp::Reverse(incident.count));
+        self.violators.sort_by_key(|incident| incident.first_ns);
     }
 
     pub(super) fn status(

@@ -36,13 +36,18 @@ pub fn refusals(guard: &Status) -> String {
         return "refused nothing".to_owned();
     }
     let mut by_process: Vec<(u32, &str, &str, u64)> = Vec::new();
-    for deed in &guard.intruders {
+    for incident in &guard.intruders {
         let same = |(pid, _, protection, _): &&mut (u32, &str, &str, u64)| {
-            *pid == deed.pid && *protection == deed.protection
+            *pid == incident.pid && *protection == incident.protection
         };
         match by_process.iter_mut().find(same) {
-            Some((.., count)) => *count += deed.count,
-            None => by_process.push((deed.pid, &deed.comm, &deed.protection, deed.count)),
+            Some((.., count)) => *count += incident.count,
+            None => by_process.push((
+                incident.pid,
+                &incident.comm,
+                &incident.protection,
+                incident.count,
+            )),
         }
     }
     by_process.truncate(NAMED);
@@ -65,9 +70,9 @@ pub fn violations(guard: &Status) -> Vec<String> {
     let count: u64 = guard.violations.values().sum();
     let mut named = 0;
     let mut lines = Vec::new();
-    for deed in guard.violation_deeds().take(NAMED) {
-        named += deed.count;
-        lines.push(format!("{} {deed}", deed.first));
+    for incident in guard.violation_incidents().take(NAMED) {
+        named += incident.count;
+        lines.push(format!("{} {incident}", incident.first));
     }
     if count > named {
         let kinds: Vec<_> = guard

@@ -272,10 +272,11 @@ fn prepare(work: &Work<'_>, guard: &mut Guard, signals: &mut Signals) -> Result<
         timeout: work.options.freeze_timeout,
         root: work.root,
     };
-    let report = guard.prepare(&how, |deeds| -> Result<()> {
-        for deed in deeds {
-            work.options
-                .step(format_args!("{deed}, before CHECKPOINTING: trying again"));
+    let report = guard.prepare(&how, |incidents| -> Result<()> {
+        for incident in incidents {
+            work.options.step(format_args!(
+                "{incident}, before CHECKPOINTING: trying again"
+            ));
         }
         match signals.pending()? {
             Some(signal) => Err(Error::Interrupted(signal).into()),

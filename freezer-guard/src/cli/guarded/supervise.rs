@@ -4,7 +4,7 @@ use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Dura
 
 use anyhow::{Context as _, Result};
 use freezer_guard::{
-    guard::{Deed, Outcome, violations},
+    guard::{Incident, Outcome, violations},
     kernel::Reader,
 };
 use freezer_guard_abi::{EventKind, GuardId};
@@ -131,8 +131,8 @@ fn print(options: &Options, guard: GuardId, reader: &mut Reader) {
     while let Some(event) = reader.next_event() {
         let is_denial = event.kind == EventKind::Denial as u32;
         if options.verbose && is_denial && event.guard == guard {
-            let deed = Deed::of_event(&event, Outcome::Refused);
-            say(format_args!("refused {deed}"));
+            let incident = Incident::of_event(&event, Outcome::Refused);
+            say(format_args!("refused {incident}"));
         }
     }
 }

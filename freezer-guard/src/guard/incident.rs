@@ -27,7 +27,7 @@ pub enum Outcome {
 
 /// What one process did, once or several times.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
-pub struct Deed {
+pub struct Incident {
     /// The process.
     pub pid: u32,
     /// Its name the first time.
@@ -50,7 +50,7 @@ pub struct Deed {
     pub first_ns: u64,
 }
 
-impl Deed {
+impl Incident {
     pub(super) fn of_intruder(key: &IntruderKey, intruder: &Intruder, outcome: Outcome) -> Self {
         let what = What {
             act: key.act,
@@ -94,7 +94,7 @@ impl Deed {
     }
 }
 
-impl fmt::Display for Deed {
+impl fmt::Display for Incident {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
