@@ -1,6 +1,7 @@
 //! The state machine of a guard: begin, freeze, CHECKPOINTING, end. The only
 //! place that changes a guard's state.
 
+mod admin;
 pub mod automatic;
 mod checks;
 mod entries;
@@ -16,7 +17,6 @@ mod marking;
 mod marks;
 #[cfg(test)]
 mod model;
-mod others;
 mod overlap;
 mod pidfd;
 mod prepare;
@@ -35,12 +35,12 @@ use nix::{
     unistd::getpid,
 };
 
+pub use admin::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
 pub use checks::{refuse_containing, verify};
 pub use error::{Error, Weak, chain};
 pub use happening::{Chronicle, Happening, What};
 pub use incident::{Incident, Outcome, path, unguarded, wall_clock};
 pub use level::Wanted;
-pub use others::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};

@@ -15,7 +15,7 @@ pub(super) enum Condition {
     /// Nothing.
     None,
     /// A program that does nothing wherever a guard has one.
-    Empty,
+    Noop,
     /// Our programs, loaded and not attached: what one guard leaves.
     Idle,
     /// The service's watch for checkpointers, and no guard.
@@ -31,7 +31,7 @@ impl Condition {
     pub(super) fn name(self) -> String {
         match self {
             Self::None => "none".to_owned(),
-            Self::Empty => "empty".to_owned(),
+            Self::Noop => "empty".to_owned(),
             Self::Idle => "idle".to_owned(),
             Self::Watch => "watch".to_owned(),
             Self::Guards(count) => format!("guards-{count}"),
@@ -42,7 +42,7 @@ impl Condition {
     fn parts(self) -> Vec<Part> {
         match self {
             Self::None | Self::After => Vec::new(),
-            Self::Empty => vec![Part::Empty],
+            Self::Noop => vec![Part::Noop],
             Self::Idle => vec![Part::Idle],
             Self::Watch => vec![Part::Watch],
             // In one process: more would be more children for whom a `wait` looks.

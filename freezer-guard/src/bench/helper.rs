@@ -29,7 +29,7 @@ use super::{Error, clock::ALL_SETTLED};
 use crate::{
     cgroup::{Cgroup, Version},
     guard::{self, Guard, Wanted, automatic},
-    kernel::{Empty, Hierarchies, Locked},
+    kernel::{Hierarchies, Locked, Noop},
     sys,
 };
 
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// A program that does nothing wherever a guard has one.
-    Empty,
+    Noop,
     /// Our programs, loaded and not attached.
     Idle,
     /// The service's watch for checkpointers, and no guard.
@@ -57,7 +57,7 @@ pub enum Part {
 impl fmt::Display for Part {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Empty => formatter.write_str("empty"),
+            Self::Noop => formatter.write_str("empty"),
             Self::Idle => formatter.write_str("idle"),
             Self::Watch => formatter.write_str("watch"),
             Self::Service => formatter.write_str("service"),
@@ -80,7 +80,7 @@ impl FromStr for Part {
         let tasks = || Some(Self::Tasks(name.strip_prefix("tasks-")?.parse().ok()?));
         let memory = || Some(Self::Memory(name.strip_prefix("memory-")?.parse().ok()?));
         [
-            Self::Empty,
+            Self::Noop,
             Self::Idle,
             Self::Watch,
             Self::Service,
@@ -249,8 +249,8 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
     let orders = Orders(io::stdin());
     orders.wait(READY)?;
     match part {
-        Part::Empty => {
-            let programs = Empty::attach(&Locked::wait()?, hierarchies(top)?)?;
+        Part::Noop => {
+            let programs = Noop::attach(&Locked::wait()?, hierarchies(top)?)?;
             orders.wait(HELD)?;
             drop(programs);
         }
@@ -432,7 +432,7 @@ mod tests {
     #[test]
     fn parts_are_named_as_they_are_read() {
         for part in [
-            Part::Empty,
+            Part::Noop,
             Part::Idle,
             Part::Watch,
             Part::Service,

@@ -306,7 +306,7 @@ fn measure_operations(
     }
     let conditions = [
         Condition::None,
-        Condition::Empty,
+        Condition::Noop,
         Condition::Idle,
         Condition::Watch,
     ]

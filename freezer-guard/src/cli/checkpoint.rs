@@ -18,11 +18,12 @@ use freezer_guard::{
 };
 
 use super::{
+    action_script,
     driver::{self, Driver},
     exit,
     guarded::{self, OnViolation, Options, Work},
     say::say,
-    target, undisturbed,
+    target,
 };
 
 #[derive(clap::Args)]
@@ -229,7 +230,7 @@ impl Args {
             add("--prev-images-dir", parent.as_ref());
         }
         if self.driver.options.on_violation != OnViolation::Warn {
-            add("--action-script", undisturbed::script()?.as_ref());
+            add("--action-script", action_script::script()?.as_ref());
         }
         let flags = [
             ("-v4", true),

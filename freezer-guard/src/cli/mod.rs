@@ -1,5 +1,6 @@
 //! One file per subcommand. They decide nothing: they call the library and print.
 
+mod action_script;
 mod bench;
 mod checkpoint;
 mod client;
@@ -19,7 +20,6 @@ mod run;
 mod say;
 mod status;
 mod target;
-mod undisturbed;
 mod unload;
 mod verify;
 
@@ -76,7 +76,7 @@ pub(crate) fn main() -> ExitCode {
     if let Some(code) = generate::asked(Cli::command) {
         return code;
     }
-    if let Some(code) = undisturbed::asked() {
+    if let Some(code) = action_script::asked() {
         return code;
     }
     let cli = match Cli::try_parse() {

@@ -7,11 +7,11 @@ pub(crate) mod access;
 mod accounts;
 pub(crate) mod book;
 pub(crate) mod config;
-mod keeper;
 mod log;
 pub(crate) mod reply;
 mod socket;
 pub(crate) mod varlink;
+mod worker;
 
 use std::{
     cell::{Cell, RefCell},
@@ -43,7 +43,7 @@ use tracing::{error, info, warn};
 use accounts::Accounts;
 use book::Book;
 use config::Config;
-use keeper::Job;
+use worker::Job;
 
 /// How often what is due is looked for.
 const TICK: Duration = Duration::from_millis(500);
@@ -134,7 +134,7 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
     let mut starting = None;
     let mut has_more = false;
     spawn_local(socket::serve(daemon.clone(), listener));
-    let keeper = spawn_local(keeper::keep(daemon.clone(), orders));
+    let worker = spawn_local(worker::keep(daemon.clone(), orders));
     notify(&[NotifyState::Ready]);
 
     let mut tick = interval(TICK);
@@ -185,7 +185,7 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
     info!("stopping; guards in force stay in force");
     // What has just ended shall be told.
     daemon.order(Job::Stop);
-    if timeout(STOPPING, keeper).await.is_err() {
+    if timeout(STOPPING, worker).await.is_err() {
         warn!("something takes too long: not everything may have been told");
     }
     drop(reader);
@@ -299,7 +299,7 @@ impl Daemon {
     }
 
     fn order(&self, job: Job) {
-        // The keeper ends after us.
+        // The worker ends after us.
         let _ = self.jobs.send(job);
     }
 
@@ -332,7 +332,7 @@ impl Daemon {
         match EventKind::ALL.get(event.kind as usize) {
             Some(EventKind::Begun) => self.order(Job::Begun(vec![event.guard])),
             Some(EventKind::Ended) => self.order(Job::Ended),
-            // Nor must it pile up where the keeper waits for a lock.
+            // Nor must it pile up where the worker waits for a lock.
             Some(EventKind::Denial | EventKind::Disturbance) if is_logged => {}
             Some(EventKind::Denial | EventKind::Disturbance) => {
                 self.order(Job::Log(Box::new(happening.clone())));

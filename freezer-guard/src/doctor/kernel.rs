@@ -7,7 +7,7 @@ use procfs::sys::kernel::Version;
 use super::Check;
 use crate::{
     guard::{self, chain},
-    kernel::{self, Locked, conditions},
+    kernel::{self, Locked, prerequisites},
 };
 
 /// The kernels that every release is tested on, oldest first. `docs/kernels.md`
@@ -79,7 +79,10 @@ pub(super) fn btf() -> Check {
 
 pub(super) fn security_modules() -> Check {
     const NAME: &str = "security modules";
-    match (conditions::active_modules(), conditions::lsm_inactive()) {
+    match (
+        prerequisites::active_modules(),
+        prerequisites::lsm_inactive(),
+    ) {
         (Ok(active), Ok(None)) => Check::good(NAME, format!("{active}: bpf is among them")),
         (Ok(active), Ok(Some(_))) => Check::limited(
             NAME,
@@ -96,8 +99,8 @@ pub(super) fn security_modules() -> Check {
 
 pub(super) fn lockdown() -> Check {
     const NAME: &str = "lockdown";
-    let modes = conditions::lockdown_modes();
-    match conditions::lockdown() {
+    let modes = prerequisites::lockdown_modes();
+    match prerequisites::lockdown() {
         Ok(()) if modes.is_empty() => Check::good(NAME, "this kernel has none"),
         Ok(()) => Check::good(NAME, format!("{modes}: BPF may read kernel memory")),
         Err(error) => Check::unusable(NAME, modes, error.to_string()),
@@ -130,7 +133,7 @@ pub(super) fn preemption() -> Check {
             "use a kernel without CONFIG_PREEMPT_RT",
         );
     }
-    let enforces = matches!(conditions::lsm_inactive(), Ok(None));
+    let enforces = matches!(prerequisites::lsm_inactive(), Ok(None));
     let matters = match enforces {
         true => "what is refused does not depend on it",
         false => "where it is full or lazy some writes get past the refusal, and are noticed",
@@ -140,7 +143,7 @@ pub(super) fn preemption() -> Check {
 
 pub(super) fn capabilities() -> Check {
     const NAME: &str = "capabilities";
-    match conditions::capabilities() {
+    match prerequisites::capabilities() {
         Ok(()) => Check::good(NAME, "CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON"),
         Err(error) => Check::unusable(NAME, chain(&error), "run it as root"),
     }
@@ -148,7 +151,7 @@ pub(super) fn capabilities() -> Check {
 
 pub(super) fn bpffs() -> Check {
     const NAME: &str = "bpffs";
-    match conditions::bpffs_is_mounted() {
+    match prerequisites::bpffs_is_mounted() {
         Ok(true) => Check::good(NAME, "mounted on /sys/fs/bpf"),
         Ok(false) => Check::good(NAME, "not mounted: freezer-guard will do it"),
         Err(error) => Check::unusable(

@@ -10,7 +10,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya_log_common::{ArgumentKind, LogValueLength, RecordFieldKind};
 use freezer_guard_abi::{LogLevel, names};
 
-use super::{Error, conditions::PIN_DIR, maps::open};
+use super::{Error, maps::open, prerequisites::PIN_DIR};
 
 /// A line.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use freezer_guard_abi::{
     names,
 };
 
-use super::{Error, conditions::PIN_DIR, report, table::Table};
+use super::{Error, prerequisites::PIN_DIR, report, table::Table};
 use crate::sys;
 
 /// The pinned maps of a loaded BPF side.

@@ -2,15 +2,15 @@
 
 mod btf;
 mod code;
-pub(crate) mod conditions;
 mod daemon;
-mod empty;
 mod loading;
 mod log;
 mod maps;
 mod memory;
+mod noop;
 mod object;
 mod pins;
+pub(crate) mod prerequisites;
 mod programs;
 mod readers;
 mod reading;
@@ -22,13 +22,13 @@ use std::{io, path::PathBuf};
 
 use crate::Kind;
 
-pub use conditions::PIN_DIR;
 pub use daemon::{DaemonLock, daemon_runs};
-pub(crate) use empty::Empty;
 pub use log::{KernelLog, Line};
 pub use maps::Maps;
 pub use memory::Memory;
+pub(crate) use noop::Noop;
 pub use pins::Locked;
+pub use prerequisites::PIN_DIR;
 pub use programs::{Hierarchies, Levels};
 pub use readers::Reader;
 pub use report::ProgramReport;
@@ -129,7 +129,7 @@ pub enum Error {
 /// # Errors
 /// When not.
 pub fn may_use_bpf() -> Result<(), Error> {
-    conditions::capabilities()
+    prerequisites::capabilities()
 }
 
 /// Every field that the programs read and the running kernel has not.

@@ -20,10 +20,10 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     Error, code,
-    conditions::{self, PIN_DIR},
     loading::{Loader, load_iterator},
     maps::Maps,
     object::OBJECT_ID,
+    prerequisites::{self, PIN_DIR},
     programs::{self, Hierarchies, Levels, PROGRAMS, Program},
     reading,
     report::ProgramReport,
@@ -43,8 +43,8 @@ impl Locked {
     /// # Errors
     /// Without the capabilities for BPF, or if bpffs cannot be used.
     pub fn wait() -> Result<Self, Error> {
-        conditions::capabilities()?;
-        conditions::mount_bpffs()?;
+        prerequisites::capabilities()?;
+        prerequisites::mount_bpffs()?;
         let dir = PathBuf::from(PIN_DIR);
         let failed = |error| Error::Missing {
             path: PIN_DIR.into(),
@@ -62,7 +62,7 @@ impl Locked {
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
             .open(&dir)
             .map_err(failed)?;
-        match conditions::foreign_hand(&file) {
+        match prerequisites::foreign_hand(&file) {
             Ok(None) => {}
             Ok(Some(how)) => return Err(failed(io::Error::other(how))),
             Err(error) => return Err(failed(error)),
@@ -137,7 +137,7 @@ impl Locked {
         if at_most < Level::Enforce {
             return Ok((at_most, None));
         }
-        Ok(match conditions::lsm_inactive()? {
+        Ok(match prerequisites::lsm_inactive()? {
             Some(reason) => (Level::BestEffort, Some(reason)),
             None => (Level::Enforce, None),
         })
@@ -184,7 +184,7 @@ impl Locked {
     /// # Errors
     /// When not even disturbances can be noticed.
     pub fn load(&self, at_most: Level, log: LogLevel) -> Result<(Maps, Vec<Error>), Error> {
-        conditions::lockdown()?;
+        prerequisites::lockdown()?;
         let (level, reason) = Self::strongest(at_most)?;
         let mut reasons: Vec<_> = reason.into_iter().collect();
         let maps = self

@@ -56,7 +56,7 @@ struct Known {
     cgroups: Vec<PathBuf>,
 }
 
-struct Keeper {
+struct Worker {
     daemon: Rc<Daemon>,
     known: BTreeMap<GuardId, Known>,
     /// Guards that have ended whose targets are frozen still: another guard holds them.
@@ -67,7 +67,7 @@ struct Keeper {
 
 /// Does one job after the other.
 pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<Job>) {
-    let mut keeper = Keeper {
+    let mut worker = Worker {
         daemon,
         known: BTreeMap::new(),
         frozen: BTreeSet::new(),
@@ -89,24 +89,24 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
                     }
                     other => Some(other),
                 });
-                keeper.begun(ids).await
+                worker.begun(ids).await
             }
             Ok(Some(Job::Ended)) => {
                 next = gather(&mut jobs, |job| match job {
                     Job::Ended => None,
                     other => Some(other),
                 });
-                keeper.ended().await
+                worker.ended().await
             }
             Ok(Some(Job::Stop)) => {
-                if let Err(error) = keeper.ended().await {
+                if let Err(error) = worker.ended().await {
                     error!("{error:#}");
                 }
                 return;
             }
-            Ok(Some(job)) => keeper.work(job).await,
+            Ok(Some(job)) => worker.work(job).await,
             Ok(None) => return,
-            Err(_) => keeper.settle().await,
+            Err(_) => worker.settle().await,
         };
         if let Err(error) = done {
             error!("{error:#}");
@@ -127,7 +127,7 @@ fn gather(
     None
 }
 
-impl Keeper {
+impl Worker {
     async fn work(&mut self, job: Job) -> Result<()> {
         match job {
             Job::Begun(ids) => self.begun(ids).await,

@@ -14,11 +14,11 @@ use crate::sys;
 
 /// They go when this does.
 #[derive(Debug)]
-pub(crate) struct Empty {
+pub(crate) struct Noop {
     _links: Vec<OwnedFd>,
 }
 
-impl Empty {
+impl Noop {
     /// Attaches one wherever guards with targets in these hierarchies have a program.
     ///
     /// # Errors
