@@ -219,9 +219,9 @@ pub enum Object {
 /// Whether an action can still be refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// It waits for an answer: a guard that minds refuses it.
+    /// It waits for an answer: a guard that objects refuses it.
     Asked,
-    /// It has been done: a guard that minds counts it.
+    /// It has been done: a guard that objects counts it.
     Done,
 }
 
@@ -236,7 +236,7 @@ pub struct Action {
     pub stage: Stage,
 }
 
-/// **The decision**: returns whether a guard minds an action. Every hook that refuses asks
+/// **The decision**: returns whether a guard protects its target from an action. Every hook that refuses asks
 /// it, and so does every tripwire that counts.
 ///
 /// A guard gives nobody a power over his superiors: what they ask for they get, and then it
@@ -244,7 +244,7 @@ pub struct Action {
 /// holder, and its holder no longer than without freezer-guard. When the checkpointer has let
 /// go of a container's tasks, the guard leaves them alone among themselves.
 #[inline(always)]
-pub const fn minds(guard: &Guard, actor: Actor, action: Action) -> bool {
+pub const fn protects_from(guard: &Guard, actor: Actor, action: Action) -> bool {
     let Action {
         protection,
         object,

@@ -22,7 +22,7 @@ mod record;
 
 pub use decision::{
     Action, Actor, Object, PROTECTED_FILES, Place, ProtectedFile, Protection, Stage,
-    acts_downwards, minds, moves_one_thread, name_words, protection_of,
+    acts_downwards, moves_one_thread, name_words, protection_of, protects_from,
 };
 pub use fields::KernelOffsets;
 pub use naming::NoSuchName;

@@ -76,7 +76,7 @@ pub(crate) fn disturbed(id: GuardId, access: &Access) {
     record(id, EventKind::Disturbance as u64, access);
 }
 
-/// A global function: see `covering`. `kind`: an [`EventKind`].
+/// A global function: see `lookup`. `kind`: an [`EventKind`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn record(id: GuardId, kind: u64, access: *const Access) -> u64 {
@@ -190,7 +190,7 @@ pub(crate) fn emit_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: 
     announce(id, kind as u64, &access);
 }
 
-/// A global function: see `covering`.
+/// A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn announce(id: GuardId, kind: u64, access: *const Access) -> u64 {

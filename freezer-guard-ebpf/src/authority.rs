@@ -80,7 +80,7 @@ pub(crate) fn is_superior(guard: &Guard) -> bool {
 }
 
 /// Returns 1 if the current task is init and no service manager at work, else 0. A global
-/// function: see `covering`.
+/// function: see `lookup`.
 ///
 /// At the end of its work systemd executes `systemd-shutdown` in its own place, which kills
 /// the rest and unmounts the file systems. Before that it is called `systemd`, also when
@@ -95,7 +95,7 @@ extern "C" fn ends_system() -> u64 {
 }
 
 /// Returns 1 if the current task has authority over the owner of this guard, else 0. A global
-/// function: see `covering`.
+/// function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn yields(id: GuardId) -> u64 {
@@ -111,7 +111,7 @@ pub(crate) fn is_over_all_users() -> bool {
 }
 
 /// Returns 1 if the current task has authority over a user namespace, else 0. A global
-/// function: see `covering`.
+/// function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn has_authority(user_ns: u64) -> u64 {

@@ -18,12 +18,12 @@ use freezer_guard_abi::{
 use crate::{
     audit,
     authority::Credentials,
-    covering::{self, Covering, below},
     each::{self, GO_ON, STOP},
     entry::Entry,
     freezer::{self, FREEZING_SELF},
     kernel::{self, Pointer, load, offset, probe},
     lifetime, log,
+    lookup::{self, Found, below},
     maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS},
     membership,
 };
@@ -166,7 +166,7 @@ fn claim(cgroup: Pointer) {
     }
 }
 
-/// The guard of a checkpointer takes the cgroup. A global function: see `covering`.
+/// The guard of a checkpointer takes the cgroup. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn claim_for(id: GuardId, cgroup: u64) -> u64 {
@@ -177,13 +177,13 @@ extern "C" fn claim_for(id: GuardId, cgroup: u64) -> u64 {
 #[inline(always)]
 fn take(id: GuardId, cgroup: Pointer) {
     let Some(entry) = Entry::of(id) else { return };
-    let Some(key) = covering::key(cgroup) else {
+    let Some(key) = lookup::key(cgroup) else {
         return;
     };
-    match covering::of_cgroup(cgroup) {
-        Covering::Nobody => {}
-        Covering::Guard(own) if own == id => return,
-        Covering::Guard(_) | Covering::TooDeep => return unguarded(id, key, Unguarded::Busy),
+    match lookup::of_cgroup(cgroup) {
+        Found::Nobody => {}
+        Found::Guard(own) if own == id => return,
+        Found::Guard(_) | Found::TooDeep => return unguarded(id, key, Unguarded::Busy),
     }
     if below(key, None, Some(id)).is_some() {
         return unguarded(id, key, Unguarded::Busy);
@@ -221,11 +221,11 @@ fn is_inside(cgroup: Pointer) -> bool {
     let own = match probe::<Pointer>(cgroup, offset!(cgroup_root))
         .and_then(|root| probe::<u32>(root, offset!(cgroup_root_hierarchy_id)))
     {
-        Some(0) => covering::v2_of(current),
-        _ => covering::v1_of(current),
+        Some(0) => lookup::v2_of(current),
+        _ => lookup::v1_of(current),
     };
-    let own = own.map(covering::of_cgroup);
-    matches!(own, Some(Covering::Guard(id)) if Some(id) == membership::of_current())
+    let own = own.map(lookup::of_cgroup);
+    matches!(own, Some(Found::Guard(id)) if Some(id) == membership::of_current())
 }
 
 /// Marks each ancestor. What does not fit is marked by `arm`.
@@ -252,10 +252,10 @@ extern "C" fn mark_parent(
 ) -> u64 {
     // SAFETY: `mark_ancestors` passes it, from its own stack.
     let marking = unsafe { &mut *marking };
-    let Some(parent) = covering::parent(marking.cgroup as Pointer) else {
+    let Some(parent) = lookup::parent(marking.cgroup as Pointer) else {
         return STOP;
     };
-    if let Some(key) = covering::key(parent) {
+    if let Some(key) = lookup::key(parent) {
         for guard in [marking.id, AncestorKey::ANY] {
             let key = AncestorKey::new(key, guard);
             let _ = ANCESTORS.insert(key, marking.id, u64::from(BPF_ANY));

@@ -9,9 +9,10 @@ use freezer_guard_abi::{
 
 use crate::{
     audit::{self, Access, EBUSY},
-    covering::{self, Covering, Write, below, minds_inside},
     kernel::{self, Pointer, load, offset, opaque, probe},
-    log, membership, migration,
+    log,
+    lookup::{self, Found, Write, below, protects_inside},
+    membership, migration,
 };
 
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
@@ -99,30 +100,30 @@ const NAMES: [[u64; 2]; PROTECTED_FILES.len()] = {
 };
 
 /// Whether a write to the file with this place in [`PROTECTED_FILES`] is refused: 0 or 1. A
-/// global function: see `covering`.
+/// global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
     let cgroup = cgroup as Pointer;
     let protection = protection_of(index as u32);
-    let Some(written) = covering::key(cgroup) else {
+    let Some(written) = lookup::key(cgroup) else {
         return 0;
     };
     let (write, writer) = (Write::asked(protection), membership::writer());
-    let refusing = match covering::of_cgroup(cgroup) {
-        Covering::TooDeep => {
-            let is_refused = covering::too_deep_for_current();
+    let refusing = match lookup::of_cgroup(cgroup) {
+        Found::TooDeep => {
+            let is_refused = lookup::too_deep_for_current();
             if is_refused {
                 let pid = kernel::tgid(kernel::current()).into();
                 log::too_deep(pid, written.hierarchy_id.into(), written.kernfs_id);
             }
             return is_refused.into();
         }
-        Covering::Guard(id) if minds_inside(id, write, writer) => Some(id),
-        Covering::Guard(_) | Covering::Nobody if acts_downwards(protection) => {
+        Found::Guard(id) if protects_inside(id, write, writer) => Some(id),
+        Found::Guard(_) | Found::Nobody if acts_downwards(protection) => {
             below(written, Some(write), writer)
         }
-        Covering::Guard(_) | Covering::Nobody => None,
+        Found::Guard(_) | Found::Nobody => None,
     };
     let Some(id) = refusing else { return 0 };
     let mut access = Access::new(Act::Write, protection, written);
@@ -132,12 +133,12 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
 }
 
 /// Whether a write that [`check_file`] does not mind is refused, 0 or 1: on v1 it may move a
-/// task out of a target. A global function: see `covering`.
+/// task out of a target. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn check_v1_move(cgroup: u64, index: u64) -> u64 {
     let index = index as u32;
-    match covering::key(cgroup as Pointer) {
+    match lookup::key(cgroup as Pointer) {
         Some(written)
             if written.hierarchy_id != 0 && matches!(protection_of(index), Protection::Migrate) =>
         {

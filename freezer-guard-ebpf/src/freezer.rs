@@ -11,9 +11,9 @@ use freezer_guard_abi::{Act, CgroupKey, Guard, GuardId, Protection};
 use crate::{
     atomic::Word,
     audit::{self, Access},
-    covering::{self, Covering, NOBODY, Search, Write, last_below, minds_inside, pack},
     each::{self, GO_ON},
     kernel::{self, Pointer, offset, probe},
+    lookup::{self, Found, NOBODY, Search, Write, last_below, pack, protects_inside},
     maps::GUARDS,
     membership,
 };
@@ -90,19 +90,19 @@ fn changed(cgroup: Pointer, freeze: bool) {
 /// Packed beside the hierarchy: it was frozen, and not thawed.
 const FREEZES: u64 = 1 << 31;
 
-/// The same as numbers. A global function: see `covering`.
+/// The same as numbers. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
     let cgroup = cgroup as Pointer;
     let writer = membership::writer();
-    let Some(key) = covering::key(cgroup) else {
+    let Some(key) = lookup::key(cgroup) else {
         return 0;
     };
     let write = Write::done(Protection::Freeze);
     let packed = pack(key, if freeze != 0 { FREEZES } else { 0 });
-    if let Covering::Guard(id) = covering::of_cgroup(cgroup)
-        && minds_inside(id, write, writer)
+    if let Found::Guard(id) = lookup::of_cgroup(cgroup)
+        && protects_inside(id, write, writer)
     {
         disturb(id, packed, key.kernfs_id);
     }

@@ -30,7 +30,7 @@ static HELD_BY_USERS: Word = Word::new();
 pub(crate) static STALE: Word = Word::new();
 
 /// Counts the guard among those that are held: 1 if there was room for it, else 0. Comes
-/// before its marks. A global function: see `covering`.
+/// before its marks. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn hold(id: GuardId) -> u64 {

@@ -4,7 +4,7 @@
 //! space sets the level before the load, in read-only data, so that the verifier removes what
 //! is below it.
 //!
-//! Each line is a global function (see `covering`): what its macro needs of the stack and of
+//! Each line is a global function (see `lookup`): what its macro needs of the stack and of
 //! the verifier is not its caller's to bear.
 
 use aya_log_ebpf::{debug, info, macro_support::level_enabled, trace, warn};

@@ -3,8 +3,8 @@
 //! A guard is an entry of the map `GUARDS`. It is marked on its targets (`TARGETS`) and on
 //! every cgroup above them (`ANCESTORS`), and its holder is a set of threads (`MEMBERS`).
 //! Every program here asks the same question of what the current task does: which guard
-//! covers the object (`covering`), how does the actor stand to it (`authority`,
-//! `membership`), and what does the one decision say (`minds` of `freezer-guard-abi`)?
+//! covers the object (`lookup`), how does the actor stand to it (`authority`,
+//! `membership`), and what does the one decision say (`protects_from` of `freezer-guard-abi`)?
 //!
 //! **Refusing** (BPF LSM, or `fmod_ret` of the same functions where `lsm=` lacks bpf). The
 //! answer is EBUSY.
@@ -44,13 +44,13 @@ mod audit;
 mod authority;
 mod automatic;
 mod cgroup;
-mod covering;
 mod each;
 mod entry;
 mod freezer;
 mod kernel;
 mod lifetime;
 mod log;
+mod lookup;
 mod maps;
 mod membership;
 mod migration;

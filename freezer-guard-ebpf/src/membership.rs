@@ -39,7 +39,7 @@ pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
     Entry::of(id).map(|_| id)
 }
 
-/// Returns 1 if the thread belongs to any holder, else 0. A global function: see `covering`.
+/// Returns 1 if the thread belongs to any holder, else 0. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_member(task: TaskPointer) -> u64 {
@@ -80,7 +80,7 @@ pub(crate) fn leave(task: Pointer) {
     }
 }
 
-/// A global function: see `covering`.
+/// A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn remove(task: TaskPointer) -> u64 {

@@ -13,32 +13,33 @@ use crate::{
     atomic::Word,
     audit::{self, Access, EBUSY},
     automatic,
-    covering::{self, Covering, Write, below, minds_inside},
     kernel::{self, Pointer, offset, probe},
-    lifetime, log, membership, pid,
+    lifetime, log,
+    lookup::{self, Found, Write, below, protects_inside},
+    membership, pid,
 };
 
 /// The kernfs id of every hierarchy's root (`kernfs_create_root`).
 const ROOT: u64 = 1;
 
-/// Counts a move for each guard that minds, and tells about it: one that the task leaves,
+/// Counts a move for each guard that protects_from, and tells about it: one that the task leaves,
 /// and one that it enters. Whether there is any, or one could not be told.
 #[inline(always)]
 fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
     let writer = membership::writer();
-    let (Some(from_key), Some(to_key)) = (covering::key(from), covering::key(to)) else {
+    let (Some(from_key), Some(to_key)) = (lookup::key(from), lookup::key(to)) else {
         return false;
     };
     let write = Write {
         protection: Protection::Migrate,
         stage,
     };
-    let minding = |cgroup| match covering::of_cgroup(cgroup) {
-        Covering::Guard(id) if minds_inside(id, write, writer) => (Some(id), false),
-        Covering::TooDeep => (None, covering::too_deep_for_current()),
+    let objector = |cgroup| match lookup::of_cgroup(cgroup) {
+        Found::Guard(id) if protects_inside(id, write, writer) => (Some(id), false),
+        Found::TooDeep => (None, lookup::too_deep_for_current()),
         _ => (None, false),
     };
-    let ((left, from_too_deep), (entered, to_too_deep)) = (minding(from), minding(to));
+    let ((left, from_too_deep), (entered, to_too_deep)) = (objector(from), objector(to));
     let emit = |id: GuardId, act, cgroup| {
         let mut access = Access::new(act, Protection::Migrate, cgroup);
         access.victim = victim;
@@ -74,7 +75,7 @@ pub(crate) fn before_permission(from: Pointer, to: Pointer) {
     }
 }
 
-/// A global function: see `covering`.
+/// A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_refused(from: u64, to: u64) -> u64 {
@@ -120,7 +121,7 @@ pub(crate) fn after_move(task: Pointer, from: Pointer, to: Pointer) {
             // A fork that cannot be enrolled was refused by `task_alloc`. Below the level
             // `enforce` it cannot be refused: the child is an outsider then.
             let _ = membership::inherit(task as TaskPointer);
-            covering::set_of(kernel::current())
+            lookup::set_of(kernel::current())
         }
         false => Some(from),
     };
@@ -128,7 +129,7 @@ pub(crate) fn after_move(task: Pointer, from: Pointer, to: Pointer) {
     if let Some(from) = from
         && from != to
     {
-        let (v2, v1) = (covering::v2_of_set, covering::v1_of_set);
+        let (v2, v1) = (lookup::v2_of_set, lookup::v1_of_set);
         between(task, v2(from), v2(to));
         between(task, v1(from), v1(to));
     }
@@ -144,7 +145,7 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
     }
 }
 
-/// A global function: see `covering`.
+/// A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
@@ -183,17 +184,17 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
         true => Some(task),
         false => probe(task, offset!(task_struct_group_leader)),
     };
-    let Some(from) = leader.and_then(covering::v1_of) else {
+    let Some(from) = leader.and_then(lookup::v1_of) else {
         return false;
     };
-    match (covering::of_cgroup(from), covering::key(from)) {
-        (Covering::Guard(id), Some(from)) if minds_inside(id, write, writer) => {
+    match (lookup::of_cgroup(from), lookup::key(from)) {
+        (Found::Guard(id), Some(from)) if protects_inside(id, write, writer) => {
             let mut access = Access::new(Act::Leave, Protection::Migrate, from);
             access.victim = kernel::tgid(task);
             audit::refused(id, &access);
             true
         }
-        (Covering::TooDeep, _) => covering::too_deep_for_current(),
+        (Found::TooDeep, _) => lookup::too_deep_for_current(),
         _ => false,
     }
 }

@@ -26,7 +26,7 @@ pub(crate) const UNKNOWN: u64 = u64::MAX;
 
 /// The task whose pid the current task is writing, seen from its own pid namespace as
 /// `cgroup_procs_write_start` does: 0 when there is no such task, [`UNKNOWN`] when it cannot
-/// be told. A global function: see `covering`.
+/// be told. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn being_written() -> u64 {
@@ -163,7 +163,7 @@ extern "C" fn parse_byte(
 }
 
 /// `find_task_by_vpid`: the task with this number in the pid namespace of `current`, 0 or
-/// [`UNKNOWN`]. A global function: see `covering`.
+/// [`UNKNOWN`]. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find(current: u64, number: u64) -> u64 {

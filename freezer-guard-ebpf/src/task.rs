@@ -1,15 +1,16 @@
 //! What is done to the tasks of a target: signals, ptrace, writes to memory.
 
 use freezer_guard_abi::{
-    Act, Action, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, Stage, minds,
+    Act, Action, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, Stage, protects_from,
 };
 
 use crate::{
     audit::{self, Access, EBUSY},
-    covering::{self, Covering, is_traced_by_holder},
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
-    lifetime, membership,
+    lifetime,
+    lookup::{self, Found, is_traced_by_holder},
+    membership,
 };
 
 /// The signals that change a task whatever it wants.
@@ -30,14 +31,14 @@ struct Attempt {
     stage: Stage,
 }
 
-/// A guard that minds it.
-enum Minding {
+/// A guard that objects to it.
+enum Objector {
     Guard(GuardId),
     Nobody,
     TooDeep,
 }
 
-// What follows are global functions, which the verifier walks once each (see `covering`), and
+// What follows are global functions, which the verifier walks once each (see `lookup`), and
 // the two ways to put an attempt into the numbers that they take.
 
 impl Attempt {
@@ -101,10 +102,10 @@ impl Attempt {
 #[inline(never)]
 extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
     let attempt = Attempt::unpacked(victim, packed);
-    match attempt.minding() {
-        Minding::Guard(id) => audit::refused(id, &attempt.access()),
-        Minding::Nobody => return 0,
-        Minding::TooDeep => return covering::too_deep_for_current().into(),
+    match attempt.objector() {
+        Objector::Guard(id) => audit::refused(id, &attempt.access()),
+        Objector::Nobody => return 0,
+        Objector::TooDeep => return lookup::too_deep_for_current().into(),
     }
     1
 }
@@ -114,55 +115,55 @@ extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
 #[inline(never)]
 extern "C" fn count_attempt(victim: u64, packed: u64) -> u64 {
     let attempt = Attempt::unpacked(victim, packed);
-    if let Minding::Guard(id) = attempt.minding() {
+    if let Objector::Guard(id) = attempt.objector() {
         audit::disturbed(id, &attempt.access());
     }
     0
 }
 
-/// Whether the guard minds the attempt: 0 or 1.
+/// Whether the guard objects to the attempt: 0 or 1.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_minded(id: GuardId, victim: u64, packed: u64) -> u64 {
-    Attempt::unpacked(victim, packed).is_minded(id).into()
+extern "C" fn is_objected(id: GuardId, victim: u64, packed: u64) -> u64 {
+    Attempt::unpacked(victim, packed).is_objected(id).into()
 }
 
 impl Attempt {
     /// The guard that does not want it. On a hybrid host there may be one in
     /// each hierarchy.
     #[inline(always)]
-    fn minding(&self) -> Minding {
-        if let Some(cgroup) = covering::v2_of(self.victim) {
-            match self.minding_in(cgroup) {
-                Minding::Nobody => {}
+    fn objector(&self) -> Objector {
+        if let Some(cgroup) = lookup::v2_of(self.victim) {
+            match self.objector_in(cgroup) {
+                Objector::Nobody => {}
                 found => return found,
             }
         }
-        match covering::v1_of(self.victim) {
-            Some(cgroup) => self.minding_in(cgroup),
-            None => Minding::Nobody,
+        match lookup::v1_of(self.victim) {
+            Some(cgroup) => self.objector_in(cgroup),
+            None => Objector::Nobody,
         }
     }
 
     #[inline(always)]
-    fn minding_in(&self, cgroup: Pointer) -> Minding {
-        match covering::of_cgroup(cgroup) {
-            Covering::Guard(id) if is_minded(id, self.victim as u64, self.packed()) != 0 => {
-                Minding::Guard(id)
+    fn objector_in(&self, cgroup: Pointer) -> Objector {
+        match lookup::of_cgroup(cgroup) {
+            Found::Guard(id) if is_objected(id, self.victim as u64, self.packed()) != 0 => {
+                Objector::Guard(id)
             }
-            Covering::TooDeep => Minding::TooDeep,
-            Covering::Guard(_) | Covering::Nobody => Minding::Nobody,
+            Found::TooDeep => Objector::TooDeep,
+            Found::Guard(_) | Found::Nobody => Objector::Nobody,
         }
     }
 
     #[inline(always)]
-    fn is_minded(&self, id: GuardId) -> bool {
+    fn is_objected(&self, id: GuardId) -> bool {
         let Some(entry) = Entry::of(id) else {
             return false;
         };
         let actor = match self.is_by_kernel() {
             true => Actor::Kernel,
-            false => covering::actor(id, self.stage),
+            false => lookup::actor(id, self.stage),
         };
         let object = Object::Task {
             traced: is_traced_by_holder(self.victim as u64, id) != 0,
@@ -173,7 +174,7 @@ impl Attempt {
             object,
             stage: self.stage,
         };
-        minds(entry.guard(), actor, action)
+        protects_from(entry.guard(), actor, action)
     }
 
     /// Whether the kernel kills, in a task that goes on: memory has run out in it, which does
@@ -187,7 +188,7 @@ impl Attempt {
 
     #[inline(always)]
     fn access(&self) -> Access {
-        let cgroup = covering::v2_of(self.victim).and_then(covering::key);
+        let cgroup = lookup::v2_of(self.victim).and_then(lookup::key);
         let cgroup = cgroup.unwrap_or(CgroupKey::new(0, 0));
         let mut access = Access::numbered(self.act, self.protection as u32, cgroup);
         access.detail = self.detail;

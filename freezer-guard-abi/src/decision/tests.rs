@@ -95,7 +95,7 @@ proptest! {
     fn a_guard_that_has_ended_minds_nothing(
         guard in guards(), actor in actors(), action in actions()
     ) {
-        prop_assert!(guard.ended_ns == 0 || !minds(&guard, actor, action));
+        prop_assert!(guard.ended_ns == 0 || !protects_from(&guard, actor, action));
     }
 
     #[test]
@@ -103,7 +103,7 @@ proptest! {
         guard in guards(), actor in actors(), action in actions()
     ) {
         let lifted = guard.allowed & action.protection.bit() != 0;
-        prop_assert!(!lifted || !minds(&guard, actor, action));
+        prop_assert!(!lifted || !protects_from(&guard, actor, action));
     }
 
     #[test]
@@ -111,7 +111,7 @@ proptest! {
         guard in guards(), actor in actors(), action in actions()
     ) {
         let only = Guard { allowed: guard.allowed & action.protection.bit(), ..guard };
-        prop_assert_eq!(minds(&guard, actor, action), minds(&only, actor, action));
+        prop_assert_eq!(protects_from(&guard, actor, action), protects_from(&only, actor, action));
     }
 
     #[test]
@@ -123,12 +123,12 @@ proptest! {
             ended_ns: guard.ended_ns,
             ..Guard::default()
         };
-        prop_assert_eq!(minds(&guard, actor, action), minds(&bare, actor, action));
+        prop_assert_eq!(protects_from(&guard, actor, action), protects_from(&bare, actor, action));
     }
 
     #[test]
     fn nothing_that_the_holder_does_is_minded(guard in guards(), action in actions()) {
-        prop_assert!(!minds(&guard, Actor::Holder, action));
+        prop_assert!(!protects_from(&guard, Actor::Holder, action));
     }
 
     #[test]
@@ -136,7 +136,7 @@ proptest! {
         guard in guards(), protection in protections(), object in objects()
     ) {
         let action = Action { protection, object, stage: Stage::Asked };
-        prop_assert!(!minds(&guard, Actor::Superior, action));
+        prop_assert!(!protects_from(&guard, Actor::Superior, action));
     }
 
     #[test]
@@ -145,8 +145,8 @@ proptest! {
     ) {
         let action = Action { protection, object, stage: Stage::Done };
         prop_assert_eq!(
-            minds(&guard, Actor::Superior, action),
-            minds(&guard, Actor::Outsider, action)
+            protects_from(&guard, Actor::Superior, action),
+            protects_from(&guard, Actor::Outsider, action)
         );
     }
 
@@ -155,7 +155,7 @@ proptest! {
         guard in guards(), actor in actors(), action in actions()
     ) {
         let done = Action { stage: Stage::Done, ..action };
-        prop_assert!(!minds(&guard, actor, action) || minds(&guard, actor, done));
+        prop_assert!(!protects_from(&guard, actor, action) || protects_from(&guard, actor, done));
     }
 
     #[test]
@@ -166,14 +166,14 @@ proptest! {
             object: Object::Task { traced, member: true },
             stage: Stage::Asked,
         };
-        prop_assert!(!minds(&guard, actor, action));
+        prop_assert!(!protects_from(&guard, actor, action));
     }
 
     #[test]
     fn inside_every_write_is_refused_to_outsiders(protection in protections()) {
         let action = Action { protection, object: INSIDE, stage: Stage::Asked };
         for actor in [Actor::Own, Actor::Dying, Actor::Outsider] {
-            prop_assert!(minds(&in_force(), actor, action));
+            prop_assert!(protects_from(&in_force(), actor, action));
         }
     }
 
@@ -183,7 +183,7 @@ proptest! {
     ) {
         let action = Action { protection, object: Object::Cgroup(Place::Above), stage };
         prop_assert_eq!(
-            minds(&in_force(), Actor::Outsider, action),
+            protects_from(&in_force(), Actor::Outsider, action),
             matches!(protection, Protection::Freeze | Protection::Kill)
         );
     }
@@ -192,9 +192,9 @@ proptest! {
     fn only_the_holder_reaches_a_traced_task(protection in protections(), traced: bool) {
         let object = Object::Task { traced, member: false };
         let action = Action { protection, object, stage: Stage::Asked };
-        prop_assert!(!minds(&in_force(), Actor::Holder, action));
-        prop_assert!(minds(&in_force(), Actor::Outsider, action));
-        prop_assert_eq!(minds(&in_force(), Actor::Own, action), traced);
+        prop_assert!(!protects_from(&in_force(), Actor::Holder, action));
+        prop_assert!(protects_from(&in_force(), Actor::Outsider, action));
+        prop_assert_eq!(protects_from(&in_force(), Actor::Own, action), traced);
     }
 
     #[test]
@@ -202,7 +202,7 @@ proptest! {
         guard in guards(), protection in protections(), object in tasks(), stage in stages()
     ) {
         let action = Action { protection, object, stage };
-        prop_assert!(!minds(&guard, Actor::Dying, action));
+        prop_assert!(!protects_from(&guard, Actor::Dying, action));
     }
 
     #[test]
@@ -212,7 +212,7 @@ proptest! {
             object: Object::Task { traced, member },
             stage: Stage::Done,
         };
-        prop_assert!(minds(&in_force(), Actor::Kernel, action));
+        prop_assert!(protects_from(&in_force(), Actor::Kernel, action));
     }
 }
 
@@ -231,5 +231,5 @@ fn an_outsider_kills_no_task_of_a_target() {
         object: TASK,
         stage: Stage::Asked,
     };
-    assert!(minds(&in_force(), Actor::Outsider, action));
+    assert!(protects_from(&in_force(), Actor::Outsider, action));
 }

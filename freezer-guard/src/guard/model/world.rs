@@ -9,7 +9,7 @@ use freezer_guard_abi::{
     Action, Actor, AncestorKey, CgroupKey, Guard as Entry, GuardId, Object, Place, Protection,
     Stage,
     control::{Answer, Operation},
-    minds,
+    protects_from,
 };
 
 use crate::guard::lineage::Lineage;
@@ -82,7 +82,7 @@ impl World {
 
     /// The guards that mind what the task does to a cgroup's freezer.
     fn minding(&self, task: Task, cgroup: &Lineage, stage: Stage) -> Vec<GuardId> {
-        let minds_at = |id: GuardId, place| {
+        let protects_at = |id: GuardId, place| {
             let actor = match self.guard_of(task) == Some(id) {
                 true => Actor::Holder,
                 false => Actor::Outsider,
@@ -93,15 +93,15 @@ impl World {
                 stage,
             };
             self.in_force(id)
-                .is_some_and(|guard| minds(guard, actor, action))
+                .is_some_and(|guard| protects_from(guard, actor, action))
         };
         let on_or_above = self.covering(cgroup);
         let mut found: Vec<_> = on_or_above
             .into_iter()
-            .filter(|id| minds_at(*id, Place::Inside))
+            .filter(|id| protects_at(*id, Place::Inside))
             .collect();
         let below = self.below(cgroup.key).into_iter();
-        found.extend(below.filter(|id| minds_at(*id, Place::Above)));
+        found.extend(below.filter(|id| protects_at(*id, Place::Above)));
         found
     }
 

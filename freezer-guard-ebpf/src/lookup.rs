@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use freezer_guard_abi::{
     Action, Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Object, Place, Protection,
-    Stage, TaskPointer, minds,
+    Stage, TaskPointer, protects_from,
 };
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How the way up from a cgroup ended.
-pub(crate) enum Covering {
+pub(crate) enum Found {
     /// At a target with this guard, which is in force.
     Guard(GuardId),
     /// At the root.
@@ -43,15 +43,15 @@ const TOO_DEEP: GuardId = GuardId::MAX;
 
 /// The guard of the cgroup or of one above it.
 #[inline(always)]
-pub(crate) fn of_cgroup(cgroup: Pointer) -> Covering {
+pub(crate) fn of_cgroup(cgroup: Pointer) -> Found {
     match covering(cgroup as u64) {
-        NOBODY => Covering::Nobody,
-        TOO_DEEP => Covering::TooDeep,
-        id => Covering::Guard(id),
+        NOBODY => Found::Nobody,
+        TOO_DEEP => Found::TooDeep,
+        id => Found::Guard(id),
     }
 }
 
-/// Returns whether [`Covering::TooDeep`] refuses the current task: a guard may cover the
+/// Returns whether [`Found::TooDeep`] refuses the current task: a guard may cover the
 /// cgroup. Otherwise a user could keep root from his tasks by the depth of his cgroups.
 #[inline(always)]
 pub(crate) fn too_deep_for_current() -> bool {
@@ -85,7 +85,7 @@ extern "C" fn look_and_climb(
     _: *mut u8,
     climb: *mut Climb,
 ) -> u64 {
-    // SAFETY: `covering` passes it, from its own stack.
+    // SAFETY: `lookup` passes it, from its own stack.
     let climb = unsafe { &mut *climb };
     let cgroup = climb.cgroup as Pointer;
     match (guard_on(cgroup), parent(cgroup)) {
@@ -160,7 +160,7 @@ pub(crate) fn v1_of_set(set: Pointer) -> Option<Pointer> {
 /// Whether the guard covers one of the cgroups that the task is in.
 #[inline(always)]
 fn covers(id: GuardId, task: Pointer) -> bool {
-    let is = |cgroup| matches!(of_cgroup(cgroup), Covering::Guard(own) if own == id);
+    let is = |cgroup| matches!(of_cgroup(cgroup), Found::Guard(own) if own == id);
     v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)
 }
 
@@ -170,7 +170,7 @@ pub(crate) fn actor(id: GuardId, stage: Stage) -> Actor {
     Actor::numbered(actor_number(id, stage as u64))
 }
 
-/// The same as a number. A global function: see [`covering`].
+/// The same as a number. A global function: see [`lookup`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn actor_number(id: GuardId, stage: u64) -> u64 {
@@ -189,7 +189,7 @@ extern "C" fn actor_number(id: GuardId, stage: u64) -> u64 {
 }
 
 /// Returns 1 if the holder of the guard has the task under ptrace, else 0. A global function:
-/// see [`covering`].
+/// see [`lookup`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
@@ -248,10 +248,16 @@ impl Write {
         })
     }
 
-    /// Whether the guard minds it at this place by the current task, which is a member of
+    /// Whether the guard objects to it at this place by the current task, which is a member of
     /// `writer`.
     #[inline(always)]
-    fn is_minded(self, id: GuardId, guard: &Guard, place: Place, writer: Option<GuardId>) -> bool {
+    fn is_objected(
+        self,
+        id: GuardId,
+        guard: &Guard,
+        place: Place,
+        writer: Option<GuardId>,
+    ) -> bool {
         let actor = if writer == Some(id) {
             Actor::Holder
         } else if matches!(self.stage, Stage::Asked) && authority::is_superior(guard) {
@@ -259,7 +265,7 @@ impl Write {
         } else {
             Actor::Outsider
         };
-        minds(
+        protects_from(
             guard,
             actor,
             Action {
@@ -271,24 +277,24 @@ impl Write {
     }
 }
 
-/// Returns whether the guard minds a write of the current task, a member of `writer`, to a
+/// Returns whether the guard objects to a write of the current task, a member of `writer`, to a
 /// cgroup inside its target.
 #[inline(always)]
-pub(crate) fn minds_inside(id: GuardId, write: Write, writer: Option<GuardId>) -> bool {
-    is_minded_inside(id, write.packed(), writer.unwrap_or(NOBODY)) != 0
+pub(crate) fn protects_inside(id: GuardId, write: Write, writer: Option<GuardId>) -> bool {
+    is_protected_inside(id, write.packed(), writer.unwrap_or(NOBODY)) != 0
 }
 
-/// The same as numbers. A global function: see [`covering`].
+/// The same as numbers. A global function: see [`lookup`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_minded_inside(id: GuardId, write: u64, writer: GuardId) -> u64 {
+extern "C" fn is_protected_inside(id: GuardId, write: u64, writer: GuardId) -> u64 {
     let Some(entry) = Entry::of(id) else { return 0 };
     Write::unpacked(write)
-        .is_some_and(|write| write.is_minded(id, entry.guard(), Place::Inside, Some(writer)))
+        .is_some_and(|write| write.is_objected(id, entry.guard(), Place::Inside, Some(writer)))
         .into()
 }
 
-/// A guard below a cgroup that minds a write of the current task, a member of `writer`, to
+/// A guard below a cgroup that objects to a write of the current task, a member of `writer`, to
 /// that cgroup. Without a write: any guard below it but the writer's own.
 #[inline(always)]
 pub(crate) fn below(
@@ -334,7 +340,7 @@ impl Search {
     #[inline(always)]
     pub(crate) fn is_met_by(&self, id: GuardId, guard: &Guard) -> bool {
         let is_meant = match Write::unpacked(self.write) {
-            Some(write) => write.is_minded(id, guard, Place::Above, Some(self.writer)),
+            Some(write) => write.is_objected(id, guard, Place::Above, Some(self.writer)),
             None => id != self.writer && guard.is_in_force(),
         };
         is_meant
@@ -344,7 +350,7 @@ impl Search {
     }
 }
 
-/// The same as [`below`], as numbers. A global function: see [`covering`].
+/// The same as [`below`], as numbers. A global function: see [`lookup`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn first_below(packed: u64, kernfs_id: u64, writer: u64) -> GuardId {
