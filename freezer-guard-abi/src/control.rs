@@ -21,8 +21,8 @@ pub enum Operation {
     /// and the kernfs id of the target.
     Marked = 2,
     /// Remembers how the targets were found. A further argument:
-    /// [`Guard::FROZE`](crate::Guard::FROZE) or
-    /// [`Guard::FOUND_FROZEN`](crate::Guard::FOUND_FROZEN).
+    /// [`GuardEntry::FROZEN_BY_US`](crate::GuardEntry::FROZEN_BY_US) or
+    /// [`GuardEntry::FOUND_FROZEN`](crate::GuardEntry::FOUND_FROZEN).
     Found = 3,
     /// The guard enters CHECKPOINTING if nothing has disturbed the targets since they were
     /// found to be in order. Further arguments: the guard's `disturbances` before they were

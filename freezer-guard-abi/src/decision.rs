@@ -1,6 +1,6 @@
 //! What is protected, and whether a write is refused. No kernel in here.
 
-use crate::Guard;
+use crate::GuardEntry;
 
 /// What a guard protects its target from. User space shows it by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Protection {
         }
     }
 
-    /// Its bit in [`Guard::allowed`](crate::Guard::allowed).
+    /// Its bit in [`GuardEntry::allowed`](crate::GuardEntry::allowed).
     #[inline(always)]
     pub const fn bit(self) -> u64 {
         1 << self as u64
@@ -244,13 +244,13 @@ pub struct Action {
 /// holder, and its holder no longer than without freezer-guard. When the checkpointer has let
 /// go of a container's tasks, the guard leaves them alone among themselves.
 #[inline(always)]
-pub const fn protects_from(guard: &Guard, actor: Actor, action: Action) -> bool {
+pub const fn protects_from(guard: &GuardEntry, actor: Actor, action: Action) -> bool {
     let Action {
         protection,
         object,
         stage,
     } = action;
-    if !guard.is_in_force() || !Guard::protects(guard.allowed, protection) {
+    if !guard.is_in_force() || !GuardEntry::protects(guard.allowed, protection) {
         return false;
     }
     let is_asked = matches!(stage, Stage::Asked);

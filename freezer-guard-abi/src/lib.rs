@@ -85,7 +85,7 @@ impl AncestorKey {
 /// event that names it means nothing.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Guard {
+pub struct GuardEntry {
     /// Threads of the holder. The kernel side deletes the entry at zero.
     pub members: u64,
     /// When it was begun, `CLOCK_BOOTTIME`, ns.
@@ -106,12 +106,12 @@ pub struct Guard {
     /// How far each [`Protection`] goes: a [`Level`], or 0 for none.
     pub levels: [u32; Protection::COUNT],
     /// The calls that tripwires had missed when it was begun, or
-    /// [`Guard::UNKNOWN`].
+    /// [`GuardEntry::UNKNOWN`].
     pub missed_before: u64,
     /// The thread that executed a checkpointer, if the kernel side made this entry
     /// by itself; 0 for a guard that somebody asked for.
     pub leader: TaskPointer,
-    /// [`Guard::ENDS_WITH_LEADER`] and the others.
+    /// [`GuardEntry::ENDS_WITH_LEADER`] and the others.
     pub flags: u64,
     /// When it ended, `CLOCK_BOOTTIME`, ns; 0 before. The program that finds 0 when it
     /// sets this ends the guard. The entry stays while the guard has members left.
@@ -119,9 +119,9 @@ pub struct Guard {
     /// The first target: when there is a `leader`, the first cgroup whose freezer
     /// the holder wrote, and zeros before: then the holder is a mere candidate.
     pub target: CgroupKey,
-    /// With [`Guard::BY_USER`]: the owner's uid, in the initial user namespace.
+    /// With [`GuardEntry::BY_USER`]: the owner's uid, in the initial user namespace.
     pub owner_uid: u64,
-    /// With [`Guard::BY_USER`]: the owner's `struct user_namespace *` as a number, or 0
+    /// With [`GuardEntry::BY_USER`]: the owner's `struct user_namespace *` as a number, or 0
     /// while it is unknown.
     pub owner_ns: u64,
 }
@@ -202,7 +202,7 @@ impl LogLevel {
     }
 }
 
-impl Guard {
+impl GuardEntry {
     /// The guard ends when its `leader` does: that is in the target itself, and
     /// what it leaves behind there is no checkpointer.
     pub const ENDS_WITH_LEADER: u64 = 1;
@@ -212,7 +212,7 @@ impl Guard {
     pub const HELD: u64 = 2;
     /// Its targets were thawed, were frozen for it, and have to be thawed when it
     /// ends.
-    pub const FROZE: u64 = 4;
+    pub const FROZEN_BY_US: u64 = 4;
     /// Its targets were FROZEN, and have to be so when it ends.
     pub const FOUND_FROZEN: u64 = 8;
     /// The guard's owner is a user, and not root of the host: it refuses nothing to tasks
@@ -310,7 +310,7 @@ pub const MAX_DEPTH: u32 = 1024;
 /// The names of maps and programs, which are the names of their pins too. The
 /// programs on hooks are named in user space, in one table with their hooks.
 pub mod names {
-    /// [`GuardId`](super::GuardId) → [`Guard`](super::Guard).
+    /// [`GuardId`](super::GuardId) → [`GuardEntry`](super::GuardEntry).
     pub const GUARDS: &str = "GUARDS";
     /// [`CgroupKey`](super::CgroupKey) of a target → [`GuardId`](super::GuardId).
     pub const TARGETS: &str = "TARGETS";
@@ -323,9 +323,9 @@ pub mod names {
     /// Who got through: [`IntruderKey`](super::IntruderKey) → [`Intruder`](super::Intruder).
     pub const VIOLATORS: &str = "VIOLATORS";
     /// The entry of a guard that has ended, until somebody has read what became
-    /// of it: [`GuardId`](super::GuardId) → [`Guard`](super::Guard).
+    /// of it: [`GuardId`](super::GuardId) → [`GuardEntry`](super::GuardEntry).
     pub const ENDED: &str = "ENDED";
-    /// [`AUTOMATIC`](super::AUTOMATIC) → the [`Guard`](super::Guard) that every
+    /// [`AUTOMATIC`](super::AUTOMATIC) → the [`GuardEntry`](super::GuardEntry) that every
     /// candidate begins with; no `members`: there shall be none.
     /// [`ASKED_FOR`](super::ASKED_FOR) → what the next guard begins with.
     pub const TEMPLATES: &str = "TEMPLATES";
@@ -367,7 +367,7 @@ pub const NO_FREEZER: u32 = u32::MAX;
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<AncestorKey>() == 24);
-    assert!(size_of::<Guard>() == 8 * (12 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
+    assert!(size_of::<GuardEntry>() == 8 * (12 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
     assert!(size_of::<Enrolling>() == 16);
     assert!(size_of::<IntruderKey>() == 24);
     assert!(size_of::<Intruder>() == 64);
@@ -387,7 +387,7 @@ mod pod {
     pod!(
         super::CgroupKey,
         super::AncestorKey,
-        super::Guard,
+        super::GuardEntry,
         super::IntruderKey,
         super::Intruder,
         super::Event,

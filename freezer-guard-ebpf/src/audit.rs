@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::HashMap,
 };
 use freezer_guard_abi::{
-    Act, CgroupKey, Event, EventKind, Guard, GuardId, Intruder, IntruderKey, MAX_READERS,
+    Act, CgroupKey, Event, EventKind, GuardEntry, GuardId, Intruder, IntruderKey, MAX_READERS,
     Protection,
 };
 
@@ -171,7 +171,7 @@ fn remember(who: &HashMap<IntruderKey, Intruder>, event: &Event, first: &Intrude
 #[inline(always)]
 pub(crate) fn emit_begun(id: GuardId, entry: Entry, target: CgroupKey) {
     let mut access = Access::numbered(0, 0, target);
-    access.detail = u32::from(entry.flags() & Guard::BY_USER != 0);
+    access.detail = u32::from(entry.flags() & GuardEntry::BY_USER != 0);
     access.victim = entry.guard().owner_uid as u32;
     announce(id, EventKind::Begun as u64, &access);
 }

@@ -7,7 +7,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use freezer_guard_abi::{Guard, GuardId};
+use freezer_guard_abi::{GuardEntry, GuardId};
 
 use crate::{
     each::{self, GO_ON, STOP},
@@ -75,8 +75,9 @@ impl Credentials {
 
 /// Returns whether the current task has authority over the guard's owner, or ends the system.
 #[inline(always)]
-pub(crate) fn is_superior(guard: &Guard) -> bool {
-    ends_system() != 0 || guard.flags & Guard::BY_USER != 0 && has_authority(guard.owner_ns) != 0
+pub(crate) fn is_superior(guard: &GuardEntry) -> bool {
+    ends_system() != 0
+        || guard.flags & GuardEntry::BY_USER != 0 && has_authority(guard.owner_ns) != 0
 }
 
 /// Returns 1 if the current task is init and no service manager at work, else 0. A global

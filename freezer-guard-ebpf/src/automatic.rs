@@ -11,8 +11,8 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_boot_ns,
 };
 use freezer_guard_abi::{
-    AUTOMATIC, AncestorKey, CgroupKey, EventKind, Guard, GuardId, MAX_DEPTH_BY_USER, TaskPointer,
-    Unguarded,
+    AUTOMATIC, AncestorKey, CgroupKey, EventKind, GuardEntry, GuardId, MAX_DEPTH_BY_USER,
+    TaskPointer, Unguarded,
 };
 
 use crate::{
@@ -93,19 +93,19 @@ pub(crate) fn executed(bprm: Pointer) {
     };
     // A file proves nothing: `LD_PRELOAD` and ptrace make anything of a process. Only
     // credentials do.
-    if !owner.is_checkpointer() && template.flags & Guard::BY_USER == 0 {
+    if !owner.is_checkpointer() && template.flags & GuardEntry::BY_USER == 0 {
         return log::wrong_credentials(pid, owner.uid.into());
     }
     let leader = kernel::current() as TaskPointer;
     // SAFETY: no preconditions.
     let id = unsafe { bpf_ktime_get_boot_ns() };
-    let mut candidate = Guard {
+    let mut candidate = GuardEntry {
         leader,
         flags: 0,
         ..*template
     };
     if !owner.is_root_of_host() {
-        candidate.flags = Guard::BY_USER;
+        candidate.flags = GuardEntry::BY_USER;
         candidate.owner_uid = owner.uid.into();
         candidate.owner_ns = owner.user_ns;
     }
@@ -192,7 +192,7 @@ fn take(id: GuardId, cgroup: Pointer) {
         // A dead guard's.
         let _ = TARGETS.remove(key);
     }
-    if entry.flags() & Guard::BY_USER != 0
+    if entry.flags() & GuardEntry::BY_USER != 0
         && probe::<u32>(cgroup, offset!(cgroup_level)).is_none_or(|level| level > MAX_DEPTH_BY_USER)
     {
         return unguarded(id, key, Unguarded::Full);
@@ -209,7 +209,7 @@ fn take(id: GuardId, cgroup: Pointer) {
     }
     mark_ancestors(cgroup, id);
     if is_inside(cgroup) {
-        entry.set_flags(Guard::ENDS_WITH_LEADER);
+        entry.set_flags(GuardEntry::ENDS_WITH_LEADER);
     }
     audit::emit_begun(id, entry, key);
 }

@@ -1,7 +1,7 @@
 //! A guard's entry in `GUARDS`: the one way to read it and to change it.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_boot_ns};
-use freezer_guard_abi::{CgroupKey, Guard, GuardId, Protection, TaskPointer};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Protection, TaskPointer};
 
 use crate::{atomic, kernel::opaque, maps::GUARDS};
 
@@ -12,7 +12,7 @@ use crate::{atomic, kernel::opaque, maps::GUARDS};
 /// several CPUs change are changed by atomic operations; each of the others has one writer,
 /// named at its setter.
 #[derive(Clone, Copy)]
-pub(crate) struct Entry(*mut Guard);
+pub(crate) struct Entry(*mut GuardEntry);
 
 /// A field of the entry as a pointer. To be used in `unsafe`: see [`Entry`].
 macro_rules! field {
@@ -36,13 +36,13 @@ impl Entry {
 
     /// Makes an entry for a guard that has none. Whether there was room.
     #[inline(always)]
-    pub(crate) fn make(id: GuardId, guard: &Guard) -> bool {
+    pub(crate) fn make(id: GuardId, guard: &GuardEntry) -> bool {
         GUARDS.insert(id, guard, u64::from(BPF_NOEXIST)).is_ok()
     }
 
     /// The fields.
     #[inline(always)]
-    pub(crate) fn guard(&self) -> &Guard {
+    pub(crate) fn guard(&self) -> &GuardEntry {
         // SAFETY: see `Entry`. What the compiler keeps of a word may be older than the word.
         unsafe { &*self.0 }
     }
@@ -162,7 +162,7 @@ impl Entry {
             // SAFETY: see `Entry`.
             unsafe { field!(self, levels[index]).write(level) }
         }
-        if self.guard().missed_before == Guard::UNKNOWN {
+        if self.guard().missed_before == GuardEntry::UNKNOWN {
             // SAFETY: see `Entry`.
             unsafe { field!(self, missed_before).write(missed) }
         }
@@ -183,7 +183,7 @@ impl Entry {
     #[inline(always)]
     pub(crate) fn leader(self) -> Option<TaskPointer> {
         let guard = self.guard();
-        let ends = guard.is_candidate() || self.flags() & Guard::ENDS_WITH_LEADER != 0;
+        let ends = guard.is_candidate() || self.flags() & GuardEntry::ENDS_WITH_LEADER != 0;
         ends.then_some(guard.leader)
     }
 }

@@ -6,7 +6,7 @@
 
 use core::ffi::c_void;
 
-use freezer_guard_abi::{Act, CgroupKey, Guard, GuardId, Protection};
+use freezer_guard_abi::{Act, CgroupKey, GuardEntry, GuardId, Protection};
 
 use crate::{
     atomic::Word,
@@ -129,7 +129,7 @@ struct Audience {
 extern "C" fn emit_below(
     _: *const c_void,
     id: *const GuardId,
-    guard: *mut Guard,
+    guard: *mut GuardEntry,
     audience: *mut Audience,
 ) -> u64 {
     // SAFETY: a key and a value of `GUARDS`, and what `emit_all` passes from its stack.

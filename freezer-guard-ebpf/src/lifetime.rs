@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_ANY;
 use freezer_guard_abi::{
-    CgroupKey, EventKind, Guard, GuardId, MAX_CANDIDATES, MAX_CANDIDATES_BY_USERS, MAX_GUARDS,
+    CgroupKey, EventKind, GuardEntry, GuardId, MAX_CANDIDATES, MAX_CANDIDATES_BY_USERS, MAX_GUARDS,
     MAX_GUARDS_BY_USERS,
 };
 
@@ -36,22 +36,22 @@ pub(crate) static STALE: Word = Word::new();
 pub(crate) extern "C" fn hold(id: GuardId) -> u64 {
     let Some(entry) = Entry::of(id) else { return 0 };
     let flags = entry.flags();
-    if flags & Guard::HELD != 0 {
+    if flags & GuardEntry::HELD != 0 {
         return 1;
     }
     // Root's guards find room.
-    let by_user = flags & Guard::BY_USER != 0;
+    let by_user = flags & GuardEntry::BY_USER != 0;
     if HELD.get() >= u64::from(MAX_GUARDS)
         || by_user && HELD_BY_USERS.get() >= u64::from(MAX_GUARDS_BY_USERS)
     {
         return 0;
     }
     let counted = match by_user {
-        true => Guard::HELD | Guard::HELD_BY_USER,
-        false => Guard::HELD,
+        true => GuardEntry::HELD | GuardEntry::HELD_BY_USER,
+        false => GuardEntry::HELD,
     };
     // A checkpointer may be writing a freezer of v1 and one of v2 at once.
-    if entry.set_flags(counted) & Guard::HELD == 0 {
+    if entry.set_flags(counted) & GuardEntry::HELD == 0 {
         HELD.add(1);
         if by_user {
             HELD_BY_USERS.add(1);
@@ -63,10 +63,10 @@ pub(crate) extern "C" fn hold(id: GuardId) -> u64 {
 /// Takes the guard with these flags out of that count.
 #[inline(always)]
 pub(crate) fn is_held_no_more(flags: u64) {
-    if flags & Guard::HELD != 0 {
+    if flags & GuardEntry::HELD != 0 {
         HELD.add(u64::MAX);
     }
-    if flags & Guard::HELD_BY_USER != 0 {
+    if flags & GuardEntry::HELD_BY_USER != 0 {
         HELD_BY_USERS.add(u64::MAX);
     }
 }
@@ -105,7 +105,7 @@ static BY_USERS: Word = Word::new();
 /// The count of candidates with these flags, and the most that there can be.
 #[inline(always)]
 pub(crate) fn candidates(flags: u64) -> (&'static Word, u32) {
-    match flags & Guard::BY_USER {
+    match flags & GuardEntry::BY_USER {
         0 => (&BY_ROOT, MAX_CANDIDATES),
         _ => (&BY_USERS, MAX_CANDIDATES_BY_USERS),
     }

@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 
 use freezer_guard_abi::{
-    Action, Actor, AncestorKey, CgroupKey, Guard, GuardId, NO_FREEZER, Object, Place, Protection,
-    Stage, TaskPointer, protects_from,
+    Action, Actor, AncestorKey, CgroupKey, GuardEntry, GuardId, NO_FREEZER, Object, Place,
+    Protection, Stage, TaskPointer, protects_from,
 };
 
 use crate::{
@@ -254,7 +254,7 @@ impl Write {
     fn is_objected(
         self,
         id: GuardId,
-        guard: &Guard,
+        guard: &GuardEntry,
         place: Place,
         writer: Option<GuardId>,
     ) -> bool {
@@ -338,7 +338,7 @@ impl Search {
 
     /// Whether this guard is one of them.
     #[inline(always)]
-    pub(crate) fn is_met_by(&self, id: GuardId, guard: &Guard) -> bool {
+    pub(crate) fn is_met_by(&self, id: GuardId, guard: &GuardEntry) -> bool {
         let is_meant = match Write::unpacked(self.write) {
             Some(write) => write.is_objected(id, guard, Place::Above, Some(self.writer)),
             None => id != self.writer && guard.is_in_force(),
@@ -369,7 +369,7 @@ extern "C" fn first_below(packed: u64, kernfs_id: u64, writer: u64) -> GuardId {
 extern "C" fn look_below(
     _: *const c_void,
     id: *const GuardId,
-    guard: *mut Guard,
+    guard: *mut GuardEntry,
     search: *mut Search,
 ) -> u64 {
     // SAFETY: a key and a value of `GUARDS`, and what `first_below` passes from its stack.

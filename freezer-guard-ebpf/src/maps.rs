@@ -9,20 +9,20 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use freezer_guard_abi::{
-    AncestorKey, CgroupKey, Enrolling, Event, Guard, GuardId, Intruder, IntruderKey, KernelOffsets,
-    MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES,
-    TaskPointer,
+    AncestorKey, CgroupKey, Enrolling, Event, GuardEntry, GuardId, Intruder, IntruderKey,
+    KernelOffsets, MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER,
+    RING_BYTES, TaskPointer,
 };
 
 /// User space sets how many, as the kernel allows.
 const SIZED_LATER: u32 = 1;
 
 #[map]
-pub(crate) static GUARDS: HashMap<GuardId, Guard> = HashMap::with_max_entries(SIZED_LATER, 0);
+pub(crate) static GUARDS: HashMap<GuardId, GuardEntry> = HashMap::with_max_entries(SIZED_LATER, 0);
 #[map]
-pub(crate) static ENDED: HashMap<GuardId, Guard> = HashMap::with_max_entries(MAX_ENDED, 0);
+pub(crate) static ENDED: HashMap<GuardId, GuardEntry> = HashMap::with_max_entries(MAX_ENDED, 0);
 #[map]
-pub(crate) static TEMPLATES: Array<Guard> = Array::with_max_entries(2, 0);
+pub(crate) static TEMPLATES: Array<GuardEntry> = Array::with_max_entries(2, 0);
 #[map]
 pub(crate) static ENROLLING: Array<Enrolling> = Array::with_max_entries(1, 0);
 #[map]

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, seq_file},
     helpers::generated::bpf_seq_write,
 };
-use freezer_guard_abi::{Guard, GuardId, MAX_MEMBERS_BY_USER, Member, TaskPointer};
+use freezer_guard_abi::{GuardEntry, GuardId, MAX_MEMBERS_BY_USER, Member, TaskPointer};
 
 use crate::{
     entry::Entry,
@@ -59,7 +59,7 @@ pub(crate) fn inherit(child: TaskPointer) -> i32 {
 #[inline(always)]
 pub(crate) fn join(task: TaskPointer, id: GuardId) -> i32 {
     let Some(entry) = Entry::of(id) else { return 0 };
-    let by_user = entry.flags() & Guard::BY_USER != 0;
+    let by_user = entry.flags() & GuardEntry::BY_USER != 0;
     let is_full = by_user && entry.members() >= u64::from(MAX_MEMBERS_BY_USER);
     if is_full || MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
         log::no_room(id, kernel::tgid(kernel::current()).into());
@@ -103,7 +103,7 @@ extern "C" fn remove(task: TaskPointer) -> u64 {
         None => is_last(),
     };
     if ends {
-        let was_held = entry.flags() & Guard::HELD != 0;
+        let was_held = entry.flags() & GuardEntry::HELD != 0;
         lifetime::end(id, leader.is_none());
         // Not before: or it may be looked for while it is still in force.
         if was_held {

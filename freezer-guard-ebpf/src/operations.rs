@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write};
 use freezer_guard_abi::{
-    ASKED_FOR, CgroupKey, ENROLLED, EventKind, Guard, GuardId, NO_ROOM, TaskPointer,
+    ASKED_FOR, CgroupKey, ENROLLED, EventKind, GuardEntry, GuardId, NO_ROOM, TaskPointer,
     control::{Answer, MORE, Operation},
 };
 
@@ -55,14 +55,14 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
             audit::emit_begun(id, entry, CgroupKey::new(more[0] as u32, more[1]));
         }
         Operation::Found => {
-            entry.set_flags(more[0] & (Guard::FROZE | Guard::FOUND_FROZEN));
+            entry.set_flags(more[0] & (GuardEntry::FROZEN_BY_US | GuardEntry::FOUND_FROZEN));
         }
         Operation::Checkpointing => return enter(entry, id, more),
         Operation::Armed => entry.arm(more[0], more[1]),
         Operation::Leave => leave(kernel::current()),
         Operation::End => {
             if more[0] != 0 {
-                entry.clear_flags(Guard::FROZE);
+                entry.clear_flags(GuardEntry::FROZEN_BY_US);
             }
             end(id, true);
             if more[1] != 0 {
@@ -179,12 +179,12 @@ fn own(id: GuardId, holder: Pointer) {
         return;
     };
     let mut uid = entry.guard().owner_uid;
-    if entry.flags() & Guard::BY_USER == 0 {
+    if entry.flags() & GuardEntry::BY_USER == 0 {
         if holder.is_root_of_host() {
             return;
         }
         uid = holder.uid.into();
     }
     entry.set_owner(uid, holder.user_ns);
-    entry.set_flags(Guard::BY_USER);
+    entry.set_flags(GuardEntry::BY_USER);
 }

@@ -29,7 +29,7 @@ mod summary;
 
 use std::path::PathBuf;
 
-use freezer_guard_abi::{Guard as Entry, GuardId, Protection, control::Answer};
+use freezer_guard_abi::{GuardEntry, GuardId, Protection, control::Answer};
 use nix::{
     time::{ClockId, clock_gettime},
     unistd::getpid,
@@ -132,7 +132,7 @@ impl Guard {
         let hierarchies = hierarchies_of(self.cgroups());
         self.weak_because.extend(lock.attach(hierarchies)?);
         self.levels = wanted.check(lock, hierarchies, &mut self.weak_because)?;
-        let entry = Entry {
+        let entry = GuardEntry {
             begun_ns: self.id,
             allowed: wanted.allowed_bits(),
             levels: level::numbers(self.levels),
@@ -142,9 +142,9 @@ impl Guard {
                 .first()
                 .map(|target| target.key)
                 .unwrap_or_default(),
-            flags: wanted.owner.map_or(0, |_| Entry::BY_USER),
+            flags: wanted.owner.map_or(0, |_| GuardEntry::BY_USER),
             owner_uid: wanted.owner.unwrap_or_default().into(),
-            ..Entry::default()
+            ..GuardEntry::default()
         };
         let settle = || self.cgroups().for_each(settle);
         claim(&self.maps, self.id, entry, &self.lineages, settle)
@@ -179,7 +179,7 @@ impl Guard {
         &self.maps
     }
 
-    fn entry(&self) -> Result<Entry, Error> {
+    fn entry(&self) -> Result<GuardEntry, Error> {
         let entry = self.store().guard(self.id)?;
         entry.ok_or_else(|| Error::WasGone(self.path()))
     }

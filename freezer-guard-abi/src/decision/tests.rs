@@ -69,19 +69,19 @@ fn actions() -> impl Strategy<Value = Action> {
 }
 
 /// In force or ended, with any protections lifted, and of any owner and age.
-fn guards() -> impl Strategy<Value = Guard> {
-    (any::<[u64; 3]>(), 0..16_u64, any::<bool>()).prop_map(|(numbers, allowed, ended)| Guard {
+fn guards() -> impl Strategy<Value = GuardEntry> {
+    (any::<[u64; 3]>(), 0..16_u64, any::<bool>()).prop_map(|(numbers, allowed, ended)| GuardEntry {
         begun_ns: numbers[0],
         checkpointing_ns: numbers[1],
         flags: numbers[2],
         allowed,
         ended_ns: u64::from(ended),
-        ..Guard::default()
+        ..GuardEntry::default()
     })
 }
 
-fn in_force() -> Guard {
-    Guard::default()
+fn in_force() -> GuardEntry {
+    GuardEntry::default()
 }
 
 const INSIDE: Object = Object::Cgroup(Place::Inside);
@@ -110,7 +110,7 @@ proptest! {
     fn one_protection_says_nothing_of_another(
         guard in guards(), actor in actors(), action in actions()
     ) {
-        let only = Guard { allowed: guard.allowed & action.protection.bit(), ..guard };
+        let only = GuardEntry { allowed: guard.allowed & action.protection.bit(), ..guard };
         prop_assert_eq!(protects_from(&guard, actor, action), protects_from(&only, actor, action));
     }
 
@@ -118,10 +118,10 @@ proptest! {
     fn the_age_and_the_owner_of_a_guard_change_nothing(
         guard in guards(), actor in actors(), action in actions()
     ) {
-        let bare = Guard {
+        let bare = GuardEntry {
             allowed: guard.allowed,
             ended_ns: guard.ended_ns,
-            ..Guard::default()
+            ..GuardEntry::default()
         };
         prop_assert_eq!(protects_from(&guard, actor, action), protects_from(&bare, actor, action));
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId, Level, LogLevel, Protection};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, Protection};
 
 use super::{
     Error, Status,
@@ -53,19 +53,19 @@ pub fn watch(
     let template = match automatic {
         Some(wanted) => {
             reasons.extend(lock.watch(hierarchies_there()?)?);
-            Entry {
+            GuardEntry {
                 members: 1,
                 allowed: level::bits(&wanted.allowed),
-                flags: if wanted.users { Entry::BY_USER } else { 0 },
+                flags: if wanted.users { GuardEntry::BY_USER } else { 0 },
                 // Until more is attached.
                 levels: level::numbers(watched_levels(&lock)?),
-                missed_before: Entry::UNKNOWN,
-                ..Entry::default()
+                missed_before: GuardEntry::UNKNOWN,
+                ..GuardEntry::default()
             }
         }
         None => {
             reasons.extend(lock.load_for(hierarchies_there()?)?);
-            Entry::default()
+            GuardEntry::default()
         }
     };
     maps.set_automatic(template)?;
@@ -89,7 +89,7 @@ pub fn unwatch() -> Result<(), Error> {
     let Some(maps) = lock.open()? else {
         return Ok(());
     };
-    maps.set_automatic(Entry::default())?;
+    maps.set_automatic(GuardEntry::default())?;
     reconcile(&maps)?;
     // A daemon that comes back finds the candidates.
     let has_candidates = maps.guards.find(&|_, _| true)?.is_some();
@@ -166,7 +166,7 @@ fn arm_one(
     lock: &Locked,
     store: &dyn GuardStore,
     id: GuardId,
-    entry: &Entry,
+    entry: &GuardEntry,
 ) -> Result<Vec<kernel::Error>, Error> {
     // Somebody who tidied up may have taken it for another one's.
     store.targets().add(entry.target, id)?;

@@ -1,6 +1,6 @@
 //! Which guards are in force.
 
-use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId};
 
 use super::{Error, store::GuardStore};
 
@@ -15,7 +15,7 @@ pub(super) fn live(
     }
 }
 
-fn is_in_force(entry: &Entry) -> bool {
+fn is_in_force(entry: &GuardEntry) -> bool {
     !entry.is_candidate() && entry.is_in_force()
 }
 
@@ -27,7 +27,7 @@ pub(super) fn is_idle(store: &dyn GuardStore) -> Result<bool, Error> {
 }
 
 /// Every guard in force.
-pub(super) fn in_force(store: &dyn GuardStore) -> Result<Vec<(GuardId, Entry)>, Error> {
+pub(super) fn in_force(store: &dyn GuardStore) -> Result<Vec<(GuardId, GuardEntry)>, Error> {
     let mut guards = store.guards().entries()?;
     guards.retain(|(_, entry)| is_in_force(entry));
     Ok(guards)

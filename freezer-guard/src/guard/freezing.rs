@@ -1,6 +1,6 @@
 //! What a guard does to its targets' freezers.
 
-use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId};
 
 use super::{
     Error, Guard,
@@ -81,8 +81,8 @@ impl Freezers {
             frozen.push(cgroup.is_self_frozen()?);
         }
         let found = match (frozen.contains(&true), frozen.contains(&false)) {
-            (true, false) => Entry::FOUND_FROZEN,
-            (false, true) if if_thawed => Entry::FROZE,
+            (true, false) => GuardEntry::FOUND_FROZEN,
+            (false, true) if if_thawed => GuardEntry::FROZEN_BY_US,
             _ => return Ok(()),
         };
         store.remember_found(id, found)?;

@@ -1,6 +1,6 @@
 //! How targets become a guard's: no two guards are in one line of cgroups.
 
-use freezer_guard_abi::{Guard as Entry, GuardId, control::Answer};
+use freezer_guard_abi::{GuardEntry, GuardId, control::Answer};
 
 use super::{
     Error,
@@ -35,7 +35,7 @@ pub(super) fn clear_the_way(
 pub(super) fn claim(
     store: &dyn GuardStore,
     id: GuardId,
-    entry: Entry,
+    entry: GuardEntry,
     targets: &[Lineage],
     settle: impl FnOnce(),
 ) -> Result<(), Error> {
@@ -78,7 +78,7 @@ fn mark(
 /// root from a checkpoint.
 fn displace_users(store: &dyn GuardStore, targets: &[Lineage]) -> Result<(), Error> {
     while let Some((_, id)) = in_the_way(store, targets, None)? {
-        let is_by_user = |entry: Entry| entry.flags & Entry::BY_USER != 0;
+        let is_by_user = |entry: GuardEntry| entry.flags & GuardEntry::BY_USER != 0;
         if !store.guard(id)?.is_some_and(is_by_user) {
             break;
         }

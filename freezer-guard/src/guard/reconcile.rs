@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_abi::{AncestorKey, CgroupKey, Guard as Entry, GuardId, Protection};
+use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, GuardId, Protection};
 
 use super::{Error, store::GuardStore};
 use crate::{
@@ -96,7 +96,7 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
 /// Removes what is kept of who did what to these guards.
 pub(super) fn forget(
     store: &dyn GuardStore,
-    guards: impl IntoIterator<Item = (GuardId, Entry)>,
+    guards: impl IntoIterator<Item = (GuardId, GuardEntry)>,
 ) -> Result<(), Error> {
     // To most, nobody did anything.
     let some = |counts: [u64; Protection::COUNT]| counts != [0; Protection::COUNT];

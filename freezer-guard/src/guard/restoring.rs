@@ -2,7 +2,7 @@
 
 use std::io;
 
-use freezer_guard_abi::{CgroupKey, Guard as Entry, GuardId};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId};
 
 use super::{
     Error,
@@ -25,10 +25,10 @@ pub(super) enum Found {
 
 impl Found {
     /// As the entry remembers it, of all targets alike.
-    fn remembered(entry: &Entry) -> Self {
+    fn remembered(entry: &GuardEntry) -> Self {
         match entry.flags {
-            flags if flags & Entry::FROZE != 0 => Self::Thawed,
-            flags if flags & Entry::FOUND_FROZEN != 0 && entry.checkpointing_ns != 0 => {
+            flags if flags & GuardEntry::FROZEN_BY_US != 0 => Self::Thawed,
+            flags if flags & GuardEntry::FOUND_FROZEN != 0 && entry.checkpointing_ns != 0 => {
                 Self::Frozen
             }
             _ => Self::Untouched,

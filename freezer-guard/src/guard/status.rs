@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
-use freezer_guard_abi::{
-    CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Level, Protection,
-};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Intruder, IntruderKey, Level, Protection};
 
 use super::{
     Error, Incident, Outcome,
@@ -149,7 +147,7 @@ impl Seen {
     pub(super) fn of_one(
         store: &dyn GuardStore,
         id: GuardId,
-        entry: &Entry,
+        entry: &GuardEntry,
         targets: Vec<CgroupKey>,
     ) -> Result<Self, Error> {
         let pids = match entry.members {
@@ -164,7 +162,7 @@ impl Seen {
     pub(super) fn of_own(
         store: &dyn GuardStore,
         id: GuardId,
-        entry: &Entry,
+        entry: &GuardEntry,
         targets: Vec<CgroupKey>,
     ) -> Result<Self, Error> {
         Self::of(store, id, entry, targets, vec![getpid().as_raw() as u32])
@@ -173,7 +171,7 @@ impl Seen {
     fn of(
         store: &dyn GuardStore,
         id: GuardId,
-        entry: &Entry,
+        entry: &GuardEntry,
         targets: Vec<CgroupKey>,
         pids: Vec<u32>,
     ) -> Result<Self, Error> {
@@ -243,7 +241,7 @@ impl Seen {
         self,
         store: &dyn GuardStore,
         id: GuardId,
-        entry: &Entry,
+        entry: &GuardEntry,
     ) -> Result<Status, Error> {
         let until = match entry.ended_ns {
             0 => now(),
@@ -266,7 +264,7 @@ impl Seen {
             cgroups_base64: words::all_base64(&cgroups),
             cgroups,
             holder_pids: self.pids,
-            owner_uid: (entry.flags & Entry::BY_USER != 0).then_some(entry.owner_uid as u32),
+            owner_uid: (entry.flags & GuardEntry::BY_USER != 0).then_some(entry.owner_uid as u32),
             begun: wall_clock(entry.begun_ns),
             checkpointing: match entry.checkpointing_ns {
                 0 => None,
@@ -284,13 +282,13 @@ impl Seen {
             missed: missed(store, entry)?,
             allowed: Protection::ALL
                 .into_iter()
-                .filter(|protection| !Entry::protects(entry.allowed, *protection))
+                .filter(|protection| !GuardEntry::protects(entry.allowed, *protection))
                 .map(|protection| protection.name().to_owned())
                 .collect(),
             denials: by_protection(&entry.denials),
             violations: by_protection(&violations),
             repaired: by_protection(&repaired),
-            froze: entry.flags & Entry::FROZE != 0,
+            froze: entry.flags & GuardEntry::FROZEN_BY_US != 0,
             intruders: self.intruders,
             violators: self.violators,
         })
@@ -298,7 +296,11 @@ impl Seen {
 }
 
 /// The status of one guard.
-pub(super) fn status(store: &dyn GuardStore, id: GuardId, entry: &Entry) -> Result<Status, Error> {
+pub(super) fn status(
+    store: &dyn GuardStore,
+    id: GuardId,
+    entry: &GuardEntry,
+) -> Result<Status, Error> {
     Seen::of_one(store, id, entry, targets(store, id)?)?.status(store, id, entry)
 }
 
@@ -306,18 +308,18 @@ fn name(level: u32) -> &'static str {
     Level::name_of(Level::ALL.into_iter().find(|known| *known as u32 == level))
 }
 
-fn level(entry: &Entry) -> &'static str {
+fn level(entry: &GuardEntry) -> &'static str {
     let weakest = Protection::ALL
         .into_iter()
-        .filter(|protection| Entry::protects(entry.allowed, *protection))
+        .filter(|protection| GuardEntry::protects(entry.allowed, *protection))
         .map(|protection| entry.levels[protection as usize])
         .min();
     weakest.map_or("nothing is protected", name)
 }
 
 /// See [`Status::missed`].
-pub(super) fn missed(store: &dyn GuardStore, entry: &Entry) -> Result<u64, Error> {
-    if entry.checkpointing_ns == 0 || !Entry::protects(entry.allowed, Protection::Ptrace) {
+pub(super) fn missed(store: &dyn GuardStore, entry: &GuardEntry) -> Result<u64, Error> {
+    if entry.checkpointing_ns == 0 || !GuardEntry::protects(entry.allowed, Protection::Ptrace) {
         return Ok(0);
     }
     Ok(store.missed()?.saturating_sub(entry.missed_before))

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use freezer_guard_abi::{
-    AncestorKey, CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Member, Protection,
+    AncestorKey, CgroupKey, GuardEntry, GuardId, Intruder, IntruderKey, Member, Protection,
     control::{Answer, Operation},
 };
 
@@ -19,7 +19,7 @@ use crate::{
 /// The kernel's side of guards. User-space writers are one at a time.
 pub(super) trait GuardStore {
     /// Every entry, ended ones and candidates included.
-    fn guards(&self) -> &dyn Map<GuardId, Entry>;
+    fn guards(&self) -> &dyn Map<GuardId, GuardEntry>;
     /// The targets.
     fn targets(&self) -> &dyn Map<CgroupKey, GuardId>;
     /// The guards below each ancestor of a target.
@@ -29,13 +29,13 @@ pub(super) trait GuardStore {
     /// Who got through.
     fn violators(&self) -> &dyn Map<IntruderKey, Intruder>;
     /// The guards that have ended, until somebody has read what became of them.
-    fn ended(&self) -> &dyn Map<GuardId, Entry>;
+    fn ended(&self) -> &dyn Map<GuardId, GuardEntry>;
     /// The threads of all holders, or of one guard's.
     fn members(&self, guard: Option<GuardId>) -> Result<Vec<Member>, kernel::Error>;
     /// The calls that tripwires have missed.
     fn missed(&self) -> Result<u64, kernel::Error>;
     /// Sets what [`Operation::Begin`] begins with.
-    fn set_asked_for(&self, entry: Entry) -> Result<(), kernel::Error>;
+    fn set_asked_for(&self, entry: GuardEntry) -> Result<(), kernel::Error>;
     /// Acts on the calling thread, from inside the kernel.
     fn run(&self, operation: Operation, guard: GuardId, more: &[u64])
     -> Result<u32, kernel::Error>;
@@ -48,7 +48,7 @@ pub(super) trait GuardStore {
 }
 
 impl GuardStore for Maps {
-    fn guards(&self) -> &dyn Map<GuardId, Entry> {
+    fn guards(&self) -> &dyn Map<GuardId, GuardEntry> {
         &self.guards
     }
 
@@ -68,7 +68,7 @@ impl GuardStore for Maps {
         &self.violators
     }
 
-    fn ended(&self) -> &dyn Map<GuardId, Entry> {
+    fn ended(&self) -> &dyn Map<GuardId, GuardEntry> {
         &self.ended
     }
 
@@ -80,7 +80,7 @@ impl GuardStore for Maps {
         self.missed()
     }
 
-    fn set_asked_for(&self, entry: Entry) -> Result<(), kernel::Error> {
+    fn set_asked_for(&self, entry: GuardEntry) -> Result<(), kernel::Error> {
         self.set_asked_for(entry)
     }
 
@@ -109,8 +109,8 @@ impl GuardStore for Maps {
 /// The operations, typed: see [`Operation`].
 impl dyn GuardStore + '_ {
     /// The guard's entry, if it is in force.
-    pub(super) fn guard(&self, id: GuardId) -> Result<Option<Entry>, Error> {
-        Ok(self.guards().get(&id)?.filter(Entry::is_in_force))
+    pub(super) fn guard(&self, id: GuardId) -> Result<Option<GuardEntry>, Error> {
+        Ok(self.guards().get(&id)?.filter(GuardEntry::is_in_force))
     }
 
     fn operate(&self, operation: Operation, id: GuardId, more: &[u64]) -> Result<Answer, Error> {
@@ -118,7 +118,7 @@ impl dyn GuardStore + '_ {
         Answer::numbered(answer).ok_or(Error::Answer { operation, answer })
     }
 
-    pub(super) fn begin(&self, id: GuardId, entry: Entry) -> Result<Answer, Error> {
+    pub(super) fn begin(&self, id: GuardId, entry: GuardEntry) -> Result<Answer, Error> {
         self.set_asked_for(entry)?;
         self.operate(Operation::Begin, id, &[])
     }
@@ -137,7 +137,7 @@ impl dyn GuardStore + '_ {
         self.operate(Operation::Marked, id, &target)
     }
 
-    /// `flag`: [`Entry::FROZE`] or [`Entry::FOUND_FROZEN`].
+    /// `flag`: [`GuardEntry::FROZEN_BY_US`] or [`GuardEntry::FOUND_FROZEN`].
     pub(super) fn remember_found(&self, id: GuardId, flag: u64) -> Result<Answer, Error> {
         self.operate(Operation::Found, id, &[flag])
     }

@@ -7,8 +7,8 @@ use aya::{
     maps::{Array, Map, MapData},
 };
 use freezer_guard_abi::{
-    ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, Guard, GuardId, Intruder, IntruderKey,
-    Member, NO_ROOM,
+    ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, GuardEntry, GuardId, Intruder,
+    IntruderKey, Member, NO_ROOM,
     control::{self, Operation},
     names,
 };
@@ -22,7 +22,7 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Maps {
     /// Every guard in force.
-    pub guards: Table<GuardId, Guard>,
+    pub guards: Table<GuardId, GuardEntry>,
     /// The targets.
     pub targets: Table<CgroupKey, GuardId>,
     /// The guards below each ancestor of a target.
@@ -32,7 +32,7 @@ pub struct Maps {
     /// Who got through.
     pub violators: Table<IntruderKey, Intruder>,
     /// The guards that have ended and of which nobody has read what became of them.
-    pub ended: Table<GuardId, Guard>,
+    pub ended: Table<GuardId, GuardEntry>,
     control: OwnedFd,
 }
 
@@ -65,7 +65,7 @@ impl Maps {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_asked_for(&self, entry: Guard) -> Result<(), Error> {
+    pub fn set_asked_for(&self, entry: GuardEntry) -> Result<(), Error> {
         set(names::TEMPLATES, ASKED_FOR, entry)
     }
 
@@ -122,7 +122,7 @@ impl Maps {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_automatic(&self, template: Guard) -> Result<(), Error> {
+    pub fn set_automatic(&self, template: GuardEntry) -> Result<(), Error> {
         set(names::TEMPLATES, AUTOMATIC, template)
     }
 

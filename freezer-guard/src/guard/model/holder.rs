@@ -1,6 +1,6 @@
 //! A holder: the steps of `run`, each the product's own functions.
 
-use freezer_guard_abi::{Guard as Entry, GuardId, Protection, control::Answer};
+use freezer_guard_abi::{GuardEntry, GuardId, Protection, control::Answer};
 
 use super::{
     memory::{MemoryFreezer, MemoryStore},
@@ -114,10 +114,10 @@ impl Holder {
 
 fn begin(store: &MemoryStore, id: GuardId, target: &Lineage) -> Phase {
     let targets = std::slice::from_ref(target);
-    let entry = Entry {
+    let entry = GuardEntry {
         begun_ns: id,
         target: target.key,
-        ..Entry::default()
+        ..GuardEntry::default()
     };
     let begun =
         clear_the_way(store, targets, None).and_then(|()| claim(store, id, entry, targets, || {}));

@@ -9,8 +9,7 @@ use std::{
 };
 
 use freezer_guard_abi::{
-    AncestorKey, CgroupKey, Guard as Entry, GuardId, Intruder, IntruderKey, Member,
-    control::Operation,
+    AncestorKey, CgroupKey, GuardEntry, GuardId, Intruder, IntruderKey, Member, control::Operation,
 };
 
 use super::world::{Task, World};
@@ -135,10 +134,10 @@ impl Map<IntruderKey, Intruder> for Nothing {
 /// The kernel's side of guards in memory, as one task sees it.
 pub(super) struct MemoryStore {
     host: Rc<Host>,
-    guards: Memory<GuardId, Entry>,
+    guards: Memory<GuardId, GuardEntry>,
     targets: Memory<CgroupKey, GuardId>,
     ancestors: Memory<AncestorKey, GuardId>,
-    ended: Memory<GuardId, Entry>,
+    ended: Memory<GuardId, GuardEntry>,
 }
 
 impl MemoryStore {
@@ -189,7 +188,7 @@ impl MemoryStore {
 }
 
 impl GuardStore for MemoryStore {
-    fn guards(&self) -> &dyn Map<GuardId, Entry> {
+    fn guards(&self) -> &dyn Map<GuardId, GuardEntry> {
         &self.guards
     }
 
@@ -209,7 +208,7 @@ impl GuardStore for MemoryStore {
         &Nothing
     }
 
-    fn ended(&self) -> &dyn Map<GuardId, Entry> {
+    fn ended(&self) -> &dyn Map<GuardId, GuardEntry> {
         &self.ended
     }
 
@@ -231,7 +230,7 @@ impl GuardStore for MemoryStore {
         Ok(0)
     }
 
-    fn set_asked_for(&self, entry: Entry) -> Result<(), kernel::Error> {
+    fn set_asked_for(&self, entry: GuardEntry) -> Result<(), kernel::Error> {
         self.host.step()?;
         self.host.world.borrow_mut().asked_for = Some(entry);
         Ok(())

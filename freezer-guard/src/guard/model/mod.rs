@@ -16,7 +16,7 @@ mod machine;
 mod memory;
 mod world;
 
-use freezer_guard_abi::{AncestorKey, Guard as Entry};
+use freezer_guard_abi::{AncestorKey, GuardEntry};
 use proptest::prelude::*;
 use stateright::{Checker as _, Model, Property};
 
@@ -78,7 +78,7 @@ fn nothing_of_the_dead_is_left(now: &Situation) -> bool {
             .ancestors
             .iter()
             .all(|(key, id)| lives(id) || key.guard == AncestorKey::ANY);
-    let is_held_up = |entry: &Entry| !world.permits(DAEMON, &cgroup(entry.target.kernfs_id));
+    let is_held_up = |entry: &GuardEntry| !world.permits(DAEMON, &cgroup(entry.target.kernfs_id));
     let nobody_holds = world.guards.is_empty();
     is_marked_for_the_living
         // One that is frozen still is thawed when nobody else guards it.

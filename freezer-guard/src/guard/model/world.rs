@@ -6,8 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use freezer_guard_abi::{
-    Action, Actor, AncestorKey, CgroupKey, Guard as Entry, GuardId, Object, Place, Protection,
-    Stage,
+    Action, Actor, AncestorKey, CgroupKey, GuardEntry, GuardId, Object, Place, Protection, Stage,
     control::{Answer, Operation},
     protects_from,
 };
@@ -29,14 +28,14 @@ pub(super) fn cgroup(number: u64) -> Lineage {
 /// All that the kernel keeps of guards, and the freezers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct World {
-    pub(super) guards: BTreeMap<GuardId, Entry>,
+    pub(super) guards: BTreeMap<GuardId, GuardEntry>,
     pub(super) targets: BTreeMap<CgroupKey, GuardId>,
     pub(super) ancestors: BTreeMap<AncestorKey, GuardId>,
-    pub(super) ended: BTreeMap<GuardId, Entry>,
+    pub(super) ended: BTreeMap<GuardId, GuardEntry>,
     pub(super) members: BTreeMap<Task, GuardId>,
     pub(super) stale: u64,
     /// What the next guard begins with.
-    pub(super) asked_for: Option<Entry>,
+    pub(super) asked_for: Option<GuardEntry>,
     /// Frozen by themselves.
     pub(super) frozen: BTreeSet<u64>,
     /// The freezers that were changed since this was looked at last, and by whom: no program
@@ -46,11 +45,11 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn in_force(&self, id: GuardId) -> Option<&Entry> {
+    pub(super) fn in_force(&self, id: GuardId) -> Option<&GuardEntry> {
         self.guards.get(&id).filter(|entry| entry.is_in_force())
     }
 
-    fn in_force_mut(&mut self, id: GuardId) -> Option<&mut Entry> {
+    fn in_force_mut(&mut self, id: GuardId) -> Option<&mut GuardEntry> {
         self.guards.get_mut(&id).filter(|entry| entry.is_in_force())
     }
 
@@ -133,10 +132,10 @@ impl World {
 
     /// A checkpointer that nobody has guarded becomes a candidate.
     pub(super) fn execute_checkpointer(&mut self, task: Task, id: GuardId) {
-        let candidate = Entry {
+        let candidate = GuardEntry {
             leader: task.into(),
             members: 1,
-            ..Entry::default()
+            ..GuardEntry::default()
         };
         self.guards.insert(id, candidate);
         self.members.insert(task, id);
@@ -155,7 +154,7 @@ impl World {
         }
         self.targets.insert(cgroup.key, id);
         if let Some(entry) = self.in_force_mut(id) {
-            entry.flags |= Entry::HELD;
+            entry.flags |= GuardEntry::HELD;
             if entry.checkpointing_ns == 0 {
                 entry.checkpointing_ns = 1;
                 entry.target = cgroup.key;
@@ -186,7 +185,7 @@ impl World {
         };
         entry.members -= 1;
         if entry.members == 0 {
-            let was_held = entry.flags & Entry::HELD != 0;
+            let was_held = entry.flags & GuardEntry::HELD != 0;
             self.end(id, true);
             self.stale += u64::from(was_held);
         }
@@ -222,7 +221,7 @@ impl World {
             Operation::Begin if self.guard_of(task).is_some() => Answer::OtherGuard,
             Operation::Begin => {
                 let mut entry = self.asked_for.take().unwrap_or_default();
-                entry.flags |= Entry::HELD;
+                entry.flags |= GuardEntry::HELD;
                 self.guards.insert(id, entry);
                 self.join(task, id);
                 Answer::Done
@@ -240,7 +239,7 @@ impl World {
                 if let Some(entry) = self.in_force_mut(id)
                     && more[0] != 0
                 {
-                    entry.flags &= !Entry::FROZE;
+                    entry.flags &= !GuardEntry::FROZEN_BY_US;
                 }
                 self.end(id, true);
                 self.stale += more[1];
