@@ -37,10 +37,10 @@ use nix::{
 
 pub use admin::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
 pub use checks::{refuse_containing, verify};
-pub use error::{Error, Weak, chain};
+pub use error::{Error, Shortfall, chain};
 pub use happening::{Chronicle, Happening, What};
 pub use incident::{Incident, Outcome, path, unguarded, wall_clock};
-pub use level::Wanted;
+pub use level::Requirements;
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};
@@ -62,7 +62,7 @@ use marking::{claim, clear_the_way};
 use marks::{Marks, release};
 use overlap::refuse_overlap;
 use reconcile::{detach_idle, hierarchies_in_use, hierarchies_of};
-use status::{Seen, missed, status};
+use status::{Snapshot, missed, status};
 use store::GuardStore;
 
 /// A container as it is seen in the hierarchies it is in: v1 first.
@@ -93,7 +93,7 @@ impl Guard {
     ///
     /// # Errors
     /// When another guard is in the way or the kernel cannot do what is wanted.
-    pub fn begin(targets: Vec<Target>, wanted: &Wanted) -> Result<Self, Error> {
+    pub fn begin(targets: Vec<Target>, wanted: &Requirements) -> Result<Self, Error> {
         if !sys::is_initial_pid_namespace() {
             return Err(Error::PidNamespace);
         }
@@ -128,7 +128,7 @@ impl Guard {
     }
 
     /// Attaches what the guard needs, makes its entry and marks its targets.
-    fn arm_and_claim(&mut self, lock: &Locked, wanted: &Wanted) -> Result<(), Error> {
+    fn arm_and_claim(&mut self, lock: &Locked, wanted: &Requirements) -> Result<(), Error> {
         let hierarchies = hierarchies_of(self.cgroups());
         self.weak_because.extend(lock.attach(hierarchies)?);
         self.levels = wanted.check(lock, hierarchies, &mut self.weak_because)?;
@@ -261,7 +261,7 @@ impl Guard {
     pub fn status(&self) -> Result<Status, Error> {
         let entry = self.entry()?;
         let targets = self.cgroups().map(Cgroup::key).collect();
-        Seen::of_one(&self.maps, self.id, &entry, targets)?.status(&self.maps, self.id, &entry)
+        Snapshot::of_one(&self.maps, self.id, &entry, targets)?.status(&self.maps, self.id, &entry)
     }
 
     /// How many violations have been counted.

@@ -28,7 +28,7 @@ use nix::{
 use super::{Error, clock::ALL_SETTLED};
 use crate::{
     cgroup::{Cgroup, Version},
-    guard::{self, Guard, Wanted, automatic},
+    guard::{self, Guard, Requirements, automatic},
     kernel::{Hierarchies, Locked, Noop},
     sys,
 };
@@ -261,7 +261,7 @@ pub fn hold(part: Part, top: &Path) -> Result<(), Error> {
             orders.wait(HELD)?;
         }
         Part::Watch => {
-            let wanted = automatic::Wanted::default();
+            let wanted = automatic::Requirements::default();
             automatic::watch(Some(&wanted), Level::Enforce, LogLevel::Off)?;
             let waited = orders.wait(HELD);
             automatic::unwatch()?;
@@ -416,8 +416,8 @@ fn begin(path: &Path) -> Result<Guard, Error> {
 }
 
 /// What this host can do: less would cost less.
-fn wanted() -> Result<Wanted, Error> {
-    Ok(Wanted {
+fn wanted() -> Result<Requirements, Error> {
+    Ok(Requirements {
         allowed: Vec::new(),
         require: Some(Locked::strongest(Level::Enforce)?.0),
         at_most: Level::Enforce,

@@ -17,7 +17,7 @@ use std::{
 };
 
 use crate::{
-    cgroup::{self, New, Version},
+    cgroup::{self, CreatedCgroups, Version},
     criu, guard, kernel,
 };
 pub use clock::Sample;
@@ -240,7 +240,7 @@ fn measure_below(
         // Somebody else's stay.
         let _ = fs::remove_dir_all(images);
     }
-    let mut made = New::default();
+    let mut made = CreatedCgroups::default();
     let top = mount.join(format!("{NAME}{}", std::process::id()));
     let most = plan.guards.iter().copied().max().unwrap_or(1).max(1);
     for number in 0..most {

@@ -3,9 +3,9 @@
 //! A cgroup is opened once; everything then goes through that descriptor, so
 //! that a rename or an unmount cannot make us act on another one.
 
+mod created;
 mod find;
 mod mounts;
-mod new;
 mod proc;
 mod state;
 mod tree;
@@ -31,8 +31,8 @@ use nix::{
 
 use crate::Kind;
 
+pub use created::CreatedCgroups;
 pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all, unified_mount};
-pub use new::New;
 pub use state::FreezerState;
 pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
 

@@ -21,7 +21,7 @@ use super::{
     action_script,
     driver::{self, Driver},
     exit,
-    guarded::{self, OnViolation, Options, Work},
+    guarded::{self, GuardedCommand, OnViolation, Options},
     say::say,
     target,
 };
@@ -110,7 +110,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let freezer = cgroups.first().context("a target has a cgroup")?;
     let command = args.command(&criu, root.pid, freezer, &images, parent.as_deref())?;
     let mut watch = Watch::new(Log::new(images.folder(), LOG), options);
-    let done = guarded::run(Work {
+    let done = guarded::run(GuardedCommand {
         options,
         targets: vec![target],
         named: args.what.pid.is_none(),

@@ -4,7 +4,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf, process::E
 
 use anyhow::Result;
 use freezer_guard::{
-    cgroup::{self, New, Task},
+    cgroup::{self, CreatedCgroups, Task},
     criu::{self, Criu, Known, Log},
     words::escaped,
 };
@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{
     driver::{self, Driver},
     exit,
-    guarded::{self, Work},
+    guarded::{self, GuardedCommand},
     say::say,
 };
 
@@ -58,13 +58,13 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let criu = args.driver.find()?;
     // What a failed one has left is not the reason of this one.
     let log = Log::new(&args.images_dir, LOG).anew();
-    let mut made = New::default();
+    let mut made = CreatedCgroups::default();
     for place in &places {
         made.make(place)?;
     }
     let targets = cgroup::open_all(&places)?;
     let command = args.command(&criu, &made);
-    let done = guarded::run(Work {
+    let done = guarded::run(GuardedCommand {
         options,
         targets,
         named: true,
@@ -126,7 +126,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
 
 impl Args {
     /// CRIU's command line.
-    fn command(&self, criu: &Criu, made: &New) -> Vec<OsString> {
+    fn command(&self, criu: &Criu, made: &CreatedCgroups) -> Vec<OsString> {
         let mut command = vec![criu.path().into(), "restore".into(), "-D".into()];
         command.push(self.images_dir.clone().into());
         command.extend(["-o", LOG, "-v4", "-d"].map(Into::into));

@@ -7,7 +7,7 @@ use freezer_guard::criu;
 
 use super::{
     exit,
-    guarded::{self, Options, Work},
+    guarded::{self, GuardedCommand, Options},
     say::say,
     target,
 };
@@ -44,7 +44,7 @@ impl Args {
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    let done = guarded::run(Work {
+    let done = guarded::run(GuardedCommand {
         options: &args.options,
         targets: target::all(&args.cgroups, args.pid)?,
         named: !args.cgroups.is_empty(),

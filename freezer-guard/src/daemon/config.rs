@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use freezer_guard::guard::automatic::Wanted;
+use freezer_guard::guard::automatic::Requirements;
 use freezer_guard_abi::{Level, LogLevel, NoSuchName, Protection};
 use serde::{
     Deserialize, Deserializer,
@@ -146,8 +146,8 @@ impl Config {
     }
 
     /// What automatic guards are to be like; `None`: there are to be none.
-    pub(crate) fn automatic(&self) -> Option<Wanted> {
-        self.automatic.enabled.then(|| Wanted {
+    pub(crate) fn automatic(&self) -> Option<Requirements> {
+        self.automatic.enabled.then(|| Requirements {
             allowed: self.automatic.allow.clone(),
             users: self.automatic.users,
         })

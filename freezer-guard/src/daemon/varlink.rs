@@ -7,7 +7,8 @@ use freezer_guard::{
     cgroup::{self, Cgroup},
     doctor,
     guard::{
-        self, Chronicle, Guard, Happening, Incident, PidFd, Preparation, Status, Target, Wanted,
+        self, Chronicle, Guard, Happening, Incident, PidFd, Preparation, Requirements, Status,
+        Target,
     },
 };
 use freezer_guard_abi::{GuardId, Level, NoSuchName, Protection};
@@ -213,7 +214,7 @@ where
             None => self.daemon.config.borrow().require,
             Some(name) => name.parse().map_err(|error| bad(&name, error))?,
         };
-        let wanted = Wanted {
+        let wanted = Requirements {
             allowed: allowed.collect::<Result<_, _>>()?,
             require: Some(require),
             at_most: Level::Enforce,

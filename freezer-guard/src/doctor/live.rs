@@ -7,8 +7,8 @@ use freezer_guard_abi::{Level, Protection};
 
 use super::Check;
 use crate::{
-    cgroup::{self, Cgroup, New, Version},
-    guard::{self, Error, Guard, Preparation, Wanted, Weak, chain},
+    cgroup::{self, Cgroup, CreatedCgroups, Version},
+    guard::{self, Error, Guard, Preparation, Requirements, Shortfall, chain},
     kernel::{Hierarchies, Levels, Locked, ProgramReport},
 };
 
@@ -41,7 +41,7 @@ pub(super) fn test() -> Live {
 impl Live {
     fn test_below(&mut self, name: &'static str, mount: &Path) {
         let path = mount.join(format!("freezer-guard-doctor-{}", std::process::id()));
-        let mut made = New::default();
+        let mut made = CreatedCgroups::default();
         if let Err(error) = made.make(&path) {
             self.checks.push(Check::unusable(
                 name,
@@ -82,7 +82,7 @@ impl Live {
                 })
             })
         };
-        let wanted = Wanted {
+        let wanted = Requirements {
             allowed: Vec::new(),
             require: None,
             at_most: Level::Enforce,
@@ -195,7 +195,7 @@ fn describe(levels: Levels) -> String {
     let each: Vec<_> = Protection::ALL
         .into_iter()
         .zip(levels)
-        .map(|(protection, level)| Weak { protection, level }.to_string())
+        .map(|(protection, level)| Shortfall { protection, level }.to_string())
         .collect();
     each.join(", ")
 }

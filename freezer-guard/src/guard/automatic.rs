@@ -16,7 +16,7 @@ use super::{
     overlap::refuse_guarded,
     reconcile::{forget, hierarchies_in_use, hierarchies_there, reconcile, sweep},
     restoring::{Found, open, restore},
-    status::{Seen, status},
+    status::{Snapshot, status},
     store::GuardStore,
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 
 /// What automatic guards are to be like.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct Requirements {
     /// The protections that are lifted.
     pub allowed: Vec<Protection>,
     /// Whether checkpointers of users, who cannot dump the processes of others, have guards
@@ -42,7 +42,7 @@ pub struct Wanted {
 /// # Errors
 /// When the kernel cannot do it, or another version holds guards.
 pub fn watch(
-    automatic: Option<&Wanted>,
+    automatic: Option<&Requirements>,
     at_most: Level,
     log: LogLevel,
 ) -> Result<Vec<kernel::Error>, Error> {
@@ -137,7 +137,7 @@ pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Erro
     }
     let mut seen = match armed.len() {
         0 | 1 => None,
-        _ => Some(Seen::of_all(store)?),
+        _ => Some(Snapshot::of_all(store)?),
     };
     let mut begun = Vec::new();
     for (id, armed) in armed {
@@ -258,7 +258,7 @@ pub(super) fn take_ended_of<F: Freezer>(
     for (id, entry) in &entries {
         // By an identity that no other cgroup gets: a name can be another's by now.
         let targets = targets.remove(id).unwrap_or_else(|| vec![entry.target]);
-        let seen = Seen::of_one(store, *id, entry, targets.clone())?;
+        let seen = Snapshot::of_one(store, *id, entry, targets.clone())?;
         let status = seen.status(store, *id, entry)?;
         let frozen = targets.into_iter().filter(|_| status.froze);
         let frozen: Vec<_> = frozen.filter_map(&open).collect();

@@ -24,14 +24,14 @@ pub enum Error {
     #[error(
         "the level {required} is required, and this host does not go so far ({}): {}; \
          see `freezer-guard doctor`, or ask for less with --require or --allow",
-        some(weak, Weak::to_string),
+        some(weak, Shortfall::to_string),
         some(reasons, |reason| chain(reason))
     )]
     TooWeak {
         /// The level.
         required: &'static str,
         /// What does not reach it.
-        weak: Vec<Weak>,
+        weak: Vec<Shortfall>,
         /// Why.
         reasons: Vec<kernel::Error>,
     },
@@ -253,14 +253,14 @@ fn holders(pids: &[u32]) -> String {
 
 /// A protection and how far it goes; in words, `ptrace: detect`.
 #[derive(Debug, Clone, Copy)]
-pub struct Weak {
+pub struct Shortfall {
     /// Which.
     pub protection: Protection,
     /// Its level; `None`: the kernel side does not even notice a disturbance.
     pub level: Option<Level>,
 }
 
-impl fmt::Display for Weak {
+impl fmt::Display for Shortfall {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let level = Level::name_of(self.level);
         write!(formatter, "{}: {level}", self.protection.name())

@@ -2,12 +2,12 @@
 
 use freezer_guard_abi::{Level, Protection};
 
-use super::{Error, Weak};
+use super::{Error, Shortfall};
 use crate::kernel::{self, Hierarchies, Levels, Locked};
 
 /// What is wanted of a guard.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct Requirements {
     /// The protections that are lifted.
     pub allowed: Vec<Protection>,
     /// The weakest level that will do, for each protection that is not lifted;
@@ -32,7 +32,7 @@ pub(super) fn bits(protections: &[Protection]) -> u64 {
         .fold(0, |bits, protection| bits | protection.bit())
 }
 
-impl Wanted {
+impl Requirements {
     /// The protections that are lifted, a bit each.
     pub(super) fn allowed_bits(&self) -> u64 {
         bits(&self.allowed)
@@ -58,7 +58,7 @@ impl Wanted {
             .zip(levels)
             .filter(|(protection, _)| !self.allowed.contains(protection))
             .filter(|(_, level)| *level < self.require)
-            .map(|(protection, level)| Weak { protection, level })
+            .map(|(protection, level)| Shortfall { protection, level })
             .collect();
         let Some(required) = self.require.filter(|_| !weak.is_empty()) else {
             return Ok(levels);

@@ -7,7 +7,7 @@ use super::{
     entries::{live, targets as targets_of},
     lineage::Lineage,
     reconcile::{forget, reconcile},
-    status::Seen,
+    status::Snapshot,
     store::GuardStore,
 };
 
@@ -78,8 +78,8 @@ pub(super) fn release(
     }
     let entry = store.guard(id)?.unwrap_or(entry);
     let seen = match marks.is_own && entry.members == 1 {
-        true => Seen::of_own(store, id, &entry, marks.targets)?,
-        false => Seen::of_one(store, id, &entry, marks.targets)?,
+        true => Snapshot::of_own(store, id, &entry, marks.targets)?,
+        false => Snapshot::of_one(store, id, &entry, marks.targets)?,
     };
     let status = seen.status(store, id, &entry)?;
     // A checkpointer may have written another freezer just now.

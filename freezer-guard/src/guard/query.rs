@@ -8,7 +8,7 @@ use super::{
     lineage::Lineage,
     overlap::covering,
     reconcile::{detach_idle, reconcile},
-    status::{Seen, status},
+    status::{Snapshot, status},
     store::GuardStore,
 };
 use crate::{cgroup::Cgroup, kernel::Locked};
@@ -27,7 +27,7 @@ pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
     };
     reconcile(&maps)?;
     detach_idle(lock, &maps)?;
-    let mut seen = Seen::of_all(&maps)?;
+    let mut seen = Snapshot::of_all(&maps)?;
     let mut guards = Vec::new();
     for (id, entry) in in_force(&maps)? {
         let seen = seen.remove(&id).unwrap_or_default();

@@ -133,7 +133,7 @@ fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<String, u64> {
 
 /// What is known of a guard besides its entry.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct Snapshot {
     targets: Vec<CgroupKey>,
     pids: Vec<u32>,
     /// The most eager first.
@@ -142,7 +142,7 @@ pub(super) struct Seen {
     violators: Vec<Incident>,
 }
 
-impl Seen {
+impl Snapshot {
     /// Of one guard with these targets.
     pub(super) fn of_one(
         store: &dyn GuardStore,
@@ -301,7 +301,7 @@ pub(super) fn status(
     id: GuardId,
     entry: &GuardEntry,
 ) -> Result<Status, Error> {
-    Seen::of_one(store, id, entry, targets(store, id)?)?.status(store, id, entry)
+    Snapshot::of_one(store, id, entry, targets(store, id)?)?.status(store, id, entry)
 }
 
 fn name(level: u32) -> &'static str {

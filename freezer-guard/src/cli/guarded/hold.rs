@@ -13,10 +13,10 @@ use nix::unistd::getpid;
 use tokio::time::sleep;
 use zlink::tokio::unix;
 
-use super::{Error, Work};
+use super::{Error, GuardedCommand};
 use crate::cli::client::{self, Daemon as _, PATIENCE, answer, answer_within};
 
-pub(super) enum Hold {
+pub(super) enum ActiveGuard {
     Here {
         guard: Box<Guard>,
         missed: u64,
@@ -29,7 +29,7 @@ pub(super) enum Hold {
     },
 }
 
-impl Hold {
+impl ActiveGuard {
     pub(super) fn here(guard: Guard) -> Self {
         Self::Here {
             guard: Box::new(guard),
@@ -40,7 +40,7 @@ impl Hold {
     /// Asks the service to begin it for us, and to bring it to CHECKPOINTING.
     pub(super) async fn by_service(
         mut daemon: unix::Connection,
-        work: &mut Work<'_>,
+        work: &mut GuardedCommand<'_>,
     ) -> Result<Self> {
         let options = work.options;
         if options.level < freezer_guard_abi::Level::Enforce {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 use freezer_guard::{
-    guard::{self, Guard, Preparation, Status, Target, Wanted, describe_level, refusals},
+    guard::{self, Guard, Preparation, Requirements, Status, Target, describe_level, refusals},
     kernel::{self, Reader},
     words::join,
 };
@@ -33,7 +33,7 @@ mod options;
 pub(super) mod signals;
 mod supervise;
 
-use hold::Hold;
+use hold::ActiveGuard;
 pub(super) use options::{OnViolation, Options};
 use signals::Signals;
 
@@ -70,7 +70,7 @@ impl Error {
 }
 
 /// What is to be done, and under which guard.
-pub(super) struct Work<'a> {
+pub(super) struct GuardedCommand<'a> {
     pub(super) options: &'a Options,
     /// What is guarded.
     pub(super) targets: Vec<Target>,
@@ -90,7 +90,7 @@ pub(super) struct Work<'a> {
 }
 
 /// What came of it.
-pub(super) struct Done {
+pub(super) struct Outcome {
     pub(super) status: ExitStatus,
     /// What was guarded, in words.
     pub(super) names: String,
@@ -98,7 +98,7 @@ pub(super) struct Done {
     pub(super) guard: Option<Status>,
 }
 
-impl Done {
+impl Outcome {
     /// Its exit code, or 128 and the signal.
     pub(super) fn code(&self) -> Code {
         use std::os::unix::process::ExitStatusExt as _;
@@ -138,7 +138,7 @@ impl Done {
 ///
 /// # Errors
 /// When there can be no such guard, or COMMAND cannot be started.
-pub(super) fn run(work: Work<'_>) -> Result<Done> {
+pub(super) fn run(work: GuardedCommand<'_>) -> Result<Outcome> {
     find_command(&work.command[0])?;
     if work.freeze {
         guard::refuse_containing(
@@ -153,14 +153,14 @@ pub(super) fn run(work: Work<'_>) -> Result<Done> {
         .block_on(begin(work))
 }
 
-async fn begin(mut work: Work<'_>) -> Result<Done> {
+async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {
     let mut signals = Signals::catch()?;
     let (hold, names, reader) = match kernel::may_use_bpf() {
         Ok(()) => begin_here(&mut work, &mut signals)?,
         Err(denied) => match client::connect().await? {
             Some(daemon) => {
                 let mut hold = tokio::select! {
-                    hold = Hold::by_service(daemon, &mut work) => hold?,
+                    hold = ActiveGuard::by_service(daemon, &mut work) => hold?,
                     // The service sees that we have gone.
                     caught = signals.next() => return Err(Error::Interrupted(caught?.signal).into()),
                 };
@@ -176,11 +176,11 @@ async fn begin(mut work: Work<'_>) -> Result<Done> {
 /// A guard of our own, CHECKPOINTING, the names of what it guards, and the reader of what
 /// it refuses.
 fn begin_here(
-    work: &mut Work<'_>,
+    work: &mut GuardedCommand<'_>,
     signals: &mut Signals,
-) -> Result<(Hold, String, Option<Reader>)> {
+) -> Result<(ActiveGuard, String, Option<Reader>)> {
     let options = work.options;
-    let wanted = Wanted {
+    let wanted = Requirements {
         allowed: options.allow.clone(),
         require: Some(options.required()?),
         at_most: options.level,
@@ -199,7 +199,7 @@ fn begin_here(
         false => None,
     };
     prepare(work, &mut guard, signals)?;
-    Ok((Hold::here(guard), names, reader))
+    Ok((ActiveGuard::here(guard), names, reader))
 }
 
 /// Returns the names of what is guarded.
@@ -212,12 +212,12 @@ fn say_guarding(options: &Options, guard: &Status) -> String {
 
 /// Runs COMMAND while the guard is held, and ends it.
 async fn hold_on(
-    mut work: Work<'_>,
-    mut hold: Hold,
+    mut work: GuardedCommand<'_>,
+    mut hold: ActiveGuard,
     names: String,
     reader: Option<Reader>,
     mut signals: Signals,
-) -> Result<Done> {
+) -> Result<Outcome> {
     let (options, command) = (work.options, work.command);
     if let Some(signal) = signals.pending()? {
         return Err(Error::Interrupted(signal).into());
@@ -258,7 +258,7 @@ async fn hold_on(
             refusals(guard)
         ));
     }
-    Ok(Done {
+    Ok(Outcome {
         status,
         names,
         guard,
@@ -266,7 +266,7 @@ async fn hold_on(
 }
 
 /// From the mark to CHECKPOINTING.
-fn prepare(work: &Work<'_>, guard: &mut Guard, signals: &mut Signals) -> Result<()> {
+fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) -> Result<()> {
     let how = Preparation {
         freeze: work.freeze,
         timeout: work.options.freeze_timeout,

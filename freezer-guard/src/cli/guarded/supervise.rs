@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, interval, sleep_until},
 };
 
-use super::{Hold, Options, Signals, Work, options::OnViolation};
+use super::{ActiveGuard, GuardedCommand, Options, Signals, options::OnViolation};
 use crate::cli::say::say;
 
 /// How long a process may take to end after a polite signal.
@@ -27,8 +27,8 @@ const CHECK: Duration = Duration::from_secs(1);
 
 /// Waits for COMMAND; passes signals on, prints refusals, minds the time.
 pub(super) async fn supervise(
-    work: &mut Work<'_>,
-    hold: &mut Hold,
+    work: &mut GuardedCommand<'_>,
+    hold: &mut ActiveGuard,
     mut reader: Option<Reader>,
     child: &mut Child,
     signals: &mut Signals,

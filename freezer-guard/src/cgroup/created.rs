@@ -12,9 +12,9 @@ use super::Error;
 /// Cgroups that were made, and that go again with this unless they are kept. Those that
 /// have come to hold tasks stay.
 #[derive(Debug, Default)]
-pub struct New(Vec<PathBuf>);
+pub struct CreatedCgroups(Vec<PathBuf>);
 
-impl New {
+impl CreatedCgroups {
     /// Makes the cgroup with this path, and those above it, as far as they are missing.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl New {
     }
 }
 
-impl Drop for New {
+impl Drop for CreatedCgroups {
     fn drop(&mut self) {
         for path in mem::take(&mut self.0).iter().rev() {
             // It may have tasks. Empty, it does no harm.
