@@ -54,7 +54,7 @@ use crate::{
     sys,
 };
 use entries::holder_pids;
-use freezer::settle;
+use freezer::wait_quiescent;
 use freezing::Freezers;
 use lineage::Lineage;
 use loading::ensure_loaded;
@@ -146,8 +146,8 @@ impl Guard {
             owner_uid: wanted.owner.unwrap_or_default().into(),
             ..GuardEntry::default()
         };
-        let settle = || self.cgroups().for_each(settle);
-        claim(&self.maps, self.id, entry, &self.lineages, settle)
+        let wait_quiescent = || self.cgroups().for_each(wait_quiescent);
+        claim(&self.maps, self.id, entry, &self.lineages, wait_quiescent)
     }
 
     /// Hands the guard over to a process as it is now, with its threads, its
@@ -199,7 +199,7 @@ impl Guard {
     /// When somebody has ended the guard.
     pub fn before(&self) -> Result<Before, Error> {
         // What was under way comes to its end, and is counted.
-        self.cgroups().for_each(settle);
+        self.cgroups().for_each(wait_quiescent);
         Ok(Before(self.entry()?.disturbances))
     }
 
@@ -338,7 +338,7 @@ impl Guard {
             return Ok(None);
         };
         // The kernel side counts a write a moment after it, and this one has to count.
-        self.cgroups().for_each(settle);
+        self.cgroups().for_each(wait_quiescent);
         let end = release(&maps, self.id, Marks::own(&self.lineages), restored.is_ok())?;
         detach_idle(&lock, &maps)?;
         match (end, restored) {

@@ -159,7 +159,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         guard: done.guard,
     };
     let written = evidence.write(images.folder());
-    let place = images.settle(verdict)?;
+    let place = images.publish(verdict)?;
     tell(args, &evidence, &place, done.status);
     // Without it nobody restores by accident what may not be good.
     written?;

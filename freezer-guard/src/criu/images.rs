@@ -20,7 +20,7 @@ pub struct Images {
     place: PathBuf,
     folder: PathBuf,
     spent: Option<PathBuf>,
-    settled: bool,
+    published: bool,
 }
 
 impl Images {
@@ -57,7 +57,7 @@ impl Images {
             place,
             folder,
             spent: None,
-            settled: false,
+            published: false,
         })
     }
 
@@ -119,8 +119,8 @@ impl Images {
     /// # Errors
     /// When they cannot be written or the place was taken meanwhile: then they are
     /// where the error says.
-    pub fn settle(mut self, verdict: Verdict) -> Result<PathBuf, Error> {
-        self.settled = true;
+    pub fn publish(mut self, verdict: Verdict) -> Result<PathBuf, Error> {
+        self.published = true;
         if !verdict.is_usable() {
             return self.set_aside(verdict);
         }
@@ -141,7 +141,7 @@ impl Images {
     }
 
     fn give_up(&mut self) -> Result<Option<PathBuf>, Error> {
-        self.settled = true;
+        self.published = true;
         if fs::remove_dir(&self.folder).is_err() {
             return self.set_aside(Verdict::Failed).map(Some);
         }
@@ -162,7 +162,7 @@ impl Images {
 
 impl Drop for Images {
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.published {
             // On the way out of an error, which is what gets reported.
             let _ = self.give_up();
         }
@@ -256,7 +256,7 @@ mod tests {
         let dump = |verdict| {
             let images = Images::create(&place).expect("a folder for images");
             fs::write(images.folder().join("core-1.img"), "x").expect("an image");
-            images.settle(verdict).expect("a name")
+            images.publish(verdict).expect("a name")
         };
         for number in ["", ".2"] {
             let name = |kind| format!("image.{kind}{number}");
@@ -278,7 +278,7 @@ mod tests {
         fs::create_dir(&place).expect("another folder");
         fs::write(place.join("other"), "x").expect("another's file");
         images
-            .settle(Verdict::Good)
+            .publish(Verdict::Good)
             .expect_err("its place is taken");
         assert!(folder.exists() && place.join("other").exists());
     }
@@ -302,7 +302,7 @@ mod tests {
         used.refer_to(&parent, 1)
             .expect("CRIU did not begin before");
         fs::write(used.folder().join("dump.log"), "").expect("a log");
-        used.settle(Verdict::Failed).expect("a name");
+        used.publish(Verdict::Failed).expect("a name");
         assert!(matches!(begin().refer_to(&parent, 1), Err(Error::Spent(_))));
     }
 
@@ -316,7 +316,7 @@ mod tests {
         fs::create_dir(&place).expect("an empty folder");
         let images = Images::create(&link).expect("a folder for images");
         assert_eq!(
-            images.settle(Verdict::Good).expect("its place"),
+            images.publish(Verdict::Good).expect("its place"),
             place.canonicalize().expect("it is there")
         );
     }
@@ -327,7 +327,7 @@ mod tests {
         let place = dir.path().join("image");
         fs::create_dir(&place).expect("an empty folder");
         let images = Images::create(&place).expect("a folder for images");
-        images.settle(Verdict::Good).expect("its place");
+        images.publish(Verdict::Good).expect("its place");
         drop(Images::create(&place).expect("still empty"));
         assert_eq!(fs::read_dir(dir.path()).expect("its entries").count(), 1);
     }

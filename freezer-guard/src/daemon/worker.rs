@@ -62,7 +62,7 @@ struct Worker {
     /// Guards that have ended whose targets are frozen still: another guard holds them.
     frozen: BTreeSet<GuardId>,
     /// Whether more may be attached than is needed.
-    unsettled: bool,
+    is_too_much_attached: bool,
 }
 
 /// Does one job after the other.
@@ -71,7 +71,7 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
         daemon,
         known: BTreeMap::new(),
         frozen: BTreeSet::new(),
-        unsettled: false,
+        is_too_much_attached: false,
     };
     let mut next = None;
     loop {
@@ -106,7 +106,7 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
             }
             Ok(Some(job)) => worker.work(job).await,
             Ok(None) => return,
-            Err(_) => worker.settle().await,
+            Err(_) => worker.detach_idle().await,
         };
         if let Err(error) = done {
             error!("{error:#}");
@@ -150,7 +150,7 @@ impl Worker {
     }
 
     async fn begun(&mut self, ids: Vec<GuardId>) -> Result<()> {
-        self.unsettled = true;
+        self.is_too_much_attached = true;
         // For every one of their targets, as there may be more than before.
         for (id, begun) in blocking(move || automatic::arm(&ids)).await? {
             self.has_begun(id, begun);
@@ -225,7 +225,7 @@ impl Worker {
     }
 
     async fn ended(&mut self) -> Result<()> {
-        self.unsettled = true;
+        self.is_too_much_attached = true;
         let ended = blocking(automatic::take_ended).await?;
         let any = !ended.is_empty();
         for Ended {
@@ -266,10 +266,13 @@ impl Worker {
     }
 
     /// With a guard in force nothing that is attached is too much.
-    async fn settle(&mut self) -> Result<()> {
-        if self.unsettled && self.daemon.ready.get() && !blocking(guard::is_any_in_force).await? {
+    async fn detach_idle(&mut self) -> Result<()> {
+        if self.is_too_much_attached
+            && self.daemon.ready.get()
+            && !blocking(guard::is_any_in_force).await?
+        {
             self.daemon.watch().await?;
-            self.unsettled = false;
+            self.is_too_much_attached = false;
             self.known.clear();
             self.daemon.logged.borrow_mut().clear();
         }

@@ -69,7 +69,7 @@ pub fn watch(
         }
     };
     maps.set_automatic(template)?;
-    settle(&lock, &maps, automatic.is_some())?;
+    sweep_and_detach(&lock, &maps, automatic.is_some())?;
     Ok(reasons)
 }
 
@@ -93,12 +93,12 @@ pub fn unwatch() -> Result<(), Error> {
     reconcile(&maps)?;
     // A daemon that comes back finds the candidates.
     let has_candidates = maps.guards.find(&|_, _| true)?.is_some();
-    settle(&lock, &maps, has_candidates)
+    sweep_and_detach(&lock, &maps, has_candidates)
 }
 
 /// Removes what has ended, and detaches what no guard needs, nor the watch if
 /// there is to be one.
-fn settle(lock: &Locked, store: &dyn GuardStore, watch: bool) -> Result<(), Error> {
+fn sweep_and_detach(lock: &Locked, store: &dyn GuardStore, watch: bool) -> Result<(), Error> {
     sweep(store)?;
     Ok(lock.detach_unneeded(hierarchies_in_use(store)?, watch)?)
 }

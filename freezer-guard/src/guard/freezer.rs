@@ -36,7 +36,7 @@ impl Freezer for Cgroup {
 /// pid is written to `cgroup.procs` (`cgroup_kn_lock_live`, then EINVAL), and v1's state is
 /// read (`freezer_read`). For a pid that no task has the kernel would stop every fork of the
 /// host and wait for an RCU grace period (`cgroup_threadgroup_rwsem`).
-pub(super) fn settle(cgroup: &Cgroup) {
+pub(super) fn wait_quiescent(cgroup: &Cgroup) {
     /// No `int`, but for the BPF programs a number that no task has: what they cannot parse
     /// they refuse where somebody else guards.
     const NOBODY: &str = "2147483648";

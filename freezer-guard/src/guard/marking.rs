@@ -29,7 +29,7 @@ pub(super) fn clear_the_way(
     Ok(())
 }
 
-/// Begins the guard, with the calling thread as its holder, and marks its targets. `settle`
+/// Begins the guard, with the calling thread as its holder, and marks its targets. `wait_quiescent`
 /// returns when what the kernel side was at has come to its end. When this fails nothing of
 /// the guard is left.
 pub(super) fn claim(
@@ -37,7 +37,7 @@ pub(super) fn claim(
     id: GuardId,
     entry: GuardEntry,
     targets: &[Lineage],
-    settle: impl FnOnce(),
+    wait_quiescent: impl FnOnce(),
 ) -> Result<(), Error> {
     // Enrolled before it is marked: from here on the guard ends with its holder
     // at the latest.
@@ -46,7 +46,7 @@ pub(super) fn claim(
         Answer::OtherGuard => return Err(Error::Nested),
         _ => return Err(kernel::Error::Full("GUARDS").into()),
     }
-    let marked = mark(store, id, targets, settle);
+    let marked = mark(store, id, targets, wait_quiescent);
     if marked.is_err() {
         release(store, id, Marks::own(targets), true)?;
     }
@@ -58,7 +58,7 @@ fn mark(
     store: &dyn GuardStore,
     id: GuardId,
     targets: &[Lineage],
-    settle: impl FnOnce(),
+    wait_quiescent: impl FnOnce(),
 ) -> Result<(), Error> {
     for target in targets {
         mark_target(store, target, id)?;
@@ -66,7 +66,7 @@ fn mark(
     }
     // The kernel side marks what a checkpointer writes, and waits for no lock of
     // ours: it may be in the way by now.
-    settle();
+    wait_quiescent();
     refuse_guarded(store, targets, Some(id))?;
     for target in targets {
         store.tell_marked(id, target.key)?;

@@ -7,7 +7,7 @@ use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId};
 use super::{
     Error,
     entries::targets,
-    freezer::{Freezer, settle},
+    freezer::{Freezer, wait_quiescent},
     store::GuardStore,
 };
 use crate::cgroup::{self, Cgroup};
@@ -80,7 +80,7 @@ pub(super) fn restore_targets(store: &dyn GuardStore, id: GuardId) -> Result<(),
     store.join(id)?;
     let (_, restored) = restore(targets.iter().map(|target| (target, found)));
     // The kernel side counts a write a moment after it, and this one has to count.
-    targets.iter().for_each(settle);
+    targets.iter().for_each(wait_quiescent);
     store.leave(id)?;
     restored
 }
