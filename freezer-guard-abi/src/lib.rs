@@ -17,6 +17,7 @@
 pub mod control;
 mod decision;
 mod fields;
+mod log;
 mod naming;
 mod record;
 
@@ -25,6 +26,7 @@ pub use decision::{
     acts_downwards, moves_one_thread, name_words, protection_of, protects_from,
 };
 pub use fields::KernelOffsets;
+pub use log::LogLine;
 pub use naming::NoSuchName;
 pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, Unguarded};
 

@@ -48,6 +48,22 @@ impl Act {
         Self::Permit,
     ];
 
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
+            Self::Enter => "enter",
+            Self::Leave => "leave",
+            Self::Move => "move",
+            Self::Signal => "signal",
+            Self::Trace => "trace",
+            Self::WriteMemory => "write memory",
+            Self::Permit => "permit",
+        }
+    }
+
     /// The protection it runs into.
     #[inline(always)]
     pub const fn protection(self, detail: u32) -> Protection {

@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::HashMap,
 };
 use freezer_guard_abi::{
-    Act, CgroupKey, Event, EventKind, GuardEntry, GuardId, Intruder, IntruderKey, MAX_READERS,
-    Protection,
+    Act, CgroupKey, Event, EventKind, GuardEntry, GuardId, Intruder, IntruderKey, LogLine,
+    MAX_READERS, Protection,
 };
 
 use crate::{
@@ -60,13 +60,9 @@ impl Access {
 #[inline(always)]
 pub(crate) fn refused(id: GuardId, access: &Access) {
     // Not in `record`: its frame is large enough.
-    log::refused(
-        id,
-        bpf_get_current_pid_tgid() >> 32,
-        access.act.into(),
-        access.cgroup.hierarchy_id.into(),
-        access.cgroup.kernfs_id,
-    );
+    let about = u64::from(access.act) << 32 | u64::from(access.cgroup.hierarchy_id);
+    let pid = bpf_get_current_pid_tgid() >> 32;
+    log::write(LogLine::Refused, [id, pid, about, access.cgroup.kernfs_id]);
     record(id, EventKind::Denial as u64, access);
 }
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_boot_ns,
 };
 use freezer_guard_abi::{
-    AUTOMATIC, AncestorKey, CgroupKey, EventKind, GuardEntry, GuardId, MAX_DEPTH_BY_USER,
+    AUTOMATIC, AncestorKey, CgroupKey, EventKind, GuardEntry, GuardId, LogLine, MAX_DEPTH_BY_USER,
     TaskPointer, Unguarded,
 };
 
@@ -75,14 +75,14 @@ pub(crate) fn executed(bprm: Pointer) {
         )
     };
     if uid != 0 {
-        return log::wrong_owner(pid, uid.into());
+        return log::write(LogLine::WrongOwner, [pid, uid.into(), 0, 0]);
     }
     if mode & FILE_TYPE != REGULAR || mode & WRITABLE_BY_OTHERS != 0 {
-        return log::wrong_mode(pid, mode.into());
+        return log::write(LogLine::WrongMode, [pid, mode.into(), 0, 0]);
     }
     // Who can mount a file system says who owns its files.
     if flags & MNT_NOSUID != 0 || level != 0 {
-        return log::wrong_mount(pid);
+        return log::write(LogLine::WrongMount, [pid, 0, 0, 0]);
     }
     // Who belongs to a holder is guarded already.
     if membership::of_current().is_some() {
@@ -94,7 +94,8 @@ pub(crate) fn executed(bprm: Pointer) {
     // A file proves nothing: `LD_PRELOAD` and ptrace make anything of a process. Only
     // credentials do.
     if !owner.is_checkpointer() && template.flags & GuardEntry::BY_USER == 0 {
-        return log::wrong_credentials(pid, owner.uid.into());
+        let uid = owner.uid.into();
+        return log::write(LogLine::WrongCredentials, [pid, uid, 0, 0]);
     }
     let leader = kernel::current() as TaskPointer;
     // SAFETY: no preconditions.
@@ -267,6 +268,10 @@ extern "C" fn mark_parent(
 
 #[inline(always)]
 fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
-    log::claim(id, cgroup, matches!(why, Unguarded::Busy));
+    let line = match why {
+        Unguarded::Busy => LogLine::ClaimIsBusy,
+        Unguarded::Full => LogLine::ClaimIsFull,
+    };
+    log::write_of(line, id, cgroup);
     audit::emit_why(id, EventKind::Unguarded, cgroup, why as u32);
 }

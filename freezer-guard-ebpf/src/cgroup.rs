@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use freezer_guard_abi::{
-    Act, PROTECTED_FILES, Protection, acts_downwards, name_words, protection_of,
+    Act, LogLine, PROTECTED_FILES, Protection, acts_downwards, name_words, protection_of,
 };
 
 use crate::{
@@ -115,7 +115,7 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
             let is_refused = lookup::too_deep_for_current();
             if is_refused {
                 let pid = kernel::tgid(kernel::current()).into();
-                log::too_deep(pid, written.hierarchy_id.into(), written.kernfs_id);
+                log::write_of(LogLine::TooDeep, pid, written);
             }
             return is_refused.into();
         }

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, seq_file},
     helpers::generated::bpf_seq_write,
 };
-use freezer_guard_abi::{GuardEntry, GuardId, MAX_MEMBERS_BY_USER, Member, TaskPointer};
+use freezer_guard_abi::{GuardEntry, GuardId, LogLine, MAX_MEMBERS_BY_USER, Member, TaskPointer};
 
 use crate::{
     entry::Entry,
@@ -62,7 +62,8 @@ pub(crate) fn join(task: TaskPointer, id: GuardId) -> i32 {
     let by_user = entry.flags() & GuardEntry::BY_USER != 0;
     let is_full = by_user && entry.members() >= u64::from(MAX_MEMBERS_BY_USER);
     if is_full || MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
-        log::no_room(id, kernel::tgid(kernel::current()).into());
+        let pid = kernel::tgid(kernel::current()).into();
+        log::write(LogLine::NoRoom, [id, pid, 0, 0]);
         return -EAGAIN;
     }
     entry.add_member();

@@ -6,7 +6,7 @@
 //! both.
 
 use freezer_guard_abi::{
-    Act, CgroupKey, GuardId, Protection, Stage, TaskPointer, moves_one_thread,
+    Act, CgroupKey, GuardId, LogLine, Protection, Stage, TaskPointer, moves_one_thread,
 };
 
 use crate::{
@@ -170,7 +170,7 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
     if task == pid::UNKNOWN {
         // It may be any task: that must not let one of a target through.
         let pid = kernel::tgid(kernel::current()).into();
-        log::unread_text(pid, written.hierarchy_id.into(), written.kernfs_id);
+        log::write_of(LogLine::UnreadText, pid, written);
         let mut access = Access::new(Act::Write, Protection::Migrate, written);
         access.detail = file;
         audit::refused(any, &access);

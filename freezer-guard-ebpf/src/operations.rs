@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write};
 use freezer_guard_abi::{
-    ASKED_FOR, CgroupKey, ENROLLED, EventKind, GuardEntry, GuardId, NO_ROOM, TaskPointer,
+    ASKED_FOR, CgroupKey, ENROLLED, EventKind, GuardEntry, GuardId, LogLine, NO_ROOM, TaskPointer,
     control::{Answer, MORE, Operation},
 };
 
@@ -114,7 +114,7 @@ fn enter(entry: Entry, id: GuardId, before: [u64; MORE]) -> Answer {
     for (protection, before) in before.into_iter().enumerate() {
         let now = entry.disturbances(protection);
         if now != before {
-            log::disturbed(id, protection as u64, before, now);
+            log::write(LogLine::Disturbed, [id, protection as u64, before, now]);
             entry.set_checkpointing(0);
             return Answer::Disturbed;
         }

@@ -13,6 +13,7 @@ mod incident;
 mod level;
 mod lineage;
 mod loading;
+mod log;
 mod marking;
 mod marks;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use error::{Error, Shortfall, chain};
 pub use happening::{Chronicle, Happening, What};
 pub use incident::{Incident, Outcome, path, unguarded, wall_clock};
 pub use level::Requirements;
+pub use log::sentence;
 pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};

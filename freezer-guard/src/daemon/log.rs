@@ -2,7 +2,7 @@
 
 use std::{env, fs, io::IsTerminal as _, os::unix::fs::MetadataExt as _};
 
-use freezer_guard::kernel::Line;
+use freezer_guard::{guard::sentence, kernel::Line};
 use freezer_guard_abi::LogLevel;
 use tracing::{debug, error, info, trace, warn};
 use tracing_subscriber::{
@@ -16,8 +16,8 @@ const KERNEL: &str = "freezer_guard_kernel";
 
 /// Writes a line of the kernel side.
 pub(super) fn kernel(line: &Line) {
-    let text = &line.text;
-    match line.level {
+    let (level, text) = sentence(line);
+    match level {
         LogLevel::Off | LogLevel::Error => error!(target: KERNEL, kind = "kernel", "{text}"),
         LogLevel::Warn => warn!(target: KERNEL, kind = "kernel", "{text}"),
         LogLevel::Info => info!(target: KERNEL, kind = "kernel", "{text}"),

@@ -7,18 +7,18 @@
 use std::path::Path;
 
 use aya::maps::{Map, MapData, RingBuf};
-use aya_log_common::{ArgumentKind, LogValueLength, RecordFieldKind};
-use freezer_guard_abi::{LogLevel, names};
+use aya_log_common::{ArgumentKind, LogValueLength};
+use freezer_guard_abi::{LogLine, names};
 
 use super::{Error, maps::open, prerequisites::PIN_DIR};
 
-/// A line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A line, and its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Line {
-    /// How much it matters.
-    pub level: LogLevel,
-    /// What it says, without control characters.
-    pub text: String,
+    /// What it says; `None`: what another version says.
+    pub line: Option<LogLine>,
+    /// About what.
+    pub numbers: [u64; 4],
 }
 
 /// The lines that the kernel side writes.
@@ -40,48 +40,34 @@ impl KernelLog {
     /// The next line, if there is one.
     pub fn next_line(&mut self) -> Option<Line> {
         let record = self.0.next()?;
-        Some(line(&record).unwrap_or_else(|| Line {
-            level: LogLevel::Warn,
-            text: "a line that this version cannot read".to_owned(),
-        }))
+        Some(line(&record).unwrap_or(UNKNOWN))
     }
 }
+
+const UNKNOWN: Line = Line {
+    line: None,
+    numbers: [0; 4],
+};
 
 /// The line in a record: its length, fields and arguments, each with a tag and a length.
 fn line(record: &[u8]) -> Option<Line> {
     let (length, _) = length(record)?;
     let mut rest = record.get(size_of::<LogValueLength>()..length)?;
-    let (mut level, mut arguments) = (None, None);
-    while arguments.is_none() {
+    let mut numbers = Vec::new();
+    while !rest.is_empty() {
         let (tag, value, after) = field(rest)?;
         rest = after;
-        if tag == u8::from(RecordFieldKind::Level) {
-            level = LogLevel::ALL.get(usize::from(*value.first()?)).copied();
-        } else if tag == u8::from(RecordFieldKind::NumArgs) {
-            arguments = Some(u32::from_ne_bytes(value.try_into().ok()?));
+        // Each number comes after a hint of how to show it. No field of the header has a tag
+        // as high as theirs.
+        if tag == u8::from(ArgumentKind::U64) {
+            numbers.push(u64::from_ne_bytes(value.try_into().ok()?));
         }
     }
-    let (mut text, mut is_hex) = (String::new(), false);
-    for _ in 0..arguments? {
-        let (tag, value, after) = field(rest)?;
-        rest = after;
-        if tag == u8::from(ArgumentKind::DisplayHint) {
-            is_hex = *value.first()? == u8::from(aya_log_common::DisplayHint::LowerHex);
-        } else if tag == u8::from(ArgumentKind::Str) {
-            text += &crate::words::escaped(std::str::from_utf8(value).ok()?);
-        } else if tag == u8::from(ArgumentKind::U64) {
-            let number = u64::from_ne_bytes(value.try_into().ok()?);
-            text += &match std::mem::take(&mut is_hex) {
-                true => format!("{number:x}"),
-                false => number.to_string(),
-            };
-        } else {
-            return None;
-        }
-    }
+    let [line, numbers @ ..]: [u64; 5] = numbers.try_into().ok()?;
+    let line = LogLine::ALL.get(usize::try_from(line).ok()?);
     Some(Line {
-        level: level?,
-        text,
+        line: line.copied(),
+        numbers,
     })
 }
 
@@ -101,7 +87,7 @@ fn field(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use aya_log_common::{Argument, Field, Header, Level};
+    use aya_log_common::{Argument, Field, Header, Level, RecordFieldKind};
     use proptest::prelude::*;
 
     use super::*;
@@ -134,28 +120,27 @@ mod tests {
         written
     }
 
-    #[test]
-    fn a_line_is_read_as_it_was_written() {
-        let record = written(
-            Level::Debug,
-            &[
-                argument("pid "),
-                argument(12_u64),
-                argument(", mode "),
-                argument(aya_log_common::DisplayHint::LowerHex),
-                argument(0x81ff_u64),
-            ],
-        );
-        let line = line(&record).expect("it is whole");
-        assert_eq!(line.level, LogLevel::Debug);
-        assert_eq!(line.text, "pid 12, mode 81ff");
+    fn numbers(numbers: [u64; 5]) -> Vec<u8> {
+        let hint = argument(aya_log_common::DisplayHint::Default);
+        let arguments = numbers.map(|number| [hint.clone(), argument(number)].concat());
+        written(Level::Error, &arguments)
     }
 
     #[test]
-    fn control_characters_are_shown() {
-        let record = written(Level::Warn, &[argument("a\x1b[2Jb\n")]);
-        let text = line(&record).expect("it is whole").text;
-        assert!(!text.chars().any(char::is_control), "{text:?}");
+    fn a_line_of_another_version_is_one() {
+        let found = line(&numbers([99, 1, 2, 3, 4])).expect("it is whole");
+        assert_eq!((found.line, found.numbers), (None, [1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn no_header_field_is_taken_for_a_number() {
+        let fields = [RecordFieldKind::Target, RecordFieldKind::NumArgs];
+        assert!(
+            fields
+                .map(u8::from)
+                .into_iter()
+                .all(|tag| tag < u8::from(ArgumentKind::U64))
+        );
     }
 
     proptest! {
@@ -165,8 +150,15 @@ mod tests {
         }
 
         #[test]
+        fn a_line_is_read_as_it_was_written(number in 0..LogLine::ALL.len(), four: [u64; 4]) {
+            let [a, b, c, d] = four;
+            let found = line(&numbers([number as u64, a, b, c, d])).expect("it is whole");
+            prop_assert_eq!(found, Line { line: Some(LogLine::ALL[number]), numbers: four });
+        }
+
+        #[test]
         fn no_part_of_a_record_makes_us_panic(end in 0..120_usize, number: u64) {
-            let record = written(Level::Info, &[argument("guard "), argument(number)]);
+            let record = numbers([number; 5]);
             let _ = line(&record[..end.min(record.len())]);
         }
     }

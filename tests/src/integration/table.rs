@@ -78,7 +78,7 @@ const fn part(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, fs, path::Path};
 
     use super::PARTS;
 
@@ -99,6 +99,40 @@ mod tests {
             .collect();
         let modules: BTreeSet<_> = PARTS.iter().map(|part| part.module).collect();
         assert_eq!(named, modules);
+    }
+
+    /// Behind each invariant: `module`, or `module::test`.
+    #[test]
+    fn architecture_names_tests_that_there_are() {
+        let text = include_str!("../../../ARCHITECTURE.md");
+        let (_, invariants) = text
+            .split_once("## Invariants")
+            .expect("ARCHITECTURE.md has invariants");
+        let modules: BTreeSet<_> = PARTS.iter().map(|part| part.module).collect();
+        let mut found = 0;
+        for quoted in invariants.split('`').skip(1).step_by(2) {
+            let (module, test) = quoted.split_once("::").unwrap_or((quoted, ""));
+            if modules.contains(module) {
+                found += 1;
+                let named = test.is_empty() || source(module).contains(&format!("\"{test}\""));
+                assert!(named, "there is no test {quoted}");
+            } else {
+                let is_word = test.is_empty() && !quoted.contains("::");
+                assert!(is_word, "there is no module of the test {quoted}");
+            }
+        }
+        assert!(found > 20, "{found}");
+    }
+
+    /// All that the files of a module say.
+    fn source(module: &str) -> String {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/integration");
+        let below = fs::read_dir(here.join(module)).into_iter().flatten();
+        let below = below.flatten().map(|entry| entry.path());
+        let files = below.chain([here.join(format!("{module}.rs"))]);
+        files
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .collect()
     }
 
     #[test]
