@@ -20,6 +20,8 @@ mod run;
 mod say;
 mod status;
 mod target;
+#[cfg(test)]
+mod tests;
 mod unload;
 mod verify;
 

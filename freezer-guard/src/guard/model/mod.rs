@@ -11,6 +11,7 @@
 //! and attaches programs. The kernel's side is `world`, written by hand from the BPF programs:
 //! that these do the same is for the tests in guests to show.
 
+mod cases;
 mod holder;
 mod machine;
 mod memory;

@@ -1,0 +1,134 @@
+//! What a user may type, and which code an error has.
+
+use clap::{CommandFactory as _, Parser as _};
+use freezer_guard::{Kind, cgroup, guard, kernel};
+
+use super::{
+    Cli,
+    exit::{BUSY, Code, INTERNAL, NO_PERMISSION, UNAVAILABLE, USAGE, VIOLATED},
+    failure,
+};
+
+fn parses(line: &str) -> bool {
+    Cli::try_parse_from(line.split(' ')).is_ok()
+}
+
+/// Declares a test for each line: whether it is taken.
+macro_rules! lines {
+    ($($name:ident: $verdict:literal $line:literal,)+) => {
+        $(
+            #[test]
+            fn $name() {
+                assert_eq!(parses($line), $verdict, "{}", $line);
+            }
+        )+
+    };
+}
+
+lines! {
+    run_takes_a_cgroup: true "freezer-guard run --cgroup /x -- true",
+    run_takes_several_cgroups: true "freezer-guard run --cgroup /x --cgroup /y -- true",
+    run_takes_a_pid: true "freezer-guard run --pid 12 -- true",
+    run_wants_something_to_guard: false "freezer-guard run -- true",
+    run_wants_a_command: false "freezer-guard run --cgroup /x",
+    run_takes_no_command_without_dashes: false "freezer-guard run --cgroup /x true",
+    run_freezes_and_thaws: true "freezer-guard run --freeze --thaw --cgroup /x -- true",
+    run_takes_times_with_units: true "freezer-guard run --timeout 5m --freeze-timeout 1s --cgroup /x -- true",
+    run_takes_no_time_without_a_unit: false "freezer-guard run --timeout 5 --cgroup /x -- true",
+    run_lifts_protections: true "freezer-guard run --allow kill --allow ptrace --cgroup /x -- true",
+    run_lifts_no_other: false "freezer-guard run --allow thaw --cgroup /x -- true",
+    run_takes_levels: true "freezer-guard run --level detect --require detect --cgroup /x -- true",
+    run_takes_no_other_level: false "freezer-guard run --require most --cgroup /x -- true",
+    run_takes_a_policy: true "freezer-guard run --on-violation kill --cgroup /x -- true",
+    run_is_not_quiet_and_verbose: false "freezer-guard run -q -v --cgroup /x -- true",
+    checkpoint_takes_one_target: true "freezer-guard checkpoint -t 12 -D /d",
+    checkpoint_takes_a_unit: true "freezer-guard checkpoint --unit foo.service -D /d",
+    checkpoint_takes_no_two_targets: false "freezer-guard checkpoint -t 12 --cgroup /x -D /d",
+    checkpoint_wants_a_target: false "freezer-guard checkpoint -D /d",
+    checkpoint_wants_images: false "freezer-guard checkpoint -t 12",
+    a_pre_dump_leaves_the_tree_running_anyway: false "freezer-guard checkpoint -t 12 -D /d --pre-dump -R",
+    restore_takes_images: true "freezer-guard restore -D /d",
+    restore_wants_images: false "freezer-guard restore",
+    status_takes_a_path: true "freezer-guard status /x",
+    status_of_the_last_takes_no_path: false "freezer-guard status --last /x",
+    events_follow: true "freezer-guard events -f --json",
+    end_takes_an_id: true "freezer-guard end --force --guard 12",
+    end_takes_all: true "freezer-guard end --all --force",
+    end_wants_something: false "freezer-guard end --force",
+    end_takes_no_two: false "freezer-guard end --force --all --guard 12",
+    doctor_is_not_json_and_verbose: false "freezer-guard doctor --json --verbose",
+    verify_wants_a_pid: false "freezer-guard verify --cgroup /x",
+    daemon_takes_a_log_level: true "freezer-guard daemon --kernel-log debug",
+    daemon_takes_no_other_log_level: false "freezer-guard daemon --kernel-log loud",
+    nothing_is_no_command: false "freezer-guard",
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+fn code(error: impl std::error::Error + Send + Sync + 'static) -> Code {
+    failure::code(&anyhow::Error::new(error))
+}
+
+fn io(kind: std::io::ErrorKind) -> cgroup::Error {
+    cgroup::Error::Io {
+        operation: "open",
+        path: "/x".into(),
+        source: kind.into(),
+    }
+}
+
+#[test]
+fn a_wrong_path_is_wrong_usage() {
+    assert_eq!(code(io(std::io::ErrorKind::NotFound)), USAGE);
+    assert_eq!(code(cgroup::Error::NotACgroup("/x".into())), USAGE);
+}
+
+#[test]
+fn a_refused_write_is_busy() {
+    assert_eq!(code(io(std::io::ErrorKind::ResourceBusy)), BUSY);
+}
+
+#[test]
+fn a_forbidden_path_is_a_matter_of_permission() {
+    assert_eq!(
+        code(io(std::io::ErrorKind::PermissionDenied)),
+        NO_PERMISSION
+    );
+}
+
+#[test]
+fn another_guard_is_busy_also_below_other_causes() {
+    let error = guard::Error::Kernel(kernel::Error::Full("GUARDS"));
+    let error = anyhow::Error::new(error).context("begin");
+    assert_eq!(failure::code(&error), BUSY);
+}
+
+#[test]
+fn a_guard_that_was_ended_is_violated() {
+    assert_eq!(code(guard::Error::WasGone("/x".into())), VIOLATED);
+}
+
+#[test]
+fn what_the_kernel_cannot_do_is_unavailable() {
+    assert_eq!(code(kernel::Error::LockedDown), UNAVAILABLE);
+    assert_eq!(code(guard::Error::PidNamespace), UNAVAILABLE);
+}
+
+#[test]
+fn an_unknown_error_is_internal() {
+    assert_eq!(code(std::fmt::Error), INTERNAL);
+}
+
+#[test]
+fn a_load_that_is_forbidden_is_a_matter_of_permission() {
+    let error = |errno| kernel::Error::Load {
+        program: "x",
+        source: std::io::Error::from_raw_os_error(errno),
+        log: String::new(),
+    };
+    assert_eq!(error(libc::EPERM).kind(), Kind::Permission);
+    assert_eq!(error(libc::EINVAL).kind(), Kind::Unsupported);
+}
