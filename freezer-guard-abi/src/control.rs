@@ -1,4 +1,5 @@
-//! What the program [`control`](crate::names::CONTROL) does for the thread that runs it.
+//! The operations of the program [`control`](crate::names::CONTROL), which acts on the thread
+//! that runs it.
 //!
 //! Its arguments are words: an [`Operation`], the guard's id, and [`MORE`] further ones.
 

@@ -168,8 +168,8 @@ pub enum Actor {
     /// A task of the target itself. It runs, so no checkpointer has stopped it: the
     /// checkpoint is over and its tasks go on, or it was never part of it.
     Own = 2,
-    /// A task of the target that is ending: what follows from its end, such as the end of the
-    /// others in its pid namespace, follows from what ended it.
+    /// A task of the target that is exiting. The consequences of its exit, such as the end of
+    /// its pid namespace, belong to the cause of the exit.
     Dying = 3,
     /// Any other task.
     Outsider = 4,
@@ -225,12 +225,12 @@ pub enum Stage {
     Done,
 }
 
-/// What an actor does, or asks to do.
+/// An access that an actor asks for, or has made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Action {
     /// The protection that it runs into.
     pub protection: Protection,
-    /// What it is done to.
+    /// The object.
     pub object: Object,
     /// Whether it can still be refused.
     pub stage: Stage,
@@ -239,8 +239,8 @@ pub struct Action {
 /// **The decision**: returns whether a guard protects its target from an action. Every hook that refuses asks
 /// it, and so does every tripwire that counts.
 ///
-/// A guard gives nobody a power over his superiors: what they ask for they get, and then it
-/// counts. No holder is ever protected from signals: so a guard lasts no longer than its
+/// A guard gives its owner no power over his superiors: they are refused nothing, and their
+/// accesses count. No holder is ever protected from signals: so a guard lasts no longer than its
 /// holder, and its holder no longer than without freezer-guard. When the checkpointer has let
 /// go of a container's tasks, the guard leaves them alone among themselves.
 #[inline(always)]

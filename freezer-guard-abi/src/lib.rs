@@ -168,13 +168,13 @@ pub enum LogLevel {
     /// Nothing.
     #[default]
     Off = 0,
-    /// What must not be.
+    /// Faults.
     Error = 1,
-    /// What somebody should look at, such as a checkpoint without a guard.
+    /// Events that an administrator should look at, such as a checkpoint without a guard.
     Warn = 2,
-    /// What was done otherwise than asked for.
+    /// Operations that ended otherwise than asked for.
     Info = 3,
-    /// Why something was not done.
+    /// Reasons why nothing was done.
     Debug = 4,
     /// Every refusal.
     Trace = 5,

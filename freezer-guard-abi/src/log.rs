@@ -1,4 +1,4 @@
-//! What the BPF programs can tell of why they do what they do.
+//! The lines of the BPF programs' log: they give the reasons for their decisions.
 //!
 //! They write a line as its number and four more: so one small function serves all lines, and
 //! no program carries the text of any. User space has the words.

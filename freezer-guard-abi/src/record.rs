@@ -140,6 +140,34 @@ pub enum Unguarded {
     Full = 1,
 }
 
+impl Event {
+    /// Returns the key under which its actor is recorded.
+    #[inline(always)]
+    pub const fn key(&self) -> IntruderKey {
+        IntruderKey {
+            guard: self.guard,
+            pid: self.pid,
+            act: self.act,
+            detail: self.detail,
+            checkpointing: self.checkpointing,
+        }
+    }
+
+    /// Returns the record of its actor after so many accesses, of which this is the first.
+    #[inline(always)]
+    pub const fn intruder(&self, count: u64) -> Intruder {
+        Intruder {
+            count,
+            first_ns: self.time_ns,
+            last_ns: self.time_ns,
+            cgroup: self.cgroup,
+            victim: self.victim,
+            uid: self.uid,
+            comm: self.comm,
+        }
+    }
+}
+
 impl EventKind {
     /// Each at the index of its own number.
     pub const ALL: [Self; 6] = [

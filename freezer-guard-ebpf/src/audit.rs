@@ -85,7 +85,7 @@ extern "C" fn record(id: GuardId, kind: u64, access: *const Access) -> u64 {
         return 0;
     };
     let event = event(id, kind as u32, access, checkpointing);
-    let first = first(&event);
+    let first = event.intruder(0);
     match is_denial {
         true => remember(&INTRUDERS, &event, &first),
         false => remember(&VIOLATORS, &event, &first),
@@ -125,29 +125,9 @@ fn event(id: GuardId, kind: u32, access: &Access, checkpointing: u32) -> Event {
     }
 }
 
-/// What is remembered of who does something for the first time.
-#[inline(always)]
-fn first(event: &Event) -> Intruder {
-    Intruder {
-        count: 0,
-        first_ns: event.time_ns,
-        last_ns: event.time_ns,
-        cgroup: event.cgroup,
-        victim: event.victim,
-        uid: event.uid,
-        comm: event.comm,
-    }
-}
-
 #[inline(always)]
 fn remember(who: &HashMap<IntruderKey, Intruder>, event: &Event, first: &Intruder) {
-    let key = IntruderKey {
-        guard: event.guard,
-        pid: event.pid,
-        act: event.act,
-        detail: event.detail,
-        checkpointing: event.checkpointing,
-    };
+    let key = event.key();
     if who.get_ptr(key).is_none() {
         // Another thread of it may have been faster, or the map is full: then
         // the guard's own counter has to do.

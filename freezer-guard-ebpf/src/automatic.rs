@@ -80,7 +80,7 @@ pub(crate) fn executed(bprm: Pointer) {
     if mode & FILE_TYPE != REGULAR || mode & WRITABLE_BY_OTHERS != 0 {
         return log::write(LogLine::WrongMode, [pid, mode.into(), 0, 0]);
     }
-    // Who can mount a file system says who owns its files.
+    // A user who mounts a file system chooses the owners of its files.
     if flags & MNT_NOSUID != 0 || level != 0 {
         return log::write(LogLine::WrongMount, [pid, 0, 0, 0]);
     }

@@ -43,7 +43,7 @@ impl Entry {
     /// The fields.
     #[inline(always)]
     pub(crate) fn guard(&self) -> &GuardEntry {
-        // SAFETY: see `Entry`. What the compiler keeps of a word may be older than the word.
+        // SAFETY: see `Entry`. The compiler may keep an older value of a word.
         unsafe { &*self.0 }
     }
 

@@ -30,8 +30,8 @@ pub(crate) fn write_of(line: LogLine, actor: u64, cgroup: CgroupKey) {
     write(line, [actor, hierarchy_id.into(), kernfs_id, 0]);
 }
 
-/// A global function (see `lookup`): what the macro needs of the stack and of the verifier is
-/// not its caller's to bear. (aya's level is the lowest, for the line has its own.)
+/// A global function (see `lookup`), so that the caller's frame does not hold the macro's
+/// buffers. (aya's level is the lowest: each line has its own.)
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn write_line(line: u64, a: u64, b: u64, c: u64, d: u64) -> u64 {

@@ -200,8 +200,7 @@ pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
     (traced && tracer.is_some_and(|tracer| membership::of(tracer) == Some(id))).into()
 }
 
-/// What is done to a cgroup, or asked for. (A write, so it does not matter whether the writer is
-/// in the target.)
+/// A write to a cgroup, asked for or done. The cgroup of the writer does not matter.
 #[derive(Clone, Copy)]
 pub(crate) struct Write {
     pub(crate) protection: Protection,

@@ -1,5 +1,5 @@
-//! What user space has done in the kernel: guards begin, enter CHECKPOINTING and end, and
-//! processes become holders.
+//! The operations that user space asks for: a guard begins, enters CHECKPOINTING or ends, and
+//! a process becomes a holder.
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write};
 use freezer_guard_abi::{
@@ -18,7 +18,7 @@ use crate::{
     membership::{TaskIter, is_taken, join, leave, of},
 };
 
-/// What [`Operation`] says, and the answer: an [`Answer`], or a number.
+/// Does an [`Operation`] and returns an [`Answer`], or a number.
 #[inline(always)]
 pub(crate) fn control(operation: u64, id: GuardId, more: [u64; MORE]) -> u32 {
     match Operation::numbered(operation) {
@@ -74,8 +74,7 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
     Answer::Done
 }
 
-/// Begins a guard, with the current thread as its holder: whatever becomes of that, no
-/// entry stays without a holder.
+/// Begins a guard, with the current thread as its holder. If that fails, no entry stays.
 #[inline(always)]
 fn begin(id: GuardId) -> Answer {
     let task = kernel::current() as TaskPointer;
@@ -100,8 +99,8 @@ fn begin(id: GuardId) -> Answer {
     Answer::Full
 }
 
-/// Enters CHECKPOINTING. Whatever is counted after the entry has begun to be
-/// CHECKPOINTING is a violation; so the counters are compared after that.
+/// Enters CHECKPOINTING. A disturbance that is counted from then on is a violation, so this
+/// compares the counters after it has entered.
 #[inline(always)]
 fn enter(entry: Entry, id: GuardId, before: [u64; MORE]) -> Answer {
     if entry.guard().leader != 0 {

@@ -1,4 +1,4 @@
-//! Who may do what: these properties are the specification.
+//! These properties are the specification of the decision.
 
 extern crate std;
 

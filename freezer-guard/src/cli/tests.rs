@@ -1,4 +1,4 @@
-//! What a user may type, and which code an error has.
+//! The command line, and the exit codes of errors.
 
 use clap::{CommandFactory as _, Parser as _};
 use freezer_guard::{Kind, cgroup, guard, kernel};

@@ -67,7 +67,7 @@ struct Daemon {
     config_path: PathBuf,
     /// In place of what the configuration says.
     kernel_log: Option<LogLevel>,
-    /// What the kernel side tells, if it tells anything.
+    /// The log of the BPF programs, unless it is off.
     lines: RefCell<Option<KernelLog>>,
     config: RefCell<Config>,
     book: RefCell<Book>,

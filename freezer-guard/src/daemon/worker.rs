@@ -357,7 +357,7 @@ fn tell_end(status: &Status) {
     );
 }
 
-/// What was frozen for a guard whose holder has died was thawed.
+/// Logs which cgroups of a dead holder's guard were thawed.
 fn tell_thawed(thawed: Vec<CgroupKey>, not_thawed: Option<guard::Error>) {
     for cgroup in thawed.into_iter().map(guard::path) {
         warn!(

@@ -219,13 +219,12 @@ fn others(targets: &[Cgroup]) -> Vec<Cgroup> {
 
 /// A guard that has ended.
 pub struct Ended {
-    /// What became of it.
+    /// Its last status.
     pub status: Status,
-    /// Those of its targets that had been frozen for it and were thawed just now: its holder
-    /// has died.
+    /// The targets that were thawed just now, because their holder died and left them frozen.
     pub thawed: Vec<CgroupKey>,
-    /// Why some could not be thawed: somebody else may guard them by now. The same guard is
-    /// told of again the next time, until they are.
+    /// The reason why a target could not be thawed, for instance another guard. The same guard
+    /// is returned again the next time, until all its targets are thawed.
     pub not_thawed: Option<Error>,
 }
 

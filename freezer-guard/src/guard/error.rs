@@ -131,7 +131,7 @@ pub enum Error {
     /// The BPF side answers what no version of this program says.
     #[error("the BPF program control answers {answer} to {operation:?}: please report it")]
     Answer {
-        /// What it was asked to do.
+        /// The operation.
         operation: Operation,
         /// The number.
         answer: u32,
@@ -162,7 +162,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What kind of failure it is.
+    /// Returns the kind of this failure.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Cgroup(error) => error.kind(),

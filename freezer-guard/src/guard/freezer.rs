@@ -37,8 +37,8 @@ impl Freezer for Cgroup {
 /// read (`freezer_read`). For a pid that no task has the kernel would stop every fork of the
 /// host and wait for an RCU grace period (`cgroup_threadgroup_rwsem`).
 pub(super) fn wait_quiescent(cgroup: &Cgroup) {
-    /// No `int`, but for the BPF programs a number that no task has: what they cannot parse
-    /// they refuse where somebody else guards.
+    /// Too large for an `int`, but a number for the BPF programs, and no task has it. They
+    /// refuse a text that they cannot parse if another guard is near.
     const NOBODY: &str = "2147483648";
     // Neither is for its result; a cgroup that is gone has nothing to wait for.
     let _ = cgroup.write_procs(NOBODY);

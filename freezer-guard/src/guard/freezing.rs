@@ -1,4 +1,4 @@
-//! What a guard does to its targets' freezers.
+//! How a guard freezes its targets.
 
 use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId};
 
@@ -67,8 +67,8 @@ impl Freezers {
         !self.found_frozen.is_empty()
     }
 
-    /// For those who end the guard when we cannot. What was found now this way,
-    /// now that way, they leave as it is.
+    /// Records the state that was found in the guard's entry, for another process that ends the
+    /// guard. If the targets differ, it records nothing and they stay as they are.
     pub(super) fn remember<'a, F: Freezer + 'a>(
         &mut self,
         store: &dyn GuardStore,

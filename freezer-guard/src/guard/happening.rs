@@ -12,7 +12,7 @@ use zlink::{
 use super::{Incident, Outcome, Status, path, unguarded, wall_clock};
 use crate::words::{self, escaped, join};
 
-/// What happened. By its name, in small letters, in JSON and in Varlink.
+/// The kind of an event. JSON and Varlink have its name in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum What {
@@ -67,7 +67,7 @@ impl introspect::Type for What {
 pub struct Happening {
     /// When, RFC 3339 in UTC; empty when nobody knows.
     pub time: String,
-    /// What it is.
+    /// The kind.
     pub event: What,
     /// The guard; 0 for what is about none.
     pub guard: GuardId,

@@ -74,23 +74,7 @@ impl Incident {
 
     /// What a denial or a disturbance tells.
     pub fn of_event(event: &Event, outcome: Outcome) -> Self {
-        let key = IntruderKey {
-            guard: event.guard,
-            pid: event.pid,
-            act: event.act,
-            detail: event.detail,
-            checkpointing: event.checkpointing,
-        };
-        let intruder = Intruder {
-            count: 1,
-            first_ns: event.time_ns,
-            last_ns: event.time_ns,
-            cgroup: event.cgroup,
-            victim: event.victim,
-            uid: event.uid,
-            comm: event.comm,
-        };
-        Self::of_intruder(&key, &intruder, outcome)
+        Self::of_intruder(&event.key(), &event.intruder(1), outcome)
     }
 }
 

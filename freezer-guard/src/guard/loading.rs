@@ -5,7 +5,7 @@ use freezer_guard_abi::{Level, LogLevel};
 use super::{Error, entries::is_idle, reconcile::reconcile};
 use crate::kernel::{self, Locked, Maps};
 
-/// What there is to begin a guard with.
+/// The loaded BPF side, with which a guard can begin.
 pub(super) struct Loaded {
     pub(super) maps: Maps,
     /// Whether it was there before.

@@ -1,11 +1,11 @@
-//! What the BPF programs tell, in words.
+//! The log of the BPF programs as text.
 
 use freezer_guard_abi::{Act, CgroupKey, LogLevel, LogLine, Protection};
 
 use super::path;
 use crate::{kernel::Line, words::escaped};
 
-/// How much a line matters, and what it says.
+/// Returns the level and the text of a line.
 pub fn sentence(line: &Line) -> (LogLevel, String) {
     let [a, b, c, d] = line.numbers;
     let cgroup = |hierarchy: u64, kernfs_id| {

@@ -20,7 +20,7 @@ use zlink::{
 
 use crate::words;
 
-/// How far a guard has come. By its name, in capitals, in JSON and in Varlink.
+/// The state of a guard. JSON and Varlink have its name in capitals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum State {

@@ -149,7 +149,7 @@ impl Error {
         }
     }
 
-    /// What kind of failure it is.
+    /// Returns the kind of this failure.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Permission => Kind::Permission,

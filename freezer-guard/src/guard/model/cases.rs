@@ -1,4 +1,4 @@
-//! Single situations, by name: what `run` and the service do in each.
+//! Single situations, each with a name.
 
 use freezer_guard_abi::{AncestorKey, GuardEntry, Protection};
 

@@ -1,5 +1,5 @@
-//! Who does what, in any order: holders, a daemon, a checkpointer that nobody has guarded, and
-//! an intruder. What they do is what the product does, on a kernel in memory.
+//! A game of holders, a daemon, an unguarded checkpointer and an intruder, in any order. Each
+//! move calls the product's own functions on a kernel in memory.
 
 use freezer_guard_abi::{CgroupKey, GuardId};
 
@@ -38,7 +38,7 @@ enum Checkpointer {
     Gone,
 }
 
-/// What is different in one step of a user-space writer.
+/// A death or an event in the middle of one step of a user-space writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Twist {
     None,
@@ -48,7 +48,7 @@ pub(super) enum Twist {
     Meanwhile(u32, Meanwhile),
 }
 
-/// What can happen in the middle of somebody's step: the kernel waits for no lock of ours.
+/// An event in the middle of a step. The kernel does not wait for our lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Meanwhile {
     /// The intruder's write has its effect.
@@ -116,7 +116,7 @@ impl Situation {
         2..=deepest.unwrap_or(1)
     }
 
-    /// What can happen now, but for twists.
+    /// Returns all moves without twists.
     pub(super) fn plain_moves(&self) -> Vec<Move> {
         let mut moves = vec![Move::Tidy(Twist::None), Move::DaemonTurns];
         for (number, holder) in self.holders.iter().enumerate() {
@@ -150,7 +150,7 @@ impl Situation {
         moves
     }
 
-    /// What can happen now.
+    /// Returns all moves.
     pub(super) fn moves(&self) -> Vec<Move> {
         let mut moves = self.plain_moves();
         let mut twisted = Vec::new();
@@ -267,7 +267,8 @@ impl Situation {
         self.holders[holder].phase = Phase::Over(Outcome::Dead);
     }
 
-    /// What a twist does to everybody but the world: that is done when its time has come.
+    /// Applies an event to everything but the world, and returns its effect on the world, which
+    /// comes later.
     fn happen(&mut self, event: Meanwhile) {
         let change = self.begin_event(event);
         change(&mut self.world);
@@ -332,13 +333,13 @@ impl Situation {
         steps
     }
 
-    /// What the daemon does when a guard has ended.
+    /// Lets the daemon take the records of ended guards.
     fn tidy(&mut self, twist: Twist) -> u32 {
         if !self.world.daemon_runs {
             return 0;
         }
         let store = self.store(DAEMON, twist);
-        // What cannot be done is logged.
+        // The daemon logs an error.
         let freezer = |key: CgroupKey| Some(store.freezer(cgroup(key.kernfs_id)));
         let _ = take_ended_of(&store, freezer);
         let steps = store.steps();
@@ -350,7 +351,7 @@ impl Situation {
     }
 }
 
-/// What a tidy daemon leaves: nothing that no guard needs.
+/// Returns the situation after a daemon has tidied up.
 pub(super) fn tidied(situation: &Situation) -> Situation {
     let mut with_daemon = situation.clone();
     with_daemon.world.daemon_runs = true;

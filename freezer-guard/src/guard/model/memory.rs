@@ -19,7 +19,7 @@ use crate::{
     kernel::{self, Map},
 };
 
-/// What happens beside a user-space writer, in the middle of its work.
+/// A change of the world in the middle of a writer's work.
 pub(super) type Event = Box<dyn FnOnce(&mut World)>;
 
 /// The kernel as one task sees it, which may die and be overtaken at each step.
@@ -99,7 +99,7 @@ impl<K: Ord + Clone, V: Clone> Map<K, V> for Memory<K, V> {
     }
 }
 
-/// A map in which nothing ever is: who did something is not part of the model.
+/// A map that stays empty: the model leaves intruders out.
 struct Nothing;
 
 impl Map<IntruderKey, Intruder> for Nothing {
