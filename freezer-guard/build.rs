@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use object::{build::elf, elf::SHT_STRTAB};
 use toolchain::Toolchain;
 
 /// Cargo's folder for the BPF programs. `.cargo/config.toml` sets it for all profiles.
@@ -53,6 +54,8 @@ fn main() -> Result<()> {
     }
     let object = target_dir.join("bpfel-unknown-none/release/freezer-guard-ebpf");
     let bytes = fs::read(&object).with_context(|| format!("read {}", object.display()))?;
+    let bytes = without_debug_sections(&bytes)
+        .with_context(|| format!("remove debug sections from {}", object.display()))?;
     fs::write(out_dir.join("freezer-guard.bpf.o"), &bytes)?;
     // Tells whether what is pinned was loaded from this very object.
     let mut hasher = DefaultHasher::new();
@@ -62,4 +65,24 @@ fn main() -> Result<()> {
         hasher.finish()
     );
     Ok(())
+}
+
+/// Removes the debug sections, from which the linker has made the BTF. They are three quarters
+/// of the object, and every cold start would parse them.
+fn without_debug_sections(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = elf::Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug") || name.starts_with(".rel.debug");
+    }
+    builder.delete_orphans();
+    // LLVM keeps the names of sections and of symbols in one table, `object` in two.
+    let names = builder.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = elf::SectionData::SectionString;
+    let mut smaller = Vec::new();
+    builder.write(&mut smaller)?;
+    Ok(smaller)
 }
