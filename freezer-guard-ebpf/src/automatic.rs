@@ -48,41 +48,9 @@ pub(crate) fn executed(bprm: Pointer) {
     if template.members == 0 {
         return;
     }
-    // SAFETY: `bprm` is the hook's argument; everything is loaded from it.
-    let (inode, mount, name, length) = unsafe {
-        let file: Pointer = load(bprm, offset!(linux_binprm_file));
-        let dentry: Pointer = load(file, offset!(file_f_path) + offset!(path_dentry));
-        let inode: Pointer = load(file, offset!(file_f_inode));
-        let mount: Pointer = load(file, offset!(file_f_path) + offset!(path_mnt));
-        let d_name = offset!(dentry_d_name);
-        let name: Pointer = load(dentry, d_name + offset!(qstr_name));
-        let length: u32 = load(dentry, d_name + offset!(qstr_len));
-        (inode, mount, name, length)
-    };
-    if length as usize != size_of_val(&CRIU) || probe(name, 0) != Some(CRIU) {
-        return;
-    }
     let pid = kernel::tgid(kernel::current()).into();
-    // SAFETY: loaded from the hook's argument, as above.
-    let (uid, mode, flags, level) = unsafe {
-        let super_block: Pointer = load(inode, offset!(inode_i_sb));
-        let user_ns: Pointer = load(super_block, offset!(super_block_s_user_ns));
-        (
-            load::<u32>(inode, offset!(inode_i_uid)),
-            load::<u16>(inode, offset!(inode_i_mode)),
-            load::<u32>(mount, offset!(vfsmount_mnt_flags)),
-            load::<u32>(user_ns, offset!(user_namespace_level)),
-        )
-    };
-    if uid != 0 {
-        return log::write(LogLine::WrongOwner, [pid, uid.into(), 0, 0]);
-    }
-    if mode & FILE_TYPE != REGULAR || mode & WRITABLE_BY_OTHERS != 0 {
-        return log::write(LogLine::WrongMode, [pid, mode.into(), 0, 0]);
-    }
-    // A user who mounts a file system chooses the owners of its files.
-    if flags & MNT_NOSUID != 0 || level != 0 {
-        return log::write(LogLine::WrongMount, [pid, 0, 0, 0]);
+    if !is_checkpointer(bprm, pid) {
+        return;
     }
     // Who belongs to a holder is guarded already.
     if membership::of_current().is_some() {
@@ -119,6 +87,50 @@ pub(crate) fn executed(bprm: Pointer) {
         return unguarded(id, CgroupKey::default(), Unguarded::Full);
     }
     candidates.add(1);
+}
+
+/// Returns whether the file is a CRIU that nobody but root can have put there.
+#[inline(always)]
+fn is_checkpointer(bprm: Pointer, pid: u64) -> bool {
+    // SAFETY: `bprm` is the hook's argument; everything is loaded from it.
+    let (inode, mount, name, length) = unsafe {
+        let file: Pointer = load(bprm, offset!(linux_binprm_file));
+        let dentry: Pointer = load(file, offset!(file_f_path) + offset!(path_dentry));
+        let inode: Pointer = load(file, offset!(file_f_inode));
+        let mount: Pointer = load(file, offset!(file_f_path) + offset!(path_mnt));
+        let d_name = offset!(dentry_d_name);
+        let name: Pointer = load(dentry, d_name + offset!(qstr_name));
+        let length: u32 = load(dentry, d_name + offset!(qstr_len));
+        (inode, mount, name, length)
+    };
+    if length as usize != size_of_val(&CRIU) || probe(name, 0) != Some(CRIU) {
+        return false;
+    }
+    // SAFETY: loaded from the hook's argument, as above.
+    let (uid, mode, flags, level) = unsafe {
+        let super_block: Pointer = load(inode, offset!(inode_i_sb));
+        let user_ns: Pointer = load(super_block, offset!(super_block_s_user_ns));
+        (
+            load::<u32>(inode, offset!(inode_i_uid)),
+            load::<u16>(inode, offset!(inode_i_mode)),
+            load::<u32>(mount, offset!(vfsmount_mnt_flags)),
+            load::<u32>(user_ns, offset!(user_namespace_level)),
+        )
+    };
+    if uid != 0 {
+        log::write(LogLine::WrongOwner, [pid, uid.into(), 0, 0]);
+        return false;
+    }
+    if mode & FILE_TYPE != REGULAR || mode & WRITABLE_BY_OTHERS != 0 {
+        log::write(LogLine::WrongMode, [pid, mode.into(), 0, 0]);
+        return false;
+    }
+    // A user who mounts a file system chooses the owners of its files.
+    if flags & MNT_NOSUID != 0 || level != 0 {
+        log::write(LogLine::WrongMount, [pid, 0, 0, 0]);
+        return false;
+    }
+    true
 }
 
 /// The task was moved to another cgroup. If it comes from a checkpointer and is another

@@ -189,8 +189,22 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         fs::write(path, serde_json::to_vec_pretty(&counted)?)
             .with_context(|| format!("write {}", path.display()))?;
     }
+    let over = over_budget(&counted);
+    for complaint in &over {
+        println!("OVER BUDGET: {complaint}");
+    }
+    println!("{} over budget", over.len());
+    Ok(if args.check && !over.is_empty() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Returns a complaint about each figure that is over its budget.
+fn over_budget(counted: &[Counted]) -> Vec<String> {
     let mut over = Vec::new();
-    for Counted { kernel, report } in &counted {
+    for Counted { kernel, report } in counted {
         for row in &report.rows {
             let what = format!("{kernel} {} {}", row.hierarchy, row.operation);
             let complaints = budget::complaints(kernel, row);
@@ -212,15 +226,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             over.extend(budget::dump_complaint(dump).map(|said| format!("{what}: {said}")));
         }
     }
-    for complaint in &over {
-        println!("OVER BUDGET: {complaint}");
-    }
-    println!("{} over budget", over.len());
-    Ok(if args.check && !over.is_empty() {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    over
 }
 
 const DOCS: &str = "docs/performance.md";

@@ -245,6 +245,36 @@ fn no_file_is_long() {
     }
 }
 
+/// A reader sees a function whole, too. (The attributes and the doc comment do not count.)
+#[test]
+fn no_function_is_long() {
+    const LINES: usize = 60;
+    let mut long = Vec::new();
+    for name in CRATES.into_iter().filter(|name| *name != "tests") {
+        let mut files = Vec::new();
+        list(&workspace().join(name).join("src"), &mut files);
+        for path in files {
+            let text = fs::read_to_string(&path).expect("a file of ours can be read");
+            let lines: Vec<_> = text.lines().collect();
+            for (start, line) in lines.iter().enumerate() {
+                let indent = line.len() - line.trim_start().len();
+                let is_function = line.trim_start().split(' ').any(|word| word == "fn");
+                if !is_function || line.trim_start().starts_with("//") {
+                    continue;
+                }
+                // rustfmt puts the last brace below the first word.
+                let end = format!("{}}}", " ".repeat(indent));
+                let rest = lines[start..].iter();
+                let length = 1 + rest.take_while(|line| **line != end).count();
+                if length > LINES && line.ends_with(['{', '(']) {
+                    long.push(format!("{}:{}: {length} lines", path.display(), start + 1));
+                }
+            }
+        }
+    }
+    assert!(long.is_empty(), "{long:#?}");
+}
+
 #[test]
 fn nothing_imports_upwards() {
     let modules = Modules::of("freezer-guard");

@@ -239,8 +239,8 @@ impl Vm {
         }
     }
 
-    fn qemu(&self, accel: &str, dir: &Path, initrd: &Path) -> Result<Command> {
-        let kernel = Kernel::named(&self.config.kernel)?;
+    /// The kernel's command line.
+    fn command_line(&self) -> String {
         let mut cmdline = vec![
             "console=ttyS0",
             "quiet",
@@ -267,6 +267,11 @@ impl Vm {
             }
         }
         cmdline.extend(self.config.boot.iter().map(String::as_str));
+        cmdline.join(" ")
+    }
+
+    fn qemu(&self, accel: &str, dir: &Path, initrd: &Path) -> Result<Command> {
+        let kernel = Kernel::named(&self.config.kernel)?;
         let port = |name: &str| {
             let mut value = OsString::from("file:");
             value.push(dir.join(name));
@@ -281,7 +286,7 @@ impl Vm {
             .arg(kernel.image())
             .arg("-initrd")
             .arg(initrd)
-            .args(["-append", &cmdline.join(" ")])
+            .args(["-append", &self.command_line()])
             .arg("-serial")
             .arg(port("console"))
             .args([

@@ -217,6 +217,21 @@ pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
     }
 }
 
+/// Removes the cgroups and images of a run that was killed.
+fn remove_what_is_left(mount: &Path) {
+    for path in left_in(mount) {
+        let below = fs::read_dir(&path).into_iter().flatten().flatten();
+        for path in below.map(|below| below.path()).chain([path]) {
+            // A file, or a cgroup that somebody uses: neither goes.
+            let _ = fs::remove_dir(path);
+        }
+    }
+    for images in left_in(&env::temp_dir()) {
+        // Somebody else's stay.
+        let _ = fs::remove_dir_all(images);
+    }
+}
+
 fn measure_below(
     version: Version,
     mount: &Path,
@@ -229,17 +244,7 @@ fn measure_below(
         Version::V1 => "v1",
         Version::V2 => "v2",
     };
-    for path in left_in(mount) {
-        let below = fs::read_dir(&path).into_iter().flatten().flatten();
-        for path in below.map(|below| below.path()).chain([path]) {
-            // A file, or a cgroup that somebody uses: neither goes.
-            let _ = fs::remove_dir(path);
-        }
-    }
-    for images in left_in(&env::temp_dir()) {
-        // Somebody else's stay.
-        let _ = fs::remove_dir_all(images);
-    }
+    remove_what_is_left(mount);
     let mut made = CreatedCgroups::default();
     let top = mount.join(format!("{NAME}{}", std::process::id()));
     let most = plan.guards.iter().copied().max().unwrap_or(1).max(1);

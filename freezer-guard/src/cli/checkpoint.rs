@@ -20,7 +20,7 @@ use freezer_guard::{
 use super::{
     action_script,
     driver::{self, Driver},
-    exit,
+    exit::{self, Code},
     guarded::{self, GuardedCommand, OnViolation, Options},
     say::say,
     target,
@@ -99,14 +99,12 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let (target, root) = args.what.find()?;
     let criu = args.driver.find()?;
     let mut images = Images::create(&args.images_dir)?;
-    let parent = match &args.parent {
-        Some(parent) => Some(images.refer_to(parent, root.pid)?),
-        None => None,
-    };
-    let cgroups: Vec<_> = target
-        .iter()
-        .map(|cgroup| cgroup.path().to_owned())
-        .collect();
+    let parent = args.parent.as_deref();
+    let parent = parent
+        .map(|parent| images.refer_to(parent, root.pid))
+        .transpose()?;
+    let paths = target.iter().map(|cgroup| cgroup.path().to_owned());
+    let cgroups: Vec<_> = paths.collect();
     let freezer = cgroups.first().context("a target has a cgroup")?;
     let command = args.command(&criu, root.pid, freezer, &images, parent.as_deref())?;
     let mut watch = Watch::new(Log::new(images.folder(), LOG), options);
@@ -123,15 +121,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     });
     let done = match done {
         Ok(done) => done,
-        Err(error) => {
-            if let Some(place) = images.abandon()? {
-                let place = place.display();
-                say(format_args!(
-                    "what there is of the checkpoint was left in {place}"
-                ));
-            }
-            return Err(error);
-        }
+        Err(error) => return abandon(images, error),
     };
 
     let code = done.code();
@@ -142,10 +132,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         freezer_guard: VERSION.to_owned(),
         kernel: doctor::release(),
         criu: criu.version_text().to_owned(),
-        command: command
-            .iter()
-            .map(|word| word.display().to_string())
-            .collect(),
+        command: texts(&command),
         exit_code: code.0,
         pid: root.pid,
         left_running: cgroup::process(root.pid).is_ok_and(|process| process.is_some()),
@@ -163,11 +150,32 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     tell(args, &evidence, &place, done.status);
     // Without it nobody restores by accident what may not be good.
     written?;
-    Ok(match verdict {
-        Verdict::Violated => exit::VIOLATED.into(),
-        Verdict::Failed if code == exit::SUCCESS => exit::INTERNAL.into(),
-        _ => code.into(),
-    })
+    Ok(code_of(verdict, code).into())
+}
+
+fn texts(words: &[OsString]) -> Vec<String> {
+    let texts = words.iter().map(|word| word.display().to_string());
+    texts.collect()
+}
+
+/// The exit code, which tells of a bad image even if CRIU does not.
+fn code_of(verdict: Verdict, criu: Code) -> Code {
+    match verdict {
+        Verdict::Violated => exit::VIOLATED,
+        Verdict::Failed if criu == exit::SUCCESS => exit::INTERNAL,
+        _ => criu,
+    }
+}
+
+/// Gives up, and says where the unfinished checkpoint is.
+fn abandon(images: Images, error: anyhow::Error) -> Result<ExitCode> {
+    if let Some(place) = images.abandon()? {
+        let place = place.display();
+        say(format_args!(
+            "what there is of the checkpoint was left in {place}"
+        ));
+    }
+    Err(error)
 }
 
 fn tell(args: &Args, evidence: &Evidence, place: &Path, status: ExitStatus) {

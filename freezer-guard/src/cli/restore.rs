@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{
     driver::{self, Driver},
     exit,
-    guarded::{self, GuardedCommand},
+    guarded::{self, GuardedCommand, Options},
     say::say,
 };
 
@@ -93,21 +93,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     } else {
         driver::say_failure(&log, done.status);
     }
-    for root in &roots {
-        options.step(format_args!(
-            "pid {} ({}) runs",
-            root.pid,
-            escaped(&root.comm)
-        ));
-    }
-    if let Some(stray) = strays.first() {
-        say(format_args!(
-            "pid {} ({}) was restored into {}, where nobody guarded it: name that with --cgroup",
-            stray.pid,
-            escaped(&stray.comm),
-            stray.cgroup.display()
-        ));
-    }
+    tell(options, &roots, &strays);
     if args.json {
         driver::print(&json!({
             "restored": restored,
@@ -122,6 +108,25 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         true if !strays.is_empty() => exit::BUSY.into(),
         true => code.into(),
     })
+}
+
+/// Tells which processes run, and which of them nobody guarded.
+fn tell(options: &Options, roots: &[Task], strays: &[Task]) {
+    for root in roots {
+        options.step(format_args!(
+            "pid {} ({}) runs",
+            root.pid,
+            escaped(&root.comm)
+        ));
+    }
+    if let Some(stray) = strays.first() {
+        say(format_args!(
+            "pid {} ({}) was restored into {}, where nobody guarded it: name that with --cgroup",
+            stray.pid,
+            escaped(&stray.comm),
+            stray.cgroup.display()
+        ));
+    }
 }
 
 impl Args {

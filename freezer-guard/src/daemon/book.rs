@@ -94,16 +94,6 @@ impl Book {
     /// In Prometheus's text format. `held`: the guards in force.
     pub(super) fn metrics(&self, held: &[Status], recursion_misses: u64) -> String {
         let mut registry = Registry::with_prefix("freezer_guard");
-        let counter = |count: u64| {
-            let counter = Counter::<u64>::default();
-            counter.inc_by(count);
-            counter
-        };
-        let gauge = |value: u64| {
-            let gauge = Gauge::<i64>::default();
-            gauge.set(value as i64);
-            gauge
-        };
         let by_kind = |ended: &Counts, of: fn(&Status) -> &Counts| {
             let mut all: Counts = Protection::ALL
                 .into_iter()
@@ -154,6 +144,18 @@ impl Book {
         let _ = encode(&mut text, &registry);
         of_the_old_format(&text)
     }
+}
+
+fn counter(count: u64) -> Counter {
+    let counter = Counter::<u64>::default();
+    counter.inc_by(count);
+    counter
+}
+
+fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(value as i64);
+    gauge
 }
 
 /// The textfile collector reads the format of before OpenMetrics: there a counter

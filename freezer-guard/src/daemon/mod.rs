@@ -5,10 +5,12 @@
 
 pub(crate) mod access;
 mod accounts;
+mod begin;
 pub(crate) mod book;
 pub(crate) mod config;
 mod log;
 pub(crate) mod reply;
+mod routine;
 mod socket;
 pub(crate) mod varlink;
 mod worker;
@@ -25,7 +27,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use freezer_guard::{
-    cgroup,
     guard::{self, Chronicle, Happening, Status, automatic},
     kernel::{self, DaemonLock, KernelLog, Reader},
     words::join,
@@ -43,12 +44,11 @@ use tracing::{error, info, warn};
 use accounts::Accounts;
 use book::Book;
 use config::Config;
+use routine::Routine;
 use worker::Job;
 
 /// How often what is due is looked for.
 const TICK: Duration = Duration::from_millis(500);
-/// How often the metrics are written to their file.
-const METRICS: Duration = Duration::from_secs(10);
 /// How long each of three steps may take when the daemon is told to stop: the last events, the
 /// end of the watch, and threads that are still under way.
 const STOPPING: Duration = Duration::from_millis(1500);
@@ -106,20 +106,7 @@ pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<E
 
 async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -> Result<()> {
     let (jobs, orders) = mpsc::unbounded_channel();
-    let daemon = Rc::new(Daemon {
-        config_path: config_path.to_owned(),
-        kernel_log,
-        lines: RefCell::default(),
-        config: RefCell::new(config),
-        book: RefCell::new(Book::open()),
-        happenings: broadcast::channel(BACKLOG).0,
-        jobs,
-        ready: Cell::new(false),
-        beginning: Rc::default(),
-        deadlines: RefCell::default(),
-        unguarded: RefCell::default(),
-        logged: RefCell::default(),
-    });
+    let daemon = Rc::new(Daemon::new(config_path, config, kernel_log, jobs));
     let mut stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
@@ -138,8 +125,7 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
     notify(&[NotifyState::Ready]);
 
     let mut tick = interval(TICK);
-    let mut metrics_due = Instant::now();
-    let mut had_v1 = cgroup::has_v1_freezer();
+    let mut routine = Routine::begin();
     loop {
         tokio::select! {
             _ = stop.recv() => break,
@@ -161,29 +147,24 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
                     let daemon = daemon.clone();
                     starting = Some(spawn_local(async move { daemon.start().await }));
                 }
-                let lost = reader.as_mut().map_or(0, Reader::lost);
-                if lost > 0 {
-                    daemon.book.borrow_mut().has_lost(lost);
-                    // Somebody may fall behind: he is told so.
-                    let _ = daemon.happenings.send(Happening::lost(lost));
-                    daemon.order(Job::LookAgain);
-                }
-                if Instant::now() >= metrics_due {
-                    metrics_due = Instant::now() + METRICS;
-                    daemon.order(Job::WriteMetrics);
-                    // Its programs are loaded when there is such a hierarchy.
-                    let has_v1 = cgroup::has_v1_freezer();
-                    if std::mem::replace(&mut had_v1, has_v1) != has_v1 {
-                        daemon.order(Job::Watch);
-                    }
-                }
+                daemon.tell_lost(reader.as_mut());
+                routine.go_on(&daemon);
             }
         }
     }
+    stop_working(&daemon, worker, reader).await
+}
+
+/// Lets everything come to its end that has begun, but for guards.
+async fn stop_working(
+    daemon: &Daemon,
+    worker: JoinHandle<()>,
+    reader: Option<Reader>,
+) -> Result<()> {
     IS_STOPPING.store(true, Ordering::Relaxed);
     notify(&[NotifyState::Stopping]);
     info!("stopping; guards in force stay in force");
-    // What has just ended shall be told.
+    // The guards that have just ended are logged.
     daemon.order(Job::Stop);
     if timeout(STOPPING, worker).await.is_err() {
         warn!("something takes too long: not everything may have been told");
@@ -231,6 +212,28 @@ async fn blocking<T: Send + 'static, E: Into<anyhow::Error> + Send + 'static>(
 }
 
 impl Daemon {
+    fn new(
+        config_path: &Path,
+        config: Config,
+        kernel_log: Option<LogLevel>,
+        jobs: mpsc::UnboundedSender<Job>,
+    ) -> Self {
+        Self {
+            config_path: config_path.to_owned(),
+            kernel_log,
+            lines: RefCell::default(),
+            config: RefCell::new(config),
+            book: RefCell::new(Book::open()),
+            happenings: broadcast::channel(BACKLOG).0,
+            jobs,
+            ready: Cell::new(false),
+            beginning: Rc::default(),
+            deadlines: RefCell::default(),
+            unguarded: RefCell::default(),
+            logged: RefCell::default(),
+        }
+    }
+
     /// Loads everything and returns the events to come and the guards in force. `None`: another
     /// version of this program holds guards; to be tried again.
     async fn start(&self) -> Result<Option<(Reader, Vec<Status>)>> {
@@ -295,6 +298,17 @@ impl Daemon {
             {
                 log::kernel(&line);
             }
+        }
+    }
+
+    /// Tells of events that came too fast, and has the guards looked at again.
+    fn tell_lost(&self, reader: Option<&mut Reader>) {
+        let lost = reader.map_or(0, Reader::lost);
+        if lost > 0 {
+            self.book.borrow_mut().has_lost(lost);
+            // A client may fall behind: it is told so.
+            let _ = self.happenings.send(Happening::lost(lost));
+            self.order(Job::LookAgain);
         }
     }
 

@@ -1,17 +1,14 @@
 //! The interface `io.freezerguard`.
 
-use std::{path::PathBuf, pin::Pin, rc::Rc, sync::atomic::Ordering, time::Duration};
+use std::{path::PathBuf, pin::Pin, rc::Rc};
 
 use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, Cgroup},
     doctor,
-    guard::{
-        self, Chronicle, Guard, Happening, Incident, PidFd, Preparation, Requirements, Status,
-        Target,
-    },
+    guard::{self, Chronicle, Happening, Incident, PidFd, Preparation, Status, Target},
 };
-use freezer_guard_abi::{GuardId, Level, NoSuchName, Protection};
+use freezer_guard_abi::GuardId;
 use tokio_stream::{
     Stream, StreamExt as _, once,
     wrappers::{BroadcastStream, errors::BroadcastStreamRecvError},
@@ -19,21 +16,16 @@ use tokio_stream::{
 use zlink::{Connection, Reply, connection::socket::FetchPeerCredentials, service};
 
 use super::{
-    Daemon, IS_STOPPING,
+    Daemon,
     access::Peer,
     accounts::{Share, account},
-    blocking,
+    begin, blocking,
     reply::{Check, Error, Examination, Guards, Happenings, OneGuard, State, Text},
 };
 
 /// Where the daemon listens.
 pub(crate) const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
 
-/// How long tasks may take to freeze, if the client does not say.
-const FREEZE: Duration = Duration::from_secs(10);
-/// And at most: for a client that is trusted, and for another.
-const LONGEST_FREEZE: Duration = Duration::from_secs(600);
-const LONGEST_FREEZE_OF_USER: Duration = Duration::from_secs(60);
 /// How many guards a user may hold who is not trusted.
 const GUARDS_OF_ONE: usize = 8;
 
@@ -97,10 +89,6 @@ impl Client {
     }
 }
 
-fn bad(name: &str, error: NoSuchName) -> Error {
-    Error::bad(format!("{name:?}: {error}"))
-}
-
 /// The containers that these cgroups are, or that the process is in: one that is
 /// named in both hierarchies is one.
 async fn open(paths: Vec<PathBuf>, pid: Option<i32>) -> Result<Vec<Target>, Error> {
@@ -118,18 +106,6 @@ async fn open(paths: Vec<PathBuf>, pid: Option<i32>) -> Result<Vec<Target>, Erro
         ));
     }
     Ok(targets)
-}
-
-/// Everything on the host comes from these: all of it would belong to the holder.
-fn refuse_kernel_and_init(holder: &PidFd) -> Result<(), guard::Error> {
-    let pid = holder.pid()?;
-    // A kernel thread executes no file.
-    match pid == 1 || std::fs::read_link(format!("/proc/{pid}/exe")).is_err() {
-        true => Err(guard::Error::NoHolder(format!(
-            "pid {pid} is init or a thread of the kernel"
-        ))),
-        false => Ok(()),
-    }
 }
 
 fn pid(number: Option<i64>) -> Result<Option<i32>, Error> {
@@ -182,15 +158,7 @@ where
             return Err(self.not_trusted(&peer));
         }
         let uid = peer.uid;
-        let named = match holder_fd {
-            None => None,
-            Some(index) => {
-                let index = usize::try_from(index).ok();
-                let fd = index.and_then(|index| fds.into_iter().nth(index));
-                let fd = fd.ok_or_else(|| Error::bad("`holderFd`: no such descriptor came"))?;
-                Some(PidFd::from_fd(fd))
-            }
-        };
+        let (caller, named) = (peer.pid, begin::named(holder_fd, fds)?);
         // The caller may have become another program by now, which is not his.
         if (named.is_none() || !is_trusted)
             && !peer.owns(named.as_ref().unwrap_or_else(|| peer.process()))
@@ -199,60 +167,20 @@ where
                 "the holder has to be a process of the caller's own",
             ));
         }
-        let caller = peer.pid;
         let holder = named.unwrap_or_else(|| peer.into_process());
         let _share = match is_trusted {
             true => None,
             false => Some(self.reserve(uid).await?),
         };
-        let named = |name: String| {
-            name.parse::<Protection>()
-                .map_err(|error| bad(&name, error))
-        };
-        let allowed = allow.unwrap_or_default().into_iter().map(named);
-        let require = match require {
-            None => self.daemon.config.borrow().require,
-            Some(name) => name.parse().map_err(|error| bad(&name, error))?,
-        };
-        let wanted = Requirements {
-            allowed: allowed.collect::<Result<_, _>>()?,
-            require: Some(require),
-            at_most: Level::Enforce,
-            owner: (uid != 0).then_some(uid),
-        };
-        let timeout = freeze_timeout_seconds.map(Duration::try_from_secs_f64);
+        let weakest = self.daemon.config.borrow().require;
+        let wanted = begin::requirements(allow.unwrap_or_default(), require, weakest, uid)?;
         let how = Preparation {
             freeze: freeze.unwrap_or_default(),
-            timeout: timeout
-                .transpose()
-                .map_err(|_| Error::bad("`freezeTimeoutSeconds` is no time"))?
-                .unwrap_or(FREEZE)
-                .min(match is_trusted {
-                    true => LONGEST_FREEZE,
-                    false => LONGEST_FREEZE_OF_USER,
-                }),
+            timeout: begin::freeze_timeout(freeze_timeout_seconds, is_trusted)?,
             root,
         };
-        let guard = blocking(move || -> Result<Status, guard::Error> {
-            refuse_kernel_and_init(&holder)?;
-            guard::refuse_containing(
-                &targets,
-                &[
-                    (1, "init"),
-                    (std::process::id(), "the service"),
-                    (caller, "the caller"),
-                    (holder.pid()?, "the holder"),
-                ],
-            )?;
-            let mut guard = Guard::begin(targets, &wanted)?;
-            // Nobody waits for it if the holder has gone.
-            guard.prepare(&how, |_| match IS_STOPPING.load(Ordering::Relaxed) {
-                true => Err(guard::Error::Stopping),
-                false => holder.pid().map(drop),
-            })?;
-            guard.hand_over(&holder)
-        })
-        .await?;
+        let begun = move || begin::begin(targets, &wanted, &how, caller, &holder);
+        let guard = blocking(begun).await?;
         Ok(OneGuard { guard })
     }
 

@@ -56,32 +56,12 @@ impl Live {
         self.checks.push(check);
     }
 
-    /// Begins a guard, has a thread that does not belong to the holder write to
-    /// the freezer, and ends the guard.
+    /// Guards a cgroup, has a thread outside of the guard write the freezer during the guard
+    /// and after it, and judges what came of that.
     fn disturb(&mut self, name: &'static str, path: &Path) -> Result<Check, Error> {
         let cgroup = Cgroup::open(path)?;
-        let outside = Cgroup::open(path)?;
-        let (ask, asked) = mpsc::channel::<()>();
-        let (tell, told) = mpsc::channel();
         // There before the guard, and so no part of it.
-        let outsider = thread::spawn(move || {
-            for () in asked {
-                if tell.send(outside.thaw()).is_err() {
-                    break;
-                }
-            }
-        });
-        let answer = || {
-            // The thread lives as long as `ask`.
-            let _ = ask.send(());
-            told.recv().unwrap_or_else(|_| {
-                Err(cgroup::Error::Io {
-                    operation: "ask",
-                    path: path.to_owned(),
-                    source: io::Error::other("the thread has ended"),
-                })
-            })
-        };
+        let outsider = Outsider::of(Cgroup::open(path)?);
         let wanted = Requirements {
             allowed: Vec::new(),
             require: None,
@@ -103,67 +83,21 @@ impl Live {
             root: None,
         };
         guard.prepare(&how, |_| Ok::<_, Error>(()))?;
-        let written = answer();
+        let during = outsider.thaw(path);
         let levels = guard.levels();
-        let reasons: Vec<_> = guard
-            .weak_because()
-            .iter()
-            .map(|error| chain(error))
-            .collect();
+        let reasons = guard.weak_because().iter().map(|error| chain(error));
+        let reasons = reasons.collect::<Vec<_>>().join("; ");
         self.take(levels, Locked::wait()?.programs(hierarchies));
         let status = guard.end()?;
-        let after = answer();
-        drop(ask);
-        // It has nothing to say.
-        let _ = outsider.join();
-        let counted = status.map_or(0, |status| status.violation_count());
-        let refused = matches!(
-            &written,
-            Err(cgroup::Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY)
-        );
-        let level = levels[Protection::Freeze as usize];
-        let finding = match (refused, counted, &after) {
-            (_, _, Err(error)) => {
-                return Ok(Check::unusable(
-                    name,
-                    format!("after the guard it fails to {}", chain(error)),
-                    "please report it",
-                ));
-            }
-            (true, 0, _) => "a write by another was refused (EBUSY), and works after the end",
-            // At `best-effort` that is what may happen.
-            (false, 1.., _) if level != Some(Level::Enforce) => {
-                "a write by another went through and was noticed"
-            }
-            _ => {
-                return Ok(Check::unusable(
-                    name,
-                    format!("a write by another: {written:?}; {counted} violations counted"),
-                    "please report it",
-                ));
-            }
+        let trial = Trial {
+            during,
+            after: outsider.thaw(path),
+            counted: status.map_or(0, |status| status.violation_count()),
+            levels,
         };
-        let weakest = levels.into_iter().min().flatten();
-        let text = format!("{}: {finding}", describe(levels));
-        Ok(match weakest {
-            Some(Level::Enforce) => Check::good(name, text),
-            None => Check::limited(
-                name,
-                format!("{text} ({})", reasons.join("; ")),
-                "lift what is missing with --allow",
-            ),
-            Some(_) => Check::limited(
-                name,
-                text,
-                match held {
-                    // What is loaded is what somebody else wanted.
-                    Some(held) => format!(
-                        "guards are held at the level {}: see the checks above, or ask again when they have ended",
-                        held.name()
-                    ),
-                    None => reasons.join("; "),
-                },
-            ),
+        Ok(match trial.finding() {
+            Ok(finding) => limited_by_level(name, levels, finding, held, &reasons),
+            Err(fault) => Check::unusable(name, fault, "please report it"),
         })
     }
 
@@ -198,4 +132,100 @@ fn describe(levels: Levels) -> String {
         .map(|(protection, level)| Shortfall { protection, level }.to_string())
         .collect();
     each.join(", ")
+}
+
+/// A thread that thaws a cgroup when asked to.
+struct Outsider {
+    ask: mpsc::Sender<()>,
+    told: mpsc::Receiver<Result<(), cgroup::Error>>,
+}
+
+impl Outsider {
+    fn of(cgroup: Cgroup) -> Self {
+        let (ask, asked) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        // It ends when `ask` is dropped.
+        thread::spawn(move || {
+            for () in asked {
+                if tell.send(cgroup.thaw()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { ask, told }
+    }
+
+    fn thaw(&self, path: &Path) -> Result<(), cgroup::Error> {
+        // The thread lives as long as `ask`.
+        let _ = self.ask.send(());
+        self.told.recv().unwrap_or_else(|_| {
+            Err(cgroup::Error::Io {
+                operation: "ask",
+                path: path.to_owned(),
+                source: io::Error::other("the thread has ended"),
+            })
+        })
+    }
+}
+
+/// The writes of an outsider during a guard and after it, and what the guard has counted.
+struct Trial {
+    during: Result<(), cgroup::Error>,
+    after: Result<(), cgroup::Error>,
+    counted: u64,
+    levels: Levels,
+}
+
+impl Trial {
+    /// Returns what the guard did, or as an error what it should not have done.
+    fn finding(&self) -> Result<&'static str, String> {
+        if let Err(error) = &self.after {
+            return Err(format!("after the guard it fails to {}", chain(error)));
+        }
+        let refused = matches!(
+            &self.during,
+            Err(cgroup::Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY)
+        );
+        let level = self.levels[Protection::Freeze as usize];
+        match (refused, self.counted) {
+            (true, 0) => Ok("a write by another was refused (EBUSY), and works after the end"),
+            // At `best-effort` that is what may happen.
+            (false, 1..) if level != Some(Level::Enforce) => {
+                Ok("a write by another went through and was noticed")
+            }
+            _ => Err(format!(
+                "a write by another: {:?}; {} violations counted",
+                self.during, self.counted
+            )),
+        }
+    }
+}
+
+/// Judges what works by how far it goes. `held`: the level of guards in force, which is no
+/// matter of this host.
+fn limited_by_level(
+    name: &'static str,
+    levels: Levels,
+    finding: &str,
+    held: Option<Level>,
+    reasons: &str,
+) -> Check {
+    let text = format!("{}: {finding}", describe(levels));
+    match (levels.into_iter().min().flatten(), held) {
+        (Some(Level::Enforce), _) => Check::good(name, text),
+        (None, _) => Check::limited(
+            name,
+            format!("{text} ({reasons})"),
+            "lift what is missing with --allow",
+        ),
+        (Some(_), Some(held)) => Check::limited(
+            name,
+            text,
+            format!(
+                "guards are held at the level {}: see the checks above, or ask again when they have ended",
+                held.name()
+            ),
+        ),
+        (Some(_), None) => Check::limited(name, text, reasons.to_owned()),
+    }
 }

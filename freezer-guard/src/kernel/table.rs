@@ -1,10 +1,6 @@
 //! The hash maps, typed.
 
-use std::{
-    cell::RefCell,
-    os::fd::{AsFd as _, OwnedFd},
-    path::Path,
-};
+use std::{cell::RefCell, path::Path};
 
 use aya::{
     Pod,
@@ -12,7 +8,7 @@ use aya::{
 };
 
 use super::Error;
-use crate::sys;
+use crate::sys::HashMapFd;
 
 /// Flags of `bpf_map_update_elem`: make an entry or change it; fail if there is one.
 const BPF_ANY: u64 = 0;
@@ -61,7 +57,7 @@ pub trait Map<K, V> {
 #[derive(Debug)]
 pub struct Table<K: Pod, V: Pod> {
     map: RefCell<HashMap<MapData, K, V>>,
-    fd: OwnedFd,
+    fd: HashMapFd<K, V>,
     name: &'static str,
 }
 
@@ -71,9 +67,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let path = dir.join(name);
         let map =
             MapData::from_pin(&path).map_err(Error::failed(format!("open {}", path.display())))?;
-        let fd = map.fd().as_fd().try_clone_to_owned();
         Ok(Self {
-            fd: fd.map_err(Error::failed(doing()))?,
+            fd: HashMapFd::of(&map).map_err(Error::failed(doing()))?,
             map: RefCell::new(
                 AyaMap::HashMap(map)
                     .try_into()
@@ -116,7 +111,7 @@ impl<K: Pod, V: Pod> Map<K, V> for Table<K, V> {
     }
 
     fn entries(&self) -> Result<Vec<(K, V)>, Error> {
-        sys::entries(self.fd.as_fd()).map_err(|error| self.read_failed(error))
+        self.fd.entries().map_err(|error| self.read_failed(error))
     }
 
     fn find(&self, is_meant: &dyn Fn(&K, &V) -> bool) -> Result<Option<(K, V)>, Error> {

@@ -2,12 +2,14 @@
 
 use std::{
     ffi::{CStr, CString},
-    io, mem,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    io,
+    marker::PhantomData,
+    mem,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     path::Path,
 };
 
-use aya::Pod;
+use aya::{Pod, maps::MapData};
 use aya_obj::{
     EbpfSectionKind,
     generated::{
@@ -181,12 +183,42 @@ pub(crate) fn load(
     }
 }
 
-/// Every entry of a hash map, as many at a time as a buffer holds (Linux 5.6). What
-/// comes or goes meanwhile may be missing.
-///
-/// # Errors
-/// What bpf(2) says.
-pub(crate) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+/// A hash map whose keys and values have the sizes of `K` and `V`.
+#[derive(Debug)]
+pub(crate) struct HashMapFd<K, V> {
+    fd: OwnedFd,
+    holds: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> HashMapFd<K, V> {
+    /// Another descriptor of this map.
+    ///
+    /// # Errors
+    /// When it holds something else, or there are too many descriptors.
+    pub(crate) fn of(map: &MapData) -> io::Result<Self> {
+        let info = map.info().map_err(io::Error::other)?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        if sizes != (size_of::<K>(), size_of::<V>()) {
+            return Err(io::Error::other("its keys or values have another size"));
+        }
+        Ok(Self {
+            fd: map.fd().as_fd().try_clone_to_owned()?,
+            holds: PhantomData,
+        })
+    }
+
+    /// Every entry. What comes or goes meanwhile may be missing.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub(crate) fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        entries(self.fd.as_fd())
+    }
+}
+
+/// Every entry of a hash map that holds `K` and `V`, as many at a time as a buffer holds
+/// (Linux 5.6).
+fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
     // More than the entries that share one place in a hash table.
     let mut room = 256;

@@ -23,8 +23,8 @@ use nix::{
 use tokio::io::unix::AsyncFd;
 
 pub(crate) use bpf::{
-    Attachment, Functions, attach, attach_iterator, create_map, entries, load, load_btf, open_pin,
-    pin, test_run,
+    Attachment, Functions, HashMapFd, attach, attach_iterator, create_map, load, load_btf,
+    open_pin, pin, test_run,
 };
 
 /// Lets a tokio runtime wait for signals.

@@ -22,6 +22,8 @@ use crate::cli::say::say;
 
 /// How long a process may take to end after a polite signal.
 const GRACE: Duration = Duration::from_secs(5);
+/// In place of a time-out.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often the counters are looked at while COMMAND runs.
 const CHECK: Duration = Duration::from_secs(1);
 
@@ -35,66 +37,42 @@ pub(super) async fn supervise(
 ) -> Result<ExitStatus> {
     let options = work.options;
     let pid = Pid::from_raw(child.id().context("COMMAND has a pid")?.cast_signed());
-    let far = Duration::from_secs(365 * 24 * 3600);
-    let mut deadline = Instant::now() + options.timeout.unwrap_or(far);
+    let mut deadline = Instant::now() + options.timeout.unwrap_or(FAR);
     let mut polite = true;
     let mut interrupts = 0;
-    let kill_on_violation = options.on_violation == OnViolation::Kill;
     let mut check = interval(CHECK);
     let mut violated = false;
     loop {
         tokio::select! {
             status = child.wait() => {
-                let status = status?;
-                if let Some(mut reader) = reader {
-                    print(options, hold.id(), &mut reader);
-                    // What is left goes with the guard.
-                    let _ = reader.close();
-                }
+                print_rest(options, hold, reader);
                 // A COMMAND that ends well when told to stop has not done its work.
-                return Ok(if polite { status } else { timed_out(status) });
+                return Ok(if polite { status? } else { timed_out(status?) });
             }
             () = sleep_until(deadline) => {
                 if polite {
-                    options.step(format_args!("time is up: ending {}", work.command[0].display()));
-                    for cgroup in hold.cgroups() {
-                        // It may have gone: then there is nothing to tell.
-                        if !work.thaw && cgroup.is_self_frozen().unwrap_or(false) {
-                            options.step(format_args!(
-                                "{} is frozen: a checkpointer that does not thaw it \
-                                 by itself waits for ever, and needs --thaw",
-                                cgroup.path().display()
-                            ));
-                        }
-                    }
+                    say_that_time_is_up(work, hold);
                     // It may have ended just now.
                     let _ = kill(pid, Signal::SIGTERM);
                     polite = false;
-                    deadline = Instant::now() + GRACE;
                 } else {
-                    hold.kill_holder().await?;
-                    // Without the guard nobody knows the holder's processes.
-                    let _ = child.start_kill();
-                    deadline = Instant::now() + GRACE;
+                    kill_all(hold, child).await?;
                 }
+                deadline = Instant::now() + GRACE;
             }
             signal = signals.next() => {
                 let caught = signal?;
                 interrupts += u32::from(caught.signal == Signal::SIGINT);
                 if interrupts > 1 {
-                    options.step(format_args!("killing {}", work.command[0].display()));
-                    hold.kill_holder().await?;
-                    // Without the guard nobody knows the holder's processes.
-                    let _ = child.start_kill();
+                    say_killing(work);
+                    kill_all(hold, child).await?;
                 } else if !caught.from_terminal {
                     // The terminal has sent its own to COMMAND as well.
                     let _ = kill(pid, caught.signal);
                 }
             }
             () = ready(&mut reader) => {
-                if let Some(reader) = &mut reader {
-                    print(options, hold.id(), reader);
-                }
+                reader.iter_mut().for_each(|reader| print(options, hold.id(), reader));
             }
             // Events may be lost: the counters are not.
             _ = check.tick() => {
@@ -106,14 +84,61 @@ pub(super) async fn supervise(
         }
         if !violated && hold.violations()? > 0 {
             violated = true;
-            let status = hold.status().await?;
-            say(format_args!("VIOLATED: {}", violations(&status).join("; ")));
-            if kill_on_violation {
-                options.step(format_args!("killing {}", work.command[0].display()));
-                hold.kill_holder().await?;
-                // The guard may have been ended meanwhile.
-                let _ = child.start_kill();
-            }
+            say_violated(work, hold, child).await?;
+        }
+    }
+}
+
+fn print_rest(options: &Options, hold: &ActiveGuard, reader: Option<Reader>) {
+    if let Some(mut reader) = reader {
+        print(options, hold.id(), &mut reader);
+        // Its pin goes with the guard otherwise.
+        let _ = reader.close();
+    }
+}
+
+/// Reports what got through, and ends COMMAND if that is wanted.
+async fn say_violated(
+    work: &GuardedCommand<'_>,
+    hold: &mut ActiveGuard,
+    child: &mut Child,
+) -> Result<()> {
+    let status = hold.status().await?;
+    say(format_args!("VIOLATED: {}", violations(&status).join("; ")));
+    if work.options.on_violation == OnViolation::Kill {
+        say_killing(work);
+        kill_all(hold, child).await?;
+    }
+    Ok(())
+}
+
+fn say_killing(work: &GuardedCommand<'_>) {
+    let command = work.command[0].display();
+    work.options.step(format_args!("killing {command}"));
+}
+
+/// Kills the holder's processes, and COMMAND by itself: the guard may have been ended, and
+/// without it the other processes are not known.
+async fn kill_all(hold: &mut ActiveGuard, child: &mut Child) -> Result<()> {
+    hold.kill_holder().await?;
+    let _ = child.start_kill();
+    Ok(())
+}
+
+fn say_that_time_is_up(work: &GuardedCommand<'_>, hold: &ActiveGuard) {
+    let options = work.options;
+    options.step(format_args!(
+        "time is up: ending {}",
+        work.command[0].display()
+    ));
+    for cgroup in hold.cgroups() {
+        // A cgroup that has gone needs no advice.
+        if !work.thaw && cgroup.is_self_frozen().unwrap_or(false) {
+            options.step(format_args!(
+                "{} is frozen: a checkpointer that does not thaw it by itself waits for ever, \
+                 and needs --thaw",
+                cgroup.path().display()
+            ));
         }
     }
 }
