@@ -121,7 +121,7 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
         }
         Found::Guard(id) if protects_inside(id, write, writer) => Some(id),
         Found::Guard(_) | Found::Nobody if acts_downwards(protection) => {
-            below(written, Some(write), writer)
+            below(written, Some(write.above()), writer)
         }
         Found::Guard(_) | Found::Nobody => None,
     };

@@ -107,7 +107,7 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
         disturb(id, packed, key.kernfs_id);
     }
     if last_below(key).is_some() {
-        let meant = pack(key, write.packed());
+        let meant = pack(key, write.above().packed());
         let mut audience = Audience {
             search: Search::new(meant, key.kernfs_id, writer.unwrap_or(NOBODY)),
             packed,

@@ -205,6 +205,8 @@ pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
 pub(crate) struct Write {
     pub(crate) protection: Protection,
     pub(crate) stage: Stage,
+    /// Where the written cgroup lies, seen from the guards that are asked.
+    pub(crate) place: Place,
 }
 
 impl Write {
@@ -212,6 +214,7 @@ impl Write {
         Self {
             protection,
             stage: Stage::Asked,
+            place: Place::Inside,
         }
     }
 
@@ -219,10 +222,20 @@ impl Write {
         Self {
             protection,
             stage: Stage::Done,
+            place: Place::Inside,
+        }
+    }
+
+    /// The same for the guards below the written cgroup.
+    pub(crate) const fn above(self) -> Self {
+        Self {
+            place: Place::Above,
+            ..self
         }
     }
 
     const ASKED: u64 = 1 << 8;
+    const ABOVE: u64 = 1 << 10;
     /// In place of a write.
     const NONE: u64 = 1 << 9;
 
@@ -232,7 +245,11 @@ impl Write {
             Stage::Asked => Self::ASKED,
             Stage::Done => 0,
         };
-        self.protection as u64 | asked
+        let above = match self.place {
+            Place::Above => Self::ABOVE,
+            Place::Inside => 0,
+        };
+        self.protection as u64 | asked | above
     }
 
     #[inline(always)]
@@ -241,22 +258,20 @@ impl Write {
             0 => Stage::Done,
             _ => Stage::Asked,
         };
+        let place = match packed & Self::ABOVE {
+            0 => Place::Inside,
+            _ => Place::Above,
+        };
         (packed & Self::NONE == 0).then_some(Self {
             protection: Protection::numbered(packed as u32 & 0xff),
             stage,
+            place,
         })
     }
 
-    /// Whether the guard objects to it at this place by the current task, which is a member of
-    /// `writer`.
+    /// Whether the guard objects to it by the current task, which is a member of `writer`.
     #[inline(always)]
-    fn is_objected(
-        self,
-        id: GuardId,
-        guard: &GuardEntry,
-        place: Place,
-        writer: Option<GuardId>,
-    ) -> bool {
+    fn is_objected(self, id: GuardId, guard: &GuardEntry, writer: Option<GuardId>) -> bool {
         let actor = if writer == Some(id) {
             Actor::Holder
         } else if matches!(self.stage, Stage::Asked) && authority::is_superior(guard) {
@@ -269,7 +284,7 @@ impl Write {
             actor,
             Action {
                 protection: self.protection,
-                object: Object::Cgroup(place),
+                object: Object::Cgroup(self.place),
                 stage: self.stage,
             },
         )
@@ -289,7 +304,7 @@ pub(crate) fn protects_inside(id: GuardId, write: Write, writer: Option<GuardId>
 extern "C" fn is_protected_inside(id: GuardId, write: u64, writer: GuardId) -> u64 {
     let Some(entry) = Entry::of(id) else { return 0 };
     Write::unpacked(write)
-        .is_some_and(|write| write.is_objected(id, entry.guard(), Place::Inside, Some(writer)))
+        .is_some_and(|write| write.is_objected(id, entry.guard(), Some(writer)))
         .into()
 }
 
@@ -339,7 +354,7 @@ impl Search {
     #[inline(always)]
     pub(crate) fn is_met_by(&self, id: GuardId, guard: &GuardEntry) -> bool {
         let is_meant = match Write::unpacked(self.write) {
-            Some(write) => write.is_objected(id, guard, Place::Above, Some(self.writer)),
+            Some(write) => write.is_objected(id, guard, Some(self.writer)),
             None => id != self.writer && guard.is_in_force(),
         };
         is_meant

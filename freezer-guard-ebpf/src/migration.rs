@@ -6,7 +6,7 @@
 //! both.
 
 use freezer_guard_abi::{
-    Act, CgroupKey, GuardId, LogLine, Protection, Stage, TaskPointer, moves_one_thread,
+    Act, CgroupKey, GuardId, LogLine, Place, Protection, Stage, TaskPointer, moves_one_thread,
 };
 
 use crate::{
@@ -33,6 +33,7 @@ fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
     let write = Write {
         protection: Protection::Migrate,
         stage,
+        place: Place::Inside,
     };
     let objector = |cgroup| match lookup::of_cgroup(cgroup) {
         Found::Guard(id) if protects_inside(id, write, writer) => (Some(id), false),
@@ -162,6 +163,7 @@ extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) -> bool {
     let root = CgroupKey::new(written.hierarchy_id, ROOT);
+    // Any guard of this hierarchy: the task may be inside its target.
     let write = Write::asked(Protection::Migrate);
     let Some(any) = below(root, Some(write), writer) else {
         return false;

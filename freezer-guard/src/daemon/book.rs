@@ -10,7 +10,7 @@ use std::{
 };
 
 use freezer_guard::guard::Status;
-use freezer_guard_abi::Protection;
+use freezer_guard_abi::{GuardId, Protection};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -89,6 +89,11 @@ impl Book {
     /// The last guards that have ended, the oldest first.
     pub(super) fn last(&self) -> Vec<Status> {
         self.last.iter().cloned().collect()
+    }
+
+    /// Whether this guard is among them.
+    pub(super) fn has(&self, id: GuardId) -> bool {
+        self.last.iter().any(|guard| guard.id == id)
     }
 
     /// In Prometheus's text format. `held`: the guards in force.

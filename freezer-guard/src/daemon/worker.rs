@@ -234,7 +234,9 @@ impl Worker {
             not_thawed,
         } in ended
         {
-            let was_told = self.frozen.remove(&status.id);
+            // Also by a service before this one.
+            let was_told =
+                self.frozen.remove(&status.id) || self.daemon.book.borrow().has(status.id);
             if not_thawed.is_some() {
                 self.frozen.insert(status.id);
             }

@@ -14,7 +14,7 @@ use super::{
     loading::{Loaded, ensure_loaded},
     marks::{mark_ancestors, mark_target},
     overlap::refuse_guarded,
-    reconcile::{forget, hierarchies_in_use, hierarchies_there, reconcile, sweep},
+    reconcile::{drop_ended_one, forget, hierarchies_in_use, hierarchies_there, reconcile, sweep},
     restoring::{Found, open, restore},
     status::{Snapshot, status},
     store::GuardStore,
@@ -174,7 +174,10 @@ fn arm_one(
     let targets: Vec<_> = targets(store, id)?.into_iter().filter_map(open).collect();
     let mut lineages = Lineage::of_all(&targets)?;
     for other in others(&targets) {
-        let other = Lineage::of(&other)?;
+        // It may be gone by now.
+        let Ok(other) = Lineage::of(&other) else {
+            continue;
+        };
         if refuse_guarded(store, std::slice::from_ref(&other), Some(id)).is_ok() {
             mark_target(store, &other, id)?;
             lineages.push(other);
@@ -248,7 +251,7 @@ pub(super) fn take_ended_of<F: Freezer>(
     let entries = store.ended().entries()?;
     // The marks of those that somebody has ended are gone.
     let mut targets: BTreeMap<GuardId, Vec<_>> = BTreeMap::new();
-    if !entries.is_empty() && store.stale()? > 0 {
+    if !entries.is_empty() {
         for (key, id) in store.targets().entries()? {
             targets.entry(id).or_default().push(key);
         }
@@ -259,12 +262,12 @@ pub(super) fn take_ended_of<F: Freezer>(
         let targets = targets.remove(id).unwrap_or_else(|| vec![entry.target]);
         let seen = Snapshot::of_one(store, *id, entry, targets.clone())?;
         let status = seen.status(store, *id, entry)?;
-        let frozen = targets.into_iter().filter(|_| status.froze);
+        let frozen = targets.iter().copied().filter(|_| status.froze);
         let frozen: Vec<_> = frozen.filter_map(&open).collect();
         let (thawed, result) = restore(frozen.iter().map(|freezer| (freezer, Found::Thawed)));
         if result.is_ok() {
             // Not before the thaw: if we die in between, the next daemon does it.
-            store.ended().remove(id)?;
+            drop_ended_one(store, *id, entry)?;
             over.push((*id, *entry));
         }
         ended.push(Ended {

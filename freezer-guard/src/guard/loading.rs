@@ -3,7 +3,7 @@
 use freezer_guard_abi::{Level, LogLevel};
 
 use super::{Error, entries::is_idle, reconcile::reconcile};
-use crate::kernel::{self, Locked, Maps};
+use crate::kernel::{self, Locked, Map as _, Maps};
 
 /// The loaded BPF side, with which a guard can begin.
 pub(super) struct Loaded {
@@ -33,7 +33,10 @@ pub(super) fn ensure_loaded(
     };
     if let Some(maps) = lock.open()? {
         reconcile(&maps)?;
-        let tells_other = log.is_some_and(|log| log != lock.log_level());
+        // A candidate, and what became of a guard, are lost with the maps: that waits.
+        let is_empty =
+            maps.guards.find(&|_, _| true)?.is_none() && maps.ended.find(&|_, _| true)?.is_none();
+        let tells_other = is_empty && log.is_some_and(|log| log != lock.log_level());
         let is_another = tells_other || lock.level() != Some(strongest);
         if !(reload && is_another && is_idle(&maps)?) {
             return Ok(loaded(maps, true, Vec::new()));

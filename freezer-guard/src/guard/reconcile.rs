@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, GuardId, Protection};
 
-use super::{Error, store::GuardStore};
+use super::{Error, entries::targets, store::GuardStore};
 use crate::{
     cgroup::{self, Cgroup, Version},
     kernel::{Hierarchies, Locked},
@@ -30,7 +30,7 @@ fn drop_ended(store: &dyn GuardStore) -> Result<(), Error> {
     }
     for (id, entry) in store.ended().entries()? {
         if entry.leader == 0 {
-            store.ended().remove(&id)?;
+            drop_ended_one(store, id, &entry)?;
         }
     }
     Ok(())
@@ -58,6 +58,10 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     let is_dead =
         |id| -> Result<bool, Error> { Ok(!known.contains(&id) && store.guard(id)?.is_none()) };
     for (key, id) in store.targets().entries()? {
+        // The service looks for what it has to thaw by these marks.
+        if waits_for_thaw(store, id)? {
+            continue;
+        }
         // The kernel side may have put another one there meanwhile.
         if is_dead(id)? && store.targets().get(&key)?.is_some_and(|now| now == id) {
             store.targets().remove(&key)?;
@@ -91,6 +95,27 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Drops what is kept of a guard that has ended, marks first: a sweep has left those that say
+/// what has to be thawed.
+pub(super) fn drop_ended_one(
+    store: &dyn GuardStore,
+    id: GuardId,
+    entry: &GuardEntry,
+) -> Result<(), Error> {
+    if entry.flags & GuardEntry::FROZEN_BY_US != 0 {
+        for key in targets(store, id)? {
+            store.targets().remove(&key)?;
+        }
+    }
+    Ok(store.ended().remove(&id)?)
+}
+
+/// Whether this guard has ended, and left targets frozen that nobody has thawed.
+fn waits_for_thaw(store: &dyn GuardStore, id: GuardId) -> Result<bool, Error> {
+    let ended = store.ended().get(&id)?;
+    Ok(ended.is_some_and(|entry| entry.flags & GuardEntry::FROZEN_BY_US != 0))
 }
 
 /// Removes what is kept of who did what to these guards.
@@ -147,16 +172,16 @@ pub(super) fn hierarchies_of<'a>(cgroups: impl Iterator<Item = &'a Cgroup>) -> H
 
 /// The hierarchies that the guards in force have targets in.
 pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, Error> {
-    let there = hierarchies_there()?;
-    // Of many targets, one of the first is in each.
+    // Of many targets, one of the first is in each. (A caller may be where the v1 freezer is
+    // not mounted.)
     let is_in = |v2| {
         store
             .targets()
             .find(&move |key, _| (key.hierarchy_id == 0) == v2)
     };
     Ok(Hierarchies {
-        v1: there.v1 && is_in(false)?.is_some(),
-        v2: there.v2 && is_in(true)?.is_some(),
+        v1: cgroup::has_v1_freezer() && is_in(false)?.is_some(),
+        v2: is_in(true)?.is_some(),
     })
 }
 

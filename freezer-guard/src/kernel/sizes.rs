@@ -30,9 +30,6 @@ const GROWING: [Growing; 7] = [
     growing(names::VIOLATORS, 0, MAX_INTRUDERS),
 ];
 
-/// Of x86-64 and, in most kernels, arm64. A larger one makes a larger ring.
-const PAGE: u32 = 4096;
-
 /// How many guards, and members, there can be where the memory for all of them is taken at
 /// once.
 const ALLOCATED_GUARDS: u32 = 1024;
@@ -46,7 +43,7 @@ pub(super) fn sized(name: &str, definition: &Map, by_need: bool, log: LogLevel) 
     const BPF_F_NO_PREALLOC: u32 = 1;
     if name == names::LOGS && log == LogLevel::Off {
         // Nothing is written. A ring has a page at least.
-        return Map::new_from_params(definition.map_type(), 0, 0, PAGE, 0);
+        return Map::new_from_params(definition.map_type(), 0, 0, procfs::page_size() as u32, 0);
     }
     let Some(map) = GROWING.iter().find(|map| map.name == name) else {
         return definition.clone();

@@ -1,15 +1,16 @@
 //! Single situations, each with a name.
 
-use freezer_guard_abi::{AncestorKey, GuardEntry, Protection};
+use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, Protection};
 
 use super::{
     holder::{Outcome, Phase},
-    machine::{INTRUDER, Move, Situation, Twist, task},
+    machine::{DAEMON, INTRUDER, Move, Situation, Twist, task},
     memory::MemoryStore,
     world::{World, cgroup},
 };
 use crate::guard::{
     State, Status,
+    automatic::take_ended_of,
     entries::{holder_pids, in_force, is_idle, targets},
     error::Error,
     freezer::Freezer as _,
@@ -328,4 +329,45 @@ fn one_freezer_that_cannot_be_restored_keeps_none_back() {
     let (changed, result) = restore([(&denied, Found::Thawed), (&free, Found::Thawed)]);
     assert!(result.is_err());
     assert_eq!(changed, [free.key()]);
+}
+
+#[test]
+fn a_thaw_that_was_refused_is_tried_again_for_each_target() {
+    let alone = |number, above: &[u64]| Lineage {
+        key: cgroup(number).key,
+        above: above.iter().map(|above| cgroup(*above).key).collect(),
+    };
+    let line = |key: CgroupKey| match key.kernfs_id {
+        9 => alone(9, &[8]),
+        number => cgroup(number),
+    };
+    let take = |world: World| {
+        let store = MemoryStore::new(world, DAEMON, None, None);
+        let freezer = |key| Some(store.freezer(line(key)));
+        let ended = take_ended_of(&store, freezer).expect("memory can be read");
+        (ended, store.into_world())
+    };
+
+    let store = MemoryStore::new(World::default(), 10, None, None);
+    let targets = [cgroup(3), alone(9, &[8])];
+    claim(&store, 7, GuardEntry::default(), &targets, || {}).expect("nothing is in the way");
+    let found = GuardEntry::FROZEN_BY_US;
+    (&store as &dyn GuardStore)
+        .remember_found(7, found)
+        .expect("it is in force");
+    let mut world = store.into_world();
+    world.daemon_runs = true;
+    world.frozen.extend([3, 9]);
+    world.leave(10);
+    // Another guard holds what is above the second target.
+    let store = MemoryStore::new(world, 11, None, None);
+    begin(&store, 8, &alone(8, &[])).expect("the first guard has ended");
+
+    let (ended, mut world) = take(store.into_world());
+    assert!(ended[0].not_thawed.is_some());
+    assert_eq!(world.frozen.iter().copied().collect::<Vec<_>>(), [9]);
+    world.leave(11);
+    let (ended, world) = take(world);
+    assert!(ended.iter().all(|ended| ended.not_thawed.is_none()));
+    assert!(world.frozen.is_empty() && world.ended.is_empty());
 }
