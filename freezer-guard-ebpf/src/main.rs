@@ -1,4 +1,4 @@
-//! The BPF programs: where each is attached, what it does there, and why there.
+//! The BPF programs: the hook of each, its task there, and the reason for that hook.
 //!
 //! A guard is an entry of the map `GUARDS`. It is marked on its targets (`TARGETS`) and on
 //! every cgroup above them (`ANCESTORS`), and its holder is a set of threads (`MEMBERS`).

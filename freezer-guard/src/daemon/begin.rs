@@ -1,4 +1,4 @@
-//! A guard that a client of the socket begins: what it may ask for, and the guard itself.
+//! A guard that a client of the socket begins: its arguments, its limits, and its begin.
 
 use std::{os::fd::OwnedFd, sync::atomic::Ordering, time::Duration};
 

@@ -231,8 +231,8 @@ pub struct Ended {
     pub not_thawed: Option<Error>,
 }
 
-/// What has become of the guards that have ended since this was asked. What was frozen for
-/// one whose holder has died is thawed.
+/// Returns the guards that have ended since the last call. If a holder has died, this thaws
+/// the cgroups that were frozen for its guard.
 ///
 /// # Errors
 /// When the maps cannot be read.

@@ -209,7 +209,7 @@ impl Situation {
             let own = cgroup(holder.number);
             let concerns =
                 |changed: u64| changed >= holder.number || own.above.contains(&cgroup(changed).key);
-            // With its end, what it was for is over.
+            // A change after the end of a guard does it no harm.
             let others = |(by, changed): &(Task, u64)| *by != task(number) && concerns(*changed);
             if was.is_checkpointing() && !holder.is_over() {
                 holder.touched |= changes.iter().any(others);
