@@ -48,10 +48,13 @@ pub(crate) extern "C" fn is_member(task: TaskPointer) -> u64 {
 
 /// Makes the child of a member a member before it can run, unless it is one already. The
 /// answer is that of `task_alloc`.
+///
+/// What is found there of another guard is about an earlier task, which had the same place in
+/// memory and ended while no program was attached.
 #[inline(always)]
 pub(crate) fn inherit(child: TaskPointer) -> i32 {
     match of_current() {
-        Some(id) if MEMBERS.get_ptr(child).is_none() => join(child, id),
+        Some(id) if word(&MEMBERS, child) != Some(id) => join(child, id),
         _ => 0,
     }
 }

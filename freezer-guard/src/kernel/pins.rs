@@ -15,7 +15,7 @@ use std::{
 };
 
 use aya::programs::{links::LinkInfo, loaded_links};
-use freezer_guard_abi::{Level, LogLevel, names};
+use freezer_guard_abi::{GuardId, Level, LogLevel, TaskPointer, names};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     programs::{self, Hierarchies, Levels, PROGRAMS, Program},
     reading,
     report::ProgramReport,
+    table::{Map as _, Table},
 };
 use crate::sys::{self, Attachment};
 
@@ -298,6 +299,12 @@ impl Locked {
         let is_attached = |program: &Program| program.link_pin(&self.dir).exists();
         let moves = || PROGRAMS.iter().filter(|program| program.refuses_moves());
         let all_moves = moves().all(is_loaded);
+        if !PROGRAMS
+            .iter()
+            .any(|program| program.is_vital() && is_attached(program))
+        {
+            self.forget_members()?;
+        }
         let mut failed = Vec::new();
         for program in programs::at(level)
             .filter(|program| needed(program))
@@ -317,6 +324,14 @@ impl Locked {
             }
         }
         Ok(failed)
+    }
+
+    /// Removes what holders have left that ended while nothing counted them: the kernel gives
+    /// their tasks' memory to others.
+    fn forget_members(&self) -> Result<(), Error> {
+        let members = Table::<TaskPointer, GuardId>::open(&self.dir, names::MEMBERS)?;
+        let left = members.entries()?;
+        left.iter().try_for_each(|(task, _)| members.remove(task))
     }
 
     /// Loads those that are not loaded.

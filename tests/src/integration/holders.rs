@@ -1,13 +1,13 @@
 //! Who may write: COMMAND and all that descends from it, nobody else.
 
-use std::process::Command;
+use std::{process::Command, thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
 
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, eventually},
-    process::{Held, LONG, Process, guards},
+    process::{Held, LONG, Process, guard, guards},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -21,6 +21,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("thread", thread);
     list.add("daemonised_grandchild", daemon);
     list.add("older_process_is_none", older);
+    list.add_alone("where_an_earlier_holder_was", reused);
 }
 
 /// The holder thaws the target and freezes it again.
@@ -101,5 +102,28 @@ fn older(hierarchy: Hierarchy) -> Result<()> {
         finished.stderr
     );
     held.release()?.expect(0)?.says("refused 1 attempt")?;
+    Ok(())
+}
+
+/// The kernel gives the memory of a task that has ended to one that begins. Holders of an
+/// earlier guard may have been there, and have ended when no program counted any more.
+fn reused(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    held.sh("for child in {1..100}; do sleep 1000 >/dev/null 2>&1 & done")?;
+    guard(["end", &target.text(), "--force"])?.expect(0)?;
+    // The kernel detaches in the background.
+    sleep(Duration::from_secs(3));
+    held.sh("kill -KILL $(jobs -p); wait")?;
+    held.release()?.expect(73)?;
+
+    let mut held = Held::new(&[&target])?;
+    held.sh(&format!(
+        "for child in {{1..100}}; do (echo {} > {}; kill -STOP $BASHPID) & done; sleep 2; \
+         kill -KILL $(jobs -p); wait",
+        hierarchy.frozen(),
+        target.freezer().display(),
+    ))?;
+    held.release()?.expect(0)?.says("refused nothing")?;
     Ok(())
 }
