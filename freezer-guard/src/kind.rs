@@ -28,6 +28,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The exit code of the command line.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Request => 64,
+            Self::Unsupported => 69,
+            Self::Internal => 70,
+            Self::Gone => 73,
+            Self::Busy | Self::NotFrozen | Self::Stray | Self::Disturbed | Self::NotGuarded => 75,
+            Self::Permission => 77,
+        }
+    }
+
     /// Of an error on a path that was asked for.
     pub(crate) fn of_io(error: &io::Error) -> Self {
         match error.kind() {

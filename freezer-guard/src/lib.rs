@@ -4,7 +4,6 @@
 //! [`guard`] is the state machine, [`cgroup`] knows the cgroup file systems,
 //! [`kernel`] knows BPF, [`criu`] knows CRIU. See `ARCHITECTURE.md`.
 
-pub mod bench;
 pub mod cgroup;
 pub mod criu;
 pub mod doctor;

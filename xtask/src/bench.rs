@@ -72,7 +72,7 @@ impl Figure {
     }
 }
 
-/// What `freezer-guard bench --json` says of an operation.
+/// What `freezer-guard-bench --json` says of an operation.
 #[derive(Clone, Serialize, Deserialize)]
 struct Row {
     hierarchy: String,
@@ -280,8 +280,7 @@ impl Args {
             numbers.join(",")
         };
         let command = [
-            "freezer-guard",
-            "bench",
+            "freezer-guard-bench",
             "--json",
             "--guards",
             &list(&self.guards),
@@ -299,7 +298,7 @@ impl Args {
             Ok(said) => report = Some(said),
             Err(_) => eprintln!("{} {}: {line}", kernel.name, cgroup.name()),
         })?;
-        ensure!(code == 0, "`freezer-guard bench` ended with {code}");
-        report.context("`freezer-guard bench` has printed no result")
+        ensure!(code == 0, "`freezer-guard-bench` ended with {code}");
+        report.context("`freezer-guard-bench` has printed no result")
     }
 }

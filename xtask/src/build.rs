@@ -73,14 +73,20 @@ pub(crate) fn guest_programs(profile: Profile) -> Result<Vec<PathBuf>> {
         ebpf.join()
             .map_err(|_| anyhow!("a thread that compiles has panicked"))?
     })?;
-    ["freezer-guard", "guest-init", "guest-tool", "integration"]
-        .map(|name| {
-            let path = profile.folder().join(name);
-            fs::metadata(&path).with_context(|| format!("find {}", path.display()))?;
-            Ok(path)
-        })
-        .into_iter()
-        .collect()
+    [
+        "freezer-guard",
+        "freezer-guard-bench",
+        "guest-init",
+        "guest-tool",
+        "integration",
+    ]
+    .map(|name| {
+        let path = profile.folder().join(name);
+        fs::metadata(&path).with_context(|| format!("find {}", path.display()))?;
+        Ok(path)
+    })
+    .into_iter()
+    .collect()
 }
 
 fn compile(profile: Profile) -> Result<()> {
@@ -88,6 +94,7 @@ fn compile(profile: Profile) -> Result<()> {
         .args(["build", "--locked", "--bins", "--target", TARGET])
         .args(["--profile", profile.name()])
         .args(["--package", "freezer-guard"])
+        .args(["--package", "freezer-guard-bench"])
         .args(["--package", "freezer-guard-tests", "--target-dir"])
         .arg(target_dir())
         .env(

@@ -2,14 +2,11 @@
 
 use std::io;
 
-use freezer_guard::{Kind, bench, cgroup, criu, guard, kernel};
+use freezer_guard::{Kind, cgroup, criu, guard, kernel};
 
 use super::{
     client,
-    exit::{
-        BUSY, CANNOT_EXECUTE, Code, INTERNAL, NO_PERMISSION, NOT_FOUND, UNAVAILABLE, USAGE,
-        VIOLATED,
-    },
+    exit::{BUSY, CANNOT_EXECUTE, Code, INTERNAL, NO_PERMISSION, NOT_FOUND, UNAVAILABLE, USAGE},
     guarded,
 };
 use crate::daemon::config;
@@ -27,8 +24,6 @@ pub(super) fn code(error: &anyhow::Error) -> Code {
                 of_criu(error)
             } else if let Some(error) = cause.downcast_ref::<client::Error>() {
                 Some(of_daemon(error))
-            } else if let Some(error) = cause.downcast_ref::<bench::Error>() {
-                of_bench(error)
             } else if let Some(error) = cause.downcast_ref::<guard::Error>() {
                 Some(of_kind(error.kind()))
             } else if let Some(error) = cause.downcast_ref::<cgroup::Error>() {
@@ -58,27 +53,7 @@ fn of_daemon(error: &client::Error) -> Code {
 }
 
 fn of_kind(kind: Kind) -> Code {
-    match kind {
-        Kind::Request => USAGE,
-        Kind::Busy | Kind::NotFrozen | Kind::Stray | Kind::Disturbed | Kind::NotGuarded => BUSY,
-        Kind::Gone => VIOLATED,
-        Kind::Unsupported => UNAVAILABLE,
-        Kind::Permission => NO_PERMISSION,
-        Kind::Internal => INTERNAL,
-    }
-}
-
-fn of_bench(error: &bench::Error) -> Option<Code> {
-    match error {
-        bench::Error::NoOperation { .. } | bench::Error::NoDumps => Some(USAGE),
-        bench::Error::InUse => Some(BUSY),
-        bench::Error::NoFreezer | bench::Error::NoMemory { .. } => Some(UNAVAILABLE),
-        bench::Error::Criu(error) => of_criu(error),
-        bench::Error::Cgroup(error) => Some(of_kind(error.kind())),
-        bench::Error::Guard(error) => Some(of_kind(error.kind())),
-        bench::Error::Kernel(error) => Some(of_kind(error.kind())),
-        _ => None,
-    }
+    Code(kind.exit_code())
 }
 
 fn of_criu(error: &criu::Error) -> Option<Code> {

@@ -1,7 +1,6 @@
 //! One file per subcommand. They decide nothing: they call the library and print.
 
 mod action_script;
-mod bench;
 mod checkpoint;
 mod client;
 mod config;
@@ -66,8 +65,6 @@ enum Command {
     /// This fails with 75 while a guard is in force or the service runs. It also removes what
     /// another version of freezer-guard has loaded.
     Unload,
-    /// Measure what guards cost this host
-    Bench(bench::Args),
     /// Run the host's service: guard every checkpoint, answer on a socket
     Daemon(daemon::Args),
     /// Check the configuration of the service
@@ -122,7 +119,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::main(&args),
         Command::End(args) => end::main(&args),
         Command::Unload => unload::main(),
-        Command::Bench(args) => bench::main(&args),
         Command::Daemon(args) => daemon::main(&args),
         Command::Config(args) => config::main(&args),
     }

@@ -26,7 +26,7 @@ pub use daemon::{DaemonLock, daemon_runs};
 pub use log::{KernelLog, Line};
 pub use maps::Maps;
 pub use memory::Memory;
-pub(crate) use noop::Noop;
+pub use noop::Noop;
 pub use pins::Locked;
 pub use prerequisites::PIN_DIR;
 pub use programs::{Hierarchies, Levels};

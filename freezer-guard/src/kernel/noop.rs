@@ -1,4 +1,5 @@
-//! Programs that do nothing, on the hooks of ours: what a hook costs at the least.
+//! Programs that do nothing, on the hooks of ours: what a hook costs at the
+//! least. (`freezer-guard-bench` attaches them.)
 
 use std::os::fd::OwnedFd;
 
@@ -14,7 +15,7 @@ use crate::sys;
 
 /// They go when this does.
 #[derive(Debug)]
-pub(crate) struct Noop {
+pub struct Noop {
     _links: Vec<OwnedFd>,
 }
 
@@ -23,7 +24,7 @@ impl Noop {
     ///
     /// # Errors
     /// When the kernel has not what there is to attach to, or does not attach it.
-    pub(crate) fn attach(_lock: &Locked, hierarchies: Hierarchies) -> Result<Self, Error> {
+    pub fn attach(_lock: &Locked, hierarchies: Hierarchies) -> Result<Self, Error> {
         let facts = Facts::of_kernel()?;
         let (level, _) = Locked::strongest(freezer_guard_abi::Level::Enforce)?;
         let attach = |program: &programs::Program| {

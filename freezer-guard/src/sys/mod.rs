@@ -16,10 +16,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use nix::{
-    sys::{signal::SigSet, signalfd::SignalFd, wait::waitpid},
-    unistd::ForkResult,
-};
+use nix::sys::{signal::SigSet, signalfd::SignalFd};
 use tokio::io::unix::AsyncFd;
 
 pub(crate) use bpf::{
@@ -54,20 +51,6 @@ pub fn unblock_in_child(command: &mut Command, signals: SigSet) {
     // async-signal-safe (signal-safety(7)).
     unsafe {
         command.pre_exec(move || Ok(signals.thread_unblock()?));
-    }
-}
-
-/// Forks a child that ends at once, and waits for it.
-///
-/// # Errors
-/// When there can be no child.
-pub(crate) fn fork_and_exit() -> io::Result<()> {
-    // SAFETY: the child calls nothing but `_exit`, which is async-signal-safe
-    // (signal-safety(7)).
-    match unsafe { nix::unistd::fork() }? {
-        // SAFETY: as above.
-        ForkResult::Child => unsafe { libc::_exit(0) },
-        ForkResult::Parent { child } => Ok(waitpid(child, None).map(drop)?),
     }
 }
 

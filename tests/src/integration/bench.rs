@@ -1,4 +1,4 @@
-//! What `bench` measures, and that it measures nothing else. How much it is, no test
+//! What `freezer-guard-bench` measures, and that it measures nothing else. How much it is, no test
 //! says: `cargo xtask bench --check` does.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
@@ -14,8 +14,14 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, eventually, within},
     lifecycle::expect_clean,
-    process::{Held, LONG, Process, guard, guards, run},
+    process::{Finished, Held, LONG, Process, guards, run},
 };
+
+const BENCH: &str = "freezer-guard-bench";
+
+fn bench(arguments: &[&str]) -> Result<Finished> {
+    run(Command::new(BENCH).args(arguments))
+}
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("wants_to_be_alone", wants_to_be_alone);
@@ -42,7 +48,7 @@ pub(super) fn list_long(list: &mut List<'_>) {
 
 fn measures(_: Hierarchy) -> Result<()> {
     let arguments = ["--json", "--guards", "1,3", "--only", "freezer,signal"];
-    let finished = guard(["bench"].iter().chain(&arguments))?.expect(0)?;
+    let finished = bench(&arguments)?.expect(0)?;
     let report: Value = serde_json::from_str(&finished.stdout)?;
     let rows = report["rows"].as_array().context("rows")?;
     for hierarchy in [Hierarchy::V1, Hierarchy::V2] {
@@ -66,15 +72,17 @@ fn measures(_: Hierarchy) -> Result<()> {
         ];
         ensure!(conditions == all, "{row}");
     }
-    guard(["bench", "--guards", "1", "--only", "stat"])?
+    bench(&["--guards", "1", "--only", "stat"])?
         .expect(0)?
         .says("measuring")?;
     expect_clean()
 }
 
 fn measures_lives(_: Hierarchy) -> Result<()> {
-    let arguments = ["--guards", "130", "--tasks", "110", "--only", "and "];
-    let finished = guard(["bench", "--json"].into_iter().chain(arguments))?.expect(0)?;
+    let arguments = [
+        "--json", "--guards", "130", "--tasks", "110", "--only", "and ",
+    ];
+    let finished = bench(&arguments)?.expect(0)?;
     let report: Value = serde_json::from_str(&finished.stdout)?;
     let part = |name: &str| report[name].as_array().context("no such part").cloned();
     let is_positive = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
@@ -103,8 +111,8 @@ fn measures_lives(_: Hierarchy) -> Result<()> {
 fn most_guards(_: Hierarchy) -> Result<()> {
     /// On an emulated machine that has other things to do.
     const LIMIT: Duration = Duration::from_secs(600);
-    let mut command = Command::new("freezer-guard");
-    command.args(["bench", "--only", "memory", "--guards", "1025"]);
+    let mut command = Command::new(BENCH);
+    command.args(["--only", "memory", "--guards", "1025"]);
     let mut process = Process::spawn(&mut command)?;
     process.close_input();
     process.wait(LIMIT)?.expect(0)?;
@@ -112,8 +120,8 @@ fn most_guards(_: Hierarchy) -> Result<()> {
 }
 
 fn measures_dumps(_: Hierarchy) -> Result<()> {
-    let arguments = ["bench", "--json", "--only", "dumps", "--dumps", "1"];
-    let finished = guard(arguments)?.expect(0)?;
+    let arguments = ["--json", "--only", "dumps", "--dumps", "1"];
+    let finished = bench(&arguments)?.expect(0)?;
     let report: Value = serde_json::from_str(&finished.stdout)?;
     let dumps = report["dumps"].as_array().context("dumps")?;
     ensure!(dumps.len() == 3, "{report}");
@@ -121,13 +129,11 @@ fn measures_dumps(_: Hierarchy) -> Result<()> {
         let took = |name: &str| dump[name].as_f64().is_some_and(|ns| ns > 0.0);
         ensure!(took("guarded") && took("bare"), "{dump}");
     }
-    let mut without_criu = Command::new("/guest/bin/freezer-guard");
+    let mut without_criu = Command::new("/guest/bin/freezer-guard-bench");
     without_criu.args(arguments).env("PATH", "/nowhere");
-    run(&mut without_criu)?.expect(127)?.says("was not found")?;
-    guard(["bench", "--only", "dumps"])?
-        .expect(64)?
-        .says("--dumps")?;
-    guard(["bench", "--only", "dumps", "--dumps", "99999999"])?
+    run(&mut without_criu)?.expect(69)?.says("was not found")?;
+    bench(&["--only", "dumps"])?.expect(64)?.says("--dumps")?;
+    bench(&["--only", "dumps", "--dumps", "99999999"])?
         .expect(69)?
         .says("does not fit")?;
     expect_clean()
@@ -136,11 +142,11 @@ fn measures_dumps(_: Hierarchy) -> Result<()> {
 fn wants_to_be_alone(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;
-    guard(["bench"])?.expect(75)?.says("is in use")?;
+    bench(&[])?.expect(75)?.says("is in use")?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     held.release()?.expect(0)?;
-    guard(["bench", "--guards", "many"])?.expect(64)?;
-    guard(["bench", "--only", "stat,nothing"])?
+    bench(&["--guards", "many"])?.expect(64)?;
+    bench(&["--only", "stat,nothing"])?
         .expect(64)?
         .says("write guarded freezer")?;
     expect_clean()
@@ -148,8 +154,8 @@ fn wants_to_be_alone(hierarchy: Hierarchy) -> Result<()> {
 
 /// What is measured without what it is to be measured with is no figure.
 fn loses(_: Hierarchy) -> Result<()> {
-    let mut command = Command::new("freezer-guard");
-    let process = Process::spawn(command.args(["bench", "--guards", "1", "--only", "exec"]))?;
+    let mut command = Command::new(BENCH);
+    let process = Process::spawn(command.args(["--guards", "1", "--only", "exec"]))?;
     within(LONG, "it holds a guard", || Ok(guards()?.len() == 1))?;
     let holder = guards()?[0]["holder_pids"][0].as_i64().context("a pid")?;
     kill(Pid::from_raw(holder as i32), Signal::SIGKILL)?;
@@ -165,8 +171,8 @@ fn stopped(hierarchy: Hierarchy) -> Result<()> {
         (Signal::SIGTERM, 143),
         (Signal::SIGKILL, 137),
     ] {
-        let mut command = Command::new("freezer-guard");
-        let process = Process::spawn(command.args(["bench", "--guards", "2", "--only", "exec"]))?;
+        let mut command = Command::new(BENCH);
+        let process = Process::spawn(command.args(["--guards", "2", "--only", "exec"]))?;
         within(LONG, "it holds guards", || Ok(guards()?.len() == 2))?;
         process.signal(signal)?;
         process.wait(LONG)?.expect(code)?;
@@ -175,7 +181,7 @@ fn stopped(hierarchy: Hierarchy) -> Result<()> {
         let left = made(hierarchy)?;
         ensure!(left.is_empty() || signal == Signal::SIGKILL, "{left:?}");
     }
-    guard(["bench", "--guards", "1", "--only", "stat"])?.expect(0)?;
+    bench(&["--guards", "1", "--only", "stat"])?.expect(0)?;
     let left = made(hierarchy)?;
     ensure!(left.is_empty(), "{left:?}");
     expect_clean()

@@ -33,7 +33,7 @@ pub(super) fn list_many(list: &mut List<'_>) {
     list.add("two_hundred_below_one", two_hundred);
 }
 
-/// By the processes of which `bench` starts many.
+/// By the processes of which `freezer-guard-bench` starts many.
 fn two_hundred(hierarchy: Hierarchy) -> Result<()> {
     const GUARDS: usize = 200;
     let top = Cgroup::new(hierarchy)?;
@@ -42,8 +42,8 @@ fn two_hundred(hierarchy: Hierarchy) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let mut clients = Vec::new();
     for half in ["guards-0-100", "guards-100-200"] {
-        let mut command = Command::new("freezer-guard");
-        let command = command.args(["bench", "--hold", half, &top.text()]);
+        let mut command = Command::new("freezer-guard-bench");
+        let command = command.args(["--hold", half, &top.text()]);
         clients.push(Process::spawn(command)?);
     }
     for client in &mut clients {

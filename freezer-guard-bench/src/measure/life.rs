@@ -4,44 +4,44 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::Instant,
 };
 
+use freezer_guard::{
+    cgroup::Cgroup,
+    guard,
+    kernel::{Locked, Memory},
+};
 use procfs::process::Process;
 
 use super::{
     Error,
     clock::ALL_SETTLED,
     condition::be_alone,
-    helper::{Helpers, Part, Waiting},
-};
-use crate::{
-    cgroup::Cgroup,
-    guard,
-    kernel::{Locked, Memory},
+    helper::{Helpers, Part, Waiting, product},
 };
 
 /// What `run` takes, ns each: medians.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Life {
+pub(crate) struct Life {
     /// `v1` or `v2`: where the guard is.
-    pub hierarchy: &'static str,
+    pub(crate) hierarchy: &'static str,
     /// The tasks in the cgroup, which are frozen, verified and thawed.
-    pub tasks: usize,
+    pub(crate) tasks: usize,
     /// What the guard finds loaded.
-    pub found: Found,
+    pub(crate) found: Found,
     /// Until COMMAND runs.
-    pub begin: f64,
+    pub(crate) begin: f64,
     /// After its end.
-    pub end: f64,
+    pub(crate) end: f64,
 }
 
 /// What a guard finds loaded when it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Found {
+pub(crate) enum Found {
     /// Nothing, as the first guard after a boot: it loads the programs.
     Nothing,
     /// The programs that an earlier guard has loaded: it attaches them.
@@ -52,31 +52,31 @@ pub enum Found {
 
 /// Guards that many clients begin, hold and end.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Scale {
+pub(crate) struct Scale {
     /// `v1` or `v2`: where the guards are.
-    pub hierarchy: &'static str,
+    pub(crate) hierarchy: &'static str,
     /// How many.
-    pub guards: usize,
+    pub(crate) guards: usize,
     /// By so many clients at once, while the service runs.
-    pub clients: usize,
+    pub(crate) clients: usize,
     /// ns for each guard, of the time for all.
-    pub begin: f64,
+    pub(crate) begin: f64,
     /// The same.
-    pub end: f64,
+    pub(crate) end: f64,
 }
 
 /// What is in memory while the service runs.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct InMemory {
+pub(crate) struct InMemory {
     /// `v1` or `v2`: where the guards are.
-    pub hierarchy: &'static str,
+    pub(crate) hierarchy: &'static str,
     /// How many guards are held.
-    pub guards: usize,
+    pub(crate) guards: usize,
     /// Of the service that is resident, bytes.
-    pub service: u64,
+    pub(crate) service: u64,
     /// In the kernel, bytes.
     #[serde(flatten)]
-    pub kernel: Memory,
+    pub(crate) kernel: Memory,
 }
 
 /// How often each is done.
@@ -159,7 +159,7 @@ pub(super) fn median(mut figures: Vec<f64>) -> f64 {
 fn run(path: &Path) -> Result<(f64, f64), Error> {
     let failed = || Error::operation("run `freezer-guard run`");
     let start = Instant::now();
-    let mut child = Command::new("/proc/self/exe")
+    let mut child = product()
         .args([
             "run",
             "--quiet",

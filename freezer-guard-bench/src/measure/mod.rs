@@ -8,6 +8,7 @@ mod clock;
 mod condition;
 mod dump;
 mod helper;
+mod hold;
 mod life;
 mod operations;
 
@@ -16,22 +17,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
+use freezer_guard::{
+    Kind,
     cgroup::{self, CreatedCgroups, Version},
     criu, guard, kernel,
 };
-pub use clock::Sample;
+
+pub(crate) use clock::Sample;
 use condition::{Condition, InForce};
-pub use dump::Dump;
-pub use helper::{Part, hold};
+pub(crate) use dump::Dump;
+pub(crate) use helper::Part;
 use helper::{count, target};
-pub use life::{Found, InMemory, Life, Scale};
+pub(crate) use hold::hold;
+pub(crate) use life::{Found, InMemory, Life, Scale};
 use operations::{Operation, Scene};
 
 /// Why nothing can be measured.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
+pub(crate) enum Error {
     /// Something is loaded, or guarded.
     #[error(
         "freezer-guard is in use on this host, so nothing can be measured without it: \
@@ -101,7 +104,25 @@ pub enum Error {
 }
 
 impl Error {
-    fn operation(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    /// The exit code that `freezer-guard` has for such a failure.
+    pub(crate) fn exit_code(&self) -> u8 {
+        let kind = match self {
+            Self::NoOperation { .. } | Self::NoDumps => Kind::Request,
+            Self::InUse => Kind::Busy,
+            Self::NoFreezer | Self::NoMemory { .. } | Self::Criu(_) => Kind::Unsupported,
+            Self::Cgroup(error) => error.kind(),
+            Self::Guard(error) => error.kind(),
+            Self::Kernel(error) => error.kind(),
+            Self::Stopped
+            | Self::Helper(_)
+            | Self::Lost { .. }
+            | Self::Left
+            | Self::Operation { .. } => Kind::Internal,
+        };
+        kind.exit_code()
+    }
+
+    pub(crate) fn operation(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let operation = operation.into();
         |source| Self::Operation { operation, source }
     }
@@ -109,63 +130,63 @@ impl Error {
 
 /// What an operation takes under one condition.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Figure {
+pub(crate) struct Figure {
     /// What there was of us: `none`, `empty`, `idle`, `watch`, `guards-N`, `after`.
-    pub condition: String,
+    pub(crate) condition: String,
     /// ns each; under `-icount shift=0` that is instructions.
     #[serde(flatten)]
-    pub sample: Sample,
+    pub(crate) sample: Sample,
 }
 
 /// What an operation takes.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// `v1` or `v2`: where the guards are.
-    pub hierarchy: &'static str,
+    pub(crate) hierarchy: &'static str,
     /// The operation.
-    pub operation: &'static str,
+    pub(crate) operation: &'static str,
     /// Under each condition, in the order in which they were.
-    pub figures: Vec<Figure>,
+    pub(crate) figures: Vec<Figure>,
 }
 
 /// What there is to tell.
 #[derive(Debug, Clone, Default, serde::Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// What operations take.
-    pub rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
     /// What `run` takes.
-    pub lives: Vec<Life>,
+    pub(crate) lives: Vec<Life>,
     /// How fast many clients begin and end guards.
-    pub scale: Vec<Scale>,
+    pub(crate) scale: Vec<Scale>,
     /// What is in memory.
-    pub memory: Vec<InMemory>,
+    pub(crate) memory: Vec<InMemory>,
     /// What whole dumps take.
-    pub dumps: Vec<Dump>,
+    pub(crate) dumps: Vec<Dump>,
 }
 
 /// The name of what is measured besides operations: what `run` takes.
-pub const LIFE: &str = "begin and end";
+pub(crate) const LIFE: &str = "begin and end";
 /// The service's memory, and many clients at once.
-pub const SERVICE: &str = "service and memory";
+pub(crate) const SERVICE: &str = "service and memory";
 /// CRIU with a guard and without.
-pub const DUMPS: &str = "whole dumps";
+pub(crate) const DUMPS: &str = "whole dumps";
 
 /// See [`measure`].
-pub type Progress<'a> = &'a mut dyn FnMut(&str) -> bool;
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(&str) -> bool;
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// How many guards are to be held; one number after the other.
-    pub guards: Vec<usize>,
+    pub(crate) guards: Vec<usize>,
     /// How many tasks are to be in the cgroup that `run` guards; one number after the
     /// other.
-    pub tasks: Vec<usize>,
+    pub(crate) tasks: Vec<usize>,
     /// How much memory a process is to have, MiB, that CRIU dumps; one number after the
     /// other.
-    pub dumps: Vec<usize>,
+    pub(crate) dumps: Vec<usize>,
     /// Only what has a name that contains one of these; everything when there is none.
-    pub only: Vec<String>,
+    pub(crate) only: Vec<String>,
 }
 
 impl Plan {
@@ -179,7 +200,7 @@ impl Plan {
 ///
 /// # Errors
 /// When freezer-guard is in use on this host, or something cannot be measured.
-pub fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
+pub(crate) fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Error> {
     let operations: Vec<_> = Operation::ALL
         .into_iter()
         .filter(|operation| plan.wants(operation.name()))

@@ -21,13 +21,13 @@ pub(super) struct Effort {
 
 /// ns for each operation, without the loop around it.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Of the batches' averages.
-    pub median: f64,
+    pub(crate) median: f64,
     /// One batch in ten was faster.
-    pub p10: f64,
+    pub(crate) p10: f64,
     /// One in ten was slower.
-    pub p90: f64,
+    pub(crate) p90: f64,
 }
 
 /// Measures `operation`.

@@ -1,20 +1,31 @@
-//! `freezer-guard bench`: what do guards cost this host?
+//! What do guards cost this host? What `freezer-guard` itself does not need stands here.
 
-use std::{io::Write as _, process::ExitCode};
+mod fork;
+mod measure;
 
-use anyhow::Result;
-use freezer_guard::bench::{self, Found, Plan, Report, Row};
+use std::{
+    error::Error as _,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use freezer_guard::VERSION;
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
 
-use super::say::say;
+use measure::{Error, Found, Part, Plan, Report, Row, hold};
 
-/// Measures with nothing of freezer-guard loaded, with programs that do nothing where
-/// a guard has programs, and with guards in force.
-#[derive(clap::Args)]
-pub(super) struct Args {
+/// Measures what guards cost this host: with nothing of freezer-guard loaded, with programs
+/// that do nothing where a guard has programs, and with guards in force.
+///
+/// It needs root, and the program `freezer-guard` beside it or in PATH.
+#[derive(clap::Parser)]
+#[command(version = VERSION)]
+struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -31,43 +42,84 @@ pub(super) struct Args {
     #[arg(long, value_name = "TEXT", value_delimiter = ',')]
     only: Vec<String>,
     /// Bring this about for the cgroups below PATH, until standard input ends
-    #[arg(long, num_args = 2, value_names = ["PART", "PATH"], hide = true)]
-    hold: Option<Vec<String>>,
+    #[arg(long, value_name = "PART", requires = "top", hide = true)]
+    hold: Option<Part>,
+    /// The cgroups of `--hold`
+    #[arg(value_name = "PATH", requires = "hold", hide = true)]
+    top: Option<PathBuf>,
 }
 
-pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    if let Some([part, top]) = args.hold.as_deref() {
-        bench::hold(part.parse().map_err(anyhow::Error::msg)?, top.as_ref())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let plan = Plan {
-        guards: args.guards.clone(),
-        tasks: args.tasks.clone(),
-        dumps: args.dumps.clone(),
-        only: args.only.clone(),
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // A closed pipe is nobody's concern.
+            let _ = error.print();
+            let usage = freezer_guard::Kind::Request.exit_code();
+            return ExitCode::from(if error.use_stderr() { usage } else { 0 });
+        }
     };
-    // What it has made has to go again. (The process that holds guards inherits this: it
-    // ends when we do.)
+    let done = match (args.hold.clone(), &args.top) {
+        (Some(part), Some(top)) => hold(part, top).map(|()| ExitCode::SUCCESS),
+        _ => args.measure(),
+    };
+    done.unwrap_or_else(|error| {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(source) = cause {
+            text += &format!(": {source}");
+            cause = source.source();
+        }
+        say(&text);
+        error.exit_code().into()
+    })
+}
+
+fn say(text: &str) {
+    // Nobody may be listening any more.
+    let _ = writeln!(io::stderr(), "freezer-guard-bench: {text}");
+}
+
+impl Args {
+    fn measure(&self) -> Result<ExitCode, Error> {
+        let plan = Plan {
+            guards: self.guards.clone(),
+            tasks: self.tasks.clone(),
+            dumps: self.dumps.clone(),
+            only: self.only.clone(),
+        };
+        // What it has made has to go again. (The process that holds guards inherits this: it
+        // ends when we do.)
+        let signals = signals().map_err(Error::operation("listen for signals"))?;
+        let mut signal = None;
+        let report = measure::measure(&plan, &mut |what| {
+            say(&format!("measuring {what}"));
+            signal = signals.read_signal().ok().flatten();
+            signal.is_none()
+        });
+        if let (Err(Error::Stopped), Some(signal)) = (&report, signal) {
+            return Ok(ExitCode::from(128 + signal.ssi_signo as u8));
+        }
+        let report = report?;
+        let written = match self.json {
+            true => serde_json::to_string(&report).map_err(io::Error::from),
+            false => Ok(table(&report.rows) + &more(&report)),
+        };
+        written
+            .and_then(|text| writeln!(io::stdout(), "{}", text.trim_end()))
+            .map_err(Error::operation("write the figures"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn signals() -> io::Result<SignalFd> {
     let mut signals = SigSet::empty();
     signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block()?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-    let mut signal = None;
-    let report = bench::measure(&plan, &mut |what| {
-        say(format_args!("measuring {what}"));
-        signal = signals.read_signal().ok().flatten();
-        signal.is_none()
-    });
-    if let (Err(bench::Error::Stopped), Some(signal)) = (&report, signal) {
-        return Ok(ExitCode::from(128 + signal.ssi_signo as u8));
-    }
-    let report = report?;
-    let text = match args.json {
-        true => serde_json::to_string(&report)? + "\n",
-        false => table(&report.rows) + &more(&report),
-    };
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(SignalFd::with_flags(
+        &signals,
+        SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+    )?)
 }
 
 /// What the life of guards takes, and memory.

@@ -8,6 +8,7 @@ use std::{
     process::Command,
 };
 
+use freezer_guard::cgroup::Version;
 use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
@@ -21,7 +22,7 @@ use super::{
     Error,
     clock::{self, Effort, Sample},
 };
-use crate::{cgroup::Version, sys};
+use crate::fork::fork_and_exit;
 
 /// How many folders deep the path is.
 const DEPTH: usize = 16;
@@ -145,7 +146,7 @@ impl Scene {
                     // By default it is ignored.
                     time(&mut || Ok(kill(own, Signal::SIGURG)?))
                 }
-                Operation::Fork => time(&mut sys::fork_and_exit),
+                Operation::Fork => time(&mut fork_and_exit),
                 Operation::Exec => {
                     let path = format!("/proc/self/fd/{}", self.exit.as_raw_fd());
                     time(&mut || match Command::new(&path).status()?.success() {

@@ -2,12 +2,13 @@
 
 use std::{path::Path, thread};
 
+use freezer_guard::guard;
+
 use super::{
     Error,
     clock::{ALL_SETTLED, SETTLED},
     helper::{Helpers, Part, Waiting},
 };
-use crate::guard;
 
 /// What there is of us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

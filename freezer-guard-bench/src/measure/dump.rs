@@ -9,30 +9,30 @@ use std::{
     time::Instant,
 };
 
+use freezer_guard::criu::Criu;
 use procfs::{Current as _, Meminfo};
 
 use super::{
     Error, NAME,
     clock::ALL_SETTLED,
     condition::be_alone,
-    helper::{Helpers, Part, Waiting},
+    helper::{Helpers, Part, Waiting, product},
     life::{Found, TIMES, median, thawed},
 };
-use crate::criu::Criu;
 
 /// What a dump takes with and without a guard, ns each: medians of dumps by turns.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Dump {
+pub(crate) struct Dump {
     /// `v1` or `v2`: where the guard is.
-    pub hierarchy: &'static str,
+    pub(crate) hierarchy: &'static str,
     /// What the tree that is dumped has written to its memory, MiB.
-    pub mib: usize,
+    pub(crate) mib: usize,
     /// What the guard finds loaded.
-    pub found: Found,
+    pub(crate) found: Found,
     /// `criu dump`.
-    pub bare: f64,
+    pub(crate) bare: f64,
     /// `freezer-guard run --freeze -- criu dump`.
-    pub guarded: f64,
+    pub(crate) guarded: f64,
 }
 
 /// Dumps a process with so much memory, which goes on after each dump.
@@ -103,7 +103,7 @@ fn dump(pid: &str, path: &Path, guarded: bool) -> Result<f64, Error> {
     let mut command = match guarded {
         false => Command::new(words.remove(0)),
         true => {
-            let mut run = Command::new("/proc/self/exe");
+            let mut run = product();
             run.args(["run", "--quiet", "--freeze", "--cgroup"])
                 .arg(path)
                 .arg("--");
