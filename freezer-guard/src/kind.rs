@@ -28,7 +28,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The exit code of the command line.
+    /// The exit code of the command line. Scripts go by it: it never changes.
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::Request => 64,

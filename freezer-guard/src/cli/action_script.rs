@@ -9,7 +9,6 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, ensure};
 use freezer_guard::{
     criu,
     guard::{self, Status, violations},
@@ -17,7 +16,13 @@ use freezer_guard::{
 };
 use procfs::process::Process;
 
-use super::{client, exit, failure, say::say, status};
+use super::{
+    client,
+    error::{Error, Result},
+    exit,
+    say::say,
+    status,
+};
 
 /// criu(8), `--action-script`: the stage that it has come to.
 const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
@@ -28,12 +33,13 @@ const FOLDER: &str = "CRTOOLS_IMAGE_DIR";
 /// would name this very program only for as long as we run: then another process may have our
 /// pid, and CRIU would execute that one's program, as root.)
 pub(super) fn script() -> Result<PathBuf> {
-    let path = env::current_exe().context("find this program's file")?;
-    ensure!(
-        path.is_file(),
-        "this program has been replaced since it was started: start it again"
-    );
-    Ok(path)
+    let path = env::current_exe().map_err(Error::io("find this program's file"))?;
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(Error::Unexpected(
+            "this program has been replaced since it was started: start it again".to_owned(),
+        )),
+    }
 }
 
 /// The answer, if it is CRIU that asks.
@@ -44,8 +50,8 @@ pub(super) fn asked() -> Option<ExitCode> {
     }
     Some(match stage.as_str() {
         "post-dump" => answer().unwrap_or_else(|error| {
-            say(format_args!("{error:#}"));
-            failure::code(&error).into()
+            say(format_args!("{}", guard::chain(&error)));
+            error.code().into()
         }),
         _ => ExitCode::SUCCESS,
     })
@@ -69,7 +75,8 @@ fn answer() -> Result<ExitCode> {
         return Ok(exit::VIOLATED.into());
     }
     if !leaves_running()? {
-        let folder = env::var_os(FOLDER).with_context(|| format!("CRIU does not set {FOLDER}"))?;
+        let folder = env::var_os(FOLDER)
+            .ok_or_else(|| Error::Unexpected(format!("CRIU does not set {FOLDER}")))?;
         criu::sync(Path::new(&folder))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -77,8 +84,9 @@ fn answer() -> Result<ExitCode> {
 
 /// Whether CRIU's parent is still the program that has started it, which is this one.
 fn is_awaited() -> Result<bool> {
-    let criu = Process::new(parent_id().cast_signed())?;
-    let parent = format!("/proc/{}/exe", criu.stat()?.ppid);
+    let criu = Process::new(parent_id().cast_signed()).and_then(|criu| criu.stat());
+    let criu = criu.map_err(|error| Error::Unexpected(format!("find CRIU: {error}")))?;
+    let parent = format!("/proc/{}/exe", criu.ppid);
     let (own, parents) = (fs::metadata("/proc/self/exe")?, fs::metadata(parent));
     Ok(parents.is_ok_and(|parents| (parents.dev(), parents.ino()) == (own.dev(), own.ino())))
 }
@@ -96,7 +104,7 @@ fn own_guard() -> Result<Option<Status>> {
 /// Whether CRIU, which has started us, will let the tasks run on anyhow.
 fn leaves_running() -> Result<bool> {
     let path = format!("/proc/{}/cmdline", parent_id());
-    let words = fs::read(&path).with_context(|| format!("read {path}"))?;
+    let words = fs::read(&path).map_err(Error::io(format!("read {path}")))?;
     let mut words = words.split(|byte| *byte == 0);
     Ok(words.any(|word| [&b"--leave-running"[..], b"-R"].contains(&word)))
 }

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
 use freezer_guard::{
     VERSION,
     cgroup::{self, Cgroup, Task},
@@ -20,6 +19,7 @@ use freezer_guard::{
 use super::{
     action_script,
     driver::{self, Driver},
+    error::{Error, Result},
     exit::{self, Code},
     guarded::{self, GuardedCommand, OnViolation, Options},
     say::say,
@@ -105,7 +105,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         .transpose()?;
     let paths = target.iter().map(|cgroup| cgroup.path().to_owned());
     let cgroups: Vec<_> = paths.collect();
-    let freezer = cgroups.first().context("a target has a cgroup")?;
+    let freezer = cgroups
+        .first()
+        .ok_or_else(|| Error::Unexpected("the target has no cgroup".to_owned()))?;
     let command = args.command(&criu, root.pid, freezer, &images, parent.as_deref())?;
     let mut watch = Watch::new(Log::new(images.folder(), LOG), options);
     let done = guarded::run(GuardedCommand {
@@ -168,7 +170,7 @@ fn code_of(verdict: Verdict, criu: Code) -> Code {
 }
 
 /// Gives up, and says where the unfinished checkpoint is.
-fn abandon(images: Images, error: anyhow::Error) -> Result<ExitCode> {
+fn abandon(images: Images, error: Error) -> Result<ExitCode> {
     if let Some(place) = images.abandon()? {
         let place = place.display();
         say(format_args!(

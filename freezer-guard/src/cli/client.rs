@@ -8,16 +8,15 @@
 
 use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
 
-use anyhow::{Context as _, Result};
 use freezer_guard::kernel::may_use_bpf;
 use freezer_guard_abi::GuardId;
 use nix::unistd::getuid;
 use tokio_stream::Stream;
 use zlink::{proxy, tokio::unix};
 
-pub(super) use crate::daemon::reply::Error;
+use super::error::{Error, Result};
 use crate::daemon::{
-    reply::{Guards, Happenings, OneGuard, State},
+    reply::{self, Guards, Happenings, OneGuard, State},
     varlink::SOCKET,
 };
 
@@ -26,19 +25,19 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 #[proxy("io.freezerguard")]
 pub(super) trait Daemon {
-    async fn list(&mut self) -> zlink::Result<Result<Guards, Error>>;
-    async fn list_ended(&mut self) -> zlink::Result<Result<Guards, Error>>;
+    async fn list(&mut self) -> zlink::Result<Result<Guards, reply::Error>>;
+    async fn list_ended(&mut self) -> zlink::Result<Result<Guards, reply::Error>>;
     async fn status(
         &mut self,
         cgroup: &str,
         guard: Option<GuardId>,
-    ) -> zlink::Result<Result<State, Error>>;
+    ) -> zlink::Result<Result<State, reply::Error>>;
     async fn end(
         &mut self,
         cgroup: Option<&str>,
         guard: Option<GuardId>,
         force: bool,
-    ) -> zlink::Result<Result<OneGuard, Error>>;
+    ) -> zlink::Result<Result<OneGuard, reply::Error>>;
     async fn begin(
         &mut self,
         cgroups: Option<Vec<String>>,
@@ -48,11 +47,11 @@ pub(super) trait Daemon {
         allow: Vec<String>,
         require: String,
         #[zlink(fds)] proofs: Vec<OwnedFd>,
-    ) -> zlink::Result<Result<OneGuard, Error>>;
+    ) -> zlink::Result<Result<OneGuard, reply::Error>>;
     #[zlink(more)]
     async fn monitor(
         &mut self,
-    ) -> zlink::Result<impl Stream<Item = zlink::Result<Result<Happenings, Error>>>>;
+    ) -> zlink::Result<impl Stream<Item = zlink::Result<Result<Happenings, reply::Error>>>>;
 }
 
 /// The daemon, if it is there.
@@ -73,15 +72,15 @@ pub(super) async fn connect() -> Result<Option<unix::Connection>> {
                 "uid {uid} may not connect to {SOCKET}: it takes root, or a member of its group \
                  (freezer-guard, by default)"
             );
-            Err(Error::PermissionDenied { message }.into())
+            Err(reply::Error::PermissionDenied { message }.into())
         }
-        Err(error) => Err(error).with_context(|| format!("connect to {SOCKET}")),
+        Err(error) => Err(Error::no_answer(format!("connect to {SOCKET}"))(error)),
     }
 }
 
 /// Waits for the daemon's answer.
 pub(super) async fn answer<T>(
-    call: impl Future<Output = zlink::Result<Result<T, Error>>>,
+    call: impl Future<Output = zlink::Result<Result<T, reply::Error>>>,
 ) -> Result<T> {
     answer_within(PATIENCE, call).await
 }
@@ -89,12 +88,13 @@ pub(super) async fn answer<T>(
 /// Waits for it so long.
 pub(super) async fn answer_within<T>(
     patience: Duration,
-    call: impl Future<Output = zlink::Result<Result<T, Error>>>,
+    call: impl Future<Output = zlink::Result<Result<T, reply::Error>>>,
 ) -> Result<T> {
+    let silent = "the service does not answer: see `systemctl status freezer-guard`";
     let reply = tokio::time::timeout(patience, call)
         .await
-        .context("the service does not answer: see `systemctl status freezer-guard`")?
-        .context("the service has not answered: see `systemctl status freezer-guard`")?;
+        .map_err(|elapsed| Error::io(silent)(elapsed.into()))?
+        .map_err(Error::no_answer(silent))?;
     Ok(reply?)
 }
 
@@ -108,7 +108,7 @@ pub(super) async fn ask<T>(
         return kernel();
     };
     match daemon(&mut connection).await {
-        Err(error) if !error.is::<Error>() && may_use_bpf().is_ok() => kernel(),
+        Err(error) if !matches!(error, Error::Service(_)) && may_use_bpf().is_ok() => kernel(),
         answer => answer,
     }
 }

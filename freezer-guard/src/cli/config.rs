@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
-
-use super::say::say;
-use crate::daemon::config::{self, Config};
+use super::{error::Result, say::say};
+use crate::daemon::{
+    self,
+    config::{self, Config},
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -26,7 +27,7 @@ enum Command {
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let Command::Check { file } = &args.command;
-    Config::load(file)?;
+    Config::load(file).map_err(daemon::error::Error::from)?;
     say(format_args!("{} is fine", file.display()));
     Ok(ExitCode::SUCCESS)
 }

@@ -2,11 +2,9 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
-
 use freezer_guard_abi::LogLevel;
 
-use super::names::one_of;
+use super::{error::Result, names::one_of};
 use crate::daemon::{self, config};
 
 #[derive(clap::Args)]
@@ -22,5 +20,5 @@ pub(super) struct Args {
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    daemon::main(&args.config, args.kernel_log)
+    Ok(daemon::main(&args.config, args.kernel_log)?)
 }

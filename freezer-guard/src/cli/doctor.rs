@@ -2,10 +2,9 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use anyhow::Result;
 use freezer_guard::doctor::{self, Report, Verdict};
 
-use super::say::print;
+use super::{error::Result, say::print};
 
 /// Ends with 0 when all is good, 1 when it is usable with limits, 2 when not.
 #[derive(clap::Args)]

@@ -2,10 +2,9 @@
 
 use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitStatus};
 
-use anyhow::Result;
 use freezer_guard::criu::{Criu, Log};
 
-use super::{guarded::Options, say::say};
+use super::{error::Result, guarded::Options, say::say};
 
 /// What both are told.
 #[derive(clap::Args)]

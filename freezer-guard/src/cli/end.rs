@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{self, Status},
@@ -17,10 +16,12 @@ use nix::{
 
 use super::{
     client::{self, Daemon as _, answer},
+    error::{Error, Result},
     exit,
     say::say,
     target,
 };
+use crate::daemon::reply;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -128,10 +129,8 @@ async fn end(
     client::ask(
         async |daemon| match answer(daemon.end(cgroup, guard, true)).await {
             Ok(ended) => Ok(Some(ended.guard)),
-            Err(error) => match error.downcast_ref() {
-                Some(client::Error::NotGuarded { .. }) => Ok(None),
-                _ => Err(error),
-            },
+            Err(Error::Service(reply::Error::NotGuarded { .. })) => Ok(None),
+            Err(error) => Err(error),
         },
         by_kernel,
     )

@@ -2,7 +2,6 @@
 
 use std::{io::Write as _, pin::pin, process::ExitCode};
 
-use anyhow::{Result, anyhow};
 use freezer_guard::{
     guard::{self, Chronicle, Happening, Status},
     words::escaped,
@@ -13,6 +12,7 @@ use zlink::tokio::unix;
 
 use super::{
     client::{self, Daemon as _, answer},
+    error::{Error, Result},
     guarded::signals::Signals,
     say::say,
 };
@@ -43,15 +43,18 @@ async fn from_daemon(args: &Args, mut daemon: unix::Connection) -> Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     let mut signals = Signals::catch()?;
-    let mut stream = pin!(daemon.monitor().await?);
+    let no_answer = || Error::no_answer("follow the events of the service");
+    let mut stream = pin!(daemon.monitor().await.map_err(no_answer())?);
     loop {
         tokio::select! {
             signal = signals.next() => if ends(signal?.signal) { break },
             next = stream.next() => {
                 let Some(reply) = next else {
-                    return Err(anyhow!("the daemon has ended: what happens now is not seen here"));
+                    return Err(Error::Unexpected(
+                        "the daemon has ended: what happens now is not seen here".to_owned(),
+                    ));
                 };
-                if !print(args, &reply??.happenings)? {
+                if !print(args, &reply.map_err(no_answer())??.happenings)? {
                     break;
                 }
             }

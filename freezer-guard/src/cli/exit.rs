@@ -14,20 +14,22 @@ impl From<Code> for ExitCode {
     }
 }
 
+impl From<Kind> for Code {
+    fn from(kind: Kind) -> Self {
+        Self(kind.exit_code())
+    }
+}
+
 /// All went well.
 pub(super) const SUCCESS: Code = Code(0);
 /// Wrong usage.
 pub(super) const USAGE: Code = Code(Kind::Request.exit_code());
-/// The kernel cannot do it.
-pub(super) const UNAVAILABLE: Code = Code(Kind::Unsupported.exit_code());
 /// Something unexpected.
 pub(super) const INTERNAL: Code = Code(Kind::Internal.exit_code());
 /// The guard did not hold to the end.
 pub(super) const VIOLATED: Code = Code(Kind::Gone.exit_code());
 /// Somebody else's guard, not FROZEN, or not all of the tree is there.
 pub(super) const BUSY: Code = Code(Kind::Busy.exit_code());
-/// No permission.
-pub(super) const NO_PERMISSION: Code = Code(Kind::Permission.exit_code());
 /// COMMAND cannot be executed, as the shell has it.
 pub(super) const CANNOT_EXECUTE: Code = Code(126);
 /// COMMAND is not there, as the shell has it.

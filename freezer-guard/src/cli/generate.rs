@@ -8,7 +8,6 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
 use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::{
@@ -16,7 +15,11 @@ use clap_mangen::{
     roff::{Roff, bold, roman},
 };
 
-use super::{exit, say::say};
+use super::{
+    error::{Error, Result},
+    exit,
+    say::say,
+};
 
 const NAME: &str = "freezer-guard";
 
@@ -63,20 +66,21 @@ pub(super) fn asked(command: fn() -> Command) -> Option<ExitCode> {
 }
 
 fn generate(dir: &Path, command: &Command) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    clap_mangen::generate_to(command.clone(), dir).context("write the man pages")?;
+    fs::create_dir_all(dir).map_err(Error::io(format!("create {}", dir.display())))?;
+    clap_mangen::generate_to(command.clone(), dir).map_err(Error::io("write the man pages"))?;
     // The first one again, with sections of ours.
     let page = dir.join(format!("{NAME}.1"));
     let mut bytes = Vec::new();
-    main_page(command, &mut bytes).context("make the first man page")?;
-    fs::write(&page, bytes).with_context(|| format!("write {}", page.display()))?;
+    main_page(command, &mut bytes).map_err(Error::io("make the first man page"))?;
+    fs::write(&page, bytes).map_err(Error::io(format!("write {}", page.display())))?;
     for (shell, file) in [
         (Shell::Bash, "freezer-guard.bash"),
         (Shell::Zsh, "_freezer-guard"),
         (Shell::Fish, "freezer-guard.fish"),
     ] {
         let path = dir.join(file);
-        let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        let mut file =
+            File::create(&path).map_err(Error::io(format!("create {}", path.display())))?;
         clap_complete::generate(shell, &mut command.clone(), NAME, &mut file);
     }
     Ok(())

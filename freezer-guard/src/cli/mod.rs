@@ -8,9 +8,9 @@ mod daemon;
 mod doctor;
 mod driver;
 mod end;
+mod error;
 mod events;
 mod exit;
-mod failure;
 mod generate;
 mod guarded;
 mod names;
@@ -26,11 +26,11 @@ mod verify;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
-use freezer_guard::VERSION;
+use freezer_guard::{VERSION, guard};
 
-use say::{say, say_verifier_logs};
+use error::Result;
+use say::{say, say_verifier_log};
 
 /// While a container is being checkpointed, nobody but the checkpointer
 /// freezes, thaws or otherwise disturbs its cgroup.
@@ -99,11 +99,11 @@ pub(crate) fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            say(format_args!("{error:#}"));
+            say(format_args!("{}", guard::chain(&error)));
             if verbose {
-                error.chain().for_each(say_verifier_logs);
+                error.kernel_errors().into_iter().for_each(say_verifier_log);
             }
-            failure::code(&error).into()
+            error.code().into()
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, CreatedCgroups, Task},
     criu::{self, Criu, Known, Log},
@@ -12,6 +11,7 @@ use serde_json::json;
 
 use super::{
     driver::{self, Driver},
+    error::Result,
     exit,
     guarded::{self, GuardedCommand, Options},
     say::say,

@@ -2,10 +2,10 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
 use freezer_guard::criu;
 
 use super::{
+    error::Result,
     exit,
     guarded::{self, GuardedCommand, Options},
     say::say,

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use freezer_guard::{guard, kernel, words::escaped_lines};
+use freezer_guard::{kernel, words::escaped_lines};
 
 /// One line on standard error.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
@@ -17,14 +17,6 @@ pub(super) fn print(text: &str) -> std::io::Result<()> {
 }
 
 /// What the verifier says, line by line.
-pub(super) fn say_verifier_logs(error: &(dyn std::error::Error + 'static)) {
-    let errors = match error.downcast_ref::<guard::Error>() {
-        Some(error) => error.kernel_errors(),
-        None => error.downcast_ref::<kernel::Error>().into_iter().collect(),
-    };
-    errors.into_iter().for_each(say_verifier_log);
-}
-
 pub(super) fn say_verifier_log(error: &kernel::Error) {
     let Some(log) = error.verifier_log() else {
         return;

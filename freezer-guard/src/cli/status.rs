@@ -6,7 +6,6 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{self, Status, describe_level, refusals, violations},
@@ -15,6 +14,7 @@ use serde_json::json;
 
 use super::{
     client::{self, Daemon as _, answer},
+    error::{Error, Result},
     say::print,
     target,
 };
@@ -79,14 +79,13 @@ pub(super) async fn list() -> Result<Vec<Status>> {
 }
 
 async fn last() -> Result<Vec<Status>> {
+    let failed = || Error::io(format!("read {}", book::LAST));
     client::ask(
         async |daemon| Ok(answer(daemon.list_ended()).await?.guards),
         || match std::fs::read(book::LAST) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).with_context(|| format!("read {}", book::LAST))
-            }
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed()(error.into())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error).with_context(|| format!("read {}", book::LAST)),
+            Err(error) => Err(failed()(error)),
         },
     )
     .await

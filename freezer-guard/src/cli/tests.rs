@@ -5,8 +5,8 @@ use freezer_guard::{Kind, cgroup, guard, kernel};
 
 use super::{
     Cli,
-    exit::{BUSY, Code, INTERNAL, NO_PERMISSION, UNAVAILABLE, USAGE, VIOLATED},
-    failure,
+    error::Error,
+    exit::{BUSY, Code, INTERNAL, USAGE, VIOLATED},
 };
 
 fn parses(line: &str) -> bool {
@@ -68,8 +68,8 @@ fn the_command_line_is_consistent() {
     Cli::command().debug_assert();
 }
 
-fn code(error: impl std::error::Error + Send + Sync + 'static) -> Code {
-    failure::code(&anyhow::Error::new(error))
+fn code(error: impl Into<Error>) -> Code {
+    error.into().code()
 }
 
 fn io(kind: std::io::ErrorKind) -> cgroup::Error {
@@ -93,17 +93,13 @@ fn a_refused_write_is_busy() {
 
 #[test]
 fn a_forbidden_path_is_a_matter_of_permission() {
-    assert_eq!(
-        code(io(std::io::ErrorKind::PermissionDenied)),
-        NO_PERMISSION
-    );
+    assert_eq!(code(io(std::io::ErrorKind::PermissionDenied)), Code(77));
 }
 
 #[test]
-fn another_guard_is_busy_also_below_other_causes() {
+fn a_full_map_is_busy() {
     let error = guard::Error::Kernel(kernel::Error::Full("GUARDS"));
-    let error = anyhow::Error::new(error).context("begin");
-    assert_eq!(failure::code(&error), BUSY);
+    assert_eq!(code(error), BUSY);
 }
 
 #[test]
@@ -113,13 +109,13 @@ fn a_guard_that_was_ended_is_violated() {
 
 #[test]
 fn what_the_kernel_cannot_do_is_unavailable() {
-    assert_eq!(code(kernel::Error::LockedDown), UNAVAILABLE);
-    assert_eq!(code(guard::Error::PidNamespace), UNAVAILABLE);
+    assert_eq!(code(kernel::Error::LockedDown), Code(69));
+    assert_eq!(code(guard::Error::PidNamespace), Code(69));
 }
 
 #[test]
 fn an_unknown_error_is_internal() {
-    assert_eq!(code(std::fmt::Error), INTERNAL);
+    assert_eq!(code(std::io::Error::other("x")), INTERNAL);
 }
 
 #[test]

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use freezer_guard::guard;
 
-use super::say::say;
+use super::{error::Result, say::say};
 
 pub(super) fn main() -> Result<ExitCode> {
     match guard::unload()? {

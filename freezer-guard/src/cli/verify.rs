@@ -2,7 +2,6 @@
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, Cgroup, Task},
     guard,
@@ -11,6 +10,7 @@ use freezer_guard::{
 use serde_json::json;
 
 use super::{
+    error::Result,
     exit,
     say::{print, say},
     target,

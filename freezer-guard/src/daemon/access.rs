@@ -5,14 +5,13 @@
 //! holder of his own, and may end what he holds.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
 };
 
-use anyhow::Context as _;
 use freezer_guard::{
     cgroup::{self, Cgroup},
     guard::PidFd,
@@ -45,7 +44,7 @@ impl Peer {
     pub(super) async fn of<Sock>(
         connection: &mut Connection<Sock>,
         seen: Option<&PidFd>,
-    ) -> anyhow::Result<Self>
+    ) -> zlink::Result<Self>
     where
         Sock: Socket,
         Sock::ReadHalf: FetchPeerCredentials,
@@ -61,7 +60,9 @@ impl Peer {
         let pid = u32::try_from(credentials.process_id().as_raw_pid()).unwrap_or(0);
         let process = match credentials.process_fd() {
             Some(fd) => PidFd::from_fd(fd.try_clone_to_owned()?),
-            None => seen.context("it has ended")?.try_clone()?,
+            None => seen
+                .ok_or_else(|| io::Error::other("it has ended"))?
+                .try_clone()?,
         };
         Ok(Self {
             uid: credentials.unix_user_id().as_raw(),

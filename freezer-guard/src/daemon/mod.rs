@@ -8,6 +8,7 @@ mod accounts;
 mod begin;
 pub(crate) mod book;
 pub(crate) mod config;
+pub(crate) mod error;
 mod log;
 pub(crate) mod reply;
 mod routine;
@@ -25,7 +26,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
 use freezer_guard::{
     guard::{self, Chronicle, Happening, Status, automatic},
     kernel::{self, DaemonLock, KernelLog, Reader},
@@ -34,7 +34,7 @@ use freezer_guard::{
 use freezer_guard_abi::{CgroupKey, Event, EventKind, GuardId, Level, LogLevel};
 use sd_notify::NotifyState;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{broadcast, mpsc},
     task::{JoinHandle, LocalSet, spawn_local, yield_now},
     time::{Instant, interval, timeout},
@@ -44,6 +44,7 @@ use tracing::{error, info, warn};
 use accounts::Accounts;
 use book::Book;
 use config::Config;
+use error::{Error, Result};
 use routine::Routine;
 use worker::Job;
 
@@ -96,7 +97,8 @@ pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<E
     let _lock = DaemonLock::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
+        .build()
+        .map_err(Error::io("start the runtime"))?;
     let ended = LocalSet::new().block_on(&runtime, run(config_path, config, kernel_log));
     // A thread that still waits, for a lock or a slow disk, ends with the process.
     runtime.shutdown_timeout(STOPPING);
@@ -107,9 +109,9 @@ pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<E
 async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -> Result<()> {
     let (jobs, orders) = mpsc::unbounded_channel();
     let daemon = Rc::new(Daemon::new(config_path, config, kernel_log, jobs));
-    let mut stop = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut reload = signal(SignalKind::hangup())?;
+    let mut stop = hear(SignalKind::terminate())?;
+    let mut interrupt = hear(SignalKind::interrupt())?;
+    let mut reload = hear(SignalKind::hangup())?;
     let listener = socket::listen(&daemon.config.borrow().group)?;
     let mut chronicle = Chronicle::default();
     let mut reader = tokio::select! {
@@ -153,6 +155,10 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
         }
     }
     stop_working(&daemon, worker, reader).await
+}
+
+fn hear(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(Error::io("listen for signals"))
 }
 
 /// Lets everything come to its end that has begun, but for guards.
@@ -202,13 +208,10 @@ fn notify(state: &[NotifyState<'_>]) {
 }
 
 /// Runs what waits for locks and for the kernel where it holds up nobody.
-async fn blocking<T: Send + 'static, E: Into<anyhow::Error> + Send + 'static>(
+async fn blocking<T: Send + 'static, E: Into<Error> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .context("a thread of the daemon has ended")?
-        .map_err(Into::into)
+    tokio::task::spawn_blocking(work).await?.map_err(Into::into)
 }
 
 impl Daemon {
@@ -239,15 +242,13 @@ impl Daemon {
     async fn start(&self) -> Result<Option<(Reader, Vec<Status>)>> {
         match self.watch().await {
             Ok(()) => Ok(Some(blocking(guard::follow).await?)),
-            Err(error) => match error.downcast_ref::<guard::Error>() {
-                Some(guard::Error::Kernel(kernel::Error::OtherVersion)) => {
-                    notify(&[NotifyState::Status(
-                        "waiting for the guards of another version to end",
-                    )]);
-                    Ok(None)
-                }
-                _ => Err(error),
-            },
+            Err(Error::Guard(guard::Error::Kernel(kernel::Error::OtherVersion))) => {
+                notify(&[NotifyState::Status(
+                    "waiting for the guards of another version to end",
+                )]);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 

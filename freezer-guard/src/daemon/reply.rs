@@ -61,6 +61,21 @@ impl fmt::Display for Error {
 }
 
 impl Error {
+    /// Returns its kind: it decides over the client's exit code.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Busy { .. } => Kind::Busy,
+            Self::NotFrozen { .. } => Kind::NotFrozen,
+            Self::Stray { .. } => Kind::Stray,
+            Self::Disturbed { .. } => Kind::Disturbed,
+            Self::NotGuarded { .. } => Kind::NotGuarded,
+            Self::Unsupported { .. } => Kind::Unsupported,
+            Self::PermissionDenied { .. } => Kind::Permission,
+            Self::BadRequest { .. } => Kind::Request,
+            Self::Failed { .. } => Kind::Internal,
+        }
+    }
+
     pub(super) fn bad(message: impl Into<String>) -> Self {
         let message = message.into();
         Self::BadRequest { message }
@@ -69,29 +84,6 @@ impl Error {
     pub(super) fn denied(message: impl Into<String>) -> Self {
         let message = message.into();
         Self::PermissionDenied { message }
-    }
-}
-
-impl From<anyhow::Error> for Error {
-    fn from(error: anyhow::Error) -> Self {
-        let message = format!("{error:#}");
-        let kind = match error.downcast_ref() {
-            // Of whatever a cgroup is, it was asked for.
-            Some(guard::Error::Cgroup(_)) => Kind::Request,
-            Some(error) => error.kind(),
-            None => Kind::Internal,
-        };
-        match kind {
-            Kind::Request => Self::BadRequest { message },
-            Kind::Busy => Self::Busy { message },
-            Kind::NotFrozen => Self::NotFrozen { message },
-            Kind::Stray => Self::Stray { message },
-            Kind::Disturbed => Self::Disturbed { message },
-            Kind::NotGuarded | Kind::Gone => Self::NotGuarded { message },
-            // The service may not do it.
-            Kind::Unsupported | Kind::Permission => Self::Unsupported { message },
-            Kind::Internal => Self::Failed { message },
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{PermissionsExt as _, chown},
@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
 use freezer_guard::guard::PidFd;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -30,6 +29,7 @@ use super::{
     Daemon,
     access::{group_id, is_harmless},
     accounts::{Accounts, Share, account},
+    error::{Error, Result},
     varlink::{Client, SOCKET},
 };
 
@@ -47,26 +47,33 @@ const MESSAGE_TIME: Duration = Duration::from_secs(10);
 /// The socket that systemd has passed to us, or else one of our own.
 /// That is for root and the members of this group, if it exists.
 pub(super) fn listen(group: &str) -> Result<UnixListener> {
-    let passed = freezer_guard::passed_descriptor().context("take the socket from systemd")?;
+    let passed =
+        freezer_guard::passed_descriptor().map_err(Error::io("take the socket from systemd"))?;
+    let failed = || Error::io(format!("listen on {SOCKET}"));
     let listener = match passed {
         Some(fd) => std::os::unix::net::UnixListener::from(fd),
         None => {
             // We alone are the daemon: what is there was left by one that crashed.
             match fs::remove_file(SOCKET) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("remove {SOCKET}"));
+                    return Err(Error::io(format!("remove {SOCKET}"))(error));
                 }
                 _ => {}
             }
-            let listener = std::os::unix::net::UnixListener::bind(SOCKET)
-                .with_context(|| format!("listen on {SOCKET}"))?;
-            chown(SOCKET, None, group_id(group))?;
-            fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o660))?;
-            listener
+            bind(group).map_err(failed())?
         }
     };
-    listener.set_nonblocking(true)?;
-    Ok(UnixListener::from_std(listener)?)
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| UnixListener::from_std(listener))
+        .map_err(failed())
+}
+
+fn bind(group: &str) -> io::Result<std::os::unix::net::UnixListener> {
+    let listener = std::os::unix::net::UnixListener::bind(SOCKET)?;
+    chown(SOCKET, None, group_id(group))?;
+    fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
 }
 
 /// Returns whether one more connection of this account is too much.
@@ -170,7 +177,7 @@ struct ReadHalf {
 impl ReadHalf {
     /// Returns the descriptors, with one of `/dev/null` in the place of each that can block
     /// us. A thread closes those: a file system of the client's may never answer.
-    fn harmless(&mut self, mut fds: Vec<OwnedFd>) -> std::io::Result<Vec<OwnedFd>> {
+    fn harmless(&mut self, mut fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
         let mut foreign = Vec::new();
         for fd in &mut fds {
             if !is_harmless(fd) {
@@ -200,9 +207,7 @@ impl socket::ReadHalf for ReadHalf {
         let mut result = match self.due {
             // Between messages it may take its time.
             None => reading.await?,
-            Some(due) => timeout_at(due, reading)
-                .await
-                .map_err(std::io::Error::from)??,
+            Some(due) => timeout_at(due, reading).await.map_err(io::Error::from)??,
         };
         let read = &buffer[..result.bytes_read()];
         // A NUL ends a message.

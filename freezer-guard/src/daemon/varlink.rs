@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, pin::Pin, rc::Rc};
 
-use anyhow::Result;
 use freezer_guard::{
     cgroup::{self, Cgroup},
     doctor,
@@ -19,7 +18,7 @@ use super::{
     Daemon,
     access::Peer,
     accounts::{Share, account},
-    begin, blocking,
+    begin, blocking, error,
     reply::{Check, Error, Examination, Guards, Happenings, OneGuard, State, Text},
 };
 
@@ -48,7 +47,7 @@ impl Client {
     {
         let peer = Peer::of(connection, self.process.as_ref()).await;
         peer.map_err(|error| Error::Failed {
-            message: format!("ask who is calling: {error:#}"),
+            message: format!("ask who is calling: {}", guard::chain(&error)),
         })
     }
 
@@ -215,7 +214,7 @@ where
         if !is_holder {
             self.trust(&peer)?;
         }
-        let not_guarded = |name| anyhow::Error::from(guard::Error::NotGuarded(name));
+        let not_guarded = |name| error::Error::from(guard::Error::NotGuarded(name));
         let Some(found) = found else {
             return Err(not_guarded(name).into());
         };

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
 use freezer_guard::{
     guard::{
         self, Happening, Status, What,
@@ -24,7 +23,10 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Daemon, blocking, book};
+use super::{
+    Daemon, blocking, book,
+    error::{Error, Result},
+};
 
 /// How long what refuses stays attached after the last guard: the next one may
 /// begin at once.
@@ -100,7 +102,7 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
             }
             Ok(Some(Job::Stop)) => {
                 if let Err(error) = worker.ended().await {
-                    error!("{error:#}");
+                    error!("{}", guard::chain(&error));
                 }
                 return;
             }
@@ -109,7 +111,7 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
             Err(_) => worker.detach_idle().await,
         };
         if let Err(error) = done {
-            error!("{error:#}");
+            error!("{}", guard::chain(&error));
         }
     }
 }
@@ -217,9 +219,7 @@ impl Worker {
         );
         match blocking(move || guard::end_by_holder(id, &name)).await {
             // It has ended by itself.
-            Err(error) if matches!(error.downcast_ref(), Some(guard::Error::NotGuarded(_))) => {
-                Ok(())
-            }
+            Err(Error::Guard(guard::Error::NotGuarded(_))) => Ok(()),
             ended => ended.map(drop),
         }
     }
@@ -260,8 +260,9 @@ impl Worker {
         }
         if any {
             let last = self.daemon.book.borrow().last();
-            if let Err(error) = blocking(move || book::keep(&last)).await {
-                warn!("cannot write {}: {error:#}", book::LAST);
+            let failed = Error::io(format!("write {}", book::LAST));
+            if let Err(error) = blocking(move || book::keep(&last).map_err(failed)).await {
+                warn!("cannot {}", guard::chain(&error));
             }
         }
         Ok(())
@@ -285,10 +286,10 @@ impl Worker {
         let path = self.daemon.config.borrow().metrics.textfile.clone();
         if !path.as_os_str().is_empty() && self.daemon.ready.get() {
             let text = self.daemon.metrics().await?;
-            let name = path.display().to_string();
-            let written = blocking(move || book::replace(&path, 0o644, text.as_bytes())).await;
-            if let Err(error) = written {
-                warn!("cannot write {name}: {error:#}");
+            let failed = Error::io(format!("write {}", path.display()));
+            let write = move || book::replace(&path, 0o644, text.as_bytes()).map_err(failed);
+            if let Err(error) = blocking(write).await {
+                warn!("cannot {}", guard::chain(&error));
             }
         }
         Ok(())

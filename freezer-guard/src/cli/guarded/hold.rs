@@ -3,7 +3,6 @@
 
 use std::{os::fd::OwnedFd, time::Duration};
 
-use anyhow::Result;
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{Guard, PidFd, Status, Target},
@@ -13,8 +12,10 @@ use nix::unistd::getpid;
 use tokio::time::sleep;
 use zlink::tokio::unix;
 
-use super::{Error, GuardedCommand};
+use super::GuardedCommand;
 use crate::cli::client::{self, Daemon as _, PATIENCE, answer, answer_within};
+use crate::cli::error::{Error, Result};
+use crate::daemon::reply;
 
 pub(super) enum ActiveGuard {
     Here {
@@ -44,7 +45,7 @@ impl ActiveGuard {
     ) -> Result<Self> {
         let options = work.options;
         if options.level < freezer_guard_abi::Level::Enforce {
-            return Err(Error::ServiceLevel(options.level.name()).into());
+            return Err(Error::ServiceLevel(options.level.name()));
         }
         let cgroups: Vec<_> = work.targets.iter().flatten().map(Cgroup::address).collect();
         // That we may write them says that we may guard them; where we may not,
@@ -187,10 +188,8 @@ impl ActiveGuard {
                 }
                 match answer(daemon.end(Some(&cgroup), Some(guard.id), false)).await {
                     Ok(ended) => Ok(Some(ended.guard)),
-                    Err(error) => match error.downcast_ref() {
-                        Some(client::Error::NotGuarded { .. }) => Ok(None),
-                        _ => Err(error),
-                    },
+                    Err(Error::Service(reply::Error::NotGuarded { .. })) => Ok(None),
+                    Err(error) => Err(error),
                 }
             }
         }
@@ -214,13 +213,11 @@ async fn look(
 ) -> Result<Option<Status>> {
     match answer_within(patience, daemon.status(cgroup, Some(guard.id))).await {
         Ok(now) => Ok(now.guard),
-        Err(error) => match error.downcast_ref() {
-            // It knows us by the guard.
-            Some(client::Error::NotGuarded { .. } | client::Error::PermissionDenied { .. }) => {
-                Ok(None)
-            }
-            _ => Err(error),
-        },
+        // It knows us by the guard.
+        Err(Error::Service(
+            reply::Error::NotGuarded { .. } | reply::Error::PermissionDenied { .. },
+        )) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

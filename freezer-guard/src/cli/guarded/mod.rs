@@ -8,7 +8,6 @@ use std::{
     process::ExitStatus,
 };
 
-use anyhow::Result;
 use freezer_guard::{
     guard::{self, Guard, Preparation, Requirements, Status, Target, describe_level, refusals},
     kernel::{self, Reader},
@@ -16,14 +15,14 @@ use freezer_guard::{
 };
 use nix::{
     errno::Errno,
-    sys::signal::Signal,
     unistd::{AccessFlags, access},
 };
 use tokio::process::{Child, Command};
 
 use super::{
     client,
-    exit::{self, Code},
+    error::{Error, Result},
+    exit::Code,
     say::{say, say_verifier_log},
     verify,
 };
@@ -36,38 +35,6 @@ mod supervise;
 use hold::ActiveGuard;
 pub(super) use options::{OnViolation, Options};
 use signals::Signals;
-
-/// What can go wrong around COMMAND.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("{command}")]
-    Command {
-        command: String,
-        source: std::io::Error,
-    },
-    #[error("--require {required} goes further than --level {level}: leave one of them out")]
-    Contradiction {
-        required: &'static str,
-        level: &'static str,
-    },
-    #[error("the service has no guards of at most the level {0}: run it as root")]
-    ServiceLevel(&'static str),
-    #[error("interrupted by {0} before COMMAND was started")]
-    Interrupted(Signal),
-}
-
-impl Error {
-    pub(super) fn code(&self) -> Code {
-        match self {
-            Self::Contradiction { .. } | Self::ServiceLevel(_) => exit::USAGE,
-            Self::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                exit::NOT_FOUND
-            }
-            Self::Command { .. } => exit::CANNOT_EXECUTE,
-            Self::Interrupted(signal) => Code(128 + *signal as u8),
-        }
-    }
-}
 
 /// What is to be done, and under which guard.
 pub(super) struct GuardedCommand<'a> {
@@ -162,7 +129,7 @@ async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {
                 let mut hold = tokio::select! {
                     hold = ActiveGuard::by_service(daemon, &mut work) => hold?,
                     // The service sees that we have gone.
-                    caught = signals.next() => return Err(Error::Interrupted(caught?.signal).into()),
+                    caught = signals.next() => return Err(Error::Interrupted(caught?.signal)),
                 };
                 let names = say_guarding(work.options, &hold.status().await?);
                 (hold, names, None)
@@ -220,7 +187,7 @@ async fn hold_on(
 ) -> Result<Outcome> {
     let (options, command) = (work.options, work.command);
     if let Some(signal) = signals.pending()? {
-        return Err(Error::Interrupted(signal).into());
+        return Err(Error::Interrupted(signal));
     }
     options.step(format_args!(
         "{names}: CHECKPOINTING; running {}",
@@ -279,7 +246,7 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
             ));
         }
         match signals.pending()? {
-            Some(signal) => Err(Error::Interrupted(signal).into()),
+            Some(signal) => Err(Error::Interrupted(signal)),
             None => Ok(()),
         }
     })?;
@@ -317,8 +284,8 @@ fn spawn(command: &[OsString]) -> Result<Child> {
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]);
     signals::release_in(&mut child);
-    Ok(child.spawn().map_err(|source| Error::Command {
+    child.spawn().map_err(|source| Error::Command {
         command: command[0].display().to_string(),
         source,
-    })?)
+    })
 }

@@ -4,7 +4,7 @@ use std::{fmt::Arguments, time::Duration};
 
 use freezer_guard_abi::{Level, Protection};
 
-use super::Error;
+use crate::cli::error::Error;
 use crate::cli::{names::one_of, say::say};
 
 #[derive(clap::Args)]

@@ -2,7 +2,6 @@
 
 use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Duration};
 
-use anyhow::{Context as _, Result};
 use freezer_guard::{
     guard::{Incident, Outcome, violations},
     kernel::Reader,
@@ -18,6 +17,7 @@ use tokio::{
 };
 
 use super::{ActiveGuard, GuardedCommand, Options, Signals, options::OnViolation};
+use crate::cli::error::{Error, Result};
 use crate::cli::say::say;
 
 /// How long a process may take to end after a polite signal.
@@ -36,7 +36,7 @@ pub(super) async fn supervise(
     signals: &mut Signals,
 ) -> Result<ExitStatus> {
     let options = work.options;
-    let pid = Pid::from_raw(child.id().context("COMMAND has a pid")?.cast_signed());
+    let pid = pid(child)?;
     let mut deadline = Instant::now() + options.timeout.unwrap_or(FAR);
     let mut polite = true;
     let mut interrupts = 0;
@@ -87,6 +87,11 @@ pub(super) async fn supervise(
             say_violated(work, hold, child).await?;
         }
     }
+}
+
+fn pid(child: &Child) -> Result<Pid> {
+    let pid = child.id().map(|pid| Pid::from_raw(pid.cast_signed()));
+    pid.ok_or_else(|| Error::Unexpected("COMMAND has no pid".to_owned()))
 }
 
 fn print_rest(options: &Options, hold: &ActiveGuard, reader: Option<Reader>) {

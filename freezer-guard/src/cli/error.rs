@@ -1,0 +1,155 @@
+//! Why a subcommand fails, and its exit code.
+
+use std::io;
+
+use freezer_guard::{Kind, cgroup, criu, guard, kernel};
+use nix::{errno::Errno, sys::signal::Signal};
+
+use super::exit::{CANNOT_EXECUTE, Code, NOT_FOUND};
+use crate::daemon::{self, reply};
+
+/// Returned by every subcommand.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// About a guard.
+    #[error(transparent)]
+    Guard(#[from] guard::Error),
+    /// About a cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// About BPF.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// About CRIU and its images.
+    #[error(transparent)]
+    Criu(#[from] criu::Error),
+    /// The service runs in this process, and fails.
+    #[error(transparent)]
+    Daemon(#[from] daemon::error::Error),
+    /// The service answers that it failed.
+    #[error(transparent)]
+    Service(#[from] reply::Error),
+    /// The service gives no answer.
+    #[error("{doing}")]
+    NoAnswer {
+        /// What freezer-guard was doing.
+        doing: String,
+        /// Why that failed.
+        source: zlink::Error,
+    },
+    /// COMMAND cannot be executed.
+    #[error("{command}")]
+    Command {
+        /// Its first word.
+        command: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The options contradict each other.
+    #[error("--require {required} goes further than --level {level}: leave one of them out")]
+    Contradiction {
+        /// The weakest level that will do.
+        required: &'static str,
+        /// The strongest level that is wanted.
+        level: &'static str,
+    },
+    /// The service cannot do what `--level` says.
+    #[error("the service has no guards of at most the level {0}: run it as root")]
+    ServiceLevel(&'static str),
+    /// A signal has come.
+    #[error("interrupted by {0} before COMMAND was started")]
+    Interrupted(Signal),
+    /// A system call failed.
+    #[error("{doing}")]
+    Io {
+        /// What freezer-guard was doing.
+        doing: String,
+        /// Why that failed.
+        source: io::Error,
+    },
+    /// A system call failed that has no object worth a name: output, signals, the runtime.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// Something that should not happen.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
+/// What subcommands return.
+pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno.into())
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::System(error.into())
+    }
+}
+
+impl Error {
+    /// For `map_err`: an I/O error while freezer-guard was doing this.
+    pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        |source| Self::Io { doing, source }
+    }
+
+    /// For `map_err`: no answer of the service.
+    pub(super) fn no_answer(doing: impl Into<String>) -> impl FnOnce(zlink::Error) -> Self {
+        let doing = doing.into();
+        |source| Self::NoAnswer { doing, source }
+    }
+
+    /// Returns the exit code.
+    pub(super) fn code(&self) -> Code {
+        let kind = match self {
+            Self::Guard(error) => error.kind(),
+            Self::Cgroup(error) => error.kind(),
+            Self::Kernel(error) => error.kind(),
+            Self::Criu(error) => return of_criu(error),
+            Self::Daemon(error) => error.kind(),
+            Self::Service(error) => error.kind(),
+            Self::Contradiction { .. } | Self::ServiceLevel(_) => Kind::Request,
+            Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                return NOT_FOUND;
+            }
+            Self::Command { .. } => return CANNOT_EXECUTE,
+            Self::Interrupted(signal) => return Code(128 + *signal as u8),
+            Self::NoAnswer { .. } | Self::Io { .. } | Self::System(_) | Self::Unexpected(_) => {
+                Kind::Internal
+            }
+        };
+        kind.into()
+    }
+
+    /// Returns what the kernel said about programs that it did not load.
+    pub(super) fn kernel_errors(&self) -> Vec<&kernel::Error> {
+        match self {
+            Self::Guard(error) => error.kernel_errors(),
+            Self::Kernel(error) => vec![error],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn of_criu(error: &criu::Error) -> Code {
+    let kind = match error {
+        criu::Error::NotFound(_) => return NOT_FOUND,
+        criu::Error::Run { .. } => return CANNOT_EXECUTE,
+        criu::Error::NoCriu { .. } | criu::Error::Check { .. } => Kind::Unsupported,
+        criu::Error::Io { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::UnexpectedEof => Kind::Request,
+            io::ErrorKind::PermissionDenied => Kind::Permission,
+            _ => Kind::Internal,
+        },
+        _ => Kind::Request,
+    };
+    kind.into()
+}
