@@ -33,6 +33,7 @@ use crate::Kind;
 
 pub use created::CreatedCgroups;
 pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all, unified_mount};
+pub(crate) use proc::is_gone;
 pub use state::FreezerState;
 pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
 

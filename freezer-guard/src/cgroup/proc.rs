@@ -52,9 +52,13 @@ pub(super) fn status(tid: i32) -> Result<Option<Status>, Error> {
     })
 }
 
-/// Whether that is because a task has ended.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+/// Returns whether the access failed because a task has ended or a cgroup was removed: ENOENT;
+/// ESRCH for a file of `/proc` and ENODEV for one of a cgroup that were open already.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ESRCH | libc::ENODEV)
+    )
 }
 
 /// The tasks that a folder of `/proc` lists; none when it has gone.

@@ -1,14 +1,15 @@
 //! A process that is named by a descriptor, and so is never another one.
 
 use std::{
-    fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Error;
+use crate::sys;
 
 /// A pidfd.
 #[derive(Debug)]
@@ -51,13 +52,8 @@ impl PidFd {
     /// When the process has ended, or it is no pidfd.
     pub fn pid(&self) -> Result<u32, Error> {
         let gone = || Error::NoHolder("the one that was named has ended".to_owned());
-        let raw = self.0.as_raw_fd();
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{raw}")).map_err(|_| gone())?;
-        let pid = info
-            .lines()
-            .find_map(|line| line.strip_prefix("Pid:"))
-            .and_then(|pid| pid.trim().parse().ok())
-            .ok_or_else(gone)?;
+        let pid = sys::fdinfo(&self.0, "Pid").map_err(|_| gone())?;
+        let pid = pid.and_then(|pid| pid.try_into().ok()).ok_or_else(gone)?;
         if self.has_ended().map_err(|_| gone())? {
             return Err(gone());
         }

@@ -1,7 +1,5 @@
 //! What a guard does to its targets' freezers, undone: one rule for all who end a guard.
 
-use std::io;
-
 use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId};
 
 use super::{
@@ -53,15 +51,11 @@ pub(super) fn restore<'a, F: Freezer + 'a>(
             (_, state) => state.map(drop),
         };
         match restored {
-            Err(cgroup::Error::Io { source, .. }) if is_gone(&source) => {}
+            Err(cgroup::Error::Io { source, .. }) if cgroup::is_gone(&source) => {}
             restored => result = result.and(restored),
         }
     }
     (changed, result.map_err(Error::from))
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 /// The cgroup with this identity, if it is still there.

@@ -15,7 +15,12 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{Error, daemon::RUN_DIR, object::OBJECT_ID, programs};
+use super::{
+    Error,
+    lock::{RUN_DIR, make_run_dir},
+    object::OBJECT_ID,
+    programs,
+};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -270,7 +275,7 @@ impl Kept {
 
     /// Whoever loads holds the lock: there is one writer.
     fn write(&self) -> io::Result<()> {
-        super::daemon::make_run_dir()?;
+        make_run_dir()?;
         let mut file = NamedTempFile::new_in(RUN_DIR)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.persist(Self::path())?;

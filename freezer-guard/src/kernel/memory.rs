@@ -1,14 +1,11 @@
 //! The memory that the programs and their maps take.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::fd::{AsFd as _, AsRawFd as _},
-};
+use std::collections::BTreeSet;
 
 use aya::{maps::loaded_maps, programs::ProgramInfo};
 
 use super::{Error, pins::Locked, programs::PROGRAMS};
+use crate::sys;
 
 /// What the kernel has taken for the programs and their maps, bytes, as it tells in
 /// `/proc/PID/fdinfo`. (Before 6.4 it tells what a map takes when it is full.)
@@ -46,10 +43,7 @@ impl Locked {
                 && of_programs.contains(&map.id())
             {
                 let fd = map.fd().map_err(Error::failed(DOING))?;
-                let info = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
-                let info = fs::read_to_string(info).map_err(Error::failed(DOING))?;
-                let locked = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-                let locked = locked.and_then(|bytes| bytes.trim().parse::<u64>().ok());
+                let locked = sys::fdinfo(fd, "memlock").map_err(Error::failed(DOING))?;
                 memory.maps += locked.ok_or_else(|| {
                     Error::failed(DOING)("the kernel does not tell what a map takes")
                 })?;

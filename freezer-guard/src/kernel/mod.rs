@@ -4,6 +4,7 @@ mod btf;
 mod code;
 mod daemon;
 mod loading;
+mod lock;
 mod log;
 mod maps;
 mod memory;

@@ -5,10 +5,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
-    },
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
@@ -433,12 +430,8 @@ impl Locked {
 
 /// The kernel's number of a link, if one is pinned there (`bpf_link_show_fdinfo`).
 fn link_id(pin: &Path) -> Option<u32> {
-    let object = sys::open_pin(pin).ok()?;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", object.as_raw_fd())).ok()?;
-    let id = info
-        .lines()
-        .find_map(|line| line.strip_prefix("link_id:"))?;
-    id.trim().parse().ok()
+    let id = sys::fdinfo(sys::open_pin(pin).ok()?, "link_id").ok()??;
+    id.try_into().ok()
 }
 
 fn is_control(path: &Path) -> bool {

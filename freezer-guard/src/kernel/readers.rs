@@ -1,15 +1,13 @@
 //! Those who follow the events: each has a ring buffer of its own.
 
-use std::fs::File;
-
 use aya::maps::{Array, HashOfMaps, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use freezer_guard_abi::{Event, MAX_READERS, RING_BYTES, names};
-use nix::fcntl::Flock;
 use tokio::io::unix::AsyncFd;
 
 use super::{
     Error,
+    lock::FileLock,
     maps::open,
     pins::Locked,
     reading::{failed, lock, tell},
@@ -25,7 +23,7 @@ pub struct Reader {
     readers: Readers,
     lost: Array<MapData, u64>,
     lost_before: u64,
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl Reader {

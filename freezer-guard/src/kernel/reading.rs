@@ -3,33 +3,26 @@
 //! A reader's number is that of a file in `/run/freezer-guard` that it holds
 //! locked. The kernel unlocks it when the reader is gone, however it went.
 
-use std::{fs::File, io, path::Path};
+use std::{io, path::Path};
 
 use aya::maps::{Array, Map, MapData};
 use freezer_guard_abi::{MAX_READERS, names};
-use nix::fcntl::{Flock, FlockArg};
 
-use super::{
-    Error,
-    daemon::{RUN_DIR, open_lock},
-    maps::open,
-};
+use super::{Error, lock::FileLock, maps::open};
 
 fn name(number: u32) -> String {
     format!("reader-{number}")
 }
 
 /// The lock of a reader's number, if nobody has it.
-pub(super) fn lock(number: u32) -> io::Result<Option<Flock<File>>> {
-    let file = open_lock(&name(number))?;
-    Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).ok())
+pub(super) fn lock(number: u32) -> io::Result<Option<FileLock>> {
+    FileLock::take(&name(number))
 }
 
 /// The numbers of those who follow the events, a bit each.
 fn reading() -> u64 {
     (0..MAX_READERS)
-        .filter(|number| Path::new(RUN_DIR).join(name(*number)).exists())
-        .filter(|number| matches!(lock(*number), Ok(None)))
+        .filter(|number| FileLock::is_held(&name(*number)))
         .fold(0, |reading, number| reading | 1 << number)
 }
 

@@ -1,6 +1,6 @@
 //! What the kernel says of a program: its size, and how often it was left out.
 
-use std::{fs, os::fd::AsRawFd as _, path::Path};
+use std::path::Path;
 
 use aya::programs::ProgramInfo;
 use freezer_guard_abi::Level;
@@ -32,9 +32,10 @@ impl Program {
         }
         let failed = || format!("read how often the BPF program {} was left out", self.name);
         let program = sys::open_pin(&pin).map_err(Error::failed(failed()))?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))
-            .map_err(Error::failed(failed()))?;
-        misses(&info).ok_or_else(|| Error::failed(failed())("the kernel does not tell"))
+        // `bpf_prog_show_fdinfo`
+        sys::fdinfo(program, "recursion_misses")
+            .map_err(Error::failed(failed()))?
+            .ok_or_else(|| Error::failed(failed())("the kernel does not tell"))
     }
 
     /// See [`ProgramReport::recursion_misses`]; 0 where the kernel does not tell.
@@ -59,15 +60,6 @@ impl Program {
     }
 }
 
-/// The number in what the kernel says of a program's descriptor
-/// (`bpf_prog_show_fdinfo`).
-fn misses(info: &str) -> Option<u64> {
-    let number = info
-        .lines()
-        .find_map(|line| line.strip_prefix("recursion_misses:"))?;
-    number.trim().parse().ok()
-}
-
 /// The state of a program on this kernel.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct ProgramReport {
@@ -87,17 +79,4 @@ pub struct ProgramReport {
     pub bytes_jited: Option<u32>,
     /// The calls that it was left out of.
     pub recursion_misses: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::misses;
-
-    #[test]
-    fn reads_what_the_kernel_says() {
-        let info =
-            "pos:\t0\nprog_type:\t26\nrun_cnt:\t0\nrecursion_misses:\t713\nverified_insns:\t5\n";
-        assert_eq!(misses(info), Some(713));
-        assert_eq!(misses("prog_type:\t26\n"), None);
-    }
 }

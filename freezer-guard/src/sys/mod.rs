@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "raw system calls; each block argues for itself")]
 
 mod bpf;
+mod fdinfo;
 
 use std::{
     fs::File,
@@ -23,6 +24,7 @@ pub(crate) use bpf::{
     Attachment, Functions, HashMapFd, attach, attach_iterator, create_map, load, load_btf,
     open_pin, pin, test_run,
 };
+pub(crate) use fdinfo::fdinfo;
 
 /// Lets a tokio runtime wait for signals.
 ///
