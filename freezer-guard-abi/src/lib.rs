@@ -28,7 +28,7 @@ pub use decision::{
 pub use fields::KernelOffsets;
 pub use log::LogLine;
 pub use naming::NoSuchName;
-pub use record::{Act, Event, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, Unguarded};
+pub use record::{Act, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, RawEvent, Unguarded};
 
 /// Names a guard. Never used twice, so that a stale id can do no harm.
 pub type GuardId = u64;
@@ -333,7 +333,7 @@ pub mod names {
     pub const TEMPLATES: &str = "TEMPLATES";
     /// 0 → [`Enrolling`](super::Enrolling).
     pub const ENROLLING: &str = "ENROLLING";
-    /// A reader's number → the ring buffer of its [`Event`](super::Event)s.
+    /// A reader's number → the ring buffer of its [`RawEvent`](super::RawEvent)s.
     pub const READERS: &str = "READERS";
     /// A reader's number → the events that did not fit into its ring buffer.
     pub const LOST: &str = "LOST";
@@ -373,7 +373,7 @@ const _: () = {
     assert!(size_of::<Enrolling>() == 16);
     assert!(size_of::<IntruderKey>() == 24);
     assert!(size_of::<Intruder>() == 64);
-    assert!(size_of::<Event>() == 88);
+    assert!(size_of::<RawEvent>() == 88);
     assert!(size_of::<Member>() == 16);
 };
 
@@ -392,7 +392,7 @@ mod pod {
         super::GuardEntry,
         super::IntruderKey,
         super::Intruder,
-        super::Event,
+        super::RawEvent,
         super::Member,
         super::Enrolling
     );

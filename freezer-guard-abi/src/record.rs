@@ -113,7 +113,7 @@ pub struct Intruder {
     pub comm: [u8; 16],
 }
 
-/// What an [`Event`] tells.
+/// What an [`RawEvent`] tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
     /// Something was refused.
@@ -140,7 +140,7 @@ pub enum Unguarded {
     Full = 1,
 }
 
-impl Event {
+impl RawEvent {
     /// Returns the key under which its actor is recorded.
     #[inline(always)]
     pub const fn key(&self) -> IntruderKey {
@@ -183,7 +183,7 @@ impl EventKind {
 /// Goes through the ring buffers. A hint: the maps are the truth.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
+pub struct RawEvent {
     /// When, `CLOCK_BOOTTIME`, ns.
     pub time_ns: u64,
     /// The guard.
@@ -216,7 +216,7 @@ pub struct Event {
 }
 
 #[cfg(feature = "user")]
-impl Event {
+impl RawEvent {
     /// Takes one out of the ring buffer's bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         if bytes.len() != size_of::<Self>() {

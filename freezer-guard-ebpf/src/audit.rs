@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::HashMap,
 };
 use freezer_guard_abi::{
-    Act, CgroupKey, Event, EventKind, GuardEntry, GuardId, Intruder, IntruderKey, LogLine,
-    MAX_READERS, Protection,
+    Act, CgroupKey, EventKind, GuardEntry, GuardId, Intruder, IntruderKey, LogLine, MAX_READERS,
+    Protection, RawEvent,
 };
 
 use crate::{
@@ -104,9 +104,9 @@ fn count(id: GuardId, is_denial: bool, protection: u32) -> Option<u32> {
 }
 
 #[inline(always)]
-fn event(id: GuardId, kind: u32, access: &Access, checkpointing: u32) -> Event {
+fn event(id: GuardId, kind: u32, access: &Access, checkpointing: u32) -> RawEvent {
     let pid_tgid = bpf_get_current_pid_tgid();
-    Event {
+    RawEvent {
         // SAFETY: no preconditions.
         time_ns: unsafe { bpf_ktime_get_boot_ns() },
         guard: id,
@@ -126,7 +126,7 @@ fn event(id: GuardId, kind: u32, access: &Access, checkpointing: u32) -> Event {
 }
 
 #[inline(always)]
-fn remember(who: &HashMap<IntruderKey, Intruder>, event: &Event, first: &Intruder) {
+fn remember(who: &HashMap<IntruderKey, Intruder>, event: &RawEvent, first: &Intruder) {
     let key = event.key();
     if who.get_ptr(key).is_none() {
         // Another thread of it may have been faster, or the map is full: then
@@ -179,7 +179,7 @@ extern "C" fn announce(id: GuardId, kind: u64, access: *const Access) -> u64 {
 
 /// Puts it into the ring buffer of each reader.
 #[inline(always)]
-fn send(event: &Event) {
+fn send(event: &RawEvent) {
     if reading() != 0 {
         let mut event = *event;
         each::element(&LOST, send_to, &mut event);
@@ -197,7 +197,7 @@ extern "C" fn send_to(
     _: *const c_void,
     reader: *const u32,
     lost: *mut u64,
-    event: *mut Event,
+    event: *mut RawEvent,
 ) -> u64 {
     // SAFETY: a key of `LOST`, and what `send` passes from its stack.
     let (reader, event) = unsafe { (*reader, &*event) };

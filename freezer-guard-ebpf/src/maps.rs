@@ -9,9 +9,9 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use freezer_guard_abi::{
-    AncestorKey, CgroupKey, Enrolling, Event, GuardEntry, GuardId, Intruder, IntruderKey,
-    KernelOffsets, MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER,
-    RING_BYTES, TaskPointer,
+    AncestorKey, CgroupKey, Enrolling, GuardEntry, GuardId, Intruder, IntruderKey, KernelOffsets,
+    MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES,
+    RawEvent, TaskPointer,
 };
 
 /// User space sets how many, as the kernel allows.
@@ -43,7 +43,7 @@ pub(crate) static VIOLATORS: HashMap<IntruderKey, Intruder> =
 #[btf_map]
 pub(crate) static READERS: HashOfMaps<
     u32,
-    RingBuf<Event, { RING_BYTES as usize }>,
+    RingBuf<RawEvent, { RING_BYTES as usize }>,
     { MAX_READERS as usize },
 > = HashOfMaps::new();
 #[map]

@@ -96,11 +96,11 @@ pub fn from_base64(text: &str) -> Option<PathBuf> {
 mod tests {
     use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf};
 
-    use freezer_guard_abi::{Act, CgroupKey, Event, EventKind};
+    use freezer_guard_abi::{Act, CgroupKey, EventKind, RawEvent};
     use proptest::prelude::*;
 
     use super::{base64, escaped, escaped_lines, from_base64, is_dangerous};
-    use crate::guard::{Chronicle, Incident, Outcome};
+    use crate::guard::{EventDecoder, Incident, Outcome};
 
     #[test]
     fn harmless_text_is_not_changed() {
@@ -135,14 +135,14 @@ mod tests {
             act in 0..Act::ALL.len() as u32,
         ) {
             comm[15] = 0;
-            let event = Event {
+            let event = RawEvent {
                 time_ns: 0, guard: 1, cgroup: CgroupKey::new(0, 0), kind, act, protection: 0,
                 detail: 0, victim: 1, pid: 1, tid: 1, uid: 1, checkpointing: 1, reserved: 0, comm,
             };
             let incident = Incident::of_event(&event, Outcome::Done).to_string();
             prop_assert!(!incident.contains(is_dangerous), "{incident:?}");
-            let happening = Chronicle::default().tell(&event).to_string();
-            prop_assert!(!happening.contains(is_dangerous), "{happening:?}");
+            let text = EventDecoder::default().decode(&event).to_string();
+            prop_assert!(!text.contains(is_dangerous), "{text:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ use zlink::{proxy, tokio::unix};
 
 use super::error::{Error, Result};
 use crate::daemon::{
-    reply::{self, Guards, Happenings, OneGuard, State},
+    reply::{self, Events, Guards, OneGuard, State},
     varlink::SOCKET,
 };
 
@@ -51,7 +51,7 @@ pub(super) trait Daemon {
     #[zlink(more)]
     async fn monitor(
         &mut self,
-    ) -> zlink::Result<impl Stream<Item = zlink::Result<Result<Happenings, reply::Error>>>>;
+    ) -> zlink::Result<impl Stream<Item = zlink::Result<Result<Events, reply::Error>>>>;
 }
 
 /// The daemon, if it is there.

@@ -3,7 +3,7 @@
 use std::{io::Write as _, pin::pin, process::ExitCode};
 
 use freezer_guard::{
-    guard::{self, Chronicle, Happening, Status},
+    guard::{self, Event, EventDecoder, Status},
     words::escaped,
 };
 use nix::sys::signal::Signal;
@@ -68,7 +68,7 @@ fn so_far(args: &Args, guards: &[Status]) -> Result<()> {
     if guards.is_empty() {
         say(format_args!("no cgroup is guarded; --follow waits for one"));
     }
-    print(args, &Chronicle::default().so_far(guards)).map(drop)
+    print(args, &EventDecoder::default().so_far(guards)).map(drop)
 }
 
 async fn from_kernel(args: &Args) -> Result<ExitCode> {
@@ -76,23 +76,23 @@ async fn from_kernel(args: &Args) -> Result<ExitCode> {
         so_far(args, &guard::list()?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut chronicle = Chronicle::default();
+    let mut decoder = EventDecoder::default();
     let mut signals = Signals::catch()?;
     let (mut reader, guards) = guard::follow()?;
-    let mut listens = print(args, &chronicle.so_far(&guards))?;
+    let mut listens = print(args, &decoder.so_far(&guards))?;
     while listens {
         tokio::select! {
             signal = signals.next() => if ends(signal?.signal) { break },
             () = reader.ready() => {
-                let mut happenings = Vec::new();
-                while let Some(event) = reader.next_event() {
-                    happenings.push(chronicle.tell(&event));
+                let mut events = Vec::new();
+                while let Some(raw) = reader.next_event() {
+                    events.push(decoder.decode(&raw));
                 }
                 let lost = reader.lost();
                 if lost > 0 {
-                    happenings.push(Happening::lost(lost));
+                    events.push(Event::lost(lost));
                 }
-                listens = print(args, &happenings)?;
+                listens = print(args, &events)?;
             }
         }
     }
@@ -108,12 +108,12 @@ fn ends(signal: Signal) -> bool {
 }
 
 /// `false` when nobody listens any more.
-fn print(args: &Args, happenings: &[Happening]) -> Result<bool> {
+fn print(args: &Args, events: &[Event]) -> Result<bool> {
     let mut text = String::new();
-    for happening in happenings {
+    for event in events {
         match args.json {
-            true => text += &serde_json::to_string(happening)?,
-            false => text += &escaped(&happening.to_string()),
+            true => text += &serde_json::to_string(event)?,
+            false => text += &escaped(&event.to_string()),
         }
         text.push('\n');
     }

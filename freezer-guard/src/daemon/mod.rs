@@ -27,11 +27,11 @@ use std::{
 };
 
 use freezer_guard::{
-    guard::{self, Chronicle, Happening, Status, automatic},
+    guard::{self, Event, EventDecoder, Status, automatic},
     kernel::{self, DaemonLock, KernelLog, Reader},
     words::join,
 };
-use freezer_guard_abi::{CgroupKey, Event, EventKind, GuardId, Level, LogLevel};
+use freezer_guard_abi::{CgroupKey, EventKind, GuardId, Level, LogLevel, RawEvent};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -55,7 +55,7 @@ const TICK: Duration = Duration::from_millis(500);
 const STOPPING: Duration = Duration::from_millis(1500);
 /// Whether it has been told so.
 static IS_STOPPING: AtomicBool = AtomicBool::new(false);
-/// How many happenings a slow follower may fall behind.
+/// How many events a slow follower may fall behind.
 const BACKLOG: usize = 4096;
 /// How long events are read before something else gets its turn.
 const TURN: Duration = Duration::from_millis(5);
@@ -72,7 +72,7 @@ struct Daemon {
     lines: RefCell<Option<KernelLog>>,
     config: RefCell<Config>,
     book: RefCell<Book>,
-    happenings: broadcast::Sender<Happening>,
+    events: broadcast::Sender<Event>,
     jobs: mpsc::UnboundedSender<Job>,
     /// Whether everything is loaded.
     ready: Cell<bool>,
@@ -113,9 +113,9 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
     let mut interrupt = hear(SignalKind::interrupt())?;
     let mut reload = hear(SignalKind::hangup())?;
     let listener = socket::listen(&daemon.config.borrow().group)?;
-    let mut chronicle = Chronicle::default();
+    let mut decoder = EventDecoder::default();
     let mut reader = tokio::select! {
-        started = daemon.start() => daemon.take_up(&mut chronicle, started?),
+        started = daemon.start() => daemon.take_up(&mut decoder, started?),
         // Somebody may hold the lock.
         _ = stop.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
@@ -133,15 +133,15 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
             _ = stop.recv() => break,
             _ = interrupt.recv() => break,
             _ = reload.recv() => daemon.reload(),
-            () = ready(&mut reader) => has_more = daemon.take_all(&mut chronicle, &mut reader),
-            () = yield_now(), if has_more => has_more = daemon.take_all(&mut chronicle, &mut reader),
+            () = ready(&mut reader) => has_more = daemon.take_all(&mut decoder, &mut reader),
+            () = yield_now(), if has_more => has_more = daemon.take_all(&mut decoder, &mut reader),
             started = ended(&mut starting) => {
                 starting = None;
-                reader = daemon.take_up(&mut chronicle, started?);
+                reader = daemon.take_up(&mut decoder, started?);
             }
             _ = tick.tick() => {
                 // Nothing that somebody waits for depends on the kernel's word alone.
-                has_more = daemon.take_all(&mut chronicle, &mut reader);
+                has_more = daemon.take_all(&mut decoder, &mut reader);
                 daemon.write_lines();
                 notify(&[NotifyState::Watchdog]);
                 daemon.end_overdue();
@@ -227,7 +227,7 @@ impl Daemon {
             lines: RefCell::default(),
             config: RefCell::new(config),
             book: RefCell::new(Book::open()),
-            happenings: broadcast::channel(BACKLOG).0,
+            events: broadcast::channel(BACKLOG).0,
             jobs,
             ready: Cell::new(false),
             beginning: Rc::default(),
@@ -255,11 +255,11 @@ impl Daemon {
     /// Takes up the guards in force.
     fn take_up(
         &self,
-        chronicle: &mut Chronicle,
+        decoder: &mut EventDecoder,
         started: Option<(Reader, Vec<Status>)>,
     ) -> Option<Reader> {
         let (reader, guards) = started?;
-        chronicle.so_far(&guards);
+        decoder.so_far(&guards);
         self.order(Job::Begun(guards.iter().map(|guard| guard.id).collect()));
         self.order(Job::Ended);
         self.ready.set(true);
@@ -308,7 +308,7 @@ impl Daemon {
         if lost > 0 {
             self.book.borrow_mut().has_lost(lost);
             // A client may fall behind: it is told so.
-            let _ = self.happenings.send(Happening::lost(lost));
+            let _ = self.events.send(Event::lost(lost));
             self.order(Job::LookAgain);
         }
     }
@@ -320,11 +320,11 @@ impl Daemon {
 
     /// Takes the events that are there, and in a storm as many as one turn may take. Returns
     /// whether there may be more: of those the kernel does not tell again.
-    fn take_all(&self, chronicle: &mut Chronicle, reader: &mut Option<Reader>) -> bool {
+    fn take_all(&self, decoder: &mut EventDecoder, reader: &mut Option<Reader>) -> bool {
         let Some(reader) = reader else { return false };
         let end = Instant::now() + TURN;
-        while let Some(event) = reader.next_event() {
-            self.take(chronicle, &event);
+        while let Some(raw) = reader.next_event() {
+            self.take(decoder, &raw);
             if Instant::now() >= end {
                 return true;
             }
@@ -333,49 +333,49 @@ impl Daemon {
     }
 
     /// What an event wants of us.
-    fn take(&self, chronicle: &mut Chronicle, event: &Event) {
+    fn take(&self, decoder: &mut EventDecoder, raw: &RawEvent) {
         let is_incident = matches!(
-            EventKind::ALL.get(event.kind as usize),
+            EventKind::ALL.get(raw.kind as usize),
             Some(EventKind::Denial | EventKind::Disturbance)
         );
-        let is_logged = is_incident && self.is_logged(event);
+        let is_logged = is_incident && self.is_logged(raw);
         // A storm of them costs no words.
-        if is_logged && self.happenings.receiver_count() == 0 {
+        if is_logged && self.events.receiver_count() == 0 {
             return;
         }
-        let happening = chronicle.tell(event);
-        match EventKind::ALL.get(event.kind as usize) {
-            Some(EventKind::Begun) => self.order(Job::Begun(vec![event.guard])),
+        let event = decoder.decode(raw);
+        match EventKind::ALL.get(raw.kind as usize) {
+            Some(EventKind::Begun) => self.order(Job::Begun(vec![raw.guard])),
             Some(EventKind::Ended) => self.order(Job::Ended),
             // Nor must it pile up where the worker waits for a lock.
             Some(EventKind::Denial | EventKind::Disturbance) if is_logged => {}
             Some(EventKind::Denial | EventKind::Disturbance) => {
-                self.order(Job::Log(Box::new(happening.clone())));
+                self.order(Job::Log(Box::new(event.clone())));
             }
             // Each write to a freezer tells it.
-            Some(EventKind::Unguarded) if self.is_unguarded_already(event.guard) => {}
+            Some(EventKind::Unguarded) if self.is_unguarded_already(raw.guard) => {}
             Some(EventKind::Unguarded) => {
                 self.book.borrow_mut().was_unguarded();
                 error!(
-                    cgroup = join(&happening.cgroups, " "),
-                    holder_pid = event.pid,
+                    cgroup = join(&event.cgroups, " "),
+                    holder_pid = raw.pid,
                     kind = "unguarded",
                     "unguarded: {}",
-                    happening.about
+                    event.about
                 );
             }
             Some(EventKind::Checkpointing) | None => {}
         }
         // Nobody may listen.
-        let _ = self.happenings.send(happening);
+        let _ = self.events.send(event);
     }
 
     /// Whether it is no news: the first time of each incident is logged, and at the end there
     /// are the counts.
-    fn is_logged(&self, event: &Event) -> bool {
+    fn is_logged(&self, event: &RawEvent) -> bool {
         let mut logged = self.logged.borrow_mut();
         let incidents = logged.entry(event.guard).or_default();
-        let Event {
+        let RawEvent {
             kind,
             pid,
             act,

@@ -8,7 +8,7 @@ use std::{
 use freezer_guard::{
     Kind,
     cgroup::Cgroup,
-    guard::{self, Happening, Status},
+    guard::{self, Event, Status},
     words,
 };
 use freezer_guard_abi::GuardId;
@@ -133,8 +133,8 @@ impl State {
 
 /// What has happened.
 #[derive(Debug, Serialize, Deserialize, Type)]
-pub(crate) struct Happenings {
-    pub(crate) happenings: Vec<Happening>,
+pub(crate) struct Events {
+    pub(crate) happenings: Vec<Event>,
 }
 
 /// What the doctor has found.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, pin::Pin, rc::Rc};
 use freezer_guard::{
     cgroup::{self, Cgroup},
     doctor,
-    guard::{self, Chronicle, Happening, Incident, PidFd, Preparation, Status, Target},
+    guard::{self, Event, EventDecoder, Incident, PidFd, Preparation, Status, Target},
 };
 use freezer_guard_abi::GuardId;
 use tokio_stream::{
@@ -19,7 +19,7 @@ use super::{
     access::Peer,
     accounts::{Share, account},
     begin, blocking, error,
-    reply::{Check, Error, Examination, Guards, Happenings, OneGuard, State, Text},
+    reply::{Check, Error, Events, Examination, Guards, OneGuard, State, Text},
 };
 
 /// Where the daemon listens.
@@ -114,11 +114,11 @@ fn pid(number: Option<i64>) -> Result<Option<i32>, Error> {
         .map_err(|_| Error::bad("`pid` is none"))
 }
 
-type BoxedStream = Pin<Box<dyn Stream<Item = Result<Reply<Happenings>, Error>>>>;
+type BoxedStream = Pin<Box<dyn Stream<Item = Result<Reply<Events>, Error>>>>;
 
 #[service(
     interface = "io.freezerguard",
-    types = [Status, Incident, Happening, Check],
+    types = [Status, Incident, Event, Check],
     vendor = "freezer-guard",
     product = "freezer-guard",
     version = freezer_guard::VERSION
@@ -302,28 +302,28 @@ where
         &self,
         more: bool,
         #[zlink(connection)] connection: &mut Connection<Sock>,
-    ) -> impl Stream<Item = Result<Reply<Happenings>, Error>> + Unpin {
-        let follower = BroadcastStream::new(self.daemon.happenings.subscribe());
+    ) -> impl Stream<Item = Result<Reply<Events>, Error>> + Unpin {
+        let follower = BroadcastStream::new(self.daemon.events.subscribe());
         let so_far = async {
             self.trust(&self.peer(connection).await?)?;
             let guards = blocking(guard::list).await?;
-            Ok::<_, Error>(Chronicle::default().so_far(&guards))
+            Ok::<_, Error>(EventDecoder::default().so_far(&guards))
         };
-        let reply = |happenings, more| {
-            Reply::new(Some(Happenings { happenings })).set_continues(Some(more))
+        let reply = |events, more| {
+            Reply::new(Some(Events { happenings: events })).set_continues(Some(more))
         };
         let stream: BoxedStream = match so_far.await {
             Err(error) => Box::pin(once(Err(error))),
-            Ok(happenings) if !more => Box::pin(once(Ok(reply(happenings, false)))),
-            Ok(happenings) => {
-                let later = follower.map(move |happening| {
-                    let happening = match happening {
-                        Ok(happening) => happening,
-                        Err(BroadcastStreamRecvError::Lagged(count)) => Happening::lost(count),
+            Ok(events) if !more => Box::pin(once(Ok(reply(events, false)))),
+            Ok(events) => {
+                let later = follower.map(move |event| {
+                    let event = match event {
+                        Ok(event) => event,
+                        Err(BroadcastStreamRecvError::Lagged(count)) => Event::lost(count),
                     };
-                    Ok(reply(vec![happening], true))
+                    Ok(reply(vec![event], true))
                 });
-                Box::pin(once(Ok(reply(happenings, true))).chain(later))
+                Box::pin(once(Ok(reply(events, true))).chain(later))
             }
         };
         stream

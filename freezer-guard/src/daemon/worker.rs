@@ -10,7 +10,7 @@ use std::{
 
 use freezer_guard::{
     guard::{
-        self, Happening, Status, What,
+        self, Event, Status, What,
         automatic::{self, Ended},
         describe_level, refusals, violations,
     },
@@ -38,7 +38,7 @@ pub(super) enum Job {
     /// A guard has ended.
     Ended,
     /// A denial or a disturbance that was not told yet.
-    Log(Box<Happening>),
+    Log(Box<Event>),
     /// A user has held this guard for too long.
     Overdue(GuardId),
     /// Events were lost: it is not known which.
@@ -134,8 +134,8 @@ impl Worker {
         match job {
             Job::Begun(ids) => self.begun(ids).await,
             Job::Ended => self.ended().await,
-            Job::Log(happening) => {
-                log(&happening);
+            Job::Log(event) => {
+                log(&event);
                 Ok(())
             }
             Job::Overdue(id) => self.end_overdue(id).await,
@@ -296,23 +296,23 @@ impl Worker {
     }
 }
 
-fn log(happening: &Happening) {
-    let Some(by) = &happening.by else { return };
-    let cgroup = join(&happening.cgroups, " ");
+fn log(event: &Event) {
+    let Some(by) = &event.by else { return };
+    let cgroup = join(&event.cgroups, " ");
     macro_rules! log {
         ($level:ident, $what:literal) => {
             $level!(
-                guard = happening.guard,
+                guard = event.guard,
                 cgroup,
                 intruder_pid = by.pid,
                 kind = by.protection,
-                event = %happening.event,
+                event = %event.event,
                 $what,
-                happening.about
+                event.about
             )
         };
     }
-    match happening.event {
+    match event.event {
         What::Violation => log!(error, "VIOLATED: {}"),
         What::Disturbance => log!(warn, "disturbed before CHECKPOINTING: {}"),
         _ => log!(warn, "refused {}"),

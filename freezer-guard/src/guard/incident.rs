@@ -7,7 +7,7 @@ use std::{
 };
 
 use freezer_guard_abi::{
-    Act, CgroupKey, Event, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES, Unguarded,
+    Act, CgroupKey, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES, RawEvent, Unguarded,
 };
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,7 @@ impl Incident {
     }
 
     /// What a denial or a disturbance tells.
-    pub fn of_event(event: &Event, outcome: Outcome) -> Self {
+    pub fn of_event(event: &RawEvent, outcome: Outcome) -> Self {
         Self::of_intruder(&event.key(), &event.intruder(1), outcome)
     }
 }
@@ -171,7 +171,7 @@ pub fn path(key: CgroupKey) -> PathBuf {
 
 /// What an event [`EventKind::Unguarded`](freezer_guard_abi::EventKind) tells, in
 /// words.
-pub fn unguarded(event: &Event) -> String {
+pub fn unguarded(event: &RawEvent) -> String {
     let why = match event.detail {
         why if why == Unguarded::Busy as u32 => {
             "another guard holds it, a cgroup above it or one below it"

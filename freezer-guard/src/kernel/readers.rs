@@ -2,7 +2,7 @@
 
 use aya::maps::{Array, HashOfMaps, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
-use freezer_guard_abi::{Event, MAX_READERS, RING_BYTES, names};
+use freezer_guard_abi::{MAX_READERS, RING_BYTES, RawEvent, names};
 use tokio::io::unix::AsyncFd;
 
 use super::{
@@ -89,10 +89,10 @@ impl Reader {
     }
 
     /// The next event, if there is one.
-    pub fn next_event(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<RawEvent> {
         while let Some(bytes) = self.ring.get_mut().next() {
             // One of another length was written by another version.
-            if let Some(event) = Event::from_bytes(&bytes) {
+            if let Some(event) = RawEvent::from_bytes(&bytes) {
                 return Some(event);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-use freezer_guard_abi::{Event, EventKind, GuardId};
+use freezer_guard_abi::{EventKind, GuardId, RawEvent};
 use serde::{Deserialize, Serialize};
 use zlink::{
     idl,
@@ -64,7 +64,7 @@ impl introspect::Type for What {
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
-pub struct Happening {
+pub struct Event {
     /// When, RFC 3339 in UTC; empty when nobody knows.
     pub time: String,
     /// The kind.
@@ -91,7 +91,7 @@ pub struct Happening {
     pub count: Option<u64>,
 }
 
-impl fmt::Display for Happening {
+impl fmt::Display for Event {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.event == What::Lost {
             return formatter.write_str(&self.about);
@@ -100,7 +100,7 @@ impl fmt::Display for Happening {
     }
 }
 
-impl Happening {
+impl Event {
     fn new(time: &str, event: What, guard: GuardId, cgroups: &[PathBuf]) -> Self {
         Self {
             time: time.to_owned(),
@@ -153,23 +153,24 @@ impl Happening {
     }
 }
 
-/// Tells what happens, and remembers which cgroups a guard has.
+/// Turns the events of the BPF side into events for users. It remembers which cgroups a guard
+/// has.
 #[derive(Debug, Default)]
-pub struct Chronicle {
+pub struct EventDecoder {
     cgroups: BTreeMap<GuardId, Vec<PathBuf>>,
 }
 
-impl Chronicle {
-    /// What the guards in force have seen before we came. What was done several
-    /// times is told once, with its number and its last time.
-    pub fn so_far(&mut self, guards: &[Status]) -> Vec<Happening> {
+impl EventDecoder {
+    /// Returns the events of guards in force from before this reader began. An incident that
+    /// happened several times is one event, with its count and its last time.
+    pub fn so_far(&mut self, guards: &[Status]) -> Vec<Event> {
         let mut all = Vec::new();
         for guard in guards {
             let paths = guard.cgroups.clone();
             let (begun, owner) = (&guard.begun, guard.owner_uid);
-            all.push(Happening::begun(begun, guard.id, &paths, owner));
+            all.push(Event::begun(begun, guard.id, &paths, owner));
             if let Some(time) = &guard.checkpointing {
-                all.push(Happening::new(time, What::Checkpointing, guard.id, &paths));
+                all.push(Event::new(time, What::Checkpointing, guard.id, &paths));
             }
             let refused = guard
                 .intruders
@@ -180,7 +181,7 @@ impl Chronicle {
                 .iter()
                 .map(|incident| (incident, Outcome::Done));
             for (incident, outcome) in refused.chain(done) {
-                all.push(Happening::of_incident(
+                all.push(Event::of_incident(
                     incident.clone(),
                     guard.id,
                     outcome,
@@ -189,45 +190,43 @@ impl Chronicle {
             }
             self.cgroups.insert(guard.id, paths);
         }
-        all.sort_by_cached_key(Happening::to_string);
+        all.sort_by_cached_key(Event::to_string);
         all
     }
 
-    /// What an event tells.
-    pub fn tell(&mut self, event: &Event) -> Happening {
-        let id = event.guard;
-        let time = wall_clock(event.time_ns);
+    /// Decodes an event of the BPF side.
+    pub fn decode(&mut self, raw: &RawEvent) -> Event {
+        let id = raw.guard;
+        let time = wall_clock(raw.time_ns);
         let known = self.cgroups.get(&id).cloned().unwrap_or_default();
-        match EventKind::ALL.get(event.kind as usize) {
+        match EventKind::ALL.get(raw.kind as usize) {
             Some(EventKind::Denial) => {
-                let incident = Incident::of_event(event, Outcome::Refused);
-                Happening::of_incident(incident, id, Outcome::Refused, &known)
+                let incident = Incident::of_event(raw, Outcome::Refused);
+                Event::of_incident(incident, id, Outcome::Refused, &known)
             }
             Some(EventKind::Disturbance) => {
-                let incident = Incident::of_event(event, Outcome::Done);
-                Happening::of_incident(incident, id, Outcome::Done, &known)
+                let incident = Incident::of_event(raw, Outcome::Done);
+                Event::of_incident(incident, id, Outcome::Done, &known)
             }
             Some(EventKind::Begun) => {
                 // One comes for each target.
-                let path = path(event.cgroup);
+                let path = path(raw.cgroup);
                 self.cgroups.entry(id).or_default().push(path.clone());
-                let owner = (event.detail != 0).then_some(event.victim);
-                Happening::begun(&time, id, &[path], owner)
+                let owner = (raw.detail != 0).then_some(raw.victim);
+                Event::begun(&time, id, &[path], owner)
             }
-            Some(EventKind::Checkpointing) => {
-                Happening::new(&time, What::Checkpointing, id, &known)
-            }
+            Some(EventKind::Checkpointing) => Event::new(&time, What::Checkpointing, id, &known),
             Some(EventKind::Ended) => {
                 self.cgroups.remove(&id);
-                Happening::new(&time, What::Ended, id, &known)
+                Event::new(&time, What::Ended, id, &known)
             }
-            Some(EventKind::Unguarded) => Happening {
-                about: unguarded(event),
-                ..Happening::new(&time, What::Unguarded, id, &[path(event.cgroup)])
+            Some(EventKind::Unguarded) => Event {
+                about: unguarded(raw),
+                ..Event::new(&time, What::Unguarded, id, &[path(raw.cgroup)])
             },
-            None => Happening {
+            None => Event {
                 about: "an event of another version".to_owned(),
-                ..Happening::new(&time, What::Unknown, id, &known)
+                ..Event::new(&time, What::Unknown, id, &known)
             },
         }
     }
