@@ -18,7 +18,7 @@ use super::{
     say::print,
     target,
 };
-use crate::daemon::{book, reply::State};
+use crate::daemon::{history, reply::State};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -79,10 +79,10 @@ pub(super) async fn list() -> Result<Vec<Status>> {
 }
 
 async fn last() -> Result<Vec<Status>> {
-    let failed = || Error::io(format!("read {}", book::LAST));
+    let failed = || Error::io(format!("read {}", history::LAST));
     client::ask(
         async |daemon| Ok(answer(daemon.list_ended()).await?.guards),
-        || match std::fs::read(book::LAST) {
+        || match std::fs::read(history::LAST) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed()(error.into())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(failed()(error)),

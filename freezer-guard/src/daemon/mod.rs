@@ -6,10 +6,12 @@
 pub(crate) mod access;
 mod accounts;
 mod begin;
-pub(crate) mod book;
 pub(crate) mod config;
 pub(crate) mod error;
+pub(crate) mod history;
 mod log;
+mod metrics;
+mod replace;
 pub(crate) mod reply;
 mod routine;
 mod socket;
@@ -42,9 +44,10 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use accounts::Accounts;
-use book::Book;
 use config::Config;
 use error::{Error, Result};
+use history::History;
+use metrics::Metrics;
 use routine::Routine;
 use worker::Job;
 
@@ -71,7 +74,8 @@ struct Daemon {
     /// The log of the BPF programs, unless it is off.
     lines: RefCell<Option<KernelLog>>,
     config: RefCell<Config>,
-    book: RefCell<Book>,
+    metrics: RefCell<Metrics>,
+    history: RefCell<History>,
     events: broadcast::Sender<Event>,
     jobs: mpsc::UnboundedSender<Job>,
     /// Whether everything is loaded.
@@ -226,7 +230,8 @@ impl Daemon {
             kernel_log,
             lines: RefCell::default(),
             config: RefCell::new(config),
-            book: RefCell::new(Book::open()),
+            metrics: RefCell::default(),
+            history: RefCell::new(History::open()),
             events: broadcast::channel(BACKLOG).0,
             jobs,
             ready: Cell::new(false),
@@ -306,7 +311,7 @@ impl Daemon {
     fn tell_lost(&self, reader: Option<&mut Reader>) {
         let lost = reader.map_or(0, Reader::lost);
         if lost > 0 {
-            self.book.borrow_mut().has_lost(lost);
+            self.metrics.borrow_mut().has_lost(lost);
             // A client may fall behind: it is told so.
             let _ = self.events.send(Event::lost(lost));
             self.order(Job::LookAgain);
@@ -355,7 +360,7 @@ impl Daemon {
             // Each write to a freezer tells it.
             Some(EventKind::Unguarded) if self.is_unguarded_already(raw.guard) => {}
             Some(EventKind::Unguarded) => {
-                self.book.borrow_mut().was_unguarded();
+                self.metrics.borrow_mut().was_unguarded();
                 error!(
                     cgroup = join(&event.cgroups, " "),
                     holder_pid = raw.pid,
@@ -431,6 +436,6 @@ impl Daemon {
             Ok((guard::list()?, kernel::Locked::wait()?.recursion_misses()))
         })
         .await?;
-        Ok(self.book.borrow().metrics(&held, misses))
+        Ok(self.metrics.borrow().text(&held, misses))
     }
 }

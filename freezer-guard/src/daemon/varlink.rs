@@ -249,7 +249,7 @@ where
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<Guards, Error> {
         self.trust(&self.peer(connection).await?)?;
-        let guards = self.daemon.book.borrow().last();
+        let guards = self.daemon.history.borrow().last();
         Ok(Guards { guards })
     }
 

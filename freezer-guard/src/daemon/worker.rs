@@ -24,8 +24,10 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    Daemon, blocking, book,
+    Daemon, blocking,
     error::{Error, Result},
+    history,
+    replace::replace,
 };
 
 /// How long what refuses stays attached after the last guard: the next one may
@@ -172,7 +174,7 @@ impl Worker {
                 begun.status
             }
             Err(error) => {
-                self.daemon.book.borrow_mut().was_unguarded();
+                self.daemon.metrics.borrow_mut().was_unguarded();
                 error!(
                     guard = id,
                     kind = "unguarded",
@@ -192,7 +194,7 @@ impl Worker {
             self.daemon.deadlines.borrow_mut().insert(id, due);
         }
         if is_new {
-            self.daemon.book.borrow_mut().has_begun();
+            self.daemon.metrics.borrow_mut().has_begun();
             info!(
                 guard = id,
                 cgroup = cgroups(&status),
@@ -236,7 +238,7 @@ impl Worker {
         {
             // Also by a service before this one.
             let was_told =
-                self.frozen.remove(&status.id) || self.daemon.book.borrow().has(status.id);
+                self.frozen.remove(&status.id) || self.daemon.history.borrow().has(status.id);
             if not_thawed.is_some() {
                 self.frozen.insert(status.id);
             }
@@ -248,7 +250,7 @@ impl Worker {
             self.daemon.deadlines.borrow_mut().remove(&status.id);
             let known = self.known.remove(&status.id);
             if known.as_ref().is_none_or(|known| !known.has_begun) {
-                self.daemon.book.borrow_mut().has_begun();
+                self.daemon.metrics.borrow_mut().has_begun();
             }
             if let Some(known) = known
                 && !known.cgroups.is_empty()
@@ -256,12 +258,13 @@ impl Worker {
                 status.name_cgroups(known.cgroups);
             }
             tell_end(&status);
-            self.daemon.book.borrow_mut().has_ended(status);
+            self.daemon.metrics.borrow_mut().has_ended(&status);
+            self.daemon.history.borrow_mut().push(status);
         }
         if any {
-            let last = self.daemon.book.borrow().last();
-            let failed = Error::io(format!("write {}", book::LAST));
-            if let Err(error) = blocking(move || book::keep(&last).map_err(failed)).await {
+            let last = self.daemon.history.borrow().last();
+            let failed = Error::io(format!("write {}", history::LAST));
+            if let Err(error) = blocking(move || history::keep(&last).map_err(failed)).await {
                 warn!("cannot {}", guard::chain(&error));
             }
         }
@@ -287,7 +290,7 @@ impl Worker {
         if !path.as_os_str().is_empty() && self.daemon.ready.get() {
             let text = self.daemon.metrics().await?;
             let failed = Error::io(format!("write {}", path.display()));
-            let write = move || book::replace(&path, 0o644, text.as_bytes()).map_err(failed);
+            let write = move || replace(&path, 0o644, text.as_bytes()).map_err(failed);
             if let Err(error) = blocking(write).await {
                 warn!("cannot {}", guard::chain(&error));
             }

@@ -1,26 +1,14 @@
-//! What has been, in numbers for a monitoring system and as the last guards that
-//! have ended.
+//! What the service has seen since it was started, in numbers for a monitoring system.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-};
+use std::collections::BTreeMap;
 
 use freezer_guard::guard::Status;
-use freezer_guard_abi::{GuardId, Protection};
+use freezer_guard_abi::Protection;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-
-/// Where the last guards are kept: over a restart of the daemon and of the host.
-pub(crate) const LAST: &str = "/var/lib/freezer-guard/last.json";
-/// How many.
-const KEPT: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
@@ -35,35 +23,31 @@ fn add(counts: &mut Counts, more: &Counts) {
     }
 }
 
-/// What the daemon has seen since it was started.
-pub(super) struct Book {
+/// Counts since the service was started.
+pub(super) struct Metrics {
     begun: u64,
     unguarded: u64,
     lost: u64,
     denied: Counts,
     violations: Counts,
     held: Histogram,
-    last: VecDeque<Status>,
 }
 
-impl Book {
-    pub(super) fn open() -> Self {
-        let last = fs::read(LAST)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+impl Default for Metrics {
+    fn default() -> Self {
         Self {
             begun: 0,
             unguarded: 0,
             lost: 0,
             denied: Counts::new(),
             violations: Counts::new(),
-            // From a pre-dump of a small process to one of many GiB.
+            // From a pre-dump of a small process to one of many GiB, in seconds.
             held: Histogram::new([0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]),
-            last,
         }
     }
+}
 
+impl Metrics {
     pub(super) fn has_begun(&mut self) {
         self.begun += 1;
     }
@@ -76,28 +60,14 @@ impl Book {
         self.lost += events;
     }
 
-    pub(super) fn has_ended(&mut self, guard: Status) {
+    pub(super) fn has_ended(&mut self, guard: &Status) {
         add(&mut self.denied, &guard.denials);
         add(&mut self.violations, &guard.violations);
         self.held.observe(guard.held_seconds);
-        self.last.push_back(guard);
-        while self.last.len() > KEPT {
-            self.last.pop_front();
-        }
-    }
-
-    /// The last guards that have ended, the oldest first.
-    pub(super) fn last(&self) -> Vec<Status> {
-        self.last.iter().cloned().collect()
-    }
-
-    /// Whether this guard is among them.
-    pub(super) fn has(&self, id: GuardId) -> bool {
-        self.last.iter().any(|guard| guard.id == id)
     }
 
     /// In Prometheus's text format. `held`: the guards in force.
-    pub(super) fn metrics(&self, held: &[Status], recursion_misses: u64) -> String {
+    pub(super) fn text(&self, held: &[Status], recursion_misses: u64) -> String {
         let mut registry = Registry::with_prefix("freezer_guard");
         let by_kind = |ended: &Counts, of: fn(&Status) -> &Counts| {
             let mut all: Counts = Protection::ALL
@@ -183,38 +153,17 @@ fn of_the_old_format(text: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Keeps the last guards over the service's end.
-pub(super) fn keep(last: &[Status]) -> io::Result<()> {
-    replace(Path::new(LAST), 0o600, &serde_json::to_vec(last)?)
-}
-
-/// Replaces a file, so that a reader sees all of it or none. `mode`: its permissions. The new one
-/// never follows a link that somebody has put into the folder.
-pub(super) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    // The collector of metrics reads what ends in `.prom`.
-    let mut file = tempfile::Builder::new()
-        .suffix(".new")
-        .tempfile_in(folder)?;
-    file.as_file()
-        .set_permissions(fs::Permissions::from_mode(mode))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::Book;
+    use super::Metrics;
 
     #[test]
     fn metrics_are_there_before_anything_happens() {
-        let mut book = Book::open();
-        book.has_begun();
-        book.was_unguarded();
-        book.has_lost(7);
-        let text = book.metrics(&[], 3);
+        let mut metrics = Metrics::default();
+        metrics.has_begun();
+        metrics.was_unguarded();
+        metrics.has_lost(7);
+        let text = metrics.text(&[], 3);
         for line in [
             "freezer_guard_guards_active 0",
             "freezer_guard_guards_begun_total 1",

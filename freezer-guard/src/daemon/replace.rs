@@ -1,0 +1,27 @@
+//! Files that a reader sees whole or not at all.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
+
+/// Replaces a file. `mode`: its permissions. The new one never follows a link that somebody has
+/// put into the folder.
+///
+/// # Errors
+/// When the folder cannot be written, or the disk is full: then the old file stays.
+pub(super) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    // The collector of metrics reads what ends in `.prom`.
+    let mut file = tempfile::Builder::new()
+        .suffix(".new")
+        .tempfile_in(folder)?;
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
