@@ -33,8 +33,16 @@ pub use record::{Act, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, RawEvent,
 /// Names a guard. Never used twice, so that a stale id can do no harm.
 pub type GuardId = u64;
 
-/// `struct task_struct *` as a number: names a thread for as long as it lives.
-pub type TaskPointer = u64;
+/// `struct task_struct *` as a number: names a thread for as long as it lives. (A type of its own,
+/// so that it never stands where a [`GuardId`] is meant.)
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct TaskPointer(pub u64);
+
+impl TaskPointer {
+    /// No thread.
+    pub const NONE: Self = Self(0);
+}
 
 /// The identity of a cgroup. Unlike a path it cannot be renamed, bind mounted
 /// or looked at from another cgroup namespace, and it is not used again.
@@ -111,7 +119,7 @@ pub struct GuardEntry {
     /// [`GuardEntry::UNKNOWN`].
     pub missed_before: u64,
     /// The thread that executed a checkpointer, if the kernel side made this entry
-    /// by itself; 0 for a guard that somebody asked for.
+    /// by itself; [`TaskPointer::NONE`] for a guard that somebody asked for.
     pub leader: TaskPointer,
     /// [`GuardEntry::ENDS_WITH_LEADER`] and the others.
     pub flags: u64,
@@ -229,11 +237,17 @@ impl GuardEntry {
         self.ended_ns == 0
     }
 
+    /// Whether the kernel side has begun the guard by itself, for a checkpointer.
+    #[inline(always)]
+    pub const fn is_automatic(&self) -> bool {
+        self.leader.0 != TaskPointer::NONE.0
+    }
+
     /// Whether a checkpointer runs that has not written any freezer yet: there is
     /// nothing that it guards.
     #[inline(always)]
     pub const fn is_candidate(&self) -> bool {
-        self.leader != 0 && self.target.kernfs_id == 0
+        self.is_automatic() && self.target.kernfs_id == 0
     }
 
     /// Whether this protection was not lifted.
@@ -387,6 +401,7 @@ mod pod {
         };
     }
     pod!(
+        super::TaskPointer,
         super::CgroupKey,
         super::AncestorKey,
         super::GuardEntry,

@@ -65,7 +65,7 @@ pub(crate) fn executed(bprm: Pointer) {
         let uid = owner.uid.into();
         return log::write(LogLine::WrongCredentials, [pid, uid, 0, 0]);
     }
-    let leader = kernel::current() as TaskPointer;
+    let leader = kernel::task(kernel::current());
     // SAFETY: no preconditions.
     let id = unsafe { bpf_ktime_get_boot_ns() };
     let mut candidate = GuardEntry {
@@ -140,9 +140,8 @@ pub(crate) fn moved(task: TaskPointer) {
     if let Some(id) = membership::of(task)
         && let Some(entry) = Entry::of(id)
     {
-        let leader = entry.guard().leader;
-        if leader != 0 && leader != task {
-            membership::leave(task as Pointer);
+        if entry.guard().is_automatic() && entry.guard().leader != task {
+            membership::leave(task.0 as Pointer);
         }
     }
 }
@@ -174,7 +173,7 @@ fn claim(cgroup: Pointer) {
     let Some(id) = membership::of_current() else {
         return;
     };
-    if Entry::of(id).is_some_and(|entry| entry.guard().leader != 0) {
+    if Entry::of(id).is_some_and(|entry| entry.guard().is_automatic()) {
         claim_for(id, kernel::number(cgroup));
     }
 }

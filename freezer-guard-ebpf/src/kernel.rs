@@ -5,6 +5,7 @@ use core::{ffi::c_void, mem::MaybeUninit, ptr};
 use aya_ebpf::helpers::{
     bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_get_current_comm,
 };
+use freezer_guard_abi::TaskPointer;
 
 /// The offset of a struct member, as user space found it. Read as volatile, or
 /// the compiler would take the zero it sees for the value.
@@ -73,6 +74,12 @@ pub(crate) fn opaque(number: u32) -> u32 {
 pub(crate) fn current() -> Pointer {
     // SAFETY: no preconditions.
     unsafe { bpf_get_current_task() as Pointer }
+}
+
+/// A task as maps name it.
+#[inline(always)]
+pub(crate) fn task(task: Pointer) -> TaskPointer {
+    TaskPointer(task as u64)
 }
 
 /// The name of the task that runs (`comm`). (aya's function makes it of bytes, by a call of

@@ -98,7 +98,7 @@ fn task_alloc(ctx: LsmContext) -> i32 {
     if earlier != 0 {
         return earlier;
     }
-    membership::inherit(ctx.arg(0))
+    membership::inherit(kernel::task(ctx.arg(0)))
 }
 
 /// `security_task_free(task)`: a fork that has failed after `task_alloc`. (Every other

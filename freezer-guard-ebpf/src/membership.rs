@@ -19,7 +19,7 @@ const EAGAIN: i32 = 11;
 /// The guard in force that the current task is a holder of.
 #[inline(always)]
 pub(crate) fn of_current() -> Option<GuardId> {
-    of(kernel::current() as TaskPointer)
+    of(kernel::task(kernel::current()))
 }
 
 /// As [`of_current`], but never `None`: then it is an id that no guard has. So
@@ -39,11 +39,17 @@ pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
     Entry::of(id).map(|_| id)
 }
 
-/// Returns 1 if the thread belongs to any holder, else 0. A global function: see `lookup`.
+/// Returns whether the thread belongs to any holder.
+#[inline(always)]
+pub(crate) fn is_member(task: TaskPointer) -> bool {
+    is_member_numbered(task.0) != 0
+}
+
+/// The same as numbers. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn is_member(task: TaskPointer) -> u64 {
-    of(task).is_some().into()
+extern "C" fn is_member_numbered(task: u64) -> u64 {
+    of(TaskPointer(task)).is_some().into()
 }
 
 /// Makes the child of a member a member before it can run, unless it is one already. The
@@ -79,7 +85,7 @@ pub(crate) fn join(task: TaskPointer, id: GuardId) -> i32 {
 /// task's entry, and that one counts.
 #[inline(always)]
 pub(crate) fn leave(task: Pointer) {
-    if MEMBERS.get_ptr(task as TaskPointer).is_some() {
+    if MEMBERS.get_ptr(kernel::task(task)).is_some() {
         remove(kernel::number(task));
     }
 }
@@ -87,7 +93,8 @@ pub(crate) fn leave(task: Pointer) {
 /// A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn remove(task: TaskPointer) -> u64 {
+extern "C" fn remove(task: u64) -> u64 {
+    let task = TaskPointer(task);
     let Some(id) = word(&MEMBERS, task) else {
         return 0;
     };
@@ -131,7 +138,7 @@ pub(crate) fn is_taken(task: TaskPointer, id: GuardId) -> bool {
         return false;
     };
     if own != id && entry.guard().is_candidate() {
-        leave(task as Pointer);
+        leave(task.0 as Pointer);
         return false;
     }
     own != id
@@ -163,7 +170,7 @@ pub(crate) fn list(ctx: *const TaskIter) {
     if kernel::is_exiting(task) {
         return;
     }
-    let Some(id) = of(task as TaskPointer) else {
+    let Some(id) = of(kernel::task(task)) else {
         return;
     };
     // SAFETY: `task` is a `task_struct` that the verifier has seen checked.

@@ -121,7 +121,7 @@ pub(crate) fn after_move(task: Pointer, from: Pointer, to: Pointer) {
         true => {
             // A fork that cannot be enrolled was refused by `task_alloc`. Below the level
             // `enforce` it cannot be refused: the child is an outsider then.
-            let _ = membership::inherit(task as TaskPointer);
+            let _ = membership::inherit(kernel::task(task));
             lookup::set_of(kernel::current())
         }
         false => Some(from),
@@ -150,7 +150,7 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
-    automatic::moved(task);
+    automatic::moved(TaskPointer(task));
     if lifetime::is_any_held() {
         let victim = kernel::tgid(task as Pointer);
         count_move(from as Pointer, to as Pointer, victim, Stage::Done);

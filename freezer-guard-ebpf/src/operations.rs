@@ -43,7 +43,7 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
     };
     match operation {
         Operation::Enrol => {
-            let task = kernel::current() as TaskPointer;
+            let task = kernel::task(kernel::current());
             if is_taken(task, id) {
                 return Answer::OtherGuard;
             }
@@ -77,7 +77,7 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
 /// Begins a guard, with the current thread as its holder. If that fails, no entry stays.
 #[inline(always)]
 fn begin(id: GuardId) -> Answer {
-    let task = kernel::current() as TaskPointer;
+    let task = kernel::task(kernel::current());
     if is_taken(task, id) {
         return Answer::OtherGuard;
     }
@@ -103,7 +103,7 @@ fn begin(id: GuardId) -> Answer {
 /// compares the counters after it has entered.
 #[inline(always)]
 fn enter(entry: Entry, id: GuardId, before: [u64; MORE]) -> Answer {
-    if entry.guard().leader != 0 {
+    if entry.guard().is_automatic() {
         // An automatic guard has entered by itself.
         return Answer::NoGuard;
     }
@@ -134,7 +134,7 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     let Some(enrolling) = ENROLLING.get(0) else {
         return;
     };
-    if kernel::is_exiting(task) || of(task as TaskPointer) == Some(enrolling.guard) {
+    if kernel::is_exiting(task) || of(kernel::task(task)) == Some(enrolling.guard) {
         return;
     }
     // SAFETY: `task` is a `task_struct` that the verifier has seen checked.
@@ -149,13 +149,13 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     if u64::from(pid) != enrolling.pid && !is_in(leader) && !is_in(parent) {
         return;
     }
-    if is_taken(task as TaskPointer, enrolling.guard) {
+    if is_taken(kernel::task(task), enrolling.guard) {
         return;
     }
     if u64::from(pid) == enrolling.pid {
         own(enrolling.guard, task);
     }
-    let said = match join(task as TaskPointer, enrolling.guard) {
+    let said = match join(kernel::task(task), enrolling.guard) {
         0 => ENROLLED,
         _ => NO_ROOM,
     };

@@ -167,7 +167,7 @@ impl Attempt {
         };
         let object = Object::Task {
             traced: is_traced_by_holder(self.victim as u64, id) != 0,
-            member: membership::is_member(self.victim as u64) != 0,
+            member: membership::is_member(kernel::task(self.victim)),
         };
         let action = Action {
             protection: self.protection,

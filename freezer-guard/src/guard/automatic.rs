@@ -130,7 +130,7 @@ pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Erro
     for id in &ids.iter().copied().collect::<BTreeSet<_>>() {
         match store.guard(*id)? {
             Some(entry) if entry.is_candidate() => {}
-            Some(entry) if entry.leader == 0 => armed.push((*id, Ok(Vec::new()))),
+            Some(entry) if !entry.is_automatic() => armed.push((*id, Ok(Vec::new()))),
             Some(entry) => armed.push((*id, arm_one(&lock, store, *id, &entry))),
             None => {}
         }

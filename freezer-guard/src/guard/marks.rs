@@ -83,9 +83,9 @@ pub(super) fn release(
     };
     let status = seen.status(store, id, &entry)?;
     // A checkpointer may have written another freezer just now.
-    let are_left = marks.ancestors.is_none() || entry.leader != 0;
+    let are_left = marks.ancestors.is_none() || entry.is_automatic();
     store.end(id, restored, are_left)?;
-    if entry.leader == 0 && !store.daemon_runs() {
+    if !entry.is_automatic() && !store.daemon_runs() {
         // Nobody asks what became of it.
         store.ended().remove(&id)?;
         forget(store, [(id, entry)])?;

@@ -29,7 +29,7 @@ fn drop_ended(store: &dyn GuardStore) -> Result<(), Error> {
         return Ok(());
     }
     for (id, entry) in store.ended().entries()? {
-        if entry.leader == 0 {
+        if !entry.is_automatic() {
             drop_ended_one(store, id, &entry)?;
         }
     }

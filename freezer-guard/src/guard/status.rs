@@ -260,7 +260,7 @@ impl Snapshot {
                 (0, _) => State::Checkpointing,
                 _ => State::Ended,
             },
-            automatic: entry.leader != 0,
+            automatic: entry.is_automatic(),
             cgroups_base64: words::all_base64(&cgroups),
             cgroups,
             holder_pids: self.pids,

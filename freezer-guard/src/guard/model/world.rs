@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use freezer_guard_abi::{
     Action, Actor, AncestorKey, CgroupKey, GuardEntry, GuardId, Object, Place, Protection, Stage,
+    TaskPointer,
     control::{Answer, Operation},
     protects_from,
 };
@@ -133,7 +134,7 @@ impl World {
     /// A checkpointer that nobody has guarded becomes a candidate.
     pub(super) fn execute_checkpointer(&mut self, task: Task, id: GuardId) {
         let candidate = GuardEntry {
-            leader: task.into(),
+            leader: TaskPointer(task.into()),
             members: 1,
             ..GuardEntry::default()
         };
@@ -146,7 +147,7 @@ impl World {
         let Some(id) = self.guard_of(task) else {
             return;
         };
-        if self.in_force(id).is_none_or(|entry| entry.leader == 0)
+        if self.in_force(id).is_none_or(|entry| !entry.is_automatic())
             || self.covering(cgroup).is_some()
             || self.below(cgroup.key).iter().any(|below| *below != id)
         {
