@@ -155,7 +155,7 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     if u64::from(pid) == enrolling.pid {
         own(enrolling.guard, task);
     }
-    let said = match join(kernel::task(task), enrolling.guard) {
+    let output = match join(kernel::task(task), enrolling.guard) {
         0 => ENROLLED,
         _ => NO_ROOM,
     };
@@ -163,9 +163,9 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     if kernel::is_exiting(task) {
         leave(task);
     }
-    // SAFETY: `seq` comes from the context, `said` lives on our stack.
+    // SAFETY: `seq` comes from the context, `output` lives on our stack.
     unsafe {
-        bpf_seq_write((*meta).seq, (&raw const said).cast_mut().cast(), 1);
+        bpf_seq_write((*meta).seq, (&raw const output).cast_mut().cast(), 1);
     }
 }
 

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Where init finds the [`Config`], and the folder of all that comes with it.
+/// Where init finds the [`Config`], and the directory of all that comes with it.
 pub const CONFIG_PATH: &str = "/guest/config.json";
-/// The folder with `freezer-guard` and the test helpers, first in `PATH`.
+/// The directory with `freezer-guard` and the test helpers, first in `PATH`.
 pub const BIN_DIR: &str = "/guest/bin";
 /// The Debian package of freezer-guard, in a guest with systemd.
 pub const PACKAGE_PATH: &str = "/guest/freezer-guard.deb";

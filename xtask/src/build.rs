@@ -27,7 +27,7 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// Cargo's folder.
+/// Cargo's directory.
 pub(crate) fn target_dir() -> PathBuf {
     workspace().join("target")
 }
@@ -49,7 +49,7 @@ impl Profile {
         }
     }
 
-    /// The folder in cargo's, where the programs are.
+    /// The directory in cargo's, where the programs are.
     fn folder(self) -> PathBuf {
         let name = match self {
             Self::Release => "release",
@@ -114,7 +114,7 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
     Toolchain::find().context("no BPF toolchain: run `cargo xtask setup`")
 }
 
-/// Cargo's folder for them. `.cargo/config.toml` has it too.
+/// Cargo's directory for them. `.cargo/config.toml` has it too.
 pub(crate) fn ebpf_dir() -> PathBuf {
     target_dir().join("ebpf")
 }

@@ -1,4 +1,4 @@
-//! The folder for everything that is fetched or made once, outside the clone.
+//! The directory for everything that is fetched or made once, outside the clone.
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ pub(crate) fn lock() -> Result<File> {
     Ok(file)
 }
 
-/// Makes the file or folder `path` by `make` and puts it in its place when it
+/// Makes the file or directory `path` by `make` and puts it in its place when it
 /// is whole, so that what is in the cache is always complete.
 pub(crate) fn put(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let parent = path.parent().context("a path in the cache has a parent")?;

@@ -1,6 +1,6 @@
 //! Packages from Debian, unpacked and never installed.
 //!
-//! An apt of our own: its sources, lists and cache lie in our cache folder, its
+//! An apt of our own: its sources, lists and cache lie in our cache directory, its
 //! idea of what is installed is empty, and the mirror is the one that the
 //! machine's own apt is set up with. It needs no root and changes nothing of
 //! the machine's.

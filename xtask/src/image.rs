@@ -93,7 +93,7 @@ impl Userland {
         self.release
     }
 
-    /// The folder the packages are unpacked into.
+    /// The directory the packages are unpacked into.
     pub(crate) fn packages(&self) -> PathBuf {
         self.versioned("packages", "")
     }
@@ -201,7 +201,7 @@ impl Archive {
         self.bytes(name, mode, &bytes)
     }
 
-    /// Adds the folders above `name`.
+    /// Adds the directories above `name`.
     pub(crate) fn parents(&mut self, name: &str) -> Result<()> {
         for (end, _) in name.match_indices('/').filter(|(end, _)| *end > 0) {
             self.folder(&name[..end])?;

@@ -73,7 +73,7 @@ impl Modules {
         }
     }
 
-    /// Which module imports from which, those around it left out: what a folder's modules have
+    /// Which module imports from which, those around it left out: what a directory's modules have
     /// in common stands in `mod.rs`.
     fn arrows(&self) -> BTreeMap<&Module, BTreeSet<&Module>> {
         let mut arrows: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
@@ -86,8 +86,8 @@ impl Modules {
     }
 }
 
-fn list(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a folder of ours can be read") {
+fn list(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a folder of ours can be read") {
         let path = entry.expect("and its entries").path();
         if path.is_dir() {
             list(&path, files);

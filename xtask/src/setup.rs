@@ -161,7 +161,7 @@ impl Step {
         }
     }
 
-    /// A step that makes this file or folder.
+    /// A step that makes this file or directory.
     fn file(
         name: impl Into<String>,
         path: PathBuf,

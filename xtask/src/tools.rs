@@ -14,7 +14,7 @@ use crate::{cache, debian::Apt};
 const RELEASE: &str = "trixie";
 const PACKAGES: [&str; 2] = ["qemu-system-x86", "e2fsprogs"];
 
-/// The folder they are unpacked into.
+/// The directory they are unpacked into.
 pub(crate) fn dir() -> PathBuf {
     cache::dir().join("tools").join(RELEASE)
 }

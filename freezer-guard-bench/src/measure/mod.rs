@@ -363,17 +363,17 @@ fn elsewhere(top: &Path) -> PathBuf {
     top.with_extension("elsewhere")
 }
 
-/// What the cgroups and folders of a process are called, with its pid.
+/// What the cgroups and directories of a process are called, with its pid.
 const NAME: &str = "freezer-guard-bench-";
 
-/// What those have left in a folder that were killed.
-fn left_in(folder: &Path) -> Vec<PathBuf> {
+/// What those have left in a directory that were killed.
+fn left_in(dir: &Path) -> Vec<PathBuf> {
     let is_left = |path: &PathBuf| {
         let name = path.file_name()?.to_str()?.strip_prefix(NAME)?;
         let pid = name.split('.').next()?;
         (!Path::new("/proc").join(pid).exists()).then_some(())
     };
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let paths = entries.map(|entry| entry.path());
     paths.filter(|path| is_left(path).is_some()).collect()
 }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::fork::fork_and_exit;
 
-/// How many folders deep the path is.
+/// How many directories deep the path is.
 const DEPTH: usize = 16;
 
 macro_rules! operations {
@@ -176,7 +176,7 @@ impl Scene {
     }
 }
 
-/// A path through many folders.
+/// A path through many directories.
 struct Deep {
     top: PathBuf,
     path: PathBuf,
@@ -271,8 +271,8 @@ mod tests {
 
     #[test]
     fn the_program_ends_well() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("exit");
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("exit");
         fs::write(&path, super::EXIT).expect("a file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a program");
         assert!(Command::new(path).status().expect("it runs").success());

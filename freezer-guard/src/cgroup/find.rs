@@ -54,7 +54,7 @@ pub(super) fn freezer_hierarchy_id() -> Result<u32, Error> {
 /// When one of them cannot be opened.
 pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Vec<Cgroup>>, Error> {
     let mounts = [freezer_mount()?, unified_mount()?];
-    // v2 may be mounted below v1's folder: the longest one it is.
+    // v2 may be mounted below v1's directory: the longest one it is.
     let within = |path: &Path| {
         let below = mounts.iter().flatten();
         below
@@ -120,11 +120,11 @@ pub fn of_unit(unit: &str) -> Result<Vec<Cgroup>, Error> {
         .map_err(|error| failed(format!("cannot run systemctl: {error}")))?;
     let path = Path::new(OsStr::from_bytes(output.stdout.trim_ascii()));
     if path.as_os_str().is_empty() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(failed(if said.is_empty() {
+        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(failed(if reason.is_empty() {
             "it has no cgroup: is it running?".to_owned()
         } else {
-            said
+            reason
         }));
     }
     if output.stdout.trim_ascii().contains(&b'\n') {

@@ -294,15 +294,15 @@ impl Cgroup {
     /// When one cannot be read; one that vanishes meanwhile is left out.
     pub fn descendants(&self) -> Result<Vec<Self>, Error> {
         let mut found = Vec::new();
-        let mut folders = vec![self.path.clone()];
-        while let Some(folder) = folders.pop() {
-            let entries = match std::fs::read_dir(&folder) {
+        let mut dirs = vec![self.path.clone()];
+        while let Some(dir) = dirs.pop() {
+            let entries = match std::fs::read_dir(&dir) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(source) => {
                     return Err(Error::Io {
                         operation: "read",
-                        path: folder,
+                        path: dir,
                         source,
                     });
                 }
@@ -319,7 +319,7 @@ impl Cgroup {
                         }
                         Err(error) => return Err(error),
                     }
-                    folders.push(path);
+                    dirs.push(path);
                 }
             }
         }

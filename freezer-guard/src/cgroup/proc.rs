@@ -61,13 +61,13 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// The tasks that a folder of `/proc` lists; none when it has gone.
-pub(super) fn numbers(folder: &Path) -> Result<Vec<i32>, Error> {
-    let entries = match fs::read_dir(folder) {
+/// The tasks that a directory of `/proc` lists; none when it has gone.
+pub(super) fn numbers(dir: &Path) -> Result<Vec<i32>, Error> {
+    let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|source| Error::Io {
             operation: "read",
-            path: folder.to_owned(),
+            path: dir.to_owned(),
             source,
         })?,
     };

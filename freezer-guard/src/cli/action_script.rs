@@ -26,7 +26,7 @@ use super::{
 
 /// criu(8), `--action-script`: the stage that it has come to.
 const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
-/// The folder of images.
+/// The directory of images.
 const FOLDER: &str = "CRTOOLS_IMAGE_DIR";
 
 /// What to give to CRIU: it is executed as it stands, without arguments. (A path below `/proc`
@@ -75,9 +75,9 @@ fn answer() -> Result<ExitCode> {
         return Ok(exit::VIOLATED.into());
     }
     if !leaves_running()? {
-        let folder = env::var_os(FOLDER)
+        let dir = env::var_os(FOLDER)
             .ok_or_else(|| Error::Unexpected(format!("CRIU does not set {FOLDER}")))?;
-        criu::sync(Path::new(&folder))?;
+        criu::sync(Path::new(&dir))?;
     }
     Ok(ExitCode::SUCCESS)
 }

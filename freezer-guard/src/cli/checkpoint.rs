@@ -32,7 +32,7 @@ pub(super) struct Args {
     what: What,
     /// Where the images go. They are made beside it, in DIR.unfinished, and get this
     /// name when they are complete and undisturbed: what is there must be nothing, or
-    /// an empty folder. Else they are left as DIR.failed or DIR.violated
+    /// an empty directory. Else they are left as DIR.failed or DIR.violated
     #[arg(long, short = 'D', value_name = "DIR")]
     images_dir: PathBuf,
     /// Let the tree run on afterwards
@@ -91,7 +91,7 @@ impl What {
     }
 }
 
-/// CRIU's log in the folder of images.
+/// CRIU's log in the directory of images.
 const LOG: &str = "dump.log";
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
@@ -109,7 +109,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         .first()
         .ok_or_else(|| Error::Unexpected("the target has no cgroup".to_owned()))?;
     let command = args.command(&criu, root.pid, freezer, &images, parent.as_deref())?;
-    let mut watch = Watch::new(Log::new(images.folder(), LOG), options);
+    let mut watch = Watch::new(Log::new(images.dir(), LOG), options);
     let done = guarded::run(GuardedCommand {
         options,
         targets: vec![target],
@@ -147,7 +147,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         image_bytes: images.bytes(""),
         guard: done.guard,
     };
-    let written = evidence.write(images.folder());
+    let written = evidence.write(images.dir());
     let place = images.publish(verdict)?;
     tell(args, &evidence, &place, done.status);
     // Without it nobody restores by accident what may not be good.
@@ -233,7 +233,7 @@ impl Args {
             command.push(value.to_owned());
         };
         add("-t", root.to_string().as_ref());
-        add("-D", images.folder().as_ref());
+        add("-D", images.dir().as_ref());
         add("-o", LOG.as_ref());
         add("--freeze-cgroup", freezer.as_ref());
         if let Some(parent) = parent {

@@ -21,7 +21,7 @@ use crate::daemon::{
 };
 
 /// How long the daemon may take to answer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[proxy("io.freezerguard")]
 pub(super) trait Daemon {
@@ -82,16 +82,16 @@ pub(super) async fn connect() -> Result<Option<unix::Connection>> {
 pub(super) async fn answer<T>(
     call: impl Future<Output = zlink::Result<Result<T, reply::Error>>>,
 ) -> Result<T> {
-    answer_within(PATIENCE, call).await
+    answer_within(TIMEOUT, call).await
 }
 
 /// Waits for it so long.
 pub(super) async fn answer_within<T>(
-    patience: Duration,
+    timeout: Duration,
     call: impl Future<Output = zlink::Result<Result<T, reply::Error>>>,
 ) -> Result<T> {
     let silent = "the service does not answer: see `systemctl status freezer-guard`";
-    let reply = tokio::time::timeout(patience, call)
+    let reply = tokio::time::timeout(timeout, call)
         .await
         .map_err(|elapsed| Error::io(silent)(elapsed.into()))?
         .map_err(Error::no_answer(silent))?;

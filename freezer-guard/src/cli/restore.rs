@@ -49,7 +49,7 @@ impl Args {
     }
 }
 
-/// CRIU's log in the folder of images.
+/// CRIU's log in the directory of images.
 const LOG: &str = "restore.log";
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {

@@ -16,7 +16,7 @@ pub(super) fn resolve(name: &Path) -> Result<Target, Error> {
         !name.contains('/') && UNIT_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
     });
     Ok(match (Cgroup::open(name), unit) {
-        // Some file of that name may be in this folder.
+        // Some file of that name may be in this directory.
         (Err(cgroup::Error::NotACgroup(_) | cgroup::Error::Io { .. }), Some(unit)) => {
             cgroup::of_unit(unit)?
         }

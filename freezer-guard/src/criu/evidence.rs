@@ -1,4 +1,4 @@
-//! What is known of an image: a small file in its folder.
+//! What is known of an image: a small file in its directory.
 
 use std::{
     fs,
@@ -87,7 +87,7 @@ pub struct Evidence {
     pub pre_dump: bool,
     /// Whether the root was there afterwards.
     pub left_running: bool,
-    /// The image it builds on, seen from its folder.
+    /// The image it builds on, seen from its directory.
     pub parent: Option<PathBuf>,
     /// The size of the memory in it, bytes.
     pub memory_bytes: u64,
@@ -105,8 +105,8 @@ impl Evidence {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<(), Error> {
-        let path = folder.join(Self::FILE);
+    pub fn write(&self, dir: &Path) -> Result<(), Error> {
+        let path = dir.join(Self::FILE);
         let mut text = serde_json::to_string_pretty(self)
             .map_err(|error| failed("write", &path, error.into()))?;
         text.push('\n');
@@ -131,16 +131,16 @@ pub struct Known {
 }
 
 impl Known {
-    /// What is known of the images in a folder, which are good as far as is known;
+    /// What is known of the images in a directory, which are good as far as is known;
     /// `None`: nothing, for another program has made them.
     ///
     /// # Errors
     /// When there are no images, or they are not good.
-    pub fn of_images(folder: &Path) -> Result<Option<Self>, Error> {
-        if !folder.join(INVENTORY).exists() {
-            return Err(Error::NoImages(folder.to_owned()));
+    pub fn of_images(dir: &Path) -> Result<Option<Self>, Error> {
+        if !dir.join(INVENTORY).exists() {
+            return Err(Error::NoImages(dir.to_owned()));
         }
-        let path = folder.join(Evidence::FILE);
+        let path = dir.join(Evidence::FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -153,8 +153,8 @@ impl Known {
         }
         match known.verdict {
             Verdict::Good | Verdict::Excused => Ok(Some(known)),
-            Verdict::Violated => Err(not_good(folder, "it was disturbed while it was made")),
-            Verdict::Failed => Err(not_good(folder, "CRIU has failed to make it")),
+            Verdict::Violated => Err(not_good(dir, "it was disturbed while it was made")),
+            Verdict::Failed => Err(not_good(dir, "CRIU has failed to make it")),
         }
     }
 
@@ -162,21 +162,18 @@ impl Known {
     ///
     /// # Errors
     /// Also when they are those of a pre-dump.
-    pub fn of_whole_images(folder: &Path) -> Result<Option<Self>, Error> {
-        let known = Self::of_images(folder)?;
+    pub fn of_whole_images(dir: &Path) -> Result<Option<Self>, Error> {
+        let known = Self::of_images(dir)?;
         match known.as_ref().is_some_and(|known| known.pre_dump) {
-            true => Err(not_good(
-                folder,
-                "it is a pre-dump, which holds memory only",
-            )),
+            true => Err(not_good(dir, "it is a pre-dump, which holds memory only")),
             false => Ok(known),
         }
     }
 }
 
-fn not_good(folder: &Path, why: &'static str) -> Error {
+fn not_good(dir: &Path, why: &'static str) -> Error {
     Error::NotGood {
-        path: folder.to_owned(),
+        path: dir.to_owned(),
         why,
     }
 }

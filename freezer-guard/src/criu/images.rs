@@ -1,4 +1,4 @@
-//! A folder of images: it gets its name when they are complete and undisturbed.
+//! A directory of images: it gets its name when they are complete and undisturbed.
 
 use std::{
     ffi::OsString,
@@ -10,25 +10,25 @@ use std::{
 
 use super::{Error, INVENTORY, Known, Verdict, failed};
 
-/// In a folder of images that another one was begun on: see [`Images::refer_to`].
+/// In a directory of images that another one was begun on: see [`Images::refer_to`].
 const SPENT: &str = "freezer-guard.spent";
 
-/// A folder that images are being written into, beside the place they are for. Nobody
+/// A directory that images are being written into, beside the place they are for. Nobody
 /// finds anything in that place but good images, and what is there is never replaced.
 #[derive(Debug)]
 pub struct Images {
     place: PathBuf,
-    folder: PathBuf,
+    dir: PathBuf,
     spent: Option<PathBuf>,
     published: bool,
 }
 
 impl Images {
-    /// Makes the folder: for the place `/x/image` it is `/x/image.unfinished`, for
+    /// Makes the directory: for the place `/x/image` it is `/x/image.unfinished`, for
     /// root alone.
     ///
     /// # Errors
-    /// When something is in that place, or no folder can be made beside it.
+    /// When something is in that place, or no directory can be made beside it.
     pub fn create(place: &Path) -> Result<Self, Error> {
         let using = |source| failed("use", place, source);
         // A link is to lead there at the end too.
@@ -49,25 +49,25 @@ impl Images {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(source) => return Err(using(source)),
         }
-        let folder = first_free(&place, "unfinished", |name| {
+        let dir = first_free(&place, "unfinished", |name| {
             DirBuilder::new().mode(0o700).create(name)
         })
         .map_err(|(name, source)| failed("create", &name, source))?;
         Ok(Self {
             place,
-            folder,
+            dir,
             spent: None,
             published: false,
         })
     }
 
     /// Where they are being written.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The path of an image of the tree below `root` that this one builds on, as CRIU
-    /// wants it: seen from the folder, which will be called otherwise and stay where it
+    /// wants it: seen from the directory, which will be called otherwise and stay where it
     /// is.
     ///
     /// CRIU writes the pages that have changed since the kernel's marks were cleared, and
@@ -98,21 +98,21 @@ impl Images {
             }
             Err(source) => return Err(failed("create", &spent, source)),
         }
-        let (parent, folder) = (real(parent)?, real(&self.folder)?);
-        pathdiff::diff_paths(&parent, folder).ok_or(Error::NoImages(parent))
+        let (parent, dir) = (real(parent)?, real(&self.dir)?);
+        pathdiff::diff_paths(&parent, dir).ok_or(Error::NoImages(parent))
     }
 
     /// Whether CRIU has written them to the end.
     pub fn are_complete(&self) -> bool {
-        self.folder.join(INVENTORY).exists()
+        self.dir.join(INVENTORY).exists()
     }
 
     /// How large its files with this beginning of their names are together, bytes.
     pub fn bytes(&self, prefix: &str) -> u64 {
-        bytes(&self.folder, prefix)
+        bytes(&self.dir, prefix)
     }
 
-    /// Gives the folder the name it deserves, and returns that: usable images have
+    /// Gives the directory the name it deserves, and returns that: usable images have
     /// reached the disk, and get their place; others are left as `image.violated` or
     /// `image.failed`.
     ///
@@ -124,14 +124,14 @@ impl Images {
         if !verdict.is_usable() {
             return self.set_aside(verdict);
         }
-        sync(&self.folder)?;
-        fs::rename(&self.folder, &self.place)
-            .map_err(|source| failed("give its name to", &self.folder, source))?;
+        sync(&self.dir)?;
+        fs::rename(&self.dir, &self.place)
+            .map_err(|source| failed("give its name to", &self.dir, source))?;
         sync_one(parent_of(&self.place))?;
         Ok(self.place.clone())
     }
 
-    /// For when CRIU may not have been started: removes the folder, or returns where what
+    /// For when CRIU may not have been started: removes the directory, or returns where what
     /// is in it was left.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl Images {
 
     fn give_up(&mut self) -> Result<Option<PathBuf>, Error> {
         self.published = true;
-        if fs::remove_dir(&self.folder).is_err() {
+        if fs::remove_dir(&self.dir).is_err() {
             return self.set_aside(Verdict::Failed).map(Some);
         }
         if let Some(spent) = &self.spent {
@@ -154,9 +154,9 @@ impl Images {
 
     fn set_aside(&self, verdict: Verdict) -> Result<PathBuf, Error> {
         first_free(&self.place, verdict.name(), |name| {
-            fs::rename(&self.folder, name)
+            fs::rename(&self.dir, name)
         })
-        .map_err(|(_, source)| failed("give a name to", &self.folder, source))
+        .map_err(|(_, source)| failed("give a name to", &self.dir, source))
     }
 }
 
@@ -169,7 +169,7 @@ impl Drop for Images {
     }
 }
 
-/// The folder that a path is in.
+/// The directory that a path is in.
 fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -177,9 +177,9 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// How large the files in a folder with this beginning of their names are, bytes.
-pub(super) fn bytes(folder: &Path, prefix: &str) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+/// How large the files in a directory with this beginning of their names are, bytes.
+pub(super) fn bytes(dir: &Path, prefix: &str) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
         .filter_map(|entry| entry.metadata().ok())
@@ -222,19 +222,19 @@ fn first_free(
     }
 }
 
-/// Waits until the files of a folder and their names are on the disk.
+/// Waits until the files of a directory and their names are on the disk.
 ///
 /// # Errors
 /// When they cannot be written.
-pub fn sync(folder: &Path) -> Result<(), Error> {
-    let read = |source| failed("read", folder, source);
-    for entry in fs::read_dir(folder).map_err(read)? {
+pub fn sync(dir: &Path) -> Result<(), Error> {
+    let read = |source| failed("read", dir, source);
+    for entry in fs::read_dir(dir).map_err(read)? {
         let entry = entry.map_err(read)?;
         if entry.file_type().map_err(read)?.is_file() {
             sync_one(&entry.path())?;
         }
     }
-    sync_one(folder)
+    sync_one(dir)
 }
 
 fn sync_one(path: &Path) -> Result<(), Error> {
@@ -251,11 +251,11 @@ mod tests {
 
     #[test]
     fn only_good_images_get_their_place() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let place = dir.path().join("image");
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("image");
         let dump = |verdict| {
             let images = Images::create(&place).expect("a folder for images");
-            fs::write(images.folder().join("core-1.img"), "x").expect("an image");
+            fs::write(images.dir().join("core-1.img"), "x").expect("an image");
             images.publish(verdict).expect("a name")
         };
         for number in ["", ".2"] {
@@ -266,30 +266,30 @@ mod tests {
         }
         assert_eq!(dump(Verdict::Good), place);
         assert!(matches!(Images::create(&place), Err(Error::Exists(_))));
-        assert_eq!(fs::read_dir(dir.path()).expect("its entries").count(), 5);
+        assert_eq!(fs::read_dir(temp.path()).expect("its entries").count(), 5);
     }
 
     #[test]
     fn what_takes_the_place_meanwhile_is_not_replaced() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let place = dir.path().join("image");
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("image");
         let images = Images::create(&place).expect("a folder for images");
-        let folder = images.folder().to_owned();
+        let dir = images.dir().to_owned();
         fs::create_dir(&place).expect("another folder");
         fs::write(place.join("other"), "x").expect("another's file");
         images
             .publish(Verdict::Good)
             .expect_err("its place is taken");
-        assert!(folder.exists() && place.join("other").exists());
+        assert!(dir.exists() && place.join("other").exists());
     }
 
     #[test]
     fn one_image_is_built_on_another_once() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let parent = dir.path().join("parent");
+        let temp = tempfile::tempdir().expect("a folder");
+        let parent = temp.path().join("parent");
         fs::create_dir(&parent).expect("a folder");
         fs::write(parent.join("inventory.img"), "").expect("an image");
-        let begin = || Images::create(&dir.path().join("image")).expect("a folder for images");
+        let begin = || Images::create(&temp.path().join("image")).expect("a folder for images");
         let mut unused = begin();
         assert!(
             unused
@@ -301,16 +301,16 @@ mod tests {
         let mut used = begin();
         used.refer_to(&parent, 1)
             .expect("CRIU did not begin before");
-        fs::write(used.folder().join("dump.log"), "").expect("a log");
+        fs::write(used.dir().join("dump.log"), "").expect("a log");
         used.publish(Verdict::Failed).expect("a name");
         assert!(matches!(begin().refer_to(&parent, 1), Err(Error::Spent(_))));
     }
 
     #[test]
     fn a_link_leads_to_its_place() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let place = dir.path().join("place");
-        let link = dir.path().join("link");
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("place");
+        let link = temp.path().join("link");
         std::os::unix::fs::symlink(&place, &link).expect("a link");
         Images::create(&link).expect_err("it leads nowhere");
         fs::create_dir(&place).expect("an empty folder");
@@ -323,12 +323,12 @@ mod tests {
 
     #[test]
     fn an_empty_folder_is_a_place() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let place = dir.path().join("image");
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("image");
         fs::create_dir(&place).expect("an empty folder");
         let images = Images::create(&place).expect("a folder for images");
         images.publish(Verdict::Good).expect("its place");
         drop(Images::create(&place).expect("still empty"));
-        assert_eq!(fs::read_dir(dir.path()).expect("its entries").count(), 1);
+        assert_eq!(fs::read_dir(temp.path()).expect("its entries").count(), 1);
     }
 }

@@ -79,10 +79,10 @@ impl Progress {
 }
 
 impl Log {
-    /// The log with this name in a folder of images; it need not be there yet.
-    pub fn new(folder: &Path, name: &str) -> Self {
+    /// The log with this name in a directory of images; it need not be there yet.
+    pub fn new(dir: &Path, name: &str) -> Self {
         Self {
-            path: folder.join(name),
+            path: dir.join(name),
             reader: None,
             line: Vec::new(),
             progress: Progress::default(),
@@ -124,8 +124,8 @@ impl Log {
                 self.line.clear();
             }
         }
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        self.progress.pages = images::bytes(folder, "pages-") / PAGE;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        self.progress.pages = images::bytes(dir, "pages-") / PAGE;
         self.progress
     }
 
@@ -163,21 +163,21 @@ mod tests {
 
     #[test]
     fn tells_how_far_it_is_from_lines_that_come_in_pieces() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let mut log = Log::new(dir.path(), "dump.log");
+        let temp = tempfile::tempdir().expect("a folder");
+        let mut log = Log::new(temp.path(), "dump.log");
         assert_eq!(log.progress().stage, Stage::Seizing);
         let mut file = fs::File::create(log.path()).expect("a log");
         file.write_all(b"(00.01) Seized task 7\n(00.02) Dumping ta")
             .expect("a part");
         assert_eq!(log.progress().processes, 0);
         file.write_all(b"sk (pid: 7 comm: sh)\n").expect("the rest");
-        fs::write(dir.path().join("pages-1.img"), [0; 3 * 4096]).expect("pages");
+        fs::write(temp.path().join("pages-1.img"), [0; 3 * 4096]).expect("pages");
         let progress = log.progress();
         assert_eq!(progress.stage, Stage::Dumping);
         assert_eq!((progress.processes, progress.pages), (1, 3));
         assert_eq!(log.progress().processes, 1);
         assert_eq!(log.failure().len(), 2);
-        let another = Log::new(dir.path(), "dump.log").anew();
+        let another = Log::new(temp.path(), "dump.log").anew();
         assert!(another.failure().is_empty());
         // The clock of files is coarse.
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -20,7 +20,7 @@ pub use evidence::{Evidence, Known, Verdict};
 pub use images::{Images, sync};
 pub use log::{Log, Progress, Stage};
 
-/// What stops us from using CRIU or a folder of images.
+/// What stops us from using CRIU or a directory of images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -51,12 +51,12 @@ pub enum Error {
         /// What it says.
         said: String,
     },
-    /// A folder of images, or a file in it, cannot be used.
+    /// A directory of images, or a file in it, cannot be used.
     #[error("{what} {}", path.display())]
     Io {
         /// What was to be done.
         what: &'static str,
-        /// The folder or file.
+        /// The directory or file.
         path: PathBuf,
         /// Why it cannot.
         source: io::Error,
@@ -73,14 +73,14 @@ pub enum Error {
     /// An image of another tree.
     #[error("{} is an image of pid {found}, not of pid {wanted}", path.display())]
     OtherTree {
-        /// Its folder.
+        /// Its directory.
         path: PathBuf,
         /// The root of its tree.
         found: i32,
         /// The root that was asked for.
         wanted: i32,
     },
-    /// A folder without images.
+    /// A directory without images.
     #[error("{} holds no images of CRIU's (there is no inventory.img)", .0.display())]
     NoImages(PathBuf),
     /// Nothing tells what to guard while it is restored.
@@ -89,7 +89,7 @@ pub enum Error {
     /// An image that is not good.
     #[error("the image {} is not good: {why}, as its {} says; to use it all the same, use `criu` itself", path.display(), Evidence::FILE)]
     NotGood {
-        /// Its folder.
+        /// Its directory.
         path: PathBuf,
         /// What is known of it.
         why: &'static str,
@@ -189,7 +189,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?, numbers.next()?))
 }
 
-/// What CRIU writes last into a folder of images.
+/// What CRIU writes last into a directory of images.
 const INVENTORY: &str = "inventory.img";
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {

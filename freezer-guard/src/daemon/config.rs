@@ -196,13 +196,13 @@ mod tests {
     #[test]
     fn what_is_not_said_is_as_by_default() {
         assert_eq!(parse(""), Ok(Config::default()));
-        let said = parse("require = \"enforce\"\n[automatic]\nallow = [\"ptrace\"]\n");
+        let output = parse("require = \"enforce\"\n[automatic]\nallow = [\"ptrace\"]\n");
         let mut expected = Config {
             require: Level::Enforce,
             ..Config::default()
         };
         expected.automatic.allow = vec![Protection::Ptrace];
-        assert_eq!(said, Ok(expected));
+        assert_eq!(output, Ok(expected));
     }
 
     #[test]

@@ -8,16 +8,14 @@ use std::{
 };
 
 /// Replaces a file. `mode`: its permissions. The new one never follows a link that somebody has
-/// put into the folder.
+/// put into the directory.
 ///
 /// # Errors
-/// When the folder cannot be written, or the disk is full: then the old file stays.
+/// When the directory cannot be written, or the disk is full: then the old file stays.
 pub(super) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     // The collector of metrics reads what ends in `.prom`.
-    let mut file = tempfile::Builder::new()
-        .suffix(".new")
-        .tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new().suffix(".new").tempfile_in(dir)?;
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(bytes)?;

@@ -73,8 +73,8 @@ pub(super) fn engines() -> Check {
     let found: Vec<_> = ["runc", "crun", "podman", "docker", "containerd", "crio"]
         .into_iter()
         .filter_map(|engine| {
-            let (_, said) = output_of(Path::new(engine), &["--version"]).ok()?;
-            let first = said.lines().next().unwrap_or(engine).to_owned();
+            let (_, output) = output_of(Path::new(engine), &["--version"]).ok()?;
+            let first = output.lines().next().unwrap_or(engine).to_owned();
             Some(match first.starts_with(engine) {
                 true => first,
                 false => format!("{engine}: {first}"),

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How long an empty cgroup may take to freeze.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What came of it.
 #[derive(Default)]
@@ -79,7 +79,7 @@ impl Live {
         let mut guard = Guard::begin(vec![vec![cgroup]], &wanted)?;
         let how = Preparation {
             freeze: true,
-            timeout: PATIENCE,
+            timeout: TIMEOUT,
             root: None,
         };
         guard.prepare(&how, |_| Ok::<_, Error>(()))?;

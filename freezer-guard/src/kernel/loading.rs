@@ -108,13 +108,13 @@ impl Program {
 /// background, some milliseconds after the link's pin is gone (`bpf_link_put`), and takes a
 /// program for busy until then (`bpf_trampoline_link_prog`).
 fn attach_again(program: &OwnedFd) -> io::Result<OwnedFd> {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
     const PAUSE: Duration = Duration::from_millis(2);
     let start = Instant::now();
     loop {
         match sys::attach(program) {
             Err(error)
-                if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < PATIENCE =>
+                if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < TIMEOUT =>
             {
                 sleep(PAUSE);
             }

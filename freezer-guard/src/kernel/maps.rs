@@ -107,12 +107,12 @@ impl Maps {
         let path = Path::new(PIN_DIR).join(names::ENROL_ITER);
         set(names::ENROLLING, 0, Enrolling { guard, pid })?;
         loop {
-            let said =
+            let output =
                 fs::read(&path).map_err(Error::failed(format!("read {}", path.display())))?;
-            if said.contains(&NO_ROOM) {
+            if output.contains(&NO_ROOM) {
                 return Err(Error::failed("enrol the holder")("the map MEMBERS is full"));
             }
-            if said.is_empty() {
+            if output.is_empty() {
                 return Ok(());
             }
         }

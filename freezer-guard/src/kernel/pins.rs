@@ -240,7 +240,7 @@ impl Locked {
         code::make_readers(&self.dir)
     }
 
-    /// The folder of the pins.
+    /// The directory of the pins.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -370,7 +370,7 @@ impl Locked {
             .map_err(Error::failed(format!("remove pins in {PIN_DIR}")))
     }
 
-    /// Detaches and removes everything. Only the folder stays, and the maps of
+    /// Detaches and removes everything. Only the directory stays, and the maps of
     /// those who follow the events.
     ///
     /// # Errors
@@ -391,13 +391,13 @@ impl Locked {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn unload_and_wait(&self) -> Result<(), Error> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const TIMEOUT: Duration = Duration::from_secs(10);
         const PAUSE: Duration = Duration::from_millis(2);
         let links: BTreeSet<_> = self.pins()?.iter().filter_map(|pin| link_id(pin)).collect();
         self.unload()?;
         let start = Instant::now();
         let is_ours = |link: &LinkInfo| links.contains(&link.id());
-        while loaded_links().flatten().any(|link| is_ours(&link)) && start.elapsed() < PATIENCE {
+        while loaded_links().flatten().any(|link| is_ours(&link)) && start.elapsed() < TIMEOUT {
             sleep(PAUSE);
         }
         Ok(())

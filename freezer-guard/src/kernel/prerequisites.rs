@@ -16,7 +16,7 @@ use procfs::{ProcResult, process::Process};
 
 use super::Error;
 
-/// The folder of our pins.
+/// The directory of our pins.
 pub const PIN_DIR: &str = "/sys/fs/bpf/freezer-guard";
 
 const BPFFS: &str = "/sys/fs/bpf";
@@ -112,7 +112,7 @@ pub(crate) fn lockdown_modes() -> String {
 }
 
 /// Returns how somebody other than root could change the pins, if he can: where bpffs is
-/// mounted for everybody, a user may have made this folder before us.
+/// mounted for everybody, a user may have made this directory before us.
 pub(super) fn foreign_hand(dir: &File) -> io::Result<Option<String>> {
     const BY_OTHERS: u32 = libc::S_IWGRP | libc::S_IWOTH;
     let found = dir.metadata()?;
@@ -125,7 +125,7 @@ pub(super) fn foreign_hand(dir: &File) -> io::Result<Option<String>> {
     }
     let above = Path::new(PIN_DIR).parent().unwrap_or(Path::new("/"));
     let mode = fs::metadata(above)?.mode();
-    // In a sticky folder nobody else can rename or remove it.
+    // In a sticky directory nobody else can rename or remove it.
     let is_replaceable = mode & BY_OTHERS != 0 && mode & libc::S_ISVTX == 0;
     Ok(is_replaceable.then(|| {
         let above = above.display();

@@ -51,14 +51,14 @@ fn try_main() -> Result<Infallible> {
     {
         return run_command(&read_config()?);
     }
-    for (kind, folder) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
-        mount_new(kind, folder, "")?;
+    for (kind, dir) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        mount_new(kind, dir, "")?;
     }
     let config = read_config()?;
     load_modules()?;
     match config.image {
         Image::Initramfs => {
-            for (kind, folder) in [
+            for (kind, dir) in [
                 ("devpts", "/dev/pts"),
                 ("tmpfs", "/dev/shm"),
                 ("tmpfs", "/tmp"),
@@ -67,7 +67,7 @@ fn try_main() -> Result<Infallible> {
                 ("securityfs", "/sys/kernel/security"),
                 ("tracefs", "/sys/kernel/tracing"),
             ] {
-                mount_new(kind, folder, "")?;
+                mount_new(kind, dir, "")?;
             }
             mount_cgroups(config.cgroup)?;
             for (link, target) in [
@@ -91,18 +91,12 @@ fn read_config() -> Result<Config> {
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-fn mount_new(kind: &str, folder: &str, options: &str) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("create {folder}"))?;
-    match mount(
-        Some(kind),
-        folder,
-        Some(kind),
-        MsFlags::empty(),
-        Some(options),
-    ) {
+fn mount_new(kind: &str, dir: &str, options: &str) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("create {dir}"))?;
+    match mount(Some(kind), dir, Some(kind), MsFlags::empty(), Some(options)) {
         // The kernel mounts devtmpfs itself when it is configured to.
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("mount {kind} on {folder}")),
+        Err(error) => Err(error).with_context(|| format!("mount {kind} on {dir}")),
     }
 }
 
@@ -177,17 +171,17 @@ fn switch_root(config: &Config) -> Result<Infallible> {
     )?;
     let default = into("/etc/systemd/system/default.target");
     symlink("/usr/lib/systemd/system/multi-user.target", default)?;
-    for folder in ["/proc", "/sys", "/dev"] {
-        let target = into(folder);
+    for dir in ["/proc", "/sys", "/dev"] {
+        let target = into(dir);
         fs::create_dir_all(&target)?;
         mount(
-            Some(folder),
+            Some(dir),
             &target,
             None::<&str>,
             MsFlags::MS_MOVE,
             None::<&str>,
         )
-        .with_context(|| format!("move {folder}"))?;
+        .with_context(|| format!("move {dir}"))?;
     }
     chdir(ROOT)?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("move the root")?;

@@ -50,9 +50,9 @@ pub(super) struct FakeCriu {
 
 impl FakeCriu {
     pub(super) fn new() -> Result<Self> {
-        let folder = PathBuf::from("/var/tmp").join(unique());
-        fs::create_dir_all(&folder)?;
-        let path = folder.join("criu");
+        let dir = PathBuf::from("/var/tmp").join(unique());
+        fs::create_dir_all(&dir)?;
+        let path = dir.join("criu");
         fs::copy("/bin/bash", &path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(Self { path })

@@ -60,9 +60,9 @@ fn denied_write(hierarchy: Hierarchy) -> Result<()> {
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     held.release()?.expect(0)?;
     // The file of another user than root is no checkpointer's, whatever its name.
-    let folder = scratch("kernel-log");
-    fs::create_dir_all(&folder)?;
-    let criu = folder.join("criu");
+    let dir = scratch("kernel-log");
+    fs::create_dir_all(&dir)?;
+    let criu = dir.join("criu");
     fs::copy("/proc/self/exe", &criu).context("copy this program")?;
     let execute = || run(Command::new(&criu).arg("--help"))?.expect(0);
     chown(&criu, Some(1000), None)?;

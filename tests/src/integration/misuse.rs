@@ -248,7 +248,7 @@ fn no_bpffs(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
-/// Where users may write to bpffs, one of them can make our folder, or a link in its place.
+/// Where users may write to bpffs, one of them can make our directory, or a link in its place.
 fn squatted(hierarchy: Hierarchy) -> Result<()> {
     const BPFFS: &str = "/sys/fs/bpf";
     const PINS: &str = "/sys/fs/bpf/freezer-guard";

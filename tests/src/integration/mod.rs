@@ -252,7 +252,7 @@ fn scratch(name: &str) -> std::path::PathBuf {
     Path::new("/tmp").join(format!("{}-{name}", cgroups::unique()))
 }
 
-/// A new folder for a test's own files.
+/// A new directory for a test's own files.
 fn scratch_folder(name: &str) -> Result<std::path::PathBuf> {
     let path = scratch(name);
     fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;

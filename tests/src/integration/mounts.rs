@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::scratch;
 
-/// Something that is mounted on this folder or file until this is dropped.
+/// Something that is mounted on this directory or file until this is dropped.
 pub(super) struct Mount(pub(super) PathBuf);
 
 impl Mount {

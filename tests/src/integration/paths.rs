@@ -95,10 +95,10 @@ fn unit(hierarchy: Hierarchy) -> Result<()> {
         hierarchy,
         path: hierarchy.root().join("system.slice").join(&unit),
     };
-    let folder = scratch_folder("units")?;
-    std::fs::write(folder.join(&unit), "[Service]\n")?;
-    let result = named(&target, &unit, "/")
-        .and_then(|()| named(&target, &unit, &folder.display().to_string()));
+    let dir = scratch_folder("units")?;
+    std::fs::write(dir.join(&unit), "[Service]\n")?;
+    let result =
+        named(&target, &unit, "/").and_then(|()| named(&target, &unit, &dir.display().to_string()));
     run(Command::new("systemctl").args(["stop", &unit]))?.expect(0)?;
     result?;
     run(Command::new("freezer-guard").args(["run", "--freeze", "--cgroup", &unit, "--", "true"]))?

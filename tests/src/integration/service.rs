@@ -215,9 +215,9 @@ fn confined(_: Hierarchy) -> Result<()> {
 }
 
 fn watchdog(hierarchy: Hierarchy) -> Result<()> {
-    let folder = "/run/systemd/system/freezer-guard.service.d";
-    fs::create_dir_all(folder)?;
-    fs::write(format!("{folder}/test.conf"), "[Service]\nWatchdogSec=3\n")?;
+    let dir = "/run/systemd/system/freezer-guard.service.d";
+    fs::create_dir_all(dir)?;
+    fs::write(format!("{dir}/test.conf"), "[Service]\nWatchdogSec=3\n")?;
     systemctl(&["daemon-reload"])?.expect(0)?;
     systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     let target = Cgroup::new(hierarchy)?;
@@ -228,7 +228,7 @@ fn watchdog(hierarchy: Hierarchy) -> Result<()> {
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     ensure!(guards()?.len() == 1, "the guard is gone");
     held.release()?.expect(0)?.says("refused 1 attempt")?;
-    fs::remove_dir_all(folder)?;
+    fs::remove_dir_all(dir)?;
     systemctl(&["daemon-reload"])?.expect(0)?;
     systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     expect_idle()
@@ -418,15 +418,15 @@ fn thaws_no_other(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn metrics(hierarchy: Hierarchy) -> Result<()> {
-    let folder = Path::new("/var/lib/prometheus/node-exporter");
-    fs::create_dir_all(folder)?;
+    let dir = Path::new("/var/lib/prometheus/node-exporter");
+    fs::create_dir_all(dir)?;
     let before = fs::read_to_string(CONFIG)?;
-    let file = folder.join("freezer-guard.prom");
+    let file = dir.join("freezer-guard.prom");
     fs::write(
         CONFIG,
         format!("[metrics]\ntextfile = {:?}\n", file.display().to_string()),
     )?;
-    // Its sandbox was made before the folder.
+    // Its sandbox was made before the directory.
     systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     let target = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&target])?;

@@ -75,8 +75,8 @@ fn stray(hierarchy: Hierarchy, criu: bool) -> Result<()> {
 fn odd_name(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
-    let folder = scratch_folder("odd")?;
-    let program = folder.join(OsStr::from_bytes(b"odd-\xff"));
+    let dir = scratch_folder("odd")?;
+    let program = dir.join(OsStr::from_bytes(b"odd-\xff"));
     std::fs::write(&program, "#!/bin/sh\nread line\n")?;
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
     let mut odd = Process::spawn(&mut Command::new(&program))?;
@@ -91,7 +91,7 @@ fn odd_name(hierarchy: Hierarchy) -> Result<()> {
         .says(&format!("pid {pid} (odd-"))?;
     odd.tell("")?;
     odd.wait(LONG)?.expect(0)?;
-    std::fs::remove_dir_all(folder)?;
+    std::fs::remove_dir_all(dir)?;
     expect_clean()
 }
 

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use zlink::tokio::unix;
 
 use super::GuardedCommand;
-use crate::cli::client::{self, Daemon as _, PATIENCE, answer, answer_within};
+use crate::cli::client::{self, Daemon as _, TIMEOUT, answer, answer_within};
 use crate::cli::error::{Error, Result};
 use crate::daemon::reply;
 
@@ -71,8 +71,8 @@ impl ActiveGuard {
             options.required()?.name().to_owned(),
             proofs,
         );
-        let patience = options.freeze_timeout + PATIENCE;
-        let guard = answer_within(patience, begun).await?.guard;
+        let timeout = options.freeze_timeout + TIMEOUT;
+        let guard = answer_within(timeout, begun).await?.guard;
         Ok(Self::Service {
             daemon: Box::new(daemon),
             guard: Box::new(guard),
@@ -116,7 +116,7 @@ impl ActiveGuard {
     /// Looks again at what costs more than a look into a map. What the service does not
     /// answer at once it is asked again.
     pub(super) async fn check(&mut self) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(1);
+        const TIMEOUT: Duration = Duration::from_secs(1);
         match self {
             Self::Here { guard, missed } => *missed = guard.missed()?,
             Self::Service {
@@ -124,7 +124,7 @@ impl ActiveGuard {
                 guard,
                 cgroup,
                 ..
-            } => match look(daemon, guard, cgroup, PATIENCE).await {
+            } => match look(daemon, guard, cgroup, TIMEOUT).await {
                 Ok(seen) => remember(guard, seen),
                 Err(_) => reconnect(daemon).await,
             },
@@ -209,9 +209,9 @@ async fn look(
     daemon: &mut unix::Connection,
     guard: &Status,
     cgroup: &str,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Option<Status>> {
-    match answer_within(patience, daemon.status(cgroup, Some(guard.id))).await {
+    match answer_within(timeout, daemon.status(cgroup, Some(guard.id))).await {
         Ok(now) => Ok(now.guard),
         // It knows us by the guard.
         Err(Error::Service(
@@ -231,13 +231,13 @@ async fn look_until_seen(
     /// systemd starts it at once; loading everything may take some seconds.
     const ATTEMPTS: u32 = 60;
     for _ in 0..ATTEMPTS {
-        if let Ok(seen) = look(daemon, guard, cgroup, PATIENCE).await {
+        if let Ok(seen) = look(daemon, guard, cgroup, TIMEOUT).await {
             return Ok(seen);
         }
         sleep(Duration::from_millis(500)).await;
         reconnect(daemon).await;
     }
-    look(daemon, guard, cgroup, PATIENCE).await
+    look(daemon, guard, cgroup, TIMEOUT).await
 }
 
 /// An answer that did not come may still, and be taken for the next one's.

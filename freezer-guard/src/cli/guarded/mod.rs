@@ -267,7 +267,7 @@ fn find_command(command: &OsStr) -> Result<(), Error> {
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path)
-            .map(|folder| folder.join(command))
+            .map(|dir| dir.join(command))
             .collect()
     };
     let mut error = Errno::ENOENT;

@@ -49,7 +49,7 @@ pub(super) fn list_disturbed(list: &mut List<'_>) {
 struct Scene {
     workload: Workload,
     cgroup: Cgroup,
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 /// Files of a scene with which an action script of CRIU's and the test wait for each
@@ -71,19 +71,19 @@ impl Scene {
         let cgroups: Vec<_> = [&cgroup].into_iter().chain(other).collect();
         let workload = Workload::start(&cgroups, 3)?;
         workload.expect_counting()?;
-        let folder = scratch_folder("checkpoint")?;
+        let dir = scratch_folder("checkpoint")?;
         Ok(Self {
             workload,
             cgroup,
-            folder,
+            dir,
         })
     }
 
     fn place(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.dir.join(name)
     }
 
-    /// `freezer-guard checkpoint` of the cgroup into the folder of this name.
+    /// `freezer-guard checkpoint` of the cgroup into the directory of this name.
     fn checkpoint(&self, name: &str) -> Command {
         let mut command = Command::new("freezer-guard");
         command.arg("checkpoint").arg("--cgroup");
@@ -92,7 +92,7 @@ impl Scene {
         command
     }
 
-    /// `freezer-guard restore` of the folder of this name.
+    /// `freezer-guard restore` of the directory of this name.
     fn restore(&self, name: &str) -> Command {
         let mut command = Command::new("freezer-guard");
         command.args(["restore", "-D"]).arg(self.place(name));
@@ -144,7 +144,7 @@ impl Scene {
     /// The names of what there is beside the script and its signs.
     fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
+        for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if !["script", HELD, GO].contains(&&*name) {
                 names.push(name);
@@ -154,7 +154,7 @@ impl Scene {
         Ok(names)
     }
 
-    /// That the checkpoint into the folder of this name went well.
+    /// That the checkpoint into the directory of this name went well.
     fn expect_good(&self, finished: Finished, name: &str) -> Result<Finished> {
         let failed = self.place(&format!("{name}.failed"));
         finished.expect(0).with_context(|| log(&failed, "dump.log"))

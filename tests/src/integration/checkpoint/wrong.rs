@@ -157,11 +157,11 @@ fn wrong_images(hierarchy: Hierarchy) -> Result<()> {
     run(&mut scene.restore("image"))?
         .expect(64)?
         .says("--cgroup")?;
-    // It makes no folders that are no cgroups, and leaves no cgroups.
-    let folder = scene.place("no/cgroup");
+    // It makes no directories that are no cgroups, and leaves no cgroups.
+    let dir = scene.place("no/cgroup");
     let missing = scene.cgroup.path.join("missing/cgroup");
     let into = |place: &Path| run(scene.restore("image").arg("--cgroup").arg(place));
-    into(&folder)?.expect(64)?.says("is not a cgroup")?;
+    into(&dir)?.expect(64)?.says("is not a cgroup")?;
     let finished = into(&missing)?;
     ensure!([1, 255].contains(&finished.code), "{finished:?}");
     finished.says("restore.log says:")?;

@@ -191,7 +191,7 @@ impl Container {
         command
     }
 
-    /// The folder of an image that runc or crun makes.
+    /// The directory of an image that runc or crun makes.
     fn image(&self, name: &str) -> PathBuf {
         self.bundle.join("images").join(name)
     }

@@ -145,10 +145,10 @@ fn silent_file(hierarchy: Hierarchy) -> Result<()> {
 /// Each event names a cgroup, and its path is found through the mounts.
 fn storm(hierarchy: Hierarchy) -> Result<()> {
     const MOUNTS: usize = 600;
-    let folder = scratch_folder("mounts")?;
+    let dir = scratch_folder("mounts")?;
     let mut mounts = Vec::new();
     for number in 0..MOUNTS {
-        let place = folder.join(number.to_string());
+        let place = dir.join(number.to_string());
         fs::create_dir(&place)?;
         mounts.push(Mount::new("tmpfs", place, None)?);
     }
