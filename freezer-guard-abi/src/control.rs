@@ -21,10 +21,11 @@ pub enum Operation {
     /// Tells the readers that a cgroup is a target now. Further arguments: the hierarchy id
     /// and the kernfs id of the target.
     Marked = 2,
-    /// Remembers how the targets were found. A further argument:
-    /// [`GuardEntry::FROZEN_BY_US`](crate::GuardEntry::FROZEN_BY_US) or
-    /// [`GuardEntry::FOUND_FROZEN`](crate::GuardEntry::FOUND_FROZEN).
-    Found = 3,
+    /// Sets a flag of the entry. A further argument:
+    /// [`GuardEntry::FROZEN_BY_US`](crate::GuardEntry::FROZEN_BY_US),
+    /// [`GuardEntry::FOUND_FROZEN`](crate::GuardEntry::FOUND_FROZEN) or
+    /// [`GuardEntry::UNPROVEN`](crate::GuardEntry::UNPROVEN).
+    SetFlag = 3,
     /// The guard enters CHECKPOINTING if nothing has disturbed the targets since they were
     /// found to be in order. Further arguments: the guard's `disturbances` before they were
     /// looked at.
@@ -43,21 +44,25 @@ pub enum Operation {
     Stale = 8,
     /// Their marks are gone. In place of the guard's id: how many they were.
     Swept = 9,
+    /// Names the thread that proves that the programs are called: see `audit.rs`. In place of
+    /// the guard's id: its number in the initial pid namespace, or 0.
+    Prove = 10,
 }
 
 impl Operation {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Begin,
         Self::Enrol,
         Self::Marked,
-        Self::Found,
+        Self::SetFlag,
         Self::Checkpointing,
         Self::Armed,
         Self::Leave,
         Self::End,
         Self::Stale,
         Self::Swept,
+        Self::Prove,
     ];
 
     /// The operation with this number.
@@ -67,13 +72,14 @@ impl Operation {
             0 => Self::Begin,
             1 => Self::Enrol,
             2 => Self::Marked,
-            3 => Self::Found,
+            3 => Self::SetFlag,
             4 => Self::Checkpointing,
             5 => Self::Armed,
             6 => Self::Leave,
             7 => Self::End,
             8 => Self::Stale,
             9 => Self::Swept,
+            10 => Self::Prove,
             _ => return None,
         })
     }

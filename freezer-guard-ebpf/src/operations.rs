@@ -36,6 +36,10 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
             STALE.add(id.wrapping_neg());
             return Answer::Done;
         }
+        Operation::Prove => {
+            audit::PROVER.set(id);
+            return Answer::Done;
+        }
         _ => {}
     }
     let Some(entry) = Entry::of(id) else {
@@ -54,8 +58,10 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
         Operation::Marked => {
             audit::emit_begun(id, entry, CgroupKey::new(more[0] as u32, more[1]));
         }
-        Operation::Found => {
-            entry.set_flags(more[0] & (GuardEntry::FROZEN_BY_US | GuardEntry::FOUND_FROZEN));
+        Operation::SetFlag => {
+            const OURS: u64 =
+                GuardEntry::FROZEN_BY_US | GuardEntry::FOUND_FROZEN | GuardEntry::UNPROVEN;
+            entry.set_flags(more[0] & OURS);
         }
         Operation::Checkpointing => return enter(entry, id, more),
         Operation::Armed => entry.arm(more[0], more[1]),
@@ -69,7 +75,7 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
                 STALE.add(1);
             }
         }
-        Operation::Begin | Operation::Stale | Operation::Swept => {}
+        Operation::Begin | Operation::Stale | Operation::Swept | Operation::Prove => {}
     }
     Answer::Done
 }

@@ -6,11 +6,12 @@ use freezer_guard_abi::GuardId;
 
 use super::{
     Error, Status,
-    entries::{in_force, is_idle},
+    entries::{in_force, is_idle, targets},
     marks::{Marks, release},
+    proof::prove_end,
     query::list_locked,
     reconcile::{detach_idle, reconcile},
-    restoring::restore_targets,
+    restoring::{open, restore_targets},
 };
 use crate::kernel::{self, Locked, Maps, Reader, daemon_runs};
 
@@ -87,6 +88,8 @@ pub fn end_by_holder(id: GuardId, name: &Path) -> Result<Status, Error> {
     let not_guarded = || Error::NotGuarded(name.to_owned());
     let maps = lock.open()?.ok_or_else(not_guarded)?;
     let restored = restore_targets(&maps, id);
+    let targets: Vec<_> = targets(&maps, id)?.into_iter().filter_map(open).collect();
+    prove_end(&lock, &maps, id, &targets)?;
     end(&lock, &maps, id, restored)?.ok_or_else(not_guarded)
 }
 

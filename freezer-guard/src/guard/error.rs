@@ -125,6 +125,14 @@ pub enum Error {
         /// What was done.
         incidents: Vec<String>,
     },
+    /// The programs are attached, and the kernel calls none.
+    #[error(
+        "the kernel does not call the BPF programs that are attached, so that nothing guards {}", .0.display()
+    )]
+    NotCalled(PathBuf),
+    /// Nothing shows whether the kernel calls the programs.
+    #[error("cannot show that the kernel calls the BPF programs")]
+    NoProof(#[source] std::io::Error),
     /// Somebody has ended the guard before the checkpointer was started.
     #[error("the guard of {} was ended by somebody before COMMAND was started", .0.display())]
     WasGone(PathBuf),
@@ -181,8 +189,8 @@ impl Error {
             Self::Disturbed { .. } => Kind::Disturbed,
             Self::NotGuarded(_) => Kind::NotGuarded,
             Self::WasGone(_) => Kind::Gone,
-            Self::PidNamespace | Self::TooWeak { .. } => Kind::Unsupported,
-            Self::Answer { .. } => Kind::Internal,
+            Self::PidNamespace | Self::TooWeak { .. } | Self::NotCalled(_) => Kind::Unsupported,
+            Self::Answer { .. } | Self::NoProof(_) => Kind::Internal,
         }
     }
 

@@ -85,7 +85,7 @@ impl Freezers {
             (false, true) if if_thawed => GuardEntry::FROZEN_BY_US,
             _ => return Ok(()),
         };
-        store.remember_found(id, found)?;
+        store.set_flag(id, found)?;
         Ok(())
     }
 

@@ -89,6 +89,10 @@ pub struct Status {
     /// Calls that the tripwires for `ptrace` have missed, because the kernel has
     /// preempted them: each may have been a violation.
     pub missed: u64,
+    /// Whether the kernel did not call the BPF programs at the end of the guard, although they
+    /// were attached: anything may have happened before that.
+    #[serde(default)]
+    pub unproven: bool,
     /// Whether its cgroups were frozen for it, and nobody has thawed them at its end.
     pub froze: bool,
     /// Who was refused, the most eager first. May be incomplete: `denials` is not.
@@ -107,7 +111,7 @@ impl Status {
 
     /// How many violations there were, or may have been.
     pub fn violation_count(&self) -> u64 {
-        self.violations.values().sum::<u64>() + self.missed
+        self.violations.values().sum::<u64>() + self.missed + u64::from(self.unproven)
     }
 
     /// What is known of the violations.
@@ -288,6 +292,7 @@ impl Snapshot {
             denials: by_protection(&entry.denials),
             violations: by_protection(&violations),
             repaired: by_protection(&repaired),
+            unproven: entry.flags & GuardEntry::UNPROVEN != 0,
             froze: entry.flags & GuardEntry::FROZEN_BY_US != 0,
             intruders: self.intruders,
             violators: self.violators,

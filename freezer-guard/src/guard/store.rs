@@ -137,9 +137,15 @@ impl dyn GuardStore + '_ {
         self.operate(Operation::Marked, id, &target)
     }
 
-    /// `flag`: [`GuardEntry::FROZEN_BY_US`] or [`GuardEntry::FOUND_FROZEN`].
-    pub(super) fn remember_found(&self, id: GuardId, flag: u64) -> Result<Answer, Error> {
-        self.operate(Operation::Found, id, &[flag])
+    /// `flag`: [`GuardEntry::FROZEN_BY_US`], [`GuardEntry::FOUND_FROZEN`] or
+    /// [`GuardEntry::UNPROVEN`].
+    pub(super) fn set_flag(&self, id: GuardId, flag: u64) -> Result<Answer, Error> {
+        self.operate(Operation::SetFlag, id, &[flag])
+    }
+
+    /// `tid`: the thread that proves that the programs are called; 0: none does.
+    pub(super) fn set_prover(&self, tid: u64) -> Result<Answer, Error> {
+        self.operate(Operation::Prove, tid, &[])
     }
 
     /// Enters CHECKPOINTING. `before`: the disturbances before the targets were looked at.

@@ -87,6 +87,14 @@ pub fn violations(guard: &Status) -> Vec<String> {
             kinds.join(", ")
         ));
     }
+    if guard.unproven {
+        lines.push(
+            "at the end the kernel did not call the BPF programs, although they were attached \
+             (is function tracing off? `sysctl kernel.ftrace_enabled`): somebody may have done \
+             anything to the cgroup"
+                .to_owned(),
+        );
+    }
     if guard.missed > 0 {
         lines.push(format!(
             "{} calls went unseen, for this kernel preempts BPF programs: \

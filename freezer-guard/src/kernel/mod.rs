@@ -53,6 +53,12 @@ pub enum Error {
         /// What `/sys/kernel/security/lsm` lists.
         active: String,
     },
+    /// The kernel calls no program.
+    #[error(
+        "function tracing is off, so that the kernel calls no BPF program that is attached to a \
+         function: `sysctl kernel.ftrace_enabled=1`"
+    )]
+    TracingOff,
     /// Programs may not read the kernel's memory.
     #[error(
         "the kernel is locked down (confidentiality), which forbids BPF to read kernel memory: \
@@ -164,6 +170,7 @@ impl Error {
                 Kind::Busy
             }
             Self::LsmInactive { .. }
+            | Self::TracingOff
             | Self::LockedDown
             | Self::NoHook { .. }
             | Self::NotAttached(_)

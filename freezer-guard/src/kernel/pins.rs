@@ -292,6 +292,9 @@ impl Locked {
         let Some(level) = self.level() else {
             return Ok(Vec::new());
         };
+        if prerequisites::is_tracing_off() {
+            return Err(Error::TracingOff);
+        }
         let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
         let is_attached = |program: &Program| program.link_pin(&self.dir).exists();
         let moves = || PROGRAMS.iter().filter(|program| program.refuses_moves());
@@ -354,11 +357,15 @@ impl Locked {
     }
 
     /// Detaches what no guard in these hierarchies needs, nor, if somebody does
-    /// `watch`, what notices checkpointers.
+    /// `watch`, what notices checkpointers. While function tracing is off it detaches nothing:
+    /// see [`prerequisites::is_tracing_off`].
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach_unneeded(&self, hierarchies: Hierarchies, watch: bool) -> Result<(), Error> {
+        if prerequisites::is_tracing_off() {
+            return Ok(());
+        }
         // In reverse: what an entry has left is not found by a return that goes before it.
         PROGRAMS
             .iter()

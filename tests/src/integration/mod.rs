@@ -23,6 +23,7 @@ mod parallel;
 mod paths;
 mod places;
 mod process;
+mod proof;
 mod refuse;
 mod service;
 mod shutdown;

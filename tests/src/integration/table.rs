@@ -4,7 +4,7 @@ use super::{
     Beside::{self, AnotherGuard, Nothing, TheService},
     List, authority, automatic, bench, checkpoint, doctor, dump, engines, events, failures,
     holders, kernel_log, large, levels, lifecycle, misuse, outsiders, package, parallel, paths,
-    places, refuse, service, shutdown, status, storms, varlink, verify, violations,
+    places, proof, refuse, service, shutdown, status, storms, varlink, verify, violations,
 };
 use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak};
 
@@ -19,7 +19,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 39] = [
+pub(super) const PARTS: [Part; 40] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -37,6 +37,7 @@ pub(super) const PARTS: [Part; 39] = [
     part("places", places::list, AnotherGuard, &[Core, Full]),
     part("holders", holders::list, AnotherGuard, &[Core, Full]),
     part("violations", violations::list, AnotherGuard, &[Core, Full]),
+    part("proof", proof::list, AnotherGuard, &[Core, Full]),
     part("failures", failures::list, Nothing, &[Full]),
     part("kernel_log", kernel_log::list, Nothing, &[Core, Full]),
     part("bench", bench::list, Nothing, &[Full]),

@@ -353,7 +353,7 @@ fn a_thaw_that_was_refused_is_tried_again_for_each_target() {
     claim(&store, 7, GuardEntry::default(), &targets, || {}).expect("nothing is in the way");
     let found = GuardEntry::FROZEN_BY_US;
     (&store as &dyn GuardStore)
-        .remember_found(7, found)
+        .set_flag(7, found)
         .expect("it is in force");
     let mut world = store.into_world();
     world.daemon_runs = true;

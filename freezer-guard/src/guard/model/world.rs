@@ -219,6 +219,8 @@ impl World {
                 self.stale -= id;
                 Answer::Done
             }
+            // Its programs are always called.
+            Operation::Prove => Answer::Done,
             Operation::Begin if self.guard_of(task).is_some() => Answer::OtherGuard,
             Operation::Begin => {
                 let mut entry = self.asked_for.take().unwrap_or_default();
@@ -246,7 +248,7 @@ impl World {
                 self.stale += more[1];
                 Answer::Done
             }
-            Operation::Found => {
+            Operation::SetFlag => {
                 if let Some(entry) = self.in_force_mut(id) {
                     entry.flags |= more[0];
                 }

@@ -1,0 +1,95 @@
+//! Attached is not called: while function tracing is off, the kernel calls no program.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, Workload},
+    lifecycle::expect_clean,
+    process::{Held, guard, guards},
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    if Path::new(SWITCH).exists() {
+        list.add("before_the_begin", before);
+        list.add_alone("before_the_first_begin", before_the_first);
+        list.add("before_the_end", meanwhile);
+        list.add("is_no_denial", counts_nothing);
+    }
+}
+
+const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
+
+/// Function tracing is off while this lives.
+struct Off;
+
+impl Off {
+    fn new() -> Result<Self> {
+        fs::write(SWITCH, "0").with_context(|| format!("write {SWITCH}"))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Off {
+    fn drop(&mut self) {
+        fs::write(SWITCH, "1").expect("function tracing can be switched on again");
+    }
+}
+
+fn before(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let before = guards()?.len();
+    let off = Off::new()?;
+    let run = ["run", "--freeze", "--cgroup", &target.text(), "--", "true"];
+    guard(run)?.expect(69)?.says("kernel.ftrace_enabled=1")?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    drop(off);
+    ensure!(guards()?.len() == before, "a guard is left");
+    guard(run)?.expect(0)?.says("refused nothing")?;
+    Ok(())
+}
+
+fn before_the_first(hierarchy: Hierarchy) -> Result<()> {
+    guard(["unload"])?.expect(0)?;
+    before(hierarchy)?;
+    expect_clean()
+}
+
+fn meanwhile(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let held = Held::new(&[&target])?;
+    let off = Off::new()?;
+    // An intruder passes, unseen.
+    target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
+    let finished = held.release()?;
+    drop(off);
+    finished
+        .expect(73)?
+        .says("did not call the BPF programs")?
+        .says("do not trust this checkpoint")?;
+    workload.expect_counting()?;
+    // Nothing of it is in the way of the next one.
+    Held::new(&[&target])?.release()?.expect(0)?;
+    Ok(())
+}
+
+/// The write that proves it is refused, and nobody hears of that.
+fn counts_nothing(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    let all = guards()?;
+    let guards = all
+        .iter()
+        .filter(|guard| guard["cgroups"][0] == target.text());
+    for guard in guards {
+        ensure!(guard["denials"]["freeze"] == 0, "{guard}");
+        ensure!(guard["unproven"] == false, "{guard}");
+    }
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?.says("refused 1 attempt")?;
+    Ok(())
+}
