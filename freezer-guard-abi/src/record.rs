@@ -113,7 +113,7 @@ pub struct Intruder {
     pub comm: [u8; 16],
 }
 
-/// What an [`RawEvent`] tells.
+/// What a [`RawEvent`] tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
     /// Something was refused.

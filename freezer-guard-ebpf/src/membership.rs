@@ -56,13 +56,16 @@ extern "C" fn is_member_numbered(task: u64) -> u64 {
 /// answer is that of `task_alloc`.
 ///
 /// What is found there of another guard is about an earlier task, which had the same place in
-/// memory and ended while no program was attached.
+/// memory and ended while no program was attached; or its parent has become a member of this
+/// guard just now.
 #[inline(always)]
 pub(crate) fn inherit(child: TaskPointer) -> i32 {
-    match of_current() {
-        Some(id) if word(&MEMBERS, child) != Some(id) => join(child, id),
-        _ => 0,
+    let Some(id) = of_current() else { return 0 };
+    if word(&MEMBERS, child) == Some(id) {
+        return 0;
     }
+    leave(child.0 as Pointer);
+    join(child, id)
 }
 
 #[inline(always)]

@@ -22,7 +22,7 @@ use crate::{
 /// The kernfs id of every hierarchy's root (`kernfs_create_root`).
 const ROOT: u64 = 1;
 
-/// Counts a move for each guard that protects_from, and tells about it: one that the task leaves,
+/// Counts a move for each guard that protects its tasks from it, and tells about it: one that the task leaves,
 /// and one that it enters. Whether there is any, or one could not be told.
 #[inline(always)]
 fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
@@ -81,6 +81,13 @@ pub(crate) fn before_permission(from: Pointer, to: Pointer) {
 #[inline(never)]
 extern "C" fn is_refused(from: u64, to: u64) -> u64 {
     count_move(from as Pointer, to as Pointer, 0, Stage::Asked).into()
+}
+
+/// Forgets it. Nothing is refused while no guard is held; but a thread may have been on its way
+/// when the programs were detached, and has never come to [`after_permission`].
+#[inline(always)]
+pub(crate) fn forget_refused() {
+    REFUSED.set(0);
 }
 
 /// Whether there is one.

@@ -12,10 +12,11 @@ use crate::{
     authority::Credentials,
     entry::Entry,
     kernel::{self, Pointer, load, offset},
-    lifetime::{STALE, end, hold, is_held_no_more},
+    lifetime::{STALE, end, hold, is_any_held, is_held_no_more},
     log,
     maps::{ENROLLING, GUARDS, TEMPLATES},
     membership::{TaskIter, is_taken, join, leave, of},
+    migration,
 };
 
 /// Does an [`Operation`] and returns an [`Answer`], or a number.
@@ -96,6 +97,9 @@ fn begin(id: GuardId) -> Answer {
     let Some(entry) = Entry::of(id) else {
         return Answer::Full;
     };
+    if !is_any_held() {
+        migration::forget_refused();
+    }
     let is_held = hold(id) != 0;
     if is_held && join(task, id) == 0 {
         return Answer::Done;

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use freezer_guard::VERSION;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
@@ -199,6 +200,18 @@ impl Drop for Helpers {
             // What it has left is told by the next condition.
             let _ = helper.child.wait();
         }
+    }
+}
+
+/// Checks that the program that is measured has the same BPF object as this one: each unloads
+/// what another version has loaded.
+pub(super) fn check_product() -> Result<(), Error> {
+    let output = product().arg("--version").output();
+    let output = output.map_err(Error::operation("run freezer-guard"))?;
+    let version = String::from_utf8_lossy(&output.stdout);
+    match version.trim().strip_prefix("freezer-guard ") {
+        Some(VERSION) => Ok(()),
+        _ => Err(Error::OtherVersion(version.trim().to_owned())),
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 };
 
 use freezer_guard::{
-    Kind,
+    Kind, VERSION,
     cgroup::{self, CreatedCgroups, Version},
     criu, guard, kernel,
 };
@@ -27,7 +27,7 @@ pub(crate) use clock::Sample;
 use condition::{Condition, InForce};
 pub(crate) use dump::Dump;
 pub(crate) use helper::Part;
-use helper::{count, target};
+use helper::{check_product, count, target};
 pub(crate) use hold::hold;
 pub(crate) use life::{Found, InMemory, Life, Scale};
 use operations::{Operation, Scene};
@@ -42,6 +42,9 @@ pub(crate) enum Error {
          (`systemctl stop freezer-guard.socket freezer-guard`)"
     )]
     InUse,
+    /// The program that is to be measured is another one.
+    #[error("this is {VERSION}, and would measure {0:?}: build both together")]
+    OtherVersion(String),
     /// There is no such operation.
     #[error("nothing has a name with {wanted:?} in it: there are {}", there.join(", "))]
     NoOperation {
@@ -104,10 +107,11 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The exit code that `freezer-guard` has for such a failure.
+    /// The exit code: as `freezer-guard` has it, but for CRIU, without which this host cannot be
+    /// measured.
     pub(crate) fn exit_code(&self) -> u8 {
         let kind = match self {
-            Self::NoOperation { .. } | Self::NoDumps => Kind::Request,
+            Self::NoOperation { .. } | Self::NoDumps | Self::OtherVersion(_) => Kind::Request,
             Self::InUse => Kind::Busy,
             Self::NoFreezer | Self::NoMemory { .. } | Self::Criu(_) => Kind::Unsupported,
             Self::Cgroup(error) => error.kind(),
@@ -221,6 +225,7 @@ pub(crate) fn measure(plan: &Plan, progress: Progress<'_>) -> Result<Report, Err
         (true, None) if plan.only.iter().any(are_dumps) => return Err(Error::NoDumps),
         _ => {}
     }
+    check_product()?;
     let mut report = Report::default();
     let mut any = false;
     for (version, mount) in [

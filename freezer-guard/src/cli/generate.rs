@@ -14,6 +14,7 @@ use clap_mangen::{
     Man,
     roff::{Roff, bold, roman},
 };
+use freezer_guard::guard::chain;
 
 use super::{
     error::{Error, Result},
@@ -53,13 +54,13 @@ pub(super) fn asked(command: fn() -> Command) -> Option<ExitCode> {
         return None;
     }
     let Some(dir) = arguments.next().map(PathBuf::from) else {
-        say(format_args!("generate needs a folder"));
+        say(format_args!("generate needs a directory"));
         return Some(exit::USAGE.into());
     };
     Some(match generate(&dir, &command()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("{error:#}"));
+            say(format_args!("{}", chain(&error)));
             exit::INTERNAL.into()
         }
     })

@@ -98,7 +98,7 @@ async fn open(paths: Vec<PathBuf>, pid: Option<i32>) -> Result<Vec<Target>, Erro
         }
     })
     .await
-    .map_err(|error| Error::bad(format!("{error:#}")))?;
+    .map_err(|error| Error::bad(guard::chain(&error)))?;
     if targets.iter().flatten().next().is_none() {
         return Err(Error::bad(
             "neither `cgroups` nor `pid` names a cgroup with a freezer",

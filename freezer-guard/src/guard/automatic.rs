@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     cgroup::{self, Cgroup},
-    kernel::{self, Locked, Map as _},
+    kernel::{self, Locked},
 };
 
 /// What automatic guards are to be like.
@@ -69,7 +69,7 @@ pub fn watch(
         }
     };
     maps.set_automatic(template)?;
-    sweep_and_detach(&lock, &maps, automatic.is_some())?;
+    sweep_and_detach(&lock, &maps, automatic.is_some() || has_entries(&maps)?)?;
     Ok(reasons)
 }
 
@@ -91,9 +91,13 @@ pub fn unwatch() -> Result<(), Error> {
     };
     maps.set_automatic(GuardEntry::default())?;
     reconcile(&maps)?;
-    // A daemon that comes back finds the candidates.
-    let has_candidates = maps.guards.find(&|_, _| true)?.is_some();
-    sweep_and_detach(&lock, &maps, has_candidates)
+    sweep_and_detach(&lock, &maps, has_entries(&maps)?)
+}
+
+/// Whether there is any guard or candidate. Its members have to be counted: a service that comes
+/// back finds the candidates, and no entry outlives its last member.
+fn has_entries(store: &dyn GuardStore) -> Result<bool, Error> {
+    Ok(store.guards().find(&|_, _| true)?.is_some())
 }
 
 /// Removes what has ended, and detaches what no guard needs, nor the watch if

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, eventually},
+    lifecycle::expect_clean,
     process::{Held, LONG, Process, guard, guards},
 };
 
@@ -112,6 +113,7 @@ fn reused(hierarchy: Hierarchy) -> Result<()> {
     let mut held = Held::new(&[&target])?;
     held.sh("for child in {1..100}; do sleep 1000 >/dev/null 2>&1 & done")?;
     guard(["end", &target.text(), "--force"])?.expect(0)?;
+    expect_clean()?;
     // The kernel detaches in the background.
     sleep(Duration::from_secs(3));
     held.sh("kill -KILL $(jobs -p); wait")?;
