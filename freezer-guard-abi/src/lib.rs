@@ -230,7 +230,7 @@ impl GuardEntry {
     pub const BY_USER: u64 = 32;
     /// The kernel side has counted it among the guards of users that are held.
     pub const HELD_BY_USER: u64 = 64;
-    /// At its end the kernel did not call the programs, although they were attached.
+    /// At its end the kernel did not call the programs, or some were not attached any more.
     pub const UNPROVEN: u64 = 128;
 
     /// Whether the guard has not ended.

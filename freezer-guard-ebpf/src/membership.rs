@@ -55,17 +55,15 @@ extern "C" fn is_member_numbered(task: u64) -> u64 {
 /// Makes the child of a member a member before it can run, unless it is one already. The
 /// answer is that of `task_alloc`.
 ///
-/// What is found there of another guard is about an earlier task, which had the same place in
-/// memory and ended while no program was attached; or its parent has become a member of this
-/// guard just now.
+/// What is found there of another guard counts for nothing: it is about an earlier task, which had
+/// the same place in memory and ended while no program was attached; or the parent was a
+/// candidate until just now, whose guard has ended.
 #[inline(always)]
 pub(crate) fn inherit(child: TaskPointer) -> i32 {
-    let Some(id) = of_current() else { return 0 };
-    if word(&MEMBERS, child) == Some(id) {
-        return 0;
+    match of_current() {
+        Some(id) if word(&MEMBERS, child) != Some(id) => join(child, id),
+        _ => 0,
     }
-    leave(child.0 as Pointer);
-    join(child, id)
 }
 
 #[inline(always)]

@@ -151,17 +151,13 @@ impl Guard {
         };
         let wait_quiescent = || self.cgroups().for_each(wait_quiescent);
         claim(&self.maps, self.id, entry, &self.lineages, wait_quiescent)?;
-        let is_live = self.is_live(lock, &entry);
+        let targets: Vec<_> = self.cgroups().collect();
+        let is_live = proof::is_live(lock, self.id, &entry, &targets);
         if let Ok(true) = is_live {
             return Ok(());
         }
         release(&self.maps, self.id, Marks::own(&self.lineages), true)?;
         is_live.and(Err(Error::NotCalled(self.path())))
-    }
-
-    /// Returns whether the kernel calls the programs: see [`proof`].
-    fn is_live(&self, lock: &Locked, entry: &GuardEntry) -> Result<bool, Error> {
-        proof::is_live(lock, self.id, entry, self.cgroups())
     }
 
     /// Hands the guard over to a process as it is now, with its threads, its
@@ -353,7 +349,7 @@ impl Guard {
         };
         // The kernel side counts a write a moment after it, and this one has to count.
         self.cgroups().for_each(wait_quiescent);
-        proof::prove_end(&lock, &maps, self.id, self.cgroups())?;
+        proof::prove_end(&lock, &maps, self.id, &self.cgroups().collect::<Vec<_>>())?;
         let end = release(&maps, self.id, Marks::own(&self.lineages), restored.is_ok())?;
         detach_idle(&lock, &maps)?;
         match (end, restored) {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::{run, toolchain::Toolchain};
+use crate::{object, run, toolchain::Toolchain};
 
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -106,7 +106,8 @@ fn compile(profile: Profile) -> Result<()> {
 
 /// Compiles the programs where freezer-guard's build script looks for them.
 fn ebpf() -> Result<()> {
-    run(&mut toolchain()?.build(workspace(), &ebpf_dir())).context("build the BPF programs")
+    run(&mut toolchain()?.build(workspace(), &ebpf_dir())).context("build the BPF programs")?;
+    object::check(&ebpf_dir().join("bpfel-unknown-none/release/freezer-guard-ebpf"))
 }
 
 /// The toolchain of the BPF programs.

@@ -30,6 +30,7 @@ mod kernel;
 mod layers;
 mod lint;
 mod matrix;
+mod object;
 mod outcome;
 mod plot;
 mod report;

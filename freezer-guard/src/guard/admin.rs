@@ -89,7 +89,7 @@ pub fn end_by_holder(id: GuardId, name: &Path) -> Result<Status, Error> {
     let maps = lock.open()?.ok_or_else(not_guarded)?;
     let restored = restore_targets(&maps, id);
     let targets: Vec<_> = targets(&maps, id)?.into_iter().filter_map(open).collect();
-    prove_end(&lock, &maps, id, &targets)?;
+    prove_end(&lock, &maps, id, &targets.iter().collect::<Vec<_>>())?;
     end(&lock, &maps, id, restored)?.ok_or_else(not_guarded)
 }
 

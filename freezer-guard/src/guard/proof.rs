@@ -11,7 +11,7 @@ use std::{
 use freezer_guard_abi::{GuardEntry, GuardId, Level, Protection};
 use nix::unistd::gettid;
 
-use super::{Error, store::GuardStore};
+use super::{Error, level, reconcile::hierarchies_in_use, store::GuardStore};
 use crate::{
     cgroup::{self, Cgroup},
     kernel::Locked,
@@ -28,17 +28,17 @@ const ATTEMPTS: u32 = 3;
 ///
 /// # Errors
 /// When there can be no such thread, or a freezer cannot be written.
-pub(super) fn is_live<'a>(
+pub(super) fn is_live(
     lock: &Locked,
     id: GuardId,
     entry: &GuardEntry,
-    targets: impl IntoIterator<Item = &'a Cgroup>,
+    targets: &[&Cgroup],
 ) -> Result<bool, Error> {
     let level = entry.levels[Protection::Freeze as usize];
     if !GuardEntry::protects(entry.allowed, Protection::Freeze) || level <= Level::Detect as u32 {
         return Ok(true);
     }
-    let freezers: Vec<_> = targets.into_iter().map(Cgroup::freezer_file).collect();
+    let freezers: Vec<_> = targets.iter().map(|cgroup| cgroup.freezer_file()).collect();
     thread::scope(|scope| {
         let prover = thread::Builder::new().name("prover".to_owned());
         let prover = prover.spawn_scoped(scope, || prove(lock, id, &freezers));
@@ -47,18 +47,24 @@ pub(super) fn is_live<'a>(
     })
 }
 
-/// Proves it again before a guard ends that has been CHECKPOINTING, and records in its entry when
-/// nothing proves it.
-pub(super) fn prove_end<'a>(
+/// Proves it again before a guard ends that has been CHECKPOINTING, and that all its programs
+/// are attached still. Records in its entry when nothing proves it.
+pub(super) fn prove_end(
     lock: &Locked,
     store: &dyn GuardStore,
     id: GuardId,
-    targets: impl IntoIterator<Item = &'a Cgroup>,
+    targets: &[&Cgroup],
 ) -> Result<(), Error> {
-    if let Some(entry) = store.guard(id)?
-        && entry.checkpointing_ns != 0
-        && !is_live(lock, id, &entry, targets).unwrap_or(false)
-    {
+    let Some(entry) = store.guard(id)?.filter(|entry| entry.checkpointing_ns != 0) else {
+        return Ok(());
+    };
+    // With other guards, other programs do the same.
+    let levels = level::numbers(lock.levels(hierarchies_in_use(store)?));
+    let is_attached = levels
+        .iter()
+        .zip(entry.levels)
+        .all(|(now, then)| *now >= then);
+    if !(is_attached && is_live(lock, id, &entry, targets).unwrap_or(false)) {
         store.set_flag(id, GuardEntry::UNPROVEN)?;
     }
     Ok(())

@@ -89,8 +89,8 @@ pub struct Status {
     /// Calls that the tripwires for `ptrace` have missed, because the kernel has
     /// preempted them: each may have been a violation.
     pub missed: u64,
-    /// Whether the kernel did not call the BPF programs at the end of the guard, although they
-    /// were attached: anything may have happened before that.
+    /// Whether the kernel did not call the BPF programs at the end of the guard, or somebody had
+    /// detached some: anything may have happened before that.
     #[serde(default)]
     pub unproven: bool,
     /// Whether its cgroups were frozen for it, and nobody has thawed them at its end.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::programs::{links::LinkInfo, loaded_links};
+use aya::programs::{ProgramInfo, loaded_programs};
 use freezer_guard_abi::{GuardId, Level, LogLevel, TaskPointer, names};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -400,11 +400,18 @@ impl Locked {
     pub fn unload_and_wait(&self) -> Result<(), Error> {
         const TIMEOUT: Duration = Duration::from_secs(10);
         const PAUSE: Duration = Duration::from_millis(2);
-        let links: BTreeSet<_> = self.pins()?.iter().filter_map(|pin| link_id(pin)).collect();
+        let ids: BTreeSet<_> = self
+            .pins()?
+            .iter()
+            .filter_map(|pin| attached(pin))
+            .collect();
         self.unload()?;
         let start = Instant::now();
-        let is_ours = |link: &LinkInfo| links.contains(&link.id());
-        while loaded_links().flatten().any(|link| is_ours(&link)) && start.elapsed() < TIMEOUT {
+        // A link loses its id before it is detached, its program after that (`bpf_link_free`).
+        let is_ours = |program: &ProgramInfo| ids.contains(&program.id());
+        while loaded_programs().flatten().any(|program| is_ours(&program))
+            && start.elapsed() < TIMEOUT
+        {
             sleep(PAUSE);
         }
         Ok(())
@@ -435,10 +442,11 @@ impl Locked {
     }
 }
 
-/// The kernel's number of a link, if one is pinned there (`bpf_link_show_fdinfo`).
-fn link_id(pin: &Path) -> Option<u32> {
-    let id = sys::fdinfo(sys::open_pin(pin).ok()?, "link_id").ok()??;
-    id.try_into().ok()
+/// The id of the program that a link attaches, if one is pinned there (`bpf_link_show_fdinfo`).
+fn attached(pin: &Path) -> Option<u32> {
+    let link = sys::open_pin(pin).ok()?;
+    sys::fdinfo(&link, "link_id").ok()??;
+    sys::fdinfo(&link, "prog_id").ok()??.try_into().ok()
 }
 
 fn is_control(path: &Path) -> bool {

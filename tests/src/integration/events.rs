@@ -3,7 +3,10 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::signal::Signal,
+};
 use serde_json::Value;
 
 use super::{
@@ -41,8 +44,21 @@ fn readers() -> usize {
         .flatten()
         .filter(|file| file.file_name().to_string_lossy().starts_with("reader-"))
         .filter_map(|file| fs::File::open(file.path()).ok())
-        .filter(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+        .filter(|file| is_locked(file).is_ok_and(|locked| locked))
         .count()
+}
+
+/// Whether the file has an OFD lock of somebody's.
+fn is_locked(file: &fs::File) -> Result<bool> {
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+    Ok(lock.l_type != libc::F_UNLCK as i16)
 }
 
 fn next(reader: &mut Process) -> Result<Value> {

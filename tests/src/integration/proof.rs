@@ -18,6 +18,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("before_the_end", meanwhile);
         list.add("is_no_denial", counts_nothing);
     }
+    list.add_alone("a_program_is_detached", detached);
 }
 
 const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
@@ -92,4 +93,17 @@ fn counts_nothing(hierarchy: Hierarchy) -> Result<()> {
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     held.release()?.expect(0)?.says("refused 1 attempt")?;
     Ok(())
+}
+
+/// By somebody who removes its pin: an access that this program had to notice leaves no trace.
+fn detached(hierarchy: Hierarchy) -> Result<()> {
+    for program in ["signal_generate", "task_kill"] {
+        let target = Cgroup::new(hierarchy)?;
+        let held = Held::new(&[&target])?;
+        let pin = Path::new("/sys/fs/bpf/freezer-guard").join(program);
+        fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+        held.release()?.expect(73)?.says("detached")?;
+        Held::new(&[&target])?.release()?.expect(0)?;
+    }
+    expect_clean()
 }
