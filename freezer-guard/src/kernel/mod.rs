@@ -18,6 +18,7 @@ mod reading;
 mod report;
 mod sizes;
 mod table;
+mod unloading;
 
 use std::{io, path::PathBuf};
 

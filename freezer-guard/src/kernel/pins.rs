@@ -2,16 +2,12 @@
 //! needs, and that stays. Links come with the guards that need them and go with the last.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
-use aya::programs::{ProgramInfo, loaded_programs};
 use freezer_guard_abi::{GuardId, Level, LogLevel, TaskPointer, names};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -377,56 +373,8 @@ impl Locked {
             .map_err(Error::failed(format!("remove pins in {PIN_DIR}")))
     }
 
-    /// Detaches and removes everything. Only the directory stays, and the maps of
-    /// those who follow the events.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn unload(&self) -> Result<(), Error> {
-        let mut pins = self.pins()?;
-        // The mark of completeness goes first.
-        pins.sort_by_key(|path| !is_control(path));
-        for path in pins {
-            fs::remove_file(&path).map_err(Error::failed(format!("remove {}", path.display())))?;
-        }
-        Ok(())
-    }
-
-    /// The same, and returns when nothing refuses any more: the kernel detaches in the
-    /// background, some milliseconds after the pin of a link is gone.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn unload_and_wait(&self) -> Result<(), Error> {
-        const TIMEOUT: Duration = Duration::from_secs(10);
-        const PAUSE: Duration = Duration::from_millis(2);
-        let ids: BTreeSet<_> = self
-            .pins()?
-            .iter()
-            .filter_map(|pin| attached(pin))
-            .collect();
-        self.unload()?;
-        let start = Instant::now();
-        // A link loses its id before it is detached, its program after that (`bpf_link_free`).
-        let is_ours = |program: &ProgramInfo| ids.contains(&program.id());
-        while loaded_programs().flatten().any(|program| is_ours(&program))
-            && start.elapsed() < TIMEOUT
-        {
-            sleep(PAUSE);
-        }
-        Ok(())
-    }
-
-    /// Whether [`Locked::unload`] has anything to remove.
-    ///
-    /// # Errors
-    /// When the pins cannot be listed.
-    pub fn is_loaded(&self) -> Result<bool, Error> {
-        Ok(!self.pins()?.is_empty())
-    }
-
     /// Every pin, of whatever version, but for the maps of those who follow the events.
-    fn pins(&self) -> Result<Vec<PathBuf>, Error> {
+    pub(super) fn pins(&self) -> Result<Vec<PathBuf>, Error> {
         let mut pins = fs::read_dir(&self.dir)
             .and_then(|entries| {
                 entries
@@ -440,16 +388,4 @@ impl Locked {
         }
         Ok(pins)
     }
-}
-
-/// The id of the program that a link attaches, if one is pinned there (`bpf_link_show_fdinfo`).
-fn attached(pin: &Path) -> Option<u32> {
-    let link = sys::open_pin(pin).ok()?;
-    sys::fdinfo(&link, "link_id").ok()??;
-    sys::fdinfo(&link, "prog_id").ok()??.try_into().ok()
-}
-
-fn is_control(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"control-"))
 }
