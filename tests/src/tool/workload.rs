@@ -19,9 +19,12 @@ use crate::sys;
 const MEMORY_BYTES: usize = 2 << 20;
 
 fn join(cgroups: &[PathBuf]) -> Result<()> {
+    // Not a constant: its page may not be in memory after a fork, and on v1 a guard refuses what
+    // it cannot read, also beside its target.
+    let ourselves = "0".to_owned();
     for cgroup in cgroups {
         let procs = cgroup.join("cgroup.procs");
-        fs::write(&procs, "0").with_context(|| format!("write {}", procs.display()))?;
+        fs::write(&procs, &ourselves).with_context(|| format!("write {}", procs.display()))?;
     }
     Ok(())
 }
