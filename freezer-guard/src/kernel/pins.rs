@@ -354,7 +354,7 @@ impl Locked {
 
     /// Detaches what no guard in these hierarchies needs, nor, if somebody does
     /// `watch`, what notices checkpointers. While function tracing is off it detaches nothing:
-    /// see [`prerequisites::is_tracing_off`].
+    /// see `prerequisites::is_tracing_off`.
     ///
     /// # Errors
     /// When a pin cannot be removed.
