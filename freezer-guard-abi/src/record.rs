@@ -113,7 +113,7 @@ pub struct Intruder {
     pub comm: [u8; 16],
 }
 
-/// What a [`RawEvent`] tells.
+/// The kind of a [`RawEvent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
     /// Something was refused.

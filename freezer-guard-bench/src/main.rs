@@ -1,17 +1,16 @@
-//! What do guards cost this host? What `freezer-guard` itself does not need stands here.
+//! Measures the cost of guards on this host. The product does not contain this code.
 
 mod fork;
 mod measure;
 
 use std::{
-    error::Error as _,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
 
 use clap::Parser as _;
-use freezer_guard::VERSION;
+use freezer_guard::{Kind, VERSION, guard::chain};
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
@@ -19,7 +18,7 @@ use nix::sys::{
 
 use measure::{Error, Found, Part, Plan, Report, Row, hold};
 
-/// Measures what guards cost this host: with nothing of freezer-guard loaded, with programs
+/// Measures the cost of guards on this host: with nothing of freezer-guard loaded, with programs
 /// that do nothing where a guard has programs, and with guards in force.
 ///
 /// It needs root, and the program `freezer-guard` beside it or in PATH.
@@ -55,7 +54,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // A closed pipe is nobody's concern.
             let _ = error.print();
-            let usage = freezer_guard::Kind::Request.exit_code();
+            let usage = Kind::Request.exit_code();
             return ExitCode::from(if error.use_stderr() { usage } else { 0 });
         }
     };
@@ -64,19 +63,13 @@ fn main() -> ExitCode {
         _ => args.measure(),
     };
     done.unwrap_or_else(|error| {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(source) = cause {
-            text += &format!(": {source}");
-            cause = source.source();
-        }
-        say(&text);
+        say(&chain(&error));
         error.exit_code().into()
     })
 }
 
 fn say(text: &str) {
-    // Nobody may be listening any more.
+    // The reader of standard error may be gone.
     let _ = writeln!(io::stderr(), "freezer-guard-bench: {text}");
 }
 
@@ -88,8 +81,8 @@ impl Args {
             dumps: self.dumps.clone(),
             only: self.only.clone(),
         };
-        // What it has made has to go again. (The process that holds guards inherits this: it
-        // ends when we do.)
+        // A signal must not leave cgroups behind. (The helpers inherit the blocked signals: they
+        // end with this process.)
         let signals = signals().map_err(Error::operation("listen for signals"))?;
         let mut signal = None;
         let report = measure::measure(&plan, &mut |what| {

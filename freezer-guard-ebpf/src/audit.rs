@@ -24,8 +24,8 @@ use crate::{
 /// What every refused operation returns, as the patch of 2009 had it.
 pub(crate) const EBUSY: i32 = 16;
 
-/// The thread that proves that the programs are called, by a write that a guard has to refuse. It
-/// is an outsider whatever its authority, and what it is refused is no denial.
+/// The thread that proves, by a write that a guard has to refuse, that the kernel calls the
+/// programs. Its authority does not count, and its refusals are no denials.
 pub(crate) static PROVER: Word = Word::new();
 
 /// Whether the current thread is that.

@@ -55,9 +55,8 @@ extern "C" fn is_member_numbered(task: u64) -> u64 {
 /// Makes the child of a member a member before it can run, unless it is one already. The
 /// answer is that of `task_alloc`.
 ///
-/// What is found there of another guard counts for nothing: it is about an earlier task, which had
-/// the same place in memory and ended while no program was attached; or the parent was a
-/// candidate until just now, whose guard has ended.
+/// An entry of another guard does not count. An earlier task at the same address left it when it
+/// ended while no program was attached; or the parent was a candidate until just now.
 #[inline(always)]
 pub(crate) fn inherit(child: TaskPointer) -> i32 {
     match of_current() {

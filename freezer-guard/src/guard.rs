@@ -152,7 +152,7 @@ impl Guard {
         let wait_quiescent = || self.cgroups().for_each(wait_quiescent);
         claim(&self.maps, self.id, entry, &self.lineages, wait_quiescent)?;
         let targets: Vec<_> = self.cgroups().collect();
-        let is_live = proof::is_live(lock, self.id, &entry, &targets);
+        let is_live = proof::is_live(&self.maps.control, self.id, &entry, &targets);
         if let Ok(true) = is_live {
             return Ok(());
         }

@@ -72,7 +72,7 @@ impl Figure {
     }
 }
 
-/// What `freezer-guard-bench --json` says of an operation.
+/// The figures of an operation in the output of `freezer-guard-bench --json`.
 #[derive(Clone, Serialize, Deserialize)]
 struct Row {
     hierarchy: String,

@@ -73,8 +73,8 @@ impl Modules {
         }
     }
 
-    /// Which module imports from which, those around it left out: what a directory's modules have
-    /// in common stands in `mod.rs`.
+    /// The imports of each module. Imports from a module around it do not count: `mod.rs` holds the
+    /// common parts of a directory.
     fn arrows(&self) -> BTreeMap<&Module, BTreeSet<&Module>> {
         let mut arrows: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (module, file) in &self.0 {

@@ -1,4 +1,4 @@
-//! What the compiler and the linker do not see of the BPF object, and the verifier refuses.
+//! Checks the BPF object for an error that only the verifier reports otherwise.
 
 use std::{fs, path::Path};
 
@@ -12,12 +12,14 @@ pub(crate) fn check(path: &Path) -> Result<()> {
     let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let section = btf_section(&bytes).with_context(|| format!("find BTF in {}", path.display()))?;
     let btf = Btf::from_bytes(section).context("parse the BTF of the BPF object")?;
+    let mut checked = 0;
     for one in (1..).map_while(|id| btf.resolve_type_by_id(id).ok()) {
         let Type::Func(function) = one else { continue };
         if !function.is_global() {
             continue;
         }
         let name = btf.resolve_name(&function)?;
+        checked += 1;
         let Type::FuncProto(prototype) = btf.resolve_chained_type(&function)? else {
             continue;
         };
@@ -28,6 +30,11 @@ pub(crate) fn check(path: &Path) -> Result<()> {
             );
         }
     }
+    ensure!(
+        checked > 0,
+        "the BTF of {} has no global function",
+        path.display()
+    );
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! Processes that bring something about for as long as they live (see `hold`): what that
-//! needs shall not make this process bigger, nor its children members.
+//! Helper processes, each of which holds a state for as long as it lives (see `hold`). They keep
+//! this process small, and its children out of every holder.
 
 use std::{
     env, fmt,
@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
 
-/// What a process brings about.
+/// The state that a helper holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Part {
     /// A program that does nothing wherever a guard has one.
@@ -84,12 +84,12 @@ pub(super) fn target(top: &Path, number: usize) -> PathBuf {
     top.join(number.to_string())
 }
 
-/// What a helper says: it has started, what it is for is there, and is there no more.
+/// The answers of a helper: it has started; it holds its state; the state has ended.
 pub(super) const READY: &str = "ready";
 pub(super) const HELD: &str = "held";
 pub(super) const OVER: &str = "over";
 
-/// What is done while one waits for them, and how often, ms.
+/// The callback of a wait for helpers, and its interval, ms.
 pub(super) type Waiting<'a> = &'a mut dyn FnMut() -> Result<(), Error>;
 const WAITING: u16 = 3_000;
 
@@ -127,7 +127,7 @@ impl Helpers {
         Ok(helpers)
     }
 
-    /// Lets them do their parts. How long that has taken, and what each has said of it.
+    /// Starts their parts. Returns the time until all are held, and the answer of each helper.
     /// `waiting` is called now and then.
     pub(super) fn begin(&mut self, waiting: Waiting<'_>) -> Result<(Duration, Vec<String>), Error> {
         let start = Instant::now();
@@ -136,7 +136,7 @@ impl Helpers {
         Ok((start.elapsed(), said))
     }
 
-    /// Lets them end it. How long that has taken.
+    /// Ends their parts. Returns the time until all have ended.
     pub(super) fn end(&mut self, waiting: Waiting<'_>) -> Result<Duration, Error> {
         let start = Instant::now();
         self.tell()?;
@@ -183,8 +183,8 @@ impl Helpers {
     }
 }
 
-/// How many guards are in force: with many of them that takes memory, and a fork of a
-/// process copies the page tables of what it has ever taken.
+/// Returns the number of guards in force. A helper counts them: the list of many guards takes
+/// memory, and every later fork of this process would copy its page tables.
 pub(super) fn count(top: &Path) -> Result<String, Error> {
     let mut helpers = Helpers::start(vec![Part::Count], top)?;
     let (_, said) = helpers.begin(&mut || Ok(()))?;
@@ -197,14 +197,14 @@ impl Drop for Helpers {
             drop(helper.child.stdin.take());
         }
         for helper in &mut self.0 {
-            // What it has left is told by the next condition.
+            // The next condition reports its leftovers.
             let _ = helper.child.wait();
         }
     }
 }
 
-/// Checks that the program that is measured has the same BPF object as this one: each unloads
-/// what another version has loaded.
+/// Checks that the measured program has the same BPF object as this one: each version unloads the
+/// programs of another.
 pub(super) fn check_product() -> Result<(), Error> {
     let output = product().arg("--version").output();
     let output = output.map_err(Error::operation("run freezer-guard"))?;

@@ -1,4 +1,4 @@
-//! What a helper does: it brings its part about and ends it, as it is told.
+//! The work of a helper: it starts its part and ends it, each on a command.
 
 use std::{
     fmt,
@@ -33,7 +33,7 @@ use super::{
     helper::{HELD, OVER, Part, READY, product, target},
 };
 
-/// What a helper hears.
+/// The commands to a helper.
 struct Orders(io::Stdin);
 
 impl Orders {
@@ -229,7 +229,7 @@ fn begin(path: &Path) -> Result<Guard, Error> {
     Ok(Guard::begin(vec![vec![cgroup]], &wanted()?)?)
 }
 
-/// What this host can do: less would cost less.
+/// The strongest level of this host: a weaker one would cost less.
 fn wanted() -> Result<Requirements, Error> {
     Ok(Requirements {
         allowed: Vec::new(),

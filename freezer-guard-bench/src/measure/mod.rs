@@ -368,10 +368,10 @@ fn elsewhere(top: &Path) -> PathBuf {
     top.with_extension("elsewhere")
 }
 
-/// What the cgroups and directories of a process are called, with its pid.
+/// The name of the cgroups and directories of a process, before its pid.
 const NAME: &str = "freezer-guard-bench-";
 
-/// What those have left in a directory that were killed.
+/// The leftovers of killed processes in a directory.
 fn left_in(dir: &Path) -> Vec<PathBuf> {
     let is_left = |path: &PathBuf| {
         let name = path.file_name()?.to_str()?.strip_prefix(NAME)?;

@@ -80,7 +80,7 @@ pub(super) struct Scene {
     deep: Deep,
     /// A program that ends at once.
     exit: File,
-    /// A file of a cgroup's that no guard covers, and what to write to it.
+    /// A file of a cgroup that no guard covers, and a text for it.
     attribute: (File, &'static [u8]),
     elsewhere: File,
     target: File,

@@ -11,15 +11,9 @@ use crate::daemon::{self, reply};
 /// Returned by every subcommand.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// About a guard.
+    /// About a guard, a cgroup or BPF.
     #[error(transparent)]
     Guard(#[from] guard::Error),
-    /// About a cgroup.
-    #[error(transparent)]
-    Cgroup(#[from] cgroup::Error),
-    /// About BPF.
-    #[error(transparent)]
-    Kernel(#[from] kernel::Error),
     /// About CRIU and its images.
     #[error(transparent)]
     Criu(#[from] criu::Error),
@@ -32,7 +26,7 @@ pub(super) enum Error {
     /// The service gives no answer.
     #[error("{doing}")]
     NoAnswer {
-        /// What freezer-guard was doing.
+        /// The action of freezer-guard.
         doing: String,
         /// Why that failed.
         source: zlink::Error,
@@ -53,7 +47,7 @@ pub(super) enum Error {
         /// The strongest level that is wanted.
         level: &'static str,
     },
-    /// The service cannot do what `--level` says.
+    /// The service does not support `--level`.
     #[error("the service has no guards of at most the level {0}: run it as root")]
     ServiceLevel(&'static str),
     /// A signal has come.
@@ -62,7 +56,7 @@ pub(super) enum Error {
     /// A system call failed.
     #[error("{doing}")]
     Io {
-        /// What freezer-guard was doing.
+        /// The action of freezer-guard.
         doing: String,
         /// Why that failed.
         source: io::Error,
@@ -75,8 +69,20 @@ pub(super) enum Error {
     Unexpected(String),
 }
 
-/// What subcommands return.
+/// The result of every subcommand.
 pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<cgroup::Error> for Error {
+    fn from(error: cgroup::Error) -> Self {
+        guard::Error::from(error).into()
+    }
+}
+
+impl From<kernel::Error> for Error {
+    fn from(error: kernel::Error) -> Self {
+        guard::Error::from(error).into()
+    }
+}
 
 impl From<Errno> for Error {
     fn from(errno: Errno) -> Self {
@@ -107,8 +113,6 @@ impl Error {
     pub(super) fn code(&self) -> Code {
         let kind = match self {
             Self::Guard(error) => error.kind(),
-            Self::Cgroup(error) => error.kind(),
-            Self::Kernel(error) => error.kind(),
             Self::Criu(error) => return of_criu(error),
             Self::Daemon(error) => error.kind(),
             Self::Service(error) => error.kind(),
@@ -125,11 +129,10 @@ impl Error {
         kind.into()
     }
 
-    /// Returns what the kernel said about programs that it did not load.
+    /// Returns the kernel's errors about programs, with the verifier's logs.
     pub(super) fn kernel_errors(&self) -> Vec<&kernel::Error> {
         match self {
             Self::Guard(error) => error.kernel_errors(),
-            Self::Kernel(error) => vec![error],
             _ => Vec::new(),
         }
     }

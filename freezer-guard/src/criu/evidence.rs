@@ -1,4 +1,4 @@
-//! What is known of an image: a small file in its directory.
+//! The evidence of an image: a small file in its directory.
 
 use std::{
     fs,
@@ -131,8 +131,8 @@ pub struct Known {
 }
 
 impl Known {
-    /// What is known of the images in a directory, which are good as far as is known;
-    /// `None`: nothing, for another program has made them.
+    /// Reads the evidence of the images in a directory, and checks that they are good. Returns
+    /// `None` for images of another program, which have no evidence.
     ///
     /// # Errors
     /// When there are no images, or they are not good.

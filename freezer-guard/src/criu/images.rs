@@ -131,8 +131,8 @@ impl Images {
         Ok(self.place.clone())
     }
 
-    /// For when CRIU may not have been started: removes the directory, or returns where what
-    /// is in it was left.
+    /// Removes the directory if it is empty, because CRIU may not have started. Otherwise it
+    /// becomes DIR.failed, and this returns that path.
     ///
     /// # Errors
     /// When it can get no name.

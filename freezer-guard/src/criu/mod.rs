@@ -20,7 +20,7 @@ pub use evidence::{Evidence, Known, Verdict};
 pub use images::{Images, sync};
 pub use log::{Log, Progress, Stage};
 
-/// What stops us from using CRIU or a directory of images.
+/// The reason why CRIU or a directory of images cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -189,7 +189,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?, numbers.next()?))
 }
 
-/// What CRIU writes last into a directory of images.
+/// The file that CRIU writes last into a directory of images.
 const INVENTORY: &str = "inventory.img";
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {

@@ -7,25 +7,19 @@ use tokio::task::JoinError;
 
 use super::{config, reply};
 
-/// Returned by what the service does.
+/// The error of every function of the service.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// About a guard.
+    /// About a guard, a cgroup or BPF.
     #[error(transparent)]
     Guard(#[from] guard::Error),
-    /// About a cgroup.
-    #[error(transparent)]
-    Cgroup(#[from] cgroup::Error),
-    /// About BPF.
-    #[error(transparent)]
-    Kernel(#[from] kernel::Error),
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] config::Error),
     /// A system call failed.
     #[error("{doing}")]
     Io {
-        /// What the service was doing.
+        /// The action of the service.
         doing: String,
         /// Why that failed.
         source: io::Error,
@@ -35,8 +29,20 @@ pub(crate) enum Error {
     Thread(#[from] JoinError),
 }
 
-/// What the service's functions return.
+/// The result of every function of the service.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<cgroup::Error> for Error {
+    fn from(error: cgroup::Error) -> Self {
+        guard::Error::from(error).into()
+    }
+}
+
+impl From<kernel::Error> for Error {
+    fn from(error: kernel::Error) -> Self {
+        guard::Error::from(error).into()
+    }
+}
 
 impl Error {
     /// For `map_err`: an I/O error while the service was doing this.
@@ -49,8 +55,6 @@ impl Error {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Guard(error) => error.kind(),
-            Self::Cgroup(error) => error.kind(),
-            Self::Kernel(error) => error.kind(),
             Self::Config(_) => Kind::Request,
             Self::Io { .. } | Self::Thread(_) => Kind::Internal,
         }

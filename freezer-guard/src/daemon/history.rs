@@ -17,7 +17,7 @@ const KEPT: usize = 64;
 pub(super) struct History(VecDeque<Status>);
 
 impl History {
-    /// Reads what an earlier service has kept, as far as this version can read it.
+    /// Reads the file of an earlier service, as far as this version can read it.
     pub(super) fn open() -> Self {
         let bytes = fs::read(LAST).ok();
         let last = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());

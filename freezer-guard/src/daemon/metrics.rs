@@ -1,4 +1,4 @@
-//! What the service has seen since it was started, in numbers for a monitoring system.
+//! Counters of the service since its start, for a monitoring system.
 
 use std::collections::BTreeMap;
 

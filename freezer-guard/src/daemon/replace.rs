@@ -14,7 +14,7 @@ use std::{
 /// When the directory cannot be written, or the disk is full: then the old file stays.
 pub(super) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    // The collector of metrics reads what ends in `.prom`.
+    // The collector of metrics reads files with the suffix `.prom`.
     let mut file = tempfile::Builder::new().suffix(".new").tempfile_in(dir)?;
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(mode))?;

@@ -33,7 +33,7 @@ pub(super) fn ensure_loaded(
     };
     if let Some(maps) = lock.open()? {
         reconcile(&maps)?;
-        // A candidate, and what became of a guard, are lost with the maps: that waits.
+        // An unload loses candidates and the records of ended guards. So it waits for them.
         let is_empty =
             maps.guards.find(&|_, _| true)?.is_none() && maps.ended.find(&|_, _| true)?.is_none();
         let tells_other = is_empty && log.is_some_and(|log| log != lock.log_level());

@@ -58,7 +58,7 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     let is_dead =
         |id| -> Result<bool, Error> { Ok(!known.contains(&id) && store.guard(id)?.is_none()) };
     for (key, id) in store.targets().entries()? {
-        // The service looks for what it has to thaw by these marks.
+        // The service finds the cgroups to thaw by these marks.
         if waits_for_thaw(store, id)? {
             continue;
         }
@@ -97,8 +97,8 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     Ok(())
 }
 
-/// Drops what is kept of a guard that has ended, marks first: a sweep has left those that say
-/// what has to be thawed.
+/// Drops the record of a guard that has ended, after the marks of cgroups that had to be thawed: a
+/// sweep leaves those.
 pub(super) fn drop_ended_one(
     store: &dyn GuardStore,
     id: GuardId,

@@ -90,7 +90,7 @@ impl GuardStore for Maps {
         guard: GuardId,
         more: &[u64],
     ) -> Result<u32, kernel::Error> {
-        self.run(operation, guard, more)
+        self.control.run(operation, guard, more)
     }
 
     fn name(&self, cgroup: CgroupKey) -> PathBuf {
@@ -141,11 +141,6 @@ impl dyn GuardStore + '_ {
     /// [`GuardEntry::UNPROVEN`].
     pub(super) fn set_flag(&self, id: GuardId, flag: u64) -> Result<Answer, Error> {
         self.operate(Operation::SetFlag, id, &[flag])
-    }
-
-    /// `tid`: the thread that proves that the programs are called; 0: none does.
-    pub(super) fn set_prover(&self, tid: u64) -> Result<Answer, Error> {
-        self.operate(Operation::Prove, tid, &[])
     }
 
     /// Enters CHECKPOINTING. `before`: the disturbances before the targets were looked at.

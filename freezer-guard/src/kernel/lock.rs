@@ -1,5 +1,5 @@
-//! Locks of files in `/run/freezer-guard`. The kernel unlocks a file when its owner is gone,
-//! however it went.
+//! Locks of files in `/run/freezer-guard`. The kernel unlocks a file when its owner exits
+//! or is killed.
 
 use std::{
     fs::{DirBuilder, File},
@@ -36,7 +36,7 @@ impl FileLock {
     /// When the file cannot be made.
     pub(super) fn take(name: &str) -> io::Result<Option<Self>> {
         make_run_dir()?;
-        // Whoever can open it can lock it: root alone.
+        // Only root can open the file, so only root can lock it.
         let file = File::options()
             .write(true)
             .create(true)
@@ -50,8 +50,8 @@ impl FileLock {
         }
     }
 
-    /// Returns whether the file has an owner. This asks the kernel and never locks it, so that
-    /// nobody finds it locked who wants to become its owner.
+    /// Returns whether the file has an owner. This asks the kernel and never locks the file: a
+    /// service or a reader that starts meanwhile still gets the lock.
     pub(super) fn is_held(name: &str) -> bool {
         // Without the file there has been none.
         let Ok(file) = File::open(path(name)) else {

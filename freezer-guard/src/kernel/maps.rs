@@ -33,7 +33,25 @@ pub struct Maps {
     pub violators: Table<IntruderKey, Intruder>,
     /// The guards that have ended and of which nobody has read what became of them.
     pub ended: Table<GuardId, GuardEntry>,
-    control: OwnedFd,
+    /// The program that changes a guard.
+    pub control: Control,
+}
+
+/// The program `control`: see [`control`].
+#[derive(Debug)]
+pub struct Control(OwnedFd);
+
+impl Control {
+    /// Runs it on the calling thread, and returns its answer.
+    ///
+    /// # Errors
+    /// When the kernel does not run it.
+    pub fn run(&self, operation: Operation, guard: GuardId, more: &[u64]) -> Result<u32, Error> {
+        let mut words = [0; control::WORDS];
+        words[..2].copy_from_slice(&[operation as u64, guard]);
+        words[2..2 + more.len()].copy_from_slice(more);
+        sys::test_run(&self.0, &words).map_err(Error::failed("run the BPF program control"))
+    }
 }
 
 impl Maps {
@@ -46,19 +64,9 @@ impl Maps {
             violators: Table::open(dir, names::VIOLATORS)?,
             ended: Table::open(dir, names::ENDED)?,
             control: sys::open_pin(control)
+                .map(Control)
                 .map_err(Error::failed(format!("open {}", control.display())))?,
         })
-    }
-
-    /// Runs the program `control` on the calling thread, and returns its answer.
-    ///
-    /// # Errors
-    /// When the kernel does not run it.
-    pub fn run(&self, operation: Operation, guard: GuardId, more: &[u64]) -> Result<u32, Error> {
-        let mut words = [0; control::WORDS];
-        words[..2].copy_from_slice(&[operation as u64, guard]);
-        words[2..2 + more.len()].copy_from_slice(more);
-        sys::test_run(&self.control, &words).map_err(Error::failed("run the BPF program control"))
     }
 
     /// Sets what [`Operation::Begin`] begins with.

@@ -26,7 +26,7 @@ use crate::Kind;
 
 pub use daemon::{DaemonLock, daemon_runs};
 pub use log::{KernelLog, Line};
-pub use maps::Maps;
+pub use maps::{Control, Maps};
 pub use memory::Memory;
 pub use noop::Noop;
 pub use pins::Locked;

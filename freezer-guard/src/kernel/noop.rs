@@ -1,5 +1,5 @@
-//! Programs that do nothing, on the hooks of ours: what a hook costs at the
-//! least. (`freezer-guard-bench` attaches them.)
+//! Programs that return at once, on our hooks. `freezer-guard-bench` measures the least cost of
+//! a hook with them.
 
 use std::os::fd::OwnedFd;
 

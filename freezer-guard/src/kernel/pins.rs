@@ -322,8 +322,8 @@ impl Locked {
         Ok(failed)
     }
 
-    /// Removes what holders have left that ended while nothing counted them: the kernel gives
-    /// their tasks' memory to others.
+    /// Removes the entries of threads that ended while no program was attached. The kernel reuses
+    /// the addresses of their tasks.
     fn forget_members(&self) -> Result<(), Error> {
         let members = Table::<TaskPointer, GuardId>::open(&self.dir, names::MEMBERS)?;
         let left = members.entries()?;
@@ -352,9 +352,9 @@ impl Locked {
         Ok(failed)
     }
 
-    /// Detaches what no guard in these hierarchies needs, nor, if somebody does
-    /// `watch`, what notices checkpointers. While function tracing is off it detaches nothing:
-    /// see `prerequisites::is_tracing_off`.
+    /// Detaches the programs that no guard in these hierarchies needs. With `watch` those stay that
+    /// detect checkpointers. While function tracing is off this detaches nothing: see
+    /// `prerequisites::is_tracing_off`.
     ///
     /// # Errors
     /// When a pin cannot be removed.

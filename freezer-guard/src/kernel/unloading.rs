@@ -14,8 +14,7 @@ use super::{Error, pins::Locked};
 use crate::sys;
 
 impl Locked {
-    /// Detaches and removes everything. Only the directory stays, and the maps of
-    /// those who follow the events.
+    /// Detaches and removes everything but the directory and the maps of readers of events.
     ///
     /// # Errors
     /// When a pin cannot be removed.
@@ -29,8 +28,8 @@ impl Locked {
         Ok(())
     }
 
-    /// The same, and returns when nothing refuses any more: the kernel detaches in the
-    /// background, some milliseconds after the pin of a link is gone.
+    /// Unloads everything, and returns when no program refuses anything any more: the kernel
+    /// detaches in the background, some milliseconds after the pin of a link is gone.
     ///
     /// # Errors
     /// When a pin cannot be removed.

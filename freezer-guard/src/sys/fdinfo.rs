@@ -1,4 +1,4 @@
-//! What the kernel says of a descriptor (`/proc/PID/fdinfo/FD`).
+//! The kernel's description of a file descriptor (`/proc/PID/fdinfo/FD`).
 
 use std::{
     fs, io,

@@ -1,5 +1,5 @@
-//! What `freezer-guard-bench` measures, and that it measures nothing else. How much it is, no test
-//! says: `cargo xtask bench --check` does.
+//! The figures of `freezer-guard-bench`, and that it leaves nothing behind. No test asserts how large
+//! a figure is: `cargo xtask bench --check` does.
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 

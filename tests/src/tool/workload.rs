@@ -19,8 +19,8 @@ use crate::sys;
 const MEMORY_BYTES: usize = 2 << 20;
 
 fn join(cgroups: &[PathBuf]) -> Result<()> {
-    // Not a constant: its page may not be in memory after a fork, and on v1 a guard refuses what
-    // it cannot read, also beside its target.
+    // On the heap: the page of a constant may not be in memory after a fork. On v1 every guard
+    // refuses a write to `cgroup.procs` that it cannot read, also outside its target.
     let ourselves = "0".to_owned();
     for cgroup in cgroups {
         let procs = cgroup.join("cgroup.procs");

@@ -359,7 +359,7 @@ fn a_thaw_that_was_refused_is_tried_again_for_each_target() {
     world.daemon_runs = true;
     world.frozen.extend([3, 9]);
     world.leave(10);
-    // Another guard holds what is above the second target.
+    // Another guard holds the parent of the second target.
     let store = MemoryStore::new(world, 11, None, None);
     begin(&store, 8, &alone(8, &[])).expect("the first guard has ended");
 

@@ -73,7 +73,7 @@ fn the_living_are_marked(now: &Situation) -> bool {
 fn nothing_of_the_dead_is_left(now: &Situation) -> bool {
     let world = tidied(now).world;
     let lives = |id: &u64| world.in_force(*id).is_some();
-    // By its targets the service finds what to thaw.
+    // The service finds the cgroups to thaw by these targets.
     let waits = |id: &u64| world.ended.contains_key(id);
     // The mark for any guard says where to look, and nothing more.
     let is_marked_for_the_living = world.targets.values().all(|id| lives(id) || waits(id))
