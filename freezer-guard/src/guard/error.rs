@@ -127,7 +127,8 @@ pub enum Error {
     },
     /// The programs are attached, and the kernel calls none.
     #[error(
-        "the kernel does not call the BPF programs that are attached, so that nothing guards {}", .0.display()
+        "the kernel does not call the BPF programs that are attached, so that nothing guards {}: \
+         is function tracing off? `sysctl kernel.ftrace_enabled=1`", .0.display()
     )]
     NotCalled(PathBuf),
     /// Nothing shows whether the kernel calls the programs.

@@ -288,25 +288,25 @@ impl Locked {
         let Some(level) = self.level() else {
             return Ok(Vec::new());
         };
-        if prerequisites::is_tracing_off() {
-            return Err(Error::TracingOff);
-        }
         let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
         let is_attached = |program: &Program| program.link_pin(&self.dir).exists();
         let moves = || PROGRAMS.iter().filter(|program| program.refuses_moves());
         let all_moves = moves().all(is_loaded);
-        if !PROGRAMS
-            .iter()
-            .any(|program| program.is_vital() && is_attached(program))
-        {
-            self.forget_members()?;
-        }
-        let mut failed = Vec::new();
-        for program in programs::at(level)
+        let missing: Vec<_> = programs::at(level)
             .filter(|program| needed(program))
             .filter(|program| is_loaded(program) && !is_attached(program))
             .filter(|program| all_moves || !program.refuses_moves())
-        {
+            .collect();
+        if !missing.is_empty() && prerequisites::is_tracing_off() {
+            return Err(Error::TracingOff);
+        }
+        // While one is attached, a guard may be in force.
+        let is_counting = |program: &Program| program.is_vital() && is_attached(program);
+        if !PROGRAMS.iter().any(is_counting) {
+            self.forget_members()?;
+        }
+        let mut failed = Vec::new();
+        for program in missing {
             match program.attach(&self.dir) {
                 Err(error) if program.is_vital() => return Err(error),
                 result => failed.extend(result.err()),

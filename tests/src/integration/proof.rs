@@ -13,7 +13,9 @@ use super::{
 
 pub(super) fn list(list: &mut List<'_>) {
     if can_switch() {
-        list.add("before_the_begin", before);
+        list.add("before_the_begin", |h| {
+            before(h, "does not call the BPF programs")
+        });
         list.add_alone("before_the_first_begin", before_the_first);
         list.add("before_the_end", meanwhile);
     }
@@ -55,12 +57,17 @@ impl Drop for Off {
     }
 }
 
-fn before(hierarchy: Hierarchy) -> Result<()> {
+/// `why`: beside another guard all programs are attached, and the proof fails; alone, nothing is
+/// attached while function tracing is off.
+fn before(hierarchy: Hierarchy, why: &str) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let before = guards()?.len();
     let off = Off::new()?;
     let run = ["run", "--freeze", "--cgroup", &target.text(), "--", "true"];
-    guard(run)?.expect(69)?.says("kernel.ftrace_enabled=1")?;
+    guard(run)?
+        .expect(69)?
+        .says(why)?
+        .says("kernel.ftrace_enabled=1")?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     drop(off);
     ensure!(guards()?.len() == before, "a guard is left");
@@ -70,7 +77,7 @@ fn before(hierarchy: Hierarchy) -> Result<()> {
 
 fn before_the_first(hierarchy: Hierarchy) -> Result<()> {
     guard(["unload"])?.expect(0)?;
-    before(hierarchy)?;
+    before(hierarchy, "function tracing is off")?;
     expect_clean()
 }
 
