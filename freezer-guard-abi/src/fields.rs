@@ -44,7 +44,6 @@ macro_rules! kernel_fields {
 kernel_fields! {
     file_f_inode = "file"."f_inode";
     file_f_path = "file"."f_path";
-    file_private_data = "file"."private_data";
     path_mnt = "path"."mnt";
     vfsmount_mnt_flags = "vfsmount"."mnt_flags";
     path_dentry = "path"."dentry";
@@ -95,6 +94,10 @@ kernel_fields! {
     task_struct_pid_links = "task_struct"."pid_links";
     linux_binprm_file = "linux_binprm"."file";
     mm_struct_owner = "mm_struct"."owner";
+    vm_area_struct_vm_mm = "vm_area_struct"."vm_mm";
+    proc_inode_pid = "proc_inode"."pid";
+    proc_inode_vfs_inode = "proc_inode"."vfs_inode";
+    task_struct_mm = "task_struct"."mm";
     freezer_css = "freezer"."css";
     freezer_state = "freezer"."state";
     kernel_siginfo_si_code = "kernel_siginfo"."si_code";

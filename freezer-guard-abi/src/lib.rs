@@ -28,7 +28,9 @@ pub use decision::{
 pub use fields::KernelOffsets;
 pub use log::LogLine;
 pub use naming::NoSuchName;
-pub use record::{Act, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, RawEvent, Unguarded};
+pub use record::{
+    Act, BY_INTERRUPT, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, RawEvent, Unguarded,
+};
 
 /// Names a guard. Never used twice, so that a stale id can do no harm.
 pub type GuardId = u64;
@@ -361,6 +363,9 @@ pub mod names {
     pub const OFFSETS: &str = "OFFSETS";
     /// The read-only global `freezer_cgrp_id`, or [`NO_FREEZER`](super::NO_FREEZER).
     pub const FREEZER: &str = "FREEZER";
+    /// The read-only global that is 1 if the kernel's functions for uprobes take a
+    /// `struct vm_area_struct *` (since Linux 6.16), 0 if they take a `struct mm_struct *`.
+    pub const PROBES_BY_VMA: &str = "PROBES_BY_VMA";
     /// The ring buffer of the kernel side's log lines, as `aya-log-ebpf` calls it.
     pub const LOGS: &str = "AYA_LOGS";
     /// The read-only global [`LogLevel`](super::LogLevel), as `aya-log-ebpf` calls it.

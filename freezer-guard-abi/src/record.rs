@@ -18,7 +18,7 @@ pub enum Act {
     Leave = 4,
     /// A task was moved from one place to another inside.
     Move = 5,
-    /// A signal to a task; `detail`: its number, with [`KERNEL_SIGNAL`].
+    /// A signal to a task; `detail`: its number, with [`KERNEL_SIGNAL`] and [`BY_INTERRUPT`].
     Signal = 6,
     /// `ptrace` of a task, or what goes by the same permission:
     /// `process_vm_readv`, `/proc/PID/mem`, `pidfd_getfd`.
@@ -27,15 +27,20 @@ pub enum Act {
     WriteMemory = 8,
     /// The kernel has permitted what [`Act::Trace`] means.
     Permit = 9,
+    /// The dirty bits of a task's pages were cleared: an incremental dump would leave those pages out.
+    ClearDirty = 10,
 }
 
-/// Added to the number of a signal that the kernel sent by itself, for instance
-/// when memory ran out. (`cgroup.kill` sends in the name of who writes it.)
+/// Added to the number of a signal that the kernel sends by itself, for instance when memory
+/// runs out. (`cgroup.kill` sends in the name of its writer.)
 pub const KERNEL_SIGNAL: u32 = 1 << 8;
+
+/// Added to a [`KERNEL_SIGNAL`] that no process has caused, such as that of a timer.
+pub const BY_INTERRUPT: u32 = 1 << 9;
 
 impl Act {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Write,
         Self::Freeze,
         Self::Thaw,
@@ -46,6 +51,7 @@ impl Act {
         Self::Trace,
         Self::WriteMemory,
         Self::Permit,
+        Self::ClearDirty,
     ];
 
     /// Its name.
@@ -61,6 +67,7 @@ impl Act {
             Self::Trace => "trace",
             Self::WriteMemory => "write memory",
             Self::Permit => "permit",
+            Self::ClearDirty => "clear dirty bits",
         }
     }
 
@@ -72,7 +79,7 @@ impl Act {
             Self::Freeze | Self::Thaw => Protection::Freeze,
             Self::Enter | Self::Leave | Self::Move => Protection::Migrate,
             Self::Signal => Protection::Kill,
-            Self::Trace | Self::WriteMemory | Self::Permit => Protection::Ptrace,
+            Self::Trace | Self::WriteMemory | Self::Permit | Self::ClearDirty => Protection::Ptrace,
         }
     }
 }

@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::HashMap,
 };
 use freezer_guard_abi::{
-    Act, CgroupKey, EventKind, GuardEntry, GuardId, Intruder, IntruderKey, LogLine, MAX_READERS,
-    Protection, RawEvent,
+    Act, BY_INTERRUPT, CgroupKey, EventKind, GuardEntry, GuardId, Intruder, IntruderKey, LogLine,
+    MAX_READERS, Protection, RawEvent,
 };
 
 use crate::{
@@ -98,7 +98,12 @@ extern "C" fn record(id: GuardId, kind: u64, access: *const Access) -> u64 {
     let Some(checkpointing) = count(id, is_denial, access.protection) else {
         return 0;
     };
-    let event = event(id, kind as u32, access, checkpointing);
+    let mut event = event(id, kind as u32, access, checkpointing);
+    if access.act == Act::Signal as u32 && access.detail & BY_INTERRUPT != 0 {
+        // The task that runs has nothing to do with it.
+        (event.pid, event.tid, event.uid) = (0, 0, 0);
+        event.comm = kernel::NAME;
+    }
     let first = event.intruder(0);
     match is_denial {
         true => remember(&INTRUDERS, &event, &first),

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use freezer_guard_abi::{
     AUTOMATIC, AncestorKey, CgroupKey, EventKind, GuardEntry, GuardId, LogLine, MAX_DEPTH_BY_USER,
-    TaskPointer, Unguarded,
+    Unguarded,
 };
 
 use crate::{
@@ -131,19 +131,6 @@ fn is_checkpointer(bprm: Pointer, pid: u64) -> bool {
         return false;
     }
     true
-}
-
-/// The task was moved to another cgroup. If it comes from a checkpointer and is another
-/// task, it is a process that the checkpointer restores.
-#[inline(always)]
-pub(crate) fn moved(task: TaskPointer) {
-    if let Some(id) = membership::of(task)
-        && let Some(entry) = Entry::of(id)
-    {
-        if entry.guard().is_automatic() && entry.guard().leader != task {
-            membership::leave(task.0 as Pointer);
-        }
-    }
 }
 
 /// `freezer_apply_state(freezer, freeze, state)` is about to begin.

@@ -69,6 +69,13 @@ pub(crate) fn opaque(number: u32) -> u32 {
     }
 }
 
+/// A zero of which the verifier does not know that it is one: see `each`. (It remembers the zeros
+/// that are written to the stack.)
+#[inline(always)]
+pub(crate) fn zero() -> u32 {
+    opaque(1).wrapping_sub(1)
+}
+
 /// The task that runs.
 #[inline(always)]
 pub(crate) fn current() -> Pointer {
@@ -96,6 +103,9 @@ pub(crate) fn name_of_current() -> [u8; 16] {
         core::mem::transmute::<[u64; 2], [u8; 16]>(words.assume_init())
     }
 }
+
+/// The name of the kernel itself, where a task's would stand.
+pub(crate) const NAME: [u8; 16] = *b"kernel\0\0\0\0\0\0\0\0\0\0";
 
 /// `PF_EXITING` of `include/linux/sched.h`: it is on its way out.
 const PF_EXITING: u32 = 0x4;

@@ -157,10 +157,16 @@ pub(crate) fn v1_of_set(set: Pointer) -> Option<Pointer> {
     probe(state, offset!(cgroup_subsys_state_cgroup))
 }
 
+/// Returns whether the cgroup is a target of the guard, or lies below one.
+#[inline(always)]
+pub(crate) fn is_in_target(cgroup: Pointer, id: GuardId) -> bool {
+    matches!(of_cgroup(cgroup), Found::Guard(own) if own == id)
+}
+
 /// Whether the guard covers one of the cgroups that the task is in.
 #[inline(always)]
-fn covers(id: GuardId, task: Pointer) -> bool {
-    let is = |cgroup| matches!(of_cgroup(cgroup), Found::Guard(own) if own == id);
+pub(crate) fn covers(id: GuardId, task: Pointer) -> bool {
+    let is = |cgroup| is_in_target(cgroup, id);
     v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)
 }
 

@@ -25,7 +25,10 @@
 //! | `freezer_apply_state`, `cgroup_freeze` | each change of a freezer | under the freezer's own mutex: nothing slips through, and what is counted has been done |
 //! | `css_set_move_task` | each task that comes, goes or moves; it also makes members of children and takes out the dead | under `css_set_lock`: every fork, every exit and every migration passes it |
 //! | `signal_generate` | each signal that takes effect | with interrupts off, for every sender |
-//! | `ptrace_attach`, `security_ptrace_access_check`, `mem_write` | tracing that was permitted | the permission may be older than the guard |
+//! | `ptrace_attach`, `security_ptrace_access_check` | tracing that was permitted | the permission may be older than the guard |
+//! | `access_remote_vm` | each page of a write to `/proc/PID/mem` | a write lands page by page, and may fail after the first |
+//! | `set_swbp`, `set_orig_insn` | breakpoints of uprobes | they are written into every process that maps the file, and no LSM hook sees it |
+//! | `clear_refs_write` | dirty bits that are cleared | no LSM hook sees it |
 //!
 //! **Automatic guards**: `bprm_committed_creds` notices that a process becomes `criu`, and
 //! the tripwires of the freezer begin its guard at the first write.
@@ -53,6 +56,7 @@ mod log;
 mod lookup;
 mod maps;
 mod membership;
+mod memory;
 mod migration;
 mod operations;
 mod pid;
@@ -116,7 +120,7 @@ fn task_kill(ctx: LsmContext) -> i32 {
     if earlier != 0 {
         return earlier;
     }
-    task::check_signal(ctx.arg(0), ctx.arg(2))
+    task::check_signal(ctx.arg(0), ctx.arg(1), ctx.arg(2))
 }
 
 /// `security_ptrace_access_check(child, mode)`
@@ -201,10 +205,32 @@ fn ptrace_attach_exit(ctx: FExitContext) -> i32 {
     0
 }
 
-/// `mem_write(file, buffer, count, position)`, of `/proc/PID/mem`
-#[fexit(function = "mem_write")]
-fn mem_write_exit(ctx: FExitContext) -> i32 {
-    task::wrote_memory(ctx.arg(0), ctx.arg(4));
+/// `access_remote_vm(mm, addr, buf, len, gup_flags)`: a part of a read or a write of
+/// `/proc/PID/mem`, of at most a page.
+#[fexit(function = "access_remote_vm")]
+fn remote_vm_exit(ctx: FExitContext) -> i32 {
+    memory::accessed(ctx.arg(0), ctx.arg(4), ctx.arg(5));
+    0
+}
+
+/// `set_swbp(auprobe, mm or vma, vaddr)`: a breakpoint of a uprobe is set.
+#[fexit(function = "set_swbp")]
+fn set_swbp_exit(ctx: FExitContext) -> i32 {
+    memory::probed(ctx.arg(1), ctx.arg(3));
+    0
+}
+
+/// `set_orig_insn(auprobe, mm or vma, vaddr)`: it is removed.
+#[fexit(function = "set_orig_insn")]
+fn set_orig_insn_exit(ctx: FExitContext) -> i32 {
+    memory::probed(ctx.arg(1), ctx.arg(3));
+    0
+}
+
+/// `clear_refs_write(file, buf, count, ppos)`, of `/proc/PID/clear_refs`
+#[fexit(function = "clear_refs_write")]
+fn clear_refs_exit(ctx: FExitContext) -> i32 {
+    memory::cleared_refs(ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(4));
     0
 }
 

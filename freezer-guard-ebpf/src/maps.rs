@@ -63,6 +63,10 @@ pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::ZERO;
 #[unsafe(no_mangle)]
 pub(crate) static FREEZER: u32 = NO_FREEZER;
 
+/// See [`names::PROBES_BY_VMA`](freezer_guard_abi::names::PROBES_BY_VMA).
+#[unsafe(no_mangle)]
+pub(crate) static PROBES_BY_VMA: u32 = 0;
+
 /// A copy of a map's value that is one word.
 #[inline(always)]
 pub(crate) fn word<K>(map: &HashMap<K, u64>, key: K) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! Who belongs to a holder: counted in the kernel, thread by thread.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, seq_file},
+    bindings::{BPF_ANY, BPF_EXIST, seq_file},
     helpers::generated::bpf_seq_write,
 };
 use freezer_guard_abi::{GuardEntry, GuardId, LogLine, MAX_MEMBERS_BY_USER, Member, TaskPointer};
@@ -9,12 +9,17 @@ use freezer_guard_abi::{GuardEntry, GuardId, LogLine, MAX_MEMBERS_BY_USER, Membe
 use crate::{
     entry::Entry,
     kernel::{self, Pointer, load, offset, opaque},
-    lifetime, log,
+    lifetime, log, lookup,
     maps::{GUARDS, MEMBERS, word},
 };
 
 /// EAGAIN: what fork returns at a limit.
 const EAGAIN: i32 = 11;
+
+/// Added to the guard's id in `MEMBERS` for a task that the holder has put into the target. It is
+/// being restored there: it may do what the holder may, but it does not hold the guard. (An id is
+/// a time in ns, and never has this bit.)
+const RESTORED: u64 = 1 << 63;
 
 /// The guard in force that the current task is a holder of.
 #[inline(always)]
@@ -35,7 +40,7 @@ pub(crate) fn writer() -> Option<GuardId> {
 /// The guard in force that the thread is a holder of.
 #[inline(always)]
 pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
-    let id = word(&MEMBERS, task)?;
+    let id = word(&MEMBERS, task)? & !RESTORED;
     Entry::of(id).map(|_| id)
 }
 
@@ -59,23 +64,27 @@ extern "C" fn is_member_numbered(task: u64) -> u64 {
 /// ended while no program was attached; or the parent was a candidate until just now.
 #[inline(always)]
 pub(crate) fn inherit(child: TaskPointer) -> i32 {
-    match of_current() {
-        Some(id) if word(&MEMBERS, child) != Some(id) => join(child, id),
+    match word(&MEMBERS, kernel::task(kernel::current())) {
+        Some(own) if word(&MEMBERS, child) != Some(own) => join(child, own),
         _ => 0,
     }
 }
 
+/// Makes the task a member: `own` is the guard's id, with [`RESTORED`] for one that does not hold it.
 #[inline(always)]
-pub(crate) fn join(task: TaskPointer, id: GuardId) -> i32 {
+pub(crate) fn join(task: TaskPointer, own: GuardId) -> i32 {
+    let id = own & !RESTORED;
     let Some(entry) = Entry::of(id) else { return 0 };
     let by_user = entry.flags() & GuardEntry::BY_USER != 0;
     let is_full = by_user && entry.members() >= u64::from(MAX_MEMBERS_BY_USER);
-    if is_full || MEMBERS.insert(task, id, u64::from(BPF_ANY)).is_err() {
+    if is_full || MEMBERS.insert(task, own, u64::from(BPF_ANY)).is_err() {
         let pid = kernel::tgid(kernel::current()).into();
         log::write(LogLine::NoRoom, [id, pid, 0, 0]);
         return -EAGAIN;
     }
-    entry.add_member();
+    if own == id {
+        entry.add_member();
+    }
     0
 }
 
@@ -95,14 +104,20 @@ pub(crate) fn leave(task: Pointer) {
 #[inline(never)]
 extern "C" fn remove(task: u64) -> u64 {
     let task = TaskPointer(task);
-    let Some(id) = word(&MEMBERS, task) else {
+    let Some(own) = word(&MEMBERS, task) else {
         return 0;
     };
-    if MEMBERS.remove(task).is_err() {
-        return 0;
+    if MEMBERS.remove(task).is_ok() && own & RESTORED == 0 {
+        count_out(task, own);
     }
+    0
+}
+
+/// Counts out a task that has held the guard.
+#[inline(always)]
+fn count_out(task: TaskPointer, id: GuardId) {
     let Some(entry) = Entry::of_any(id) else {
-        return 0;
+        return;
     };
     let leader = entry.leader();
     entry.remove_member();
@@ -126,7 +141,36 @@ extern "C" fn remove(task: u64) -> u64 {
     if leader.is_some() && entry.has_ended() && is_last() {
         let _ = GUARDS.remove(id);
     }
-    0
+}
+
+/// A member is moved to a cgroup. If a checkpointer puts it there to restore it, it holds the guard
+/// no longer: otherwise the guard would last as long as it lives, and nobody could stop it.
+///
+/// An automatic guard lets each go that is moved, but for the task that executes the checkpointer,
+/// and a guard of a user each that comes into its target. One that comes into the target of
+/// another guard stays a member: it may have cgroups below to go to.
+#[inline(always)]
+pub(crate) fn moved(task: TaskPointer, to: Pointer) {
+    let Some(own) = word(&MEMBERS, task) else {
+        return;
+    };
+    let Some(entry) = Entry::of(own & !RESTORED) else {
+        return;
+    };
+    if entry.guard().is_automatic() {
+        if entry.guard().leader != task {
+            leave(task.0 as Pointer);
+        }
+    } else if own & RESTORED == 0 && lookup::is_in_target(to, own) {
+        if entry.flags() & GuardEntry::BY_USER != 0 {
+            leave(task.0 as Pointer);
+        } else if MEMBERS
+            .insert(task, own | RESTORED, u64::from(BPF_EXIST))
+            .is_ok()
+        {
+            count_out(task, own);
+        }
+    }
 }
 
 /// Whether the thread belongs to the holder of another guard. A candidate guards
@@ -170,9 +214,17 @@ pub(crate) fn list(ctx: *const TaskIter) {
     if kernel::is_exiting(task) {
         return;
     }
-    let Some(id) = of(kernel::task(task)) else {
+    let Some(own) = word(&MEMBERS, kernel::task(task)) else {
         return;
     };
+    let id = own & !RESTORED;
+    if Entry::of(id).is_none() {
+        // What its guard has restored takes no room when the guard is over.
+        if Entry::of_any(id).is_none() {
+            let _ = MEMBERS.remove(kernel::task(task));
+        }
+        return;
+    }
     // SAFETY: `task` is a `task_struct` that the verifier has seen checked.
     let (pid, tid) = unsafe {
         (

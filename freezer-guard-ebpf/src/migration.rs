@@ -12,7 +12,6 @@ use freezer_guard_abi::{
 use crate::{
     atomic::Word,
     audit::{self, Access, EBUSY},
-    automatic,
     kernel::{self, Pointer, offset, probe},
     lifetime, log,
     lookup::{self, Found, Write, below, protects_inside},
@@ -157,7 +156,7 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
-    automatic::moved(TaskPointer(task));
+    membership::moved(TaskPointer(task), to as Pointer);
     if lifetime::is_any_held() {
         let victim = kernel::tgid(task as Pointer);
         count_move(from as Pointer, to as Pointer, victim, Stage::Done);
@@ -185,10 +184,11 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
         audit::refused(any, &access);
         return true;
     }
-    let task = task as Pointer;
-    if task.is_null() {
+    // `css_set_move_task` will notice a move out of a target.
+    if task == pid::UNREADABLE || task == 0 {
         return false;
     }
+    let task = task as Pointer;
     let leader = match moves_one_thread(file) {
         true => Some(task),
         false => probe(task, offset!(task_struct_group_leader)),

@@ -13,7 +13,7 @@ use crate::{
     entry::Entry,
     kernel::{self, Pointer, load, offset},
     lifetime::{STALE, end, hold, is_any_held, is_held_no_more},
-    log,
+    log, lookup,
     maps::{ENROLLING, GUARDS, TEMPLATES},
     membership::{TaskIter, is_taken, join, leave, of},
     migration,
@@ -156,13 +156,18 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
         )
     };
     let is_in = |task| of(task) == Some(enrolling.guard);
-    if u64::from(pid) != enrolling.pid && !is_in(leader) && !is_in(parent) {
+    let is_named = u64::from(pid) == enrolling.pid;
+    if !is_named && !is_in(leader) && !is_in(parent) {
+        return;
+    }
+    // What it guards, also its own children, it does not hold.
+    if !is_named && lookup::covers(enrolling.guard, task) {
         return;
     }
     if is_taken(kernel::task(task), enrolling.guard) {
         return;
     }
-    if u64::from(pid) == enrolling.pid {
+    if is_named {
         own(enrolling.guard, task);
     }
     let output = match join(kernel::task(task), enrolling.guard) {

@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{
 
 use crate::{
     each::{self, GO_ON, STOP},
-    kernel::{self, Pointer, offset, probe},
+    kernel::{self, Pointer, offset, probe, zero},
     maps::TURNS,
 };
 
@@ -24,27 +24,30 @@ const TEXT: usize = 16;
 /// In place of a task that cannot be told.
 pub(crate) const UNKNOWN: u64 = u64::MAX;
 
+/// In place of a task if the text is not in memory just now, as a constant of a program may not be
+/// after a fork. The kernel itself will read it all the same.
+pub(crate) const UNREADABLE: u64 = u64::MAX - 1;
+
 /// The task whose pid the current task is writing, seen from its own pid namespace as
-/// `cgroup_procs_write_start` does: 0 when there is no such task, [`UNKNOWN`] when it cannot
-/// be told. A global function: see `lookup`.
+/// `cgroup_procs_write_start` does: 0 when there is no such task, [`UNKNOWN`] or [`UNREADABLE`].
+/// A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn being_written() -> u64 {
-    task().map_or(UNKNOWN, |task| task as u64)
-}
-
-#[inline(always)]
-fn task() -> Option<Pointer> {
-    let current = kernel::current();
-    if kernel::is_kernel_thread(current) {
-        return None;
+    let current = kernel::current() as u64;
+    if kernel::is_kernel_thread(current as Pointer) {
+        return UNKNOWN;
     }
-    match parse(text()?)? {
-        0 => Some(current),
-        number => match find(current as u64, number.into()) {
-            UNKNOWN => None,
-            task => Some(task as Pointer),
-        },
+    let Some((buffer, length)) = buffer() else {
+        return UNKNOWN;
+    };
+    let Some(text) = read(buffer, length) else {
+        return UNREADABLE;
+    };
+    match parse(text) {
+        Some(0) => current,
+        Some(number) => find(current, number.into()),
+        None => UNKNOWN,
     }
 }
 
@@ -57,21 +60,21 @@ const SYS_WRITEV: u64 = 20;
 const SYS_PWRITEV: u64 = 296;
 const SYS_PWRITEV2: u64 = 328;
 
-/// What the current task writes.
+/// Where the text that the current task writes begins, and its length, bytes.
 #[inline(always)]
-fn text() -> Option<[u64; 2]> {
+fn buffer() -> Option<(u64, u64)> {
     // SAFETY: the helper knows where they are.
     let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as Pointer;
     let call: u64 = probe(registers, offset!(pt_regs_orig_ax))?;
     let buffer: u64 = probe(registers, offset!(pt_regs_si))?;
     let length: u64 = probe(registers, offset!(pt_regs_dx))?;
     match call {
-        SYS_WRITE | SYS_PWRITE64 => read(buffer, length),
+        SYS_WRITE | SYS_PWRITE64 => Some((buffer, length)),
         SYS_WRITEV | SYS_PWRITEV | SYS_PWRITEV2 if length == 1 => {
             // SAFETY: the helper checks the address.
             let [buffer, length] =
                 unsafe { bpf_probe_read_user(buffer as *const [u64; 2]) }.ok()?;
-            read(buffer, length)
+            Some((buffer, length))
         }
         _ => None,
     }
@@ -100,15 +103,21 @@ fn read(buffer: u64, length: u64) -> Option<[u64; 2]> {
     }
 }
 
+/// The number that stands in memory of user space, if it can be read.
+#[inline(always)]
+pub(crate) fn number(buffer: u64, length: u64) -> Option<u32> {
+    parse(read(buffer, length)?)
+}
+
 /// A plain decimal number, then white space or NUL. `kstrtoint(…, 0, …)` takes
 /// more (signs, other bases, white space before): that is not worth a parser.
 #[inline(always)]
 fn parse(text: [u64; 2]) -> Option<u32> {
     let mut parsing = Parsing {
         text,
-        number: 0,
-        digits: 0,
-        after: 0,
+        number: zero(),
+        digits: zero(),
+        after: zero(),
         is_number: 1,
     };
     each::element(&TURNS, parse_byte, &mut parsing);
@@ -182,6 +191,12 @@ fn find_in_namespace(current: Pointer, number: u32) -> Option<Pointer> {
     let namespace: Pointer = probe(own, here)?;
     let table = offset!(pid_namespace_idr) + offset!(idr_idr_rt) + offset!(xarray_xa_head);
     let pid = entry(probe(namespace, table)?, number)?;
+    task_of(pid)
+}
+
+/// The task of a `struct pid *`: null when there is none, `None` when it cannot be told.
+#[inline(always)]
+pub(crate) fn task_of(pid: Pointer) -> Option<Pointer> {
     if pid.is_null() {
         return Some(pid);
     }
@@ -201,8 +216,8 @@ fn entry(head: Pointer, index: u32) -> Option<Pointer> {
     let mut descent = Descent {
         entry: head as u64,
         index,
-        depth: 0,
-        is_lost: 0,
+        depth: zero(),
+        is_lost: zero(),
     };
     each::element(&TURNS, descend, &mut descent);
     if descent.is_lost != 0 {

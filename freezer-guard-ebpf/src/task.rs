@@ -1,7 +1,8 @@
-//! What is done to the tasks of a target: signals, ptrace, writes to memory.
+//! What is done to the tasks of a target: signals, and ptrace.
 
 use freezer_guard_abi::{
-    Act, Action, Actor, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, Stage, protects_from,
+    Act, Action, Actor, BY_INTERRUPT, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, Stage,
+    protects_from,
 };
 
 use crate::{
@@ -18,12 +19,18 @@ const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
 
-/// `SEND_SIG_PRIV` of `include/linux/sched/signal.h`: from the kernel itself.
+/// `SEND_SIG_NOINFO` of `include/linux/sched/signal.h`: without details. From user space every
+/// signal has some.
+const SEND_SIG_NOINFO: usize = 0;
+/// `SEND_SIG_PRIV`: from the kernel itself.
 const SEND_SIG_PRIV: usize = 1;
+
+/// The signal that the kernel sends when memory runs out.
+const OUT_OF_MEMORY: u32 = SIGKILL as u32 | KERNEL_SIGNAL;
 
 /// Something that the current task does to another.
 #[derive(Clone, Copy)]
-struct Attempt {
+pub(crate) struct Attempt {
     act: u32,
     protection: Protection,
     detail: u32,
@@ -43,7 +50,7 @@ enum Objector {
 
 impl Attempt {
     #[inline(always)]
-    fn new(act: Act, detail: u32, victim: Pointer) -> Self {
+    pub(crate) fn new(act: Act, detail: u32, victim: Pointer) -> Self {
         Self {
             act: act as u32,
             protection: act.protection(detail),
@@ -64,7 +71,7 @@ impl Attempt {
 
     /// Counts what has been done.
     #[inline(always)]
-    fn done(&self) {
+    pub(crate) fn done(&self) {
         if lifetime::is_any_held() {
             let done = Self {
                 stage: Stage::Done,
@@ -177,13 +184,18 @@ impl Attempt {
         protects_from(entry.guard(), actor, action)
     }
 
-    /// Whether the kernel kills, in a task that goes on: memory has run out in it, which does
-    /// not make it the task's access.
+    /// Returns whether the kernel sends a signal by itself, while any task runs: memory has run out in
+    /// that, or an interrupt has found it. The signals that a task brings upon its own process,
+    /// such as SIGSEGV, and those that its exit causes, are its own.
     #[inline(always)]
     fn is_by_kernel(&self) -> bool {
+        let current = kernel::current();
+        let is_own =
+            self.detail != OUT_OF_MEMORY && kernel::tgid(current) == kernel::tgid(self.victim);
         self.act == Act::Signal as u32
-            && self.detail == SIGKILL as u32 | KERNEL_SIGNAL
-            && !kernel::is_exiting(kernel::current())
+            && self.detail & KERNEL_SIGNAL != 0
+            && !is_own
+            && !kernel::is_exiting(current)
     }
 
     #[inline(always)]
@@ -191,7 +203,10 @@ impl Attempt {
         let cgroup = lookup::v2_of(self.victim).and_then(lookup::key);
         let cgroup = cgroup.unwrap_or(CgroupKey::new(0, 0));
         let mut access = Access::numbered(self.act, self.protection as u32, cgroup);
-        access.detail = self.detail;
+        access.detail = match self.is_by_kernel() && self.detail != OUT_OF_MEMORY {
+            true => self.detail | BY_INTERRUPT,
+            false => self.detail,
+        };
         access.victim = kernel::tgid(self.victim);
         access
     }
@@ -222,8 +237,14 @@ fn is_deadly(victim: Pointer, signal: i32) -> bool {
 }
 
 /// The answer of `task_kill` for a signal from user space.
+///
+/// The one signal without details that asks for permission is that of a parent's death
+/// (`forget_original_parent`). The kernel sends it once, and never again if it is refused.
 #[inline(always)]
-pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
+pub(crate) fn check_signal(victim: Pointer, info: u64, signal: i32) -> i32 {
+    if info as usize == SEND_SIG_NOINFO {
+        return 0;
+    }
     if !is_guarded_signal(signal) && !is_deadly(victim, signal) {
         return 0;
     }
@@ -256,13 +277,14 @@ pub(crate) fn signalled(signal: i32, info: usize, victim: Pointer, result: i32) 
 
 #[inline(always)]
 fn from_kernel(info: usize) -> u32 {
+    /// `SI_TIMER` of `asm-generic/siginfo.h`: a timer that `timer_create` made.
+    const SI_TIMER: i32 = -2;
     let by_kernel = match info {
-        // `SEND_SIG_NOINFO`: from user space, without details.
-        0 => false,
+        SEND_SIG_NOINFO => false,
         SEND_SIG_PRIV => true,
         // `SI_FROMKERNEL`
         info => probe::<i32>(info as Pointer, offset!(kernel_siginfo_si_code))
-            .is_some_and(|code| code > 0),
+            .is_some_and(|code| code > 0 || code == SI_TIMER),
     };
     if by_kernel { KERNEL_SIGNAL } else { 0 }
 }
@@ -300,24 +322,4 @@ pub(crate) fn attached(victim: Pointer, result: i32) {
         return;
     }
     Attempt::new(Act::Trace, 0, victim).done();
-}
-
-/// The return of `mem_write`: a write to `/proc/PID/mem`, which asks for
-/// permission when it is opened and never again.
-#[inline(always)]
-pub(crate) fn wrote_memory(file: Pointer, result: i64) {
-    if result <= 0 {
-        return;
-    }
-    // `mem_open` puts it there.
-    let Some(mm) = probe::<Pointer>(file, offset!(file_private_data)) else {
-        return;
-    };
-    let Some(victim) = probe::<Pointer>(mm, offset!(mm_struct_owner)) else {
-        return;
-    };
-    if victim.is_null() {
-        return;
-    }
-    Attempt::new(Act::WriteMemory, 0, victim).done();
 }

@@ -255,6 +255,33 @@ pub(crate) fn write_raw(fd: impl AsRawFd, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Writes these bytes, of one page, and a page behind them that nobody can read.
+pub(crate) fn write_beyond(file: &File, page: &[u8]) -> Result<()> {
+    let size = page.len();
+    // SAFETY: the mapping is new, ours alone, and two pages long; the first half is filled
+    // before the second is locked, and it goes before we return.
+    unsafe {
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let start = libc::mmap(ptr::null_mut(), 2 * size, protection, anonymous, -1, 0);
+        if start == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        ptr::copy_nonoverlapping(page.as_ptr(), start.cast(), size);
+        check(libc::mprotect(start.byte_add(size), size, libc::PROT_NONE).into())?;
+        let written = libc::write(file.as_raw_fd(), start, 2 * size);
+        let result = check(written as i64);
+        check(libc::munmap(start, 2 * size).into())?;
+        result.map(drop)
+    }
+}
+
+/// Sends ourselves SIGALRM after this time, seconds.
+pub(crate) fn alarm(seconds: u32) {
+    // SAFETY: `alarm(2)` takes a number only.
+    unsafe { libc::alarm(seconds) };
+}
+
 /// A descriptor for a process (`pidfd_open(2)`).
 pub(crate) fn pidfd_open(pid: u32) -> Result<File> {
     // SAFETY: takes numbers only, and returns a descriptor that nobody else owns.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use freezer_guard_abi::{
-    Act, CgroupKey, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES, RawEvent, Unguarded,
+    Act, BY_INTERRUPT, CgroupKey, Intruder, IntruderKey, KERNEL_SIGNAL, PROTECTED_FILES, RawEvent,
+    Unguarded,
 };
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -138,8 +139,12 @@ impl What {
             Act::Enter => format!("{moved} {task} into {}", cgroup()),
             Act::Leave => format!("{moved} {task} out of {}", cgroup()),
             Act::Move => format!("{moved} {task} to {}, within the guarded cgroup", cgroup()),
+            Act::Signal if self.detail & BY_INTERRUPT != 0 => format!(
+                "sent {} to {task} (a timer of its own, a limit …)",
+                signal(self.detail & !(KERNEL_SIGNAL | BY_INTERRUPT))
+            ),
             Act::Signal if self.detail & KERNEL_SIGNAL != 0 => format!(
-                "made the kernel send {} to {task} (out of memory, the end of its parent …)",
+                "made the kernel send {} to {task} (out of memory …)",
                 signal(self.detail & !KERNEL_SIGNAL)
             ),
             Act::Signal => {
@@ -150,6 +155,7 @@ impl What {
             Act::Trace => format!("tracing {task}, or access to its memory"),
             Act::Permit => format!("was let trace {task}, or at its memory"),
             Act::WriteMemory => format!("wrote to the memory of {task}"),
+            Act::ClearDirty => format!("cleared the dirty bits of {task}"),
         }
     }
 }

@@ -26,6 +26,8 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// The enum of the cgroup controllers.
 const SUBSYSTEMS: &str = "cgroup_subsys_id";
+/// The function that sets the breakpoint of a uprobe.
+const SET_BREAKPOINT: &str = "set_swbp";
 /// The kernel's hash map, and its own allocator, which it has since programs may allocate
 /// wherever they run (Linux 6.1).
 const HASH_MAP: &str = "bpf_htab";
@@ -36,6 +38,8 @@ pub(super) struct Facts {
     pub(super) offsets: KernelOffsets,
     /// `freezer_cgrp_id`, or [`NO_FREEZER`].
     pub(super) freezer: u32,
+    /// See [`names::PROBES_BY_VMA`](freezer_guard_abi::names::PROBES_BY_VMA).
+    pub(super) probes_by_vma: bool,
     /// Whether programs may allocate wherever they run.
     pub(super) allocates_by_need: bool,
     /// What programs are attached to, as far as this kernel has it.
@@ -67,6 +71,7 @@ impl Facts {
             freezer: types
                 .constant(SUBSYSTEMS, "freezer_cgrp_id")?
                 .unwrap_or(NO_FREEZER),
+            probes_by_vma: types.takes(SET_BREAKPOINT, 1, "vm_area_struct"),
             allocates_by_need: types.offset(HASH_MAP, ALLOCATOR).is_ok(),
             targets: types.targets(),
         })
@@ -179,6 +184,32 @@ impl Types {
         Ok(None)
     }
 
+    /// Returns whether a function's argument is a pointer to this struct.
+    fn takes(&self, function: &str, argument: usize, name: &str) -> bool {
+        self.argument(function, argument)
+            .is_some_and(|found| found == name)
+    }
+
+    /// The name of the struct that a function's argument points to.
+    fn argument(&self, function: &str, argument: usize) -> Option<String> {
+        let mut named = self.named(function).map(|(_, found)| found);
+        let function = named.find_map(|found| match found {
+            Type::Func(function) => Some(function),
+            _ => None,
+        })?;
+        let Type::FuncProto(prototype) = self.btf.resolve_chained_type(function).ok()? else {
+            return None;
+        };
+        let parameter = prototype.parameters.get(argument)?;
+        let Type::Ptr(pointer) = self.btf.resolve_chained_type(parameter).ok()? else {
+            return None;
+        };
+        match self.btf.resolve_chained_type(&pointer).ok()? {
+            Type::Struct(found) => self.btf.resolve_name(&found).ok(),
+            _ => None,
+        }
+    }
+
     /// The offset of a member, bytes. Between names that it has in several releases
     /// stands `|`.
     fn offset(&self, container: &'static str, member: &'static str) -> Result<u32, Error> {
@@ -240,6 +271,7 @@ struct Kept {
     /// In the order of [`KernelOffsets::FIELDS`].
     offsets: Vec<u32>,
     freezer: u32,
+    probes_by_vma: bool,
     allocates_by_need: bool,
     targets: BTreeMap<String, u32>,
 }
@@ -254,6 +286,7 @@ impl Kept {
             key,
             offsets: facts.offsets.values().to_vec(),
             freezer: facts.freezer,
+            probes_by_vma: facts.probes_by_vma,
             allocates_by_need: facts.allocates_by_need,
             targets: facts.targets.clone(),
         }
@@ -268,6 +301,7 @@ impl Kept {
         Some(Facts {
             offsets: KernelOffsets::resolve(|_, _| offsets.next().ok_or(())).ok()?,
             freezer: kept.freezer,
+            probes_by_vma: kept.probes_by_vma,
             allocates_by_need: kept.allocates_by_need,
             targets: kept.targets,
         })

@@ -43,6 +43,7 @@ impl Code {
         let globals = [
             (names::OFFSETS, bytes(&facts.offsets.values())),
             (names::FREEZER, bytes(&[facts.freezer])),
+            (names::PROBES_BY_VMA, bytes(&[facts.probes_by_vma.into()])),
             (names::LOG_LEVEL, vec![log as u8]),
         ];
         let globals = globals

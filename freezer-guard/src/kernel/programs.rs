@@ -110,7 +110,7 @@ const fn program_on(
 /// preemptible kernel. So each that notices sits where that cannot happen, but
 /// for those that notice ptrace: see [`missed`].
 #[rustfmt::skip]
-pub(super) const PROGRAMS: [Program; 20] = {
+pub(super) const PROGRAMS: [Program; 23] = {
     use At::{AboveDetect, Any, Below, Enforce};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, OnlyV2, V1, V2};
@@ -122,7 +122,10 @@ pub(super) const PROGRAMS: [Program; 20] = {
         program_on("task_alloc", Lsm("task_alloc"), All, Membership, Enforce),
         program_on("signal_generate", Tracepoint, All, Notices(Kill), Any),
         program_on("ptrace_attach_exit", Exit("ptrace_attach"), All, Notices(Ptrace), Any),
-        program_on("mem_write_exit", Exit("mem_write"), All, Notices(Ptrace), Any),
+        program_on("remote_vm_exit", Exit("access_remote_vm"), All, Notices(Ptrace), Any),
+        program_on("set_swbp_exit", Exit("set_swbp"), All, Notices(Ptrace), Any),
+        program_on("set_orig_insn_exit", Exit("set_orig_insn"), All, Notices(Ptrace), Any),
+        program_on("clear_refs_exit", Exit("clear_refs_write"), All, Notices(Ptrace), Any),
         program_on("ptrace_access_exit", Exit("security_ptrace_access_check"), All, Notices(Ptrace), Below),
         // The return before the entry: it finds only values that an entry has left.
         program_on("apply_state_exit", Exit("freezer_apply_state"), V1, Notices(Freeze), Any),

@@ -3,6 +3,7 @@
 use std::{process::Command, thread::sleep, time::Duration};
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::{
     List,
@@ -22,6 +23,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("thread", thread);
     list.add("daemonised_grandchild", daemon);
     list.add("older_process_is_none", older);
+    list.add("what_it_restores_is_none", restored);
     list.add_alone("where_an_earlier_holder_was", reused);
 }
 
@@ -82,6 +84,38 @@ fn daemon(hierarchy: Hierarchy) -> Result<()> {
     )?;
     target.freeze()?;
     target.thaw()
+}
+
+/// A child that is put into the target is a process that is being restored. It may go on to a cgroup
+/// below; but when all others have ended, so has the guard.
+fn restored(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let below = target.child("below")?;
+    let mut held = Held::new(&[&target])?;
+    let thaw = format!(
+        "echo {} > {}",
+        hierarchy.thawed(),
+        target.freezer().display()
+    );
+    ensure!(held.sh(&thaw)? == 0);
+    let restore = format!(
+        "(exec >/dev/null 2>&1; echo 0 > {0}/cgroup.procs; \
+         (echo 0 > {1}/cgroup.procs; exec sleep 1000) & exec sleep 1000) &",
+        target.text(),
+        below.text(),
+    );
+    ensure!(held.sh(&restore)? == 0);
+    eventually("both are there", || {
+        Ok(target.pids()?.len() == 1 && below.pids()?.len() == 1)
+    })?;
+    held.process().signal(Signal::SIGKILL)?;
+    held.process().close_input();
+    eventually("the guard ends", || Ok(guards()?.is_empty()))?;
+    target.freeze()?;
+    target.thaw()?;
+    below.kill_all()?;
+    target.kill_all()?;
+    expect_clean()
 }
 
 fn older(hierarchy: Hierarchy) -> Result<()> {

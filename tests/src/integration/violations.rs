@@ -1,5 +1,6 @@
 //! Writes and moves that get past the refusals are noticed, and `run` acts on them.
 
+mod memory;
 mod tasks;
 
 use std::process::Command;
@@ -30,7 +31,16 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("kernel_kills", tasks::kernel_kills);
     list.add("signals", tasks::signals);
     list.add("ptrace", tasks::ptrace);
-    list.add("memory_through_an_older_descriptor", tasks::older_memory);
+    list.add("memory_through_an_older_descriptor", |h| {
+        memory::permitted(h, "late_mem", 0)
+    });
+    list.add("memory_written_in_part", |h| {
+        memory::permitted(h, "partial_mem", libc::EFAULT)
+    });
+    list.add("clear_refs", memory::clear_refs);
+    list.add("uprobe", memory::uprobe);
+    list.add("alarm", tasks::alarm);
+    list.add("parent_death_signal", tasks::parent_death);
     list.add(
         "tasks_of_the_target_among_themselves",
         tasks::among_themselves,
@@ -41,8 +51,12 @@ pub(super) fn list(list: &mut List<'_>) {
     if list.hierarchy.has_kill() {
         list.add("cgroup_kill_under_way", cgroup_kill);
     }
-    // On v1 a move whose text cannot be read is refused beside any guard.
+    // On v1 some writes are refused beside any guard.
     list.add_alone("move_under_way", move_under_way);
+    // The program that notices it is attached after it began.
+    list.add_alone("memory_write_under_way", |h| {
+        memory::permitted(h, "stalled_mem", 0)
+    });
     list.add_alone("moves_out_by_every_write", unreadable);
     // A part of it is held at another level.
     list.add_alone("signal_that_nobody_handles", tasks::fatal_signal);
@@ -195,40 +209,51 @@ fn move_under_way(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
-/// On v1 a move whose text cannot be read may be one out of the target: it is
-/// refused, and only while a cgroup of that hierarchy is guarded.
+/// On v1 a move that is written in another way than by `write` may be one out of the target: it
+/// is refused, and only while a cgroup of that hierarchy is guarded.
 fn unreadable(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let elsewhere = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
     let foreign = Workload::start(&[&elsewhere], 0)?;
     let file = elsewhere.path.join("cgroup.procs").display().to_string();
-    let write = |method: &str, pid: i32| -> Result<i32> {
-        Ok(tool(["write", method, &file, &pid.to_string()])?.code)
+    let write = |method: &str, text: &str| -> Result<i32> {
+        Ok(tool(["write", method, &file, text])?.code)
     };
+    let (own, guarded) = (foreign.pid.to_string(), workload.pid.to_string());
     let held = Held::new(&[&target])?;
     let mut refused = 0;
     for method in [
         "write", "writev", "pwrite", "pwritev2", "splice", "aio", "io_uring",
     ] {
-        let own = write(method, foreign.pid)?;
+        let own = write(method, &own)?;
         let readable =
             hierarchy == Hierarchy::V2 || ["write", "pwrite", "pwritev2"].contains(&method);
         let expected = if readable { 0 } else { libc::EBUSY };
         ensure!(own == expected, "{method} of somebody else: {own}");
-        let of_target = write(method, workload.pid)?;
+        let of_target = write(method, &guarded)?;
         ensure!(
             of_target == libc::EBUSY,
             "{method} out of the target: {of_target}"
         );
         refused += 1 + u64::from(!readable);
     }
+    // As a shell writes it; and the kernel takes a leading zero for that of an octal number.
+    ensure!(
+        write("write", &format!("{}\n", foreign.pid))? == 0,
+        "a line"
+    );
+    if hierarchy == Hierarchy::V1 {
+        let octal = format!("0{}", foreign.pid);
+        ensure!(write("write", &octal)? == libc::EBUSY, "octal");
+        refused += 1;
+    }
     // Nobody: what the kernel says is left alone.
-    ensure!(write("write", 4_194_304)? == libc::ESRCH);
+    ensure!(write("write", "4194304")? == libc::ESRCH);
     held.release()?
         .expect(0)?
         .says(&format!("refused {refused} attempts"))?;
-    ensure!(write("splice", foreign.pid)? == 0);
+    ensure!(write("splice", &own)? == 0);
     workload.expect_counting()?;
     expect_clean()
 }

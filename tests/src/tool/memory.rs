@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
+    io::{Seek as _, SeekFrom},
     os::unix::fs::FileExt as _,
 };
 
@@ -22,7 +23,16 @@ pub(super) enum Way {
     Mem,
     /// Open /proc/PID/mem, print `ready`, wait for a line, write
     LateMem,
+    /// The same with a page that can be read, and one behind it that cannot
+    PartialMem,
+    /// Write with a write that hangs in the kernel, print `ready`, wait for a line, let it go on
+    StalledMem,
+    /// Write 4 to /proc/PID/clear_refs
+    ClearRefs,
 }
+
+/// The size of a page, bytes.
+const PAGE: u64 = 4096;
 
 /// The end of the stack, which holds the name of the program and nothing that changes.
 fn address(pid: i32) -> Result<u64> {
@@ -51,6 +61,20 @@ pub(super) fn access(way: Way, pid: i32) -> Result<()> {
             super::ready()?;
             Ok(file.write_all_at(&[0], address).context("write")?)
         }
+        Way::PartialMem => {
+            let (mut file, page) = (mem(pid)?, address(pid)? + 1 - PAGE);
+            super::ready()?;
+            let mut same = [0; PAGE as usize];
+            file.read_exact_at(&mut same, page).context("read")?;
+            file.seek(SeekFrom::Start(page))?;
+            Ok(sys::write_beyond(&file, &same).context("write")?)
+        }
+        Way::StalledMem => {
+            let (mut file, address) = (mem(pid)?, address(pid)?);
+            file.seek(SeekFrom::Start(address))?;
+            super::stalled::write_stalled(&file, &[0])
+        }
+        Way::ClearRefs => Ok(fs::write(format!("/proc/{pid}/clear_refs"), "4")?),
     }
 }
 

@@ -109,6 +109,8 @@ enum Task {
         #[arg(long)]
         cgroup: Vec<PathBuf>,
     },
+    /// Join a cgroup, print `ready`, and end with the parent, or by SIGALRM after some seconds
+    Mortal { cgroup: PathBuf, seconds: u32 },
     /// 20 threads that start many short processes
     Storm,
     /// Write with a write that hangs in the kernel, print `ready`, wait for a
@@ -219,6 +221,7 @@ fn run(task: Task) -> Result<()> {
         Task::Renamed { names, command } => process::renamed(&names, &command),
         Task::Powerless { command } => process::powerless(&command),
         Task::Stall { cgroup } => workload::stall(&cgroup),
+        Task::Mortal { cgroup, seconds } => workload::mortal(&cgroup, seconds),
         Task::Storm => storm::storm(),
         Task::Stalled {
             splice,

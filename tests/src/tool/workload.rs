@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::{
+    sys::{prctl::set_pdeathsig, signal::Signal},
+    unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, setsid},
+};
 
 use crate::sys;
 
@@ -137,6 +140,17 @@ pub(super) fn stall(cgroups: &[PathBuf]) -> Result<()> {
     join(cgroups)?;
     let (_reader, writer) = std::io::pipe()?;
     super::stalled::write_stalled(&File::from(std::os::fd::OwnedFd::from(writer)), b"x")
+}
+
+/// Joins a cgroup and prints `ready`. After some seconds an alarm ends it, or the end of its
+/// parent does.
+pub(super) fn mortal(cgroup: &Path, alarm_seconds: u32) -> Result<()> {
+    join(&[cgroup.to_owned()])?;
+    set_pdeathsig(Signal::SIGKILL)?;
+    sys::alarm(alarm_seconds);
+    println!("ready");
+    thread::sleep(Duration::from_secs(1000));
+    Ok(())
 }
 
 /// Joins a cgroup, then has children that have short-lived children, all the time.

@@ -1,4 +1,4 @@
-//! Signals to the tasks of a target, traces of them, and writes to their memory.
+//! Signals to the tasks of a target, and traces of them.
 
 use std::{fs, process::Command};
 
@@ -14,7 +14,7 @@ use super::{
         lifecycle::expect_clean,
         process::{Held, LONG, Process, guards, tool},
     },
-    child_of, expect_violated, violations,
+    child_of, violations,
 };
 
 /// The out-of-memory killer takes a task of the target.
@@ -94,6 +94,55 @@ pub(super) fn fatal_signal(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
+/// Its own timer ends a frozen task at once on v2. The timer interrupts the holder, which is what
+/// runs meanwhile.
+pub(super) fn alarm(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut sleeper =
+        Process::spawn(Command::new("guest-tool").args(["mortal", &target.text(), "3"]))?;
+    sleeper.expect_line("ready")?;
+    let mut held = Held::new(&[&target])?;
+    held.sh("for cpu in 1 2 3 4; do timeout 4 bash -c 'while :; do :; done' & done; wait")?;
+    // On v1 the task ends when it is thawed; or the signal waits, and is saved with the rest.
+    let counted = violations("kill")?;
+    let finished = held.release()?;
+    if counted > 0 || hierarchy == Hierarchy::V2 {
+        finished.expect(73)?.says(&format!(
+            "kernel (pid 0, uid 0) sent SIGALRM to pid {}",
+            sleeper.pid()
+        ))?;
+    } else {
+        finished.expect(0)?;
+    }
+    sleeper.wait(LONG)?.expect(128 + libc::SIGALRM)?;
+    expect_clean()
+}
+
+/// The kernel sends it once. Refused, it would be lost, and the child would stay for ever.
+pub(super) fn parent_death(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut parent = Process::spawn(Command::new("bash").args([
+        "-c",
+        "guest-tool mortal \"$1\" 1000 & echo $!; wait",
+        "bash",
+        &target.text(),
+    ]))?;
+    let child = parent.line()?;
+    parent.expect_line("ready")?;
+    let held = Held::new(&[&target])?;
+    parent.signal(Signal::SIGKILL)?;
+    eventually("it is noticed", || Ok(violations("kill")? == 1))?;
+    held.release()?
+        .expect(73)?
+        .says(&format!("sent SIGKILL to pid {child}"))?
+        .says("refused nothing")?;
+    eventually("the child ends", || {
+        Ok(!fs::exists(format!("/proc/{child}"))?)
+    })?;
+    parent.wait(LONG)?;
+    expect_clean()
+}
+
 pub(super) fn ptrace(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
@@ -117,25 +166,6 @@ pub(super) fn ptrace(hierarchy: Hierarchy) -> Result<()> {
         fs::File::open(&path).context(path)?;
     }
     held.release()?.expect(0)?.says("refused 3 attempts")?;
-    workload.expect_counting()?;
-    expect_clean()
-}
-
-pub(super) fn older_memory(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 0)?;
-    let pid = workload.pid.to_string();
-    let mut writer = Process::spawn(Command::new("guest-tool").args(["access", "late_mem", &pid]))?;
-    writer.expect_line("ready")?;
-    let held = Held::new(&[&target])?;
-    writer.tell("go")?;
-    eventually("it is noticed", || Ok(violations("ptrace")? == 1))?;
-    expect_violated(
-        held.release()?,
-        writer.pid(),
-        &format!("wrote to the memory of pid {pid}"),
-    )?;
-    writer.wait(LONG)?.expect(0)?;
     workload.expect_counting()?;
     expect_clean()
 }
