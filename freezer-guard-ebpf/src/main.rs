@@ -120,7 +120,7 @@ fn task_kill(ctx: LsmContext) -> i32 {
     if earlier != 0 {
         return earlier;
     }
-    task::check_signal(ctx.arg(0), ctx.arg(1), ctx.arg(2))
+    task::check_signal(ctx.arg(0), ctx.arg(2))
 }
 
 /// `security_ptrace_access_check(child, mode)`

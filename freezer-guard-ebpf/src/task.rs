@@ -19,8 +19,7 @@ const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
 
-/// `SEND_SIG_NOINFO` of `include/linux/sched/signal.h`: without details. From user space every
-/// signal has some.
+/// `SEND_SIG_NOINFO` of `include/linux/sched/signal.h`: from user space, without details.
 const SEND_SIG_NOINFO: usize = 0;
 /// `SEND_SIG_PRIV`: from the kernel itself.
 const SEND_SIG_PRIV: usize = 1;
@@ -238,11 +237,11 @@ fn is_deadly(victim: Pointer, signal: i32) -> bool {
 
 /// The answer of `task_kill` for a signal from user space.
 ///
-/// The one signal without details that asks for permission is that of a parent's death
-/// (`forget_original_parent`). The kernel sends it once, and never again if it is refused.
+/// A task that is exiting sends the one that its children have asked for
+/// (`forget_original_parent`). It would never be sent again.
 #[inline(always)]
-pub(crate) fn check_signal(victim: Pointer, info: u64, signal: i32) -> i32 {
-    if info as usize == SEND_SIG_NOINFO {
+pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
+    if kernel::is_exiting(kernel::current()) {
         return 0;
     }
     if !is_guarded_signal(signal) && !is_deadly(victim, signal) {

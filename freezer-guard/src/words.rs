@@ -8,6 +8,7 @@ use std::{
     borrow::Cow,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -24,6 +25,20 @@ pub fn escaped_lines(text: &str) -> Cow<'_, str> {
     escape(text, |character| {
         character != '\n' && is_dangerous(character)
     })
+}
+
+/// Takes a time such as `10m` or `1h 30m`. No clock can add the longest that can be written, so a
+/// year is the longest that is taken.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration > LONGEST => Err("is longer than a year".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("is no time: {error}")),
+    }
 }
 
 fn escape(text: &str, is_dangerous: impl Fn(char) -> bool) -> Cow<'_, str> {

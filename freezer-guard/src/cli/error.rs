@@ -112,6 +112,8 @@ impl Error {
     /// Returns the exit code.
     pub(super) fn code(&self) -> Code {
         let kind = match self {
+            Self::Guard(guard::Error::Kernel(kernel::Error::Interrupted(signal)))
+            | Self::Interrupted(signal) => return Code(128 + *signal as u8),
             Self::Guard(error) => error.kind(),
             Self::Criu(error) => return of_criu(error),
             Self::Daemon(error) => error.kind(),
@@ -121,7 +123,6 @@ impl Error {
                 return NOT_FOUND;
             }
             Self::Command { .. } => return CANNOT_EXECUTE,
-            Self::Interrupted(signal) => return Code(128 + *signal as u8),
             Self::NoAnswer { .. } | Self::Io { .. } | Self::System(_) | Self::Unexpected(_) => {
                 Kind::Internal
             }

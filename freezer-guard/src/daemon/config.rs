@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use freezer_guard::guard::automatic::Requirements;
+use freezer_guard::{guard::automatic::Requirements, words};
 use freezer_guard_abi::{Level, LogLevel, NoSuchName, Protection};
 use serde::{
     Deserialize, Deserializer,
@@ -154,15 +154,9 @@ impl Config {
     }
 }
 
-/// `10m`, `1h 30m` and the like; a year at most, so that a sum with the time of day is a time.
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     let text = String::deserialize(deserializer)?;
-    match humantime::parse_duration(&text) {
-        Ok(duration) if duration <= LONGEST => Ok(duration),
-        Ok(_) => Err(D::Error::custom(format!("{text:?} is longer than a year"))),
-        Err(error) => Err(D::Error::custom(format!("{text:?} is no time: {error}"))),
-    }
+    words::duration(&text).map_err(|error| D::Error::custom(format!("{text:?} {error}")))
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {

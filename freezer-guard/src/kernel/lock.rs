@@ -1,17 +1,112 @@
-//! Locks of files in `/run/freezer-guard`. The kernel unlocks a file when its owner exits
-//! or is killed.
+//! Locks of files in `/run/freezer-guard`, and of the directory of the pins. The kernel unlocks
+//! a file when its owner exits or is killed.
 
 use std::{
-    fs::{DirBuilder, File},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, fcntl},
+    fcntl::{FcntlArg, Flock, FlockArg, fcntl},
+    sys::stat::{major, minor},
 };
+use procfs::process::{ProcState, Process};
+
+use super::Error;
+use crate::sys;
+
+/// The time that one process waits for another to unlock a file, and the same for one that is
+/// stopped. (The longest work under the lock of the pins is a load of all programs, some seconds.)
+const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT_OF_STOPPED: Duration = Duration::from_secs(3);
+/// The pause between two looks at signals and at the owner.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Locks a file for this process alone.
+///
+/// # Errors
+/// When another process keeps it for too long, or a signal that this process blocks has come
+/// meanwhile.
+pub(super) fn lock(file: File) -> Result<Flock<File>, Error> {
+    let failed = |errno: Errno| Error::failed("lock the pins")(io::Error::from(errno));
+    let (device, inode) = file
+        .metadata()
+        .map(|found| (found.dev(), found.ino()))
+        .map_err(Error::failed("lock the pins"))?;
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(lock),
+        Err((file, Errno::EWOULDBLOCK)) => file,
+        Err((_, errno)) => return Err(failed(errno)),
+    };
+    // The kernel serves one after the other. If this gives up, the thread gets the lock at
+    // last, and drops it.
+    let (sender, receiver) = channel();
+    let waiting = move || {
+        let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive));
+    };
+    thread::Builder::new()
+        .spawn(waiting)
+        .map_err(Error::failed("wait for the lock of the pins"))?;
+    let start = Instant::now();
+    loop {
+        match receiver.recv_timeout(PAUSE) {
+            Ok(Ok(lock)) => return Ok(lock),
+            Ok(Err((_, errno))) => return Err(failed(errno)),
+            Err(RecvTimeoutError::Disconnected) => return Err(failed(Errno::ENOLCK)),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(signal) = sys::pending_signal() {
+            return Err(Error::Interrupted(signal));
+        }
+        if start.elapsed() < TIMEOUT_OF_STOPPED {
+            continue;
+        }
+        let owner = Owner::of(device, inode);
+        if start.elapsed() > TIMEOUT || owner.as_ref().is_some_and(|owner| owner.is_stopped) {
+            return Err(Error::Locked(owner));
+        }
+    }
+}
+
+/// The process that has locked a file.
+#[derive(Debug)]
+pub struct Owner {
+    /// Its pid.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// Whether it is stopped, for instance by Ctrl-Z.
+    pub is_stopped: bool,
+}
+
+impl Owner {
+    /// The one that `/proc/locks` names.
+    fn of(device: u64, inode: u64) -> Option<Self> {
+        let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        let pid = locks.lines().find_map(|line| {
+            // `1: FLOCK  ADVISORY  WRITE 233 00:1b:7 0 EOF`; in a line of a waiter `->` comes second.
+            let words: Vec<_> = line.split_whitespace().collect();
+            match words[..] {
+                [_, "FLOCK", _, _, pid, locked, ..] if locked == file => pid.parse().ok(),
+                _ => None,
+            }
+        })?;
+        let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
+        let is_stopped = matches!(stat.state(), Ok(ProcState::Stopped | ProcState::Tracing));
+        Some(Self {
+            pid,
+            comm: stat.comm,
+            is_stopped,
+        })
+    }
+}
 
 /// Where files are kept until the host is restarted.
 pub(super) const RUN_DIR: &str = "/run/freezer-guard";

@@ -22,9 +22,12 @@ mod unloading;
 
 use std::{io, path::PathBuf};
 
-use crate::Kind;
+use nix::sys::signal::Signal;
+
+use crate::{Kind, words::escaped};
 
 pub use daemon::{DaemonLock, daemon_runs};
+pub use lock::Owner;
 pub use log::{KernelLog, Line};
 pub use maps::{Control, Maps};
 pub use memory::Memory;
@@ -130,6 +133,18 @@ pub enum Error {
         PIN_DIR
     )]
     OtherVersion,
+    /// The pins are not those of the host.
+    #[error(
+        "{PIN_DIR} is in another bpffs than that of PID 1, whose guards are not seen here: enter \
+         its mount namespace (`nsenter --mount --target 1`), and mount bpffs there if it is not"
+    )]
+    OtherBpffs,
+    /// Another process does not unlock the pins.
+    #[error("{}", describe_lock(.0.as_ref()))]
+    Locked(Option<Owner>),
+    /// A signal has come while this process waited for another.
+    #[error("interrupted by {0}")]
+    Interrupted(Signal),
 }
 
 /// Whether the caller may use BPF at all.
@@ -167,12 +182,16 @@ impl Error {
             Self::Missing { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
                 Kind::Permission
             }
-            Self::DaemonRuns | Self::OtherVersion | Self::OtherLevel { .. } | Self::Full(_) => {
-                Kind::Busy
-            }
+            Self::DaemonRuns
+            | Self::OtherVersion
+            | Self::OtherLevel { .. }
+            | Self::Full(_)
+            | Self::Locked(_)
+            | Self::Interrupted(_) => Kind::Busy,
             Self::LsmInactive { .. }
             | Self::TracingOff
             | Self::LockedDown
+            | Self::OtherBpffs
             | Self::NoHook { .. }
             | Self::NotAttached(_)
             | Self::Load { .. }
@@ -189,6 +208,26 @@ impl Error {
             Self::Load { log, .. } if !log.is_empty() => Some(log),
             _ => None,
         }
+    }
+}
+
+fn describe_lock(owner: Option<&Owner>) -> String {
+    let Some(Owner {
+        pid,
+        comm,
+        is_stopped,
+    }) = owner
+    else {
+        return format!("another process has locked {PIN_DIR}");
+    };
+    let comm = escaped(comm);
+    match is_stopped {
+        true => format!(
+            "pid {pid} ({comm}) has locked {PIN_DIR}, and is stopped: `kill -CONT {pid}`, or end it"
+        ),
+        false => format!(
+            "pid {pid} ({comm}) has locked {PIN_DIR} for a long time: wait for it, or end it"
+        ),
     }
 }
 

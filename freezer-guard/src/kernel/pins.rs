@@ -9,11 +9,12 @@ use std::{
 };
 
 use freezer_guard_abi::{GuardId, Level, LogLevel, TaskPointer, names};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
 use super::{
     Error, code,
     loading::{Loader, load_iterator},
+    lock::lock,
     maps::Maps,
     object::OBJECT_ID,
     prerequisites::{self, PIN_DIR},
@@ -32,12 +33,14 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// Waits for the lock. Mounts bpffs if nobody has.
+    /// Waits for the lock. Mounts bpffs if it is not mounted.
     ///
     /// # Errors
-    /// Without the capabilities for BPF, or if bpffs cannot be used.
+    /// Without the capabilities for BPF, if bpffs cannot be used or is not the host's, and if
+    /// another process keeps the lock.
     pub fn wait() -> Result<Self, Error> {
         prerequisites::capabilities()?;
+        prerequisites::is_bpffs_of_host()?;
         prerequisites::mount_bpffs()?;
         let dir = PathBuf::from(PIN_DIR);
         let failed = |error| Error::Missing {
@@ -61,9 +64,10 @@ impl Locked {
             Ok(Some(how)) => return Err(failed(io::Error::other(how))),
             Err(error) => return Err(failed(error)),
         }
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| failed(errno.into()))?;
-        Ok(Self { _lock: lock, dir })
+        Ok(Self {
+            _lock: lock(file)?,
+            dir,
+        })
     }
 
     /// The maps, if the BPF side is loaded. Removes what a crash during a load

@@ -86,6 +86,21 @@ pub(super) fn mount_bpffs() -> Result<(), Error> {
     .map_err(|errno| bpffs_failed(errno.into()))
 }
 
+/// Each mount of a bpffs that is not a bind mount has pins of its own. Two sets of programs would
+/// guard one cgroup without knowing each other, and each would refuse the other's holder.
+///
+/// # Errors
+/// When the bpffs here is not that of PID 1, or one of both is not mounted.
+pub(super) fn is_bpffs_of_host() -> Result<(), Error> {
+    const OF_HOST: &str = "/proc/1/root/sys/fs/bpf";
+    let device = |path: &str| fs::metadata(path).map(|found| found.dev());
+    // Without the right to look there, this is the sandbox of the service.
+    match (device(OF_HOST), device(BPFFS)) {
+        (Ok(of_host), Ok(here)) if of_host != here => Err(Error::OtherBpffs),
+        _ => Ok(()),
+    }
+}
+
 /// The active security modules, as the boot parameter `lsm=` has them.
 pub(crate) fn active_modules() -> Result<String, Error> {
     let list = fs::read_to_string(LSM_LIST).map_err(|error| Error::Missing {

@@ -9,6 +9,7 @@ mod fdinfo;
 use std::{
     fs::File,
     io,
+    mem::MaybeUninit,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::{fs::MetadataExt as _, process::CommandExt as _},
@@ -17,7 +18,10 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use nix::sys::{signal::SigSet, signalfd::SignalFd};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::SignalFd,
+};
 use tokio::io::unix::AsyncFd;
 
 pub(crate) use bpf::{
@@ -53,6 +57,36 @@ pub fn unblock_in_child(command: &mut Command, signals: SigSet) {
     // async-signal-safe (signal-safety(7)).
     unsafe {
         command.pre_exec(move || Ok(signals.thread_unblock()?));
+    }
+}
+
+/// Returns the signal that this process blocks and that has come to end it, if any.
+pub(crate) fn pending_signal() -> Option<Signal> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the call writes a set; an all-empty set would be valid too.
+    let pending = unsafe {
+        if libc::sigpending(set.as_mut_ptr()) != 0 {
+            return None;
+        }
+        SigSet::from_sigset_t_unchecked(set.assume_init())
+    };
+    let ends = [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ];
+    ends.into_iter().find(|signal| pending.contains(*signal))
+}
+
+/// Returns whether this process ignores a signal: `nohup`, and a shell for what it runs in the
+/// background, have it so.
+pub fn is_ignored(signal: Signal) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only writes the old one; all zeros are valid.
+    unsafe {
+        libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 

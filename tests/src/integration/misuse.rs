@@ -7,15 +7,18 @@ use std::{
         process::CommandExt as _,
     },
     process::Command,
+    thread::sleep,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::{
     List,
-    cgroups::{Cgroup, Hierarchy, Workload},
+    cgroups::{Cgroup, Hierarchy, Workload, eventually},
     lifecycle::{self, expect_clean},
-    process::{Held, Process, guard, run},
+    process::{Held, LONG, Process, guard, run},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -38,6 +41,13 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("no_capability", no_capability);
     list.add("other_user", other_user);
     list.add("bpffs_not_mounted", no_bpffs);
+    list.add("bpffs_of_a_namespace", other_bpffs);
+    list.add("absurd_time", absurd_time);
+    list.add("few_descriptors", few_descriptors);
+    list.add("lock_of_a_stopped_process", locked);
+    list.add("ctrl_c_while_it_waits_for_a_lock", interrupted);
+    list.add("ignored_signal", ignored_signal);
+    list.add("ctrl_z", ctrl_z);
     list.add_alone("bpffs_for_everybody", squatted);
 }
 
@@ -240,9 +250,7 @@ fn no_bpffs(hierarchy: Hierarchy) -> Result<()> {
         "--cgroup",
     ]);
     let finished = run(command.arg(&target.path).args(["--", "true"]))?;
-    if finished.code != 0 {
-        finished.expect(69)?.says(BPFFS)?;
-    }
+    finished.expect(69)?.says(BPFFS)?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     ensure!(fs::metadata(BPFFS)?.is_dir());
     expect_clean()
@@ -281,5 +289,130 @@ fn squatted(hierarchy: Hierarchy) -> Result<()> {
     let held = Held::new(&[&target])?;
     fs::set_permissions(BPFFS, before)?;
     held.release()?.expect(0)?;
+    expect_clean()
+}
+
+/// Guards with pins in another bpffs would not know of these.
+fn other_bpffs(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-c"]).arg(
+        "mount -t bpf none /sys/fs/bpf && exec freezer-guard run --freeze --cgroup \"$1\" -- echo ran",
+    );
+    run(command.arg("bash").arg(&target.path))?
+        .expect_not_run(69)?
+        .says("nsenter --mount --target 1")?;
+    expect_clean()
+}
+
+/// The kernel's clocks cannot add it to the time of day.
+fn absurd_time(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    for option in ["--timeout", "--freeze-timeout"] {
+        let mut command = Held::command(&[&target]);
+        command.args([option, "500000000000years", "--", "echo", "ran"]);
+        run(&mut command)?
+            .expect(64)?
+            .says("longer than a year")
+            .context(option)?;
+    }
+    expect_clean()
+}
+
+fn few_descriptors(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    for limit in [5, 8, 12, 16, 20, 24] {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(format!(
+            "ulimit -n {limit}; exec freezer-guard run --freeze --cgroup {} -- true",
+            target.text()
+        ));
+        let finished = run(&mut command)?;
+        ensure!(
+            [0, 69, 70].contains(&finished.code) && !finished.stderr.contains("panicked"),
+            "{limit}: {finished:?}"
+        );
+        finished
+            .says("freezer-guard: ")
+            .with_context(|| format!("{limit} descriptors"))?;
+    }
+    target.thaw()?;
+    expect_clean()
+}
+
+/// Another process that keeps the lock of the pins.
+fn lock() -> Result<Process> {
+    let mut owner = Process::spawn(Command::new("guest-tool").args(["lock", PINS]))?;
+    owner.expect_line("ready")?;
+    Ok(owner)
+}
+
+const PINS: &str = "/sys/fs/bpf/freezer-guard";
+
+/// It would keep it for ever.
+fn locked(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let owner = lock()?;
+    owner.signal(Signal::SIGSTOP)?;
+    let pid = owner.pid();
+    for arguments in [
+        &["status"][..],
+        &["run", "--cgroup", &target.text(), "--freeze", "--", "true"],
+    ] {
+        guard(arguments)?
+            .expect(75)?
+            .says(&format!("pid {pid} (guest-tool) has locked {PINS}"))?
+            .says(&format!("kill -CONT {pid}"))?;
+    }
+    owner.signal(Signal::SIGCONT)?;
+    drop(owner);
+    expect_clean()
+}
+
+fn interrupted(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut owner = lock()?;
+    let mut command = Held::command(&[&target]);
+    let waiting = Process::spawn(command.args(["--", "echo", "ran"]))?;
+    let other = Process::spawn(Command::new("freezer-guard").arg("status"))?;
+    sleep(Duration::from_secs(1));
+    waiting.signal(Signal::SIGINT)?;
+    waiting
+        .wait(Duration::from_secs(5))?
+        .expect_not_run(128 + libc::SIGINT)?;
+    owner.tell("go")?;
+    other.wait(LONG)?.expect(0)?;
+    expect_clean()
+}
+
+/// As `nohup` has it.
+fn ignored_signal(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut command = Command::new("bash");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "bash"]);
+    let inner = Held::command(&[&target]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    let mut held = Held::start(&mut command)?;
+    held.wait_held()?;
+    held.process().signal(Signal::SIGHUP)?;
+    ensure!(
+        held.sh("grep '^SigIgn.*[13579bdf]$' /proc/$$/status")? == 0,
+        "COMMAND has it back"
+    );
+    held.release()?.expect(0)?;
+    expect_clean()
+}
+
+/// Stopped, it would leave the tasks frozen.
+fn ctrl_z(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    ensure!(held.sh("sleep 1000 & kill -STOP $!")? == 0);
+    held.process().signal(Signal::SIGTSTP)?;
+    eventually("COMMAND goes on", || {
+        Ok(held.sh("grep -q '^State:.S' /proc/$!/status")? == 0)
+    })?;
+    held.sh("kill $!")?;
+    held.release()?.expect(0)?.says("Ctrl-Z")?;
     expect_clean()
 }

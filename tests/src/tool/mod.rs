@@ -111,6 +111,8 @@ enum Task {
     },
     /// Join a cgroup, print `ready`, and end with the parent, or by SIGALRM after some seconds
     Mortal { cgroup: PathBuf, seconds: u32 },
+    /// Lock a file or directory, print `ready`, wait for a line
+    Lock { path: PathBuf },
     /// 20 threads that start many short processes
     Storm,
     /// Write with a write that hangs in the kernel, print `ready`, wait for a
@@ -222,6 +224,7 @@ fn run(task: Task) -> Result<()> {
         Task::Powerless { command } => process::powerless(&command),
         Task::Stall { cgroup } => workload::stall(&cgroup),
         Task::Mortal { cgroup, seconds } => workload::mortal(&cgroup, seconds),
+        Task::Lock { path } => process::lock(&path),
         Task::Storm => storm::storm(),
         Task::Stalled {
             splice,

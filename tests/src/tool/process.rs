@@ -1,9 +1,15 @@
 //! Commands and writes in processes of a special kind.
 
-use std::{fs, os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
+    fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::{
@@ -111,6 +117,13 @@ pub(super) fn renamed(names: &[String], command: &[String]) -> Result<()> {
     )
     .context("bind mount")?;
     exec(command)
+}
+
+/// Keeps the lock of a file until there is a line to read.
+pub(super) fn lock(path: &Path) -> Result<()> {
+    let locked = Flock::lock(File::open(path)?, FlockArg::LockExclusive);
+    let _lock = locked.map_err(|(_, errno)| errno)?;
+    super::ready()
 }
 
 /// Runs the command without what it takes to load BPF programs.

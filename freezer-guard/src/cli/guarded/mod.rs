@@ -121,7 +121,7 @@ pub(super) fn run(work: GuardedCommand<'_>) -> Result<Outcome> {
 }
 
 async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {
-    let mut signals = Signals::catch()?;
+    let mut signals = Signals::catch_stops_too()?;
     let (hold, names, reader) = match kernel::may_use_bpf() {
         Ok(()) => begin_here(&mut work, &mut signals)?,
         Err(denied) => match client::connect().await? {
@@ -197,7 +197,7 @@ async fn hold_on(
         guard::thaw(hold.cgroups())?;
     }
 
-    let mut child = spawn(command)?;
+    let mut child = spawn(command, &signals)?;
     let supervised = supervise::supervise(&mut work, &mut hold, reader, &mut child, &mut signals);
     let status = match supervised.await {
         Ok(status) => status,
@@ -280,10 +280,10 @@ fn find_command(command: &OsStr) -> Result<(), Error> {
     Err(failed(error))
 }
 
-fn spawn(command: &[OsString]) -> Result<Child> {
+fn spawn(command: &[OsString], signals: &Signals) -> Result<Child> {
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]);
-    signals::release_in(&mut child);
+    signals.release_in(&mut child);
     child.spawn().map_err(|source| Error::Command {
         command: command[0].display().to_string(),
         source,

@@ -2,6 +2,7 @@
 
 use std::{fmt::Arguments, time::Duration};
 
+use freezer_guard::words;
 use freezer_guard_abi::{Level, Protection};
 
 use crate::cli::error::Error;
@@ -10,10 +11,10 @@ use crate::cli::{names::one_of, say::say};
 #[derive(clap::Args)]
 pub(in crate::cli) struct Options {
     /// How long its tasks may take to freeze
-    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = words::duration)]
     pub(super) freeze_timeout: Duration,
     /// End the checkpointer and release the guard after this time, such as 5m
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DUR", value_parser = words::duration)]
     pub(super) timeout: Option<Duration>,
     /// Lift one protection: its acts are neither refused nor a violation. May be
     /// given several times; without it, all are in force

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use freezer_guard::is_ignored;
 use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
@@ -21,6 +22,8 @@ const PASSED_ON: [Signal; 6] = [
 /// The signals sent to this process.
 pub(in crate::cli) struct Signals {
     descriptor: AsyncFd<SignalFd>,
+    /// Those that wait to be taken.
+    caught: SigSet,
 }
 
 /// One of them.
@@ -31,24 +34,37 @@ pub(in crate::cli) struct Caught {
 }
 
 impl Signals {
-    /// From here on they wait to be taken.
+    /// From here on they wait to be taken. Those that are ignored stay so.
     pub(in crate::cli) fn catch() -> io::Result<Self> {
-        let mut set = SigSet::empty();
-        set.extend(PASSED_ON);
-        set.thread_block()?;
+        Self::catch_those(PASSED_ON)
+    }
+
+    /// The same, and nobody stops this process from a terminal.
+    pub(super) fn catch_stops_too() -> io::Result<Self> {
+        Self::catch_those(PASSED_ON.into_iter().chain([Signal::SIGTSTP]))
+    }
+
+    fn catch_those(signals: impl IntoIterator<Item = Signal>) -> io::Result<Self> {
+        let mut caught = SigSet::empty();
+        caught.extend(signals.into_iter().filter(|signal| !is_ignored(*signal)));
+        caught.thread_block()?;
         let descriptor =
-            SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+            SignalFd::with_flags(&caught, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         Ok(Self {
             descriptor: freezer_guard::watch_signals(descriptor)?,
+            caught,
         })
     }
 
-    /// One that has come already.
+    /// One that has come already, to end this process.
     pub(super) fn pending(&self) -> io::Result<Option<Signal>> {
-        match self.descriptor.get_ref().read_signal()? {
-            Some(info) => Ok(Some(Signal::try_from(info.ssi_signo.cast_signed())?)),
-            None => Ok(None),
+        while let Some(info) = self.descriptor.get_ref().read_signal()? {
+            let signal = Signal::try_from(info.ssi_signo.cast_signed())?;
+            if signal != Signal::SIGTSTP {
+                return Ok(Some(signal));
+            }
         }
+        Ok(None)
     }
 
     /// The next one.
@@ -68,11 +84,9 @@ impl Signals {
             }
         }
     }
-}
 
-/// COMMAND gets its signals again.
-pub(super) fn release_in(command: &mut Command) {
-    let mut set = SigSet::empty();
-    set.extend(PASSED_ON);
-    freezer_guard::unblock_in_child(command.as_std_mut(), set);
+    /// COMMAND gets them again.
+    pub(super) fn release_in(&self, command: &mut Command) {
+        freezer_guard::unblock_in_child(command.as_std_mut(), self.caught);
+    }
 }

@@ -62,6 +62,10 @@ pub(super) async fn supervise(
             }
             signal = signals.next() => {
                 let caught = signal?;
+                if caught.signal == Signal::SIGTSTP {
+                    carry_on(work, hold).await?;
+                    continue;
+                }
                 interrupts += u32::from(caught.signal == Signal::SIGINT);
                 if interrupts > 1 {
                     say_killing(work);
@@ -127,6 +131,19 @@ fn say_killing(work: &GuardedCommand<'_>) {
 async fn kill_all(hold: &mut ActiveGuard, child: &mut Child) -> Result<()> {
     hold.kill_holder().await?;
     let _ = child.start_kill();
+    Ok(())
+}
+
+/// The terminal has stopped COMMAND with Ctrl-Z. Its tasks would stay frozen for as long as it is.
+async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard) -> Result<()> {
+    work.options.step(format_args!(
+        "Ctrl-Z would leave the tasks frozen: {} goes on; Ctrl-C ends it",
+        work.command[0].display()
+    ));
+    for pid in hold.other_pids().await? {
+        // It may have ended just now.
+        let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT);
+    }
     Ok(())
 }
 
