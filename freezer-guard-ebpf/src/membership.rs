@@ -9,7 +9,7 @@ use freezer_guard_abi::{GuardEntry, GuardId, LogLine, MAX_MEMBERS_BY_USER, Membe
 use crate::{
     entry::Entry,
     kernel::{self, Pointer, load, offset, opaque},
-    lifetime, log, lookup,
+    lifetime, log,
     maps::{GUARDS, MEMBERS, word},
 };
 
@@ -143,33 +143,22 @@ fn count_out(task: TaskPointer, id: GuardId) {
     }
 }
 
-/// A member is moved to a cgroup. If a checkpointer puts it there to restore it, it holds the guard
-/// no longer: otherwise the guard would last as long as it lives, and nobody could stop it.
-///
-/// An automatic guard lets each go that is moved, but for the task that executes the checkpointer,
-/// and a guard of a user each that comes into its target. One that comes into the target of
-/// another guard stays a member: it may have cgroups below to go to.
+/// The guard in force that the thread holds.
 #[inline(always)]
-pub(crate) fn moved(task: TaskPointer, to: Pointer) {
-    let Some(own) = word(&MEMBERS, task) else {
-        return;
-    };
-    let Some(entry) = Entry::of(own & !RESTORED) else {
-        return;
-    };
-    if entry.guard().is_automatic() {
-        if entry.guard().leader != task {
-            leave(task.0 as Pointer);
-        }
-    } else if own & RESTORED == 0 && lookup::is_in_target(to, own) {
-        if entry.flags() & GuardEntry::BY_USER != 0 {
-            leave(task.0 as Pointer);
-        } else if MEMBERS
-            .insert(task, own | RESTORED, u64::from(BPF_EXIST))
-            .is_ok()
-        {
-            count_out(task, own);
-        }
+pub(crate) fn held_by(task: TaskPointer) -> Option<GuardId> {
+    let id = word(&MEMBERS, task)?;
+    // With `RESTORED` it is the id of no guard.
+    Entry::of(id).map(|_| id)
+}
+
+/// The thread holds the guard no longer, but may go on to do what its holder may.
+#[inline(always)]
+pub(crate) fn hold_no_more(task: TaskPointer, id: GuardId) {
+    if MEMBERS
+        .insert(task, id | RESTORED, u64::from(BPF_EXIST))
+        .is_ok()
+    {
+        count_out(task, id);
     }
 }
 

@@ -6,12 +6,14 @@
 //! both.
 
 use freezer_guard_abi::{
-    Act, CgroupKey, GuardId, LogLine, Place, Protection, Stage, TaskPointer, moves_one_thread,
+    Act, CgroupKey, GuardEntry, GuardId, LogLine, Place, Protection, Stage, TaskPointer,
+    moves_one_thread,
 };
 
 use crate::{
     atomic::Word,
     audit::{self, Access, EBUSY},
+    entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lifetime, log,
     lookup::{self, Found, Write, below, protects_inside},
@@ -156,12 +158,35 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
-    membership::moved(TaskPointer(task), to as Pointer);
+    let_go(TaskPointer(task), to as Pointer);
     if lifetime::is_any_held() {
         let victim = kernel::tgid(task as Pointer);
         count_move(from as Pointer, to as Pointer, victim, Stage::Done);
     }
     0
+}
+
+/// A holder's task is moved to a cgroup. If a checkpointer restores it there, it holds the guard no
+/// longer: otherwise the guard would last as long as it lives, and nobody could stop it.
+///
+/// An automatic guard lets each task go that is moved, but for the one that executes the
+/// checkpointer, and a guard of a user each that comes into its target. One that comes into the
+/// target of another guard stays a member: it may have cgroups below to go to.
+#[inline(always)]
+fn let_go(task: TaskPointer, to: Pointer) {
+    let Some(id) = membership::held_by(task) else {
+        return;
+    };
+    let Some(entry) = Entry::of(id) else { return };
+    let leaves = match entry.guard().is_automatic() {
+        true => entry.guard().leader != task,
+        false if !lookup::is_in_target(to, id) => false,
+        false if entry.flags() & GuardEntry::BY_USER != 0 => true,
+        false => return membership::hold_no_more(task, id),
+    };
+    if leaves {
+        membership::leave(task.0 as Pointer);
+    }
 }
 
 /// Whether a write to `tasks` or `cgroup.procs` of a v1 cgroup, `written`, that is in no

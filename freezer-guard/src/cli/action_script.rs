@@ -10,7 +10,7 @@ use std::{
 };
 
 use freezer_guard::{
-    criu,
+    criu::{self, Draft},
     guard::{self, Status, violations},
     kernel,
 };
@@ -57,8 +57,8 @@ pub(super) fn asked() -> Option<ExitCode> {
     })
 }
 
-/// Whether the guard whose checkpointer we belong to is there, and has held so far; and
-/// where the tasks are about to end, whether the images have reached the disk.
+/// Whether the guard whose checkpointer we belong to is there, and has held so far. Where the tasks
+/// are about to end, the images and their evidence have reached the disk before.
 fn answer() -> Result<ExitCode> {
     if !is_awaited()? {
         say(format_args!(
@@ -70,14 +70,17 @@ fn answer() -> Result<ExitCode> {
         say(format_args!("the guard of this checkpoint has been ended"));
         return Ok(exit::VIOLATED.into());
     };
-    if guard.violation_count() > 0 {
+    let dir = env::var_os(FOLDER)
+        .ok_or_else(|| Error::Unexpected(format!("CRIU does not set {FOLDER}")))?;
+    let dir = Path::new(&dir);
+    let draft = Draft::read(dir)?;
+    if guard.violation_count() > 0 && !draft.excuses {
         say(format_args!("VIOLATED: {}", violations(&guard).join("; ")));
         return Ok(exit::VIOLATED.into());
     }
     if !leaves_running()? {
-        let dir = env::var_os(FOLDER)
-            .ok_or_else(|| Error::Unexpected(format!("CRIU does not set {FOLDER}")))?;
-        criu::sync(Path::new(&dir))?;
+        criu::sync(dir)?;
+        draft.complete(dir, &guard)?;
     }
     Ok(ExitCode::SUCCESS)
 }

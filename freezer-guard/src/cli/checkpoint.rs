@@ -10,9 +10,9 @@ use std::{
 use freezer_guard::{
     VERSION,
     cgroup::{self, Cgroup, Task},
-    criu::{Criu, Evidence, Images, Log, Progress, Verdict},
+    criu::{self, Criu, Draft, Evidence, Images, Known, Log, Progress, Verdict},
     doctor,
-    guard::Target,
+    guard::{Target, chain},
     words::{self, escaped},
 };
 
@@ -108,13 +108,17 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let freezer = cgroups
         .first()
         .ok_or_else(|| Error::Unexpected("the target has no cgroup".to_owned()))?;
-    let command = args.command(&criu, root.pid, freezer, &images, parent.as_deref())?;
+    let pid = root.pid;
+    let command = args.command(&criu, pid, freezer, &images, parent.as_deref())?;
+    let mut evidence = args.evidence(&criu, &command, root, cgroups, parent);
+    let excuses = options.on_violation == OnViolation::Warn;
+    Draft::write(images.dir(), &evidence, excuses)?;
     let mut watch = Watch::new(Log::new(images.dir(), LOG), options);
     let done = guarded::run(GuardedCommand {
         options,
         targets: vec![target],
         named: args.what.pid.is_none(),
-        root: Some(root.pid),
+        root: Some(pid),
         freeze: true,
         thaw: false,
         restores: false,
@@ -128,31 +132,37 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
 
     let code = done.code();
     let succeeded = code == exit::SUCCESS && images.are_complete();
-    let verdict = Verdict::of(done.held(), done.is_excused(options), succeeded);
-    let evidence = Evidence {
-        verdict,
-        freezer_guard: VERSION.to_owned(),
-        kernel: doctor::release(),
-        criu: criu.version_text().to_owned(),
-        command: texts(&command),
-        exit_code: code.0,
-        pid: root.pid,
-        left_running: cgroup::process(root.pid).is_ok_and(|process| process.is_some()),
-        comm: root.comm,
-        cgroups_base64: words::all_base64(&cgroups),
-        cgroups,
-        pre_dump: args.pre_dump,
-        parent,
-        memory_bytes: images.bytes("pages-"),
-        image_bytes: images.bytes(""),
-        guard: done.guard,
-    };
-    let written = evidence.write(images.dir());
-    let place = images.publish(verdict)?;
+    evidence.verdict = Verdict::of(done.held(), done.is_excused(options), succeeded);
+    evidence.exit_code = code.0;
+    evidence.left_running = cgroup::process(pid).is_ok_and(|process| process.is_some());
+    evidence.memory_bytes = images.bytes("pages-");
+    evidence.image_bytes = images.bytes("");
+    evidence.guard = done.guard;
+    let written = conclude(&mut evidence, images.dir());
+    let place = images.publish(evidence.verdict)?;
     tell(args, &evidence, &place, done.status);
-    // Without it nobody restores by accident what may not be good.
     written?;
-    Ok(code_of(verdict, code).into())
+    Ok(code_of(evidence.verdict, code).into())
+}
+
+/// Writes the evidence, after the images. If the disk is full, the evidence that the action script
+/// has written does for a good image; without evidence an image is not called good.
+fn conclude(evidence: &mut Evidence, dir: &Path) -> Result<()> {
+    let is_usable = evidence.verdict.is_usable();
+    let written = match is_usable {
+        true => criu::sync(dir).and_then(|()| evidence.write(dir)),
+        false => evidence.write(dir),
+    };
+    let Err(error) = written else { return Ok(()) };
+    if is_usable && Known::of_images(dir).is_ok_and(|known| known.is_some()) {
+        say(format_args!("{}", chain(&error)));
+        return Ok(());
+    }
+    if is_usable {
+        evidence.verdict = Verdict::Failed;
+    }
+    Evidence::remove(dir)?;
+    Err(error.into())
 }
 
 fn texts(words: &[OsString]) -> Vec<String> {
@@ -214,6 +224,35 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path, status: ExitStatus) {
 }
 
 impl Args {
+    /// What is known before CRIU starts.
+    fn evidence(
+        &self,
+        criu: &Criu,
+        command: &[OsString],
+        root: Task,
+        cgroups: Vec<PathBuf>,
+        parent: Option<PathBuf>,
+    ) -> Evidence {
+        Evidence {
+            verdict: Verdict::Failed,
+            freezer_guard: VERSION.to_owned(),
+            kernel: doctor::release(),
+            criu: criu.version_text().to_owned(),
+            command: texts(command),
+            exit_code: exit::SUCCESS.0,
+            pid: root.pid,
+            left_running: false,
+            comm: root.comm,
+            cgroups_base64: words::all_base64(&cgroups),
+            cgroups,
+            pre_dump: self.pre_dump,
+            parent,
+            memory_bytes: 0,
+            image_bytes: 0,
+            guard: None,
+        }
+    }
+
     /// CRIU's command line.
     fn command(
         &self,
@@ -239,9 +278,7 @@ impl Args {
         if let Some(parent) = parent {
             add("--prev-images-dir", parent.as_ref());
         }
-        if self.driver.options.on_violation != OnViolation::Warn {
-            add("--action-script", action_script::script()?.as_ref());
-        }
+        add("--action-script", action_script::script()?.as_ref());
         let flags = [
             ("-v4", true),
             ("--leave-running", self.leave_running),

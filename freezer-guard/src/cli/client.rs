@@ -6,7 +6,7 @@
     reason = "each is a parameter of the interface"
 )]
 
-use std::{io::ErrorKind, os::fd::OwnedFd, time::Duration};
+use std::{fs::File, io::ErrorKind, os::fd::OwnedFd, time::Duration};
 
 use freezer_guard::kernel::may_use_bpf;
 use freezer_guard_abi::GuardId;
@@ -113,8 +113,22 @@ pub(super) async fn ask<T>(
     }
 }
 
+/// Checks that there is room for descriptors: tokio panics where it gets none.
+fn check_descriptors() -> Result<()> {
+    /// The maps, the programs, pipes to COMMAND and the runtime take some 40.
+    const NEEDED: usize = 64;
+    let opened: Result<Vec<_>, _> = (0..NEEDED).map(|_| File::open("/dev/null")).collect();
+    match opened {
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+            Err(Error::FewDescriptors(NEEDED))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Runs what may ask the daemon.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    check_descriptors()?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?

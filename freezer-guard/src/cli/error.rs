@@ -50,6 +50,9 @@ pub(super) enum Error {
     /// The service does not support `--level`.
     #[error("the service has no guards of at most the level {0}: run it as root")]
     ServiceLevel(&'static str),
+    /// The limit of open files is too low.
+    #[error("this process may not open {0} more files: raise its limit (ulimit -n)")]
+    FewDescriptors(usize),
     /// A signal has come.
     #[error("interrupted by {0} before COMMAND was started")]
     Interrupted(Signal),
@@ -119,6 +122,7 @@ impl Error {
             Self::Daemon(error) => error.kind(),
             Self::Service(error) => error.kind(),
             Self::Contradiction { .. } | Self::ServiceLevel(_) => Kind::Request,
+            Self::FewDescriptors(_) => Kind::Unsupported,
             Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 return NOT_FOUND;
             }

@@ -1,14 +1,19 @@
 //! The evidence of an image: a small file in its directory.
 
 use std::{
-    fs,
-    io::ErrorKind,
+    fs::{self, File},
+    io::{self, ErrorKind, Write as _},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{Error, INVENTORY, failed};
+use super::{
+    Error, INVENTORY,
+    dir::{self, bytes, sync_one, unfinished},
+    failed,
+};
 use crate::{
     guard::Status,
     words::{self, from_base64},
@@ -99,19 +104,110 @@ pub struct Evidence {
 
 impl Evidence {
     /// The file's name.
-    pub const FILE: &str = "freezer-guard.json";
+    pub const FILE: &str = dir::EVIDENCE;
 
-    /// Puts it beside the images.
+    /// Puts it beside the images, and waits until it is on the disk. Evidence that is there already
+    /// stays if this fails.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<(), Error> {
-        let path = dir.join(Self::FILE);
-        let mut text = serde_json::to_string_pretty(self)
-            .map_err(|error| failed("write", &path, error.into()))?;
-        text.push('\n');
-        fs::write(&path, text).map_err(|source| failed("write", &path, source))
+        put(dir, self)
     }
+
+    /// Removes it from beside the images, for which no disk is too full.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn remove(dir: &Path) -> Result<(), Error> {
+        let path = dir.join(Self::FILE);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(failed("remove", &path, source))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The evidence before CRIU starts, which CRIU's action script completes before CRIU may end the
+/// tree. So whatever happens to `checkpoint` later, the image has its evidence. The file takes its
+/// room on the disk at the start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Draft {
+    /// Whether a violation is only to be told.
+    pub excuses: bool,
+    /// An [`Evidence`], of this same version.
+    evidence: Value,
+}
+
+impl Draft {
+    pub(super) const FILE: &str = "freezer-guard.json.draft";
+    /// Its size, bytes: room for what the guard has refused meanwhile.
+    const BYTES: usize = 64 * 1024;
+
+    /// Puts it into a directory for images.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(dir: &Path, evidence: &Evidence, excuses: bool) -> Result<(), Error> {
+        let path = dir.join(Self::FILE);
+        let failed = |source| failed("write", &path, source);
+        let evidence = serde_json::to_value(evidence).map_err(|error| failed(error.into()))?;
+        let draft = Self { excuses, evidence };
+        let mut text = serde_json::to_vec(&draft).map_err(|error| failed(error.into()))?;
+        text.resize(text.len().max(Self::BYTES), b' ');
+        let mut file = File::create_new(&path).map_err(failed)?;
+        file.write_all(&text)
+            .and_then(|()| file.sync_all())
+            .map_err(failed)
+    }
+
+    /// Reads it from a directory of images.
+    ///
+    /// # Errors
+    /// When it is not there, or is none.
+    pub fn read(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(Self::FILE);
+        let bytes = fs::read(&path).map_err(|source| failed("read", &path, source))?;
+        serde_json::from_slice(&bytes).map_err(|error| failed("understand", &path, error.into()))
+    }
+
+    /// Makes it the evidence of images that are complete, with the guard as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn complete(mut self, dir: &Path, guard: &Status) -> Result<(), Error> {
+        let excused = guard.violation_count() > 0;
+        let verdict = Verdict::of(!excused, self.excuses, true);
+        let failed = |error: serde_json::Error| failed("complete", dir, error.into());
+        self.evidence["verdict"] = serde_json::to_value(verdict).map_err(failed)?;
+        self.evidence["guard"] = serde_json::to_value(guard).map_err(failed)?;
+        self.evidence["memory_bytes"] = bytes(dir, "pages-").into();
+        self.evidence["image_bytes"] = bytes(dir, "").into();
+        put(dir, &self.evidence)
+    }
+}
+
+/// Writes evidence into the room of the draft, if that is there, and gives it its name.
+fn put(dir: &Path, evidence: &impl Serialize) -> Result<(), Error> {
+    let (draft, path) = (dir.join(Draft::FILE), dir.join(Evidence::FILE));
+    let failed = |source| failed("write", &path, source);
+    let mut text = serde_json::to_string_pretty(evidence).map_err(|error| failed(error.into()))?;
+    text.push('\n');
+    let write = || -> io::Result<()> {
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&draft)?;
+        file.write_all(text.as_bytes())?;
+        file.set_len(text.len() as u64)?;
+        file.sync_all()?;
+        fs::rename(&draft, &path)
+    };
+    write().map_err(failed)?;
+    sync_one(dir)
 }
 
 /// What of it is read back, from this and every other version.
@@ -138,7 +234,11 @@ impl Known {
     /// When there are no images, or they are not good.
     pub fn of_images(dir: &Path) -> Result<Option<Self>, Error> {
         if !dir.join(INVENTORY).exists() {
-            return Err(Error::NoImages(dir.to_owned()));
+            let unfinished = unfinished(dir);
+            return Err(match unfinished.join(Evidence::FILE).exists() {
+                true => Error::Unfinished(dir.to_owned(), unfinished),
+                false => Error::NoImages(dir.to_owned()),
+            });
         }
         let path = dir.join(Evidence::FILE);
         let bytes = match fs::read(&path) {

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, INVENTORY, Known, Verdict, failed};
+use super::{Draft, Error, INVENTORY, Known, Verdict, dir, failed};
 
 /// In a directory of images that another one was begun on: see [`Images::refer_to`].
 const SPENT: &str = "freezer-guard.spent";
@@ -49,7 +49,7 @@ impl Images {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(source) => return Err(using(source)),
         }
-        let dir = first_free(&place, "unfinished", |name| {
+        let dir = first_free(&place, dir::UNFINISHED, |name| {
             DirBuilder::new().mode(0o700).create(name)
         })
         .map_err(|(name, source)| failed("create", &name, source))?;
@@ -109,11 +109,11 @@ impl Images {
 
     /// How large its files with this beginning of their names are together, bytes.
     pub fn bytes(&self, prefix: &str) -> u64 {
-        bytes(&self.dir, prefix)
+        dir::bytes(&self.dir, prefix)
     }
 
-    /// Gives the directory the name it deserves, and returns that: usable images have
-    /// reached the disk, and get their place; others are left as `image.violated` or
+    /// Gives the directory the name it deserves, and returns that: usable images, which have
+    /// reached the disk, get their place; others are left as `image.violated` or
     /// `image.failed`.
     ///
     /// # Errors
@@ -124,10 +124,9 @@ impl Images {
         if !verdict.is_usable() {
             return self.set_aside(verdict);
         }
-        sync(&self.dir)?;
         fs::rename(&self.dir, &self.place)
             .map_err(|source| failed("give its name to", &self.dir, source))?;
-        sync_one(parent_of(&self.place))?;
+        dir::sync_one(parent_of(&self.place))?;
         Ok(self.place.clone())
     }
 
@@ -142,6 +141,8 @@ impl Images {
 
     fn give_up(&mut self) -> Result<Option<PathBuf>, Error> {
         self.published = true;
+        // Without it the directory is empty, if CRIU has not started.
+        let _ = fs::remove_file(self.dir.join(Draft::FILE));
         if fs::remove_dir(&self.dir).is_err() {
             return self.set_aside(Verdict::Failed).map(Some);
         }
@@ -167,24 +168,6 @@ impl Drop for Images {
             let _ = self.give_up();
         }
     }
-}
-
-/// The directory that a path is in.
-fn parent_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// How large the files in a directory with this beginning of their names are, bytes.
-pub(super) fn bytes(dir: &Path, prefix: &str) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
-        .filter_map(|entry| entry.metadata().ok())
-        .map(|metadata| metadata.len())
-        .sum()
 }
 
 /// Makes `place.kind`, or `place.kind.2` and so on where that is taken.
@@ -222,25 +205,12 @@ fn first_free(
     }
 }
 
-/// Waits until the files of a directory and their names are on the disk.
-///
-/// # Errors
-/// When they cannot be written.
-pub fn sync(dir: &Path) -> Result<(), Error> {
-    let read = |source| failed("read", dir, source);
-    for entry in fs::read_dir(dir).map_err(read)? {
-        let entry = entry.map_err(read)?;
-        if entry.file_type().map_err(read)?.is_file() {
-            sync_one(&entry.path())?;
-        }
+/// The directory that a path is in.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
-    sync_one(dir)
-}
-
-fn sync_one(path: &Path) -> Result<(), Error> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|source| failed("sync", path, source))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::images;
+use super::dir;
 
 /// The size of the pages that CRIU counts, bytes.
 const PAGE: u64 = 4096;
@@ -125,7 +125,7 @@ impl Log {
             }
         }
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        self.progress.pages = images::bytes(dir, "pages-") / PAGE;
+        self.progress.pages = dir::bytes(dir, "pages-") / PAGE;
         self.progress
     }
 

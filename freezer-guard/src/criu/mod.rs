@@ -3,6 +3,7 @@
 
 mod bugs;
 mod command;
+mod dir;
 mod evidence;
 mod images;
 mod log;
@@ -16,8 +17,9 @@ use std::{
 
 pub use bugs::Bug;
 pub use command::dumped_tree;
-pub use evidence::{Evidence, Known, Verdict};
-pub use images::{Images, sync};
+pub use dir::sync;
+pub use evidence::{Draft, Evidence, Known, Verdict};
+pub use images::Images;
 pub use log::{Log, Progress, Stage};
 
 /// The reason why CRIU or a directory of images cannot be used.
@@ -83,6 +85,9 @@ pub enum Error {
     /// A directory without images.
     #[error("{} holds no images of CRIU's (there is no inventory.img)", .0.display())]
     NoImages(PathBuf),
+    /// A checkpoint that was interrupted after its images were complete.
+    #[error("{} holds no images of CRIU's, but {} does, whose checkpoint was interrupted after they were complete: restore that", .0.display(), .1.display())]
+    Unfinished(PathBuf, PathBuf),
     /// Nothing tells what to guard while it is restored.
     #[error("{} does not say where its tree belongs (no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),

@@ -321,7 +321,7 @@ fn absurd_time(hierarchy: Hierarchy) -> Result<()> {
 
 fn few_descriptors(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
-    for limit in [5, 8, 12, 16, 20, 24] {
+    for limit in [5, 8, 16, 40, 60] {
         let mut command = Command::new("bash");
         command.arg("-c").arg(format!(
             "ulimit -n {limit}; exec freezer-guard run --freeze --cgroup {} -- true",
@@ -329,7 +329,7 @@ fn few_descriptors(hierarchy: Hierarchy) -> Result<()> {
         ));
         let finished = run(&mut command)?;
         ensure!(
-            [0, 69, 70].contains(&finished.code) && !finished.stderr.contains("panicked"),
+            [69, 70].contains(&finished.code) && !finished.stderr.contains("panicked"),
             "{limit}: {finished:?}"
         );
         finished

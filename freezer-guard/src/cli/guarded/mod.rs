@@ -114,10 +114,7 @@ pub(super) fn run(work: GuardedCommand<'_>) -> Result<Outcome> {
         )?;
     }
     // One thread: it becomes the first member of the holder.
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(begin(work))
+    client::block_on(begin(work))
 }
 
 async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {

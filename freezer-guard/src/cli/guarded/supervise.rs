@@ -62,12 +62,10 @@ pub(super) async fn supervise(
             }
             signal = signals.next() => {
                 let caught = signal?;
+                interrupts += u32::from(caught.signal == Signal::SIGINT);
                 if caught.signal == Signal::SIGTSTP {
                     carry_on(work, hold).await?;
-                    continue;
-                }
-                interrupts += u32::from(caught.signal == Signal::SIGINT);
-                if interrupts > 1 {
+                } else if interrupts > 1 {
                     say_killing(work);
                     kill_all(hold, child).await?;
                 } else if !caught.from_terminal {
@@ -75,9 +73,7 @@ pub(super) async fn supervise(
                     let _ = kill(pid, caught.signal);
                 }
             }
-            () = ready(&mut reader) => {
-                reader.iter_mut().for_each(|reader| print(options, hold.id(), reader));
-            }
+            () = ready(&mut reader) => print_all(options, hold, reader.as_mut()),
             // Events may be lost: the counters are not.
             _ = check.tick() => {
                 hold.check().await?;
@@ -96,6 +92,12 @@ pub(super) async fn supervise(
 fn pid(child: &Child) -> Result<Pid> {
     let pid = child.id().map(|pid| Pid::from_raw(pid.cast_signed()));
     pid.ok_or_else(|| Error::Unexpected("COMMAND has no pid".to_owned()))
+}
+
+fn print_all(options: &Options, hold: &ActiveGuard, reader: Option<&mut Reader>) {
+    if let Some(reader) = reader {
+        print(options, hold.id(), reader);
+    }
 }
 
 fn print_rest(options: &Options, hold: &ActiveGuard, reader: Option<Reader>) {

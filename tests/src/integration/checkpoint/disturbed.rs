@@ -1,7 +1,12 @@
 //! Somebody is in the way, CRIU fails, or it is told to stop.
 
+use std::fs;
+
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sys::signal::Signal,
+};
 
 use super::{
     super::{
@@ -25,6 +30,8 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("terminated", |h| stopped(h, Signal::SIGTERM));
     list.add("timeout", timeout);
     list.add("killed", killed);
+    list.add("killed_when_the_images_are_complete", killed_late);
+    list.add("disk_is_full_at_the_end", full_disk);
     list.add("two_at_once", two_at_once);
     list.add("restore_is_not_disturbed", restore_undisturbed);
     list.add_alone("restore_is_violated", restore_violated);
@@ -181,6 +188,57 @@ fn killed(hierarchy: Hierarchy) -> Result<()> {
         "image",
     )?;
     scene.expect_names(&["image", "image.unfinished"])?;
+    scene.expect_unharmed()
+}
+
+/// The tree has ended, so its image is all that is left of it.
+fn killed_late(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let mut process = scene.start_held(&mut scene.checkpoint("image"))?;
+    // It does nothing of what it does after CRIU.
+    process.signal(Signal::SIGSTOP)?;
+    scene.go_on()?;
+    within(LONG, "CRIU ends the tree", || {
+        Ok(scene.cgroup.pids()?.is_empty())
+    })?;
+    process.signal(Signal::SIGKILL)?;
+    eventually("the kill", || process.has_ended())?;
+    within(LONG, "the guard goes", || Ok(guards()?.is_empty()))?;
+    scene.expect_names(&["image.unfinished"])?;
+    ensure!(evidence(&scene.place("image.unfinished"))?["verdict"] == "good");
+    run(&mut scene.restore("image"))?
+        .expect(64)?
+        .says("image.unfinished does")?;
+    run(&mut scene.restore("image.unfinished"))?
+        .expect(0)
+        .with_context(|| log(&scene.place("image.unfinished"), "restore.log"))?;
+    scene.expect_unharmed()
+}
+
+/// Its evidence has its place from the start.
+fn full_disk(hierarchy: Hierarchy) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let disk = scene.place("disk");
+    fs::create_dir(&disk)?;
+    let (kind, flags) = (Some("tmpfs"), MsFlags::empty());
+    mount(kind, &disk, kind, flags, Some("size=64m"))?;
+    let fill = disk.join("fill");
+    let script = format!(
+        "dd if=/dev/zero of={} bs=4k 2>/dev/null\nexit 0\n",
+        fill.display()
+    );
+    let fills = scene.at_stage("post-dump", &script)?;
+    run(scene.checkpoint("disk/image").args(&fills))?
+        .expect(0)
+        .with_context(|| log(&scene.place("disk/image.failed"), "dump.log"))?
+        .says("No space left on device")?;
+    let images = scene.place("disk/image");
+    ensure!(evidence(&images)?["verdict"] == "good");
+    fs::remove_file(&fill)?;
+    run(&mut scene.restore("disk/image"))?
+        .expect(0)
+        .with_context(|| log(&images, "restore.log"))?;
+    umount(&disk)?;
     scene.expect_unharmed()
 }
 
