@@ -27,7 +27,7 @@
 //! | `signal_generate` | each signal that takes effect | with interrupts off, for every sender |
 //! | `ptrace_attach`, `security_ptrace_access_check` | tracing that was permitted | the permission may be older than the guard |
 //! | `access_remote_vm` | each page of a write to `/proc/PID/mem` | a write lands page by page, and may fail after the first |
-//! | `set_swbp`, `set_orig_insn` | breakpoints of uprobes | they are written into every process that maps the file, and no LSM hook sees it |
+//! | `set_swbp` | breakpoints of uprobes | they are written into every process that maps the file, and no LSM hook sees it |
 //! | `clear_refs_write` | dirty bits that are cleared | no LSM hook sees it |
 //!
 //! **Automatic guards**: `bprm_committed_creds` notices that a process becomes `criu`, and
@@ -216,13 +216,6 @@ fn remote_vm_exit(ctx: FExitContext) -> i32 {
 /// `set_swbp(auprobe, mm or vma, vaddr)`: a breakpoint of a uprobe is set.
 #[fexit(function = "set_swbp")]
 fn set_swbp_exit(ctx: FExitContext) -> i32 {
-    memory::probed(ctx.arg(1), ctx.arg(3));
-    0
-}
-
-/// `set_orig_insn(auprobe, mm or vma, vaddr)`: it is removed.
-#[fexit(function = "set_orig_insn")]
-fn set_orig_insn_exit(ctx: FExitContext) -> i32 {
     memory::probed(ctx.arg(1), ctx.arg(3));
     0
 }

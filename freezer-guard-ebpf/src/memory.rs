@@ -22,7 +22,7 @@ pub(crate) fn accessed(mm: Pointer, flags: u32, result: i32) {
     }
 }
 
-/// The return of `set_swbp` or `set_orig_insn`, with the memory that was written.
+/// The return of `set_swbp`, with the memory that was written.
 ///
 /// A process that maps a file writes its breakpoints by itself.
 #[inline(always)]

@@ -74,7 +74,7 @@ impl Cgroup {
             Version::V1 => "FROZEN",
             Version::V2 => "1",
         };
-        self.write(self.version.freezer(), value)
+        self.write_freezer(value)
     }
 
     /// Thaws it.
@@ -86,7 +86,12 @@ impl Cgroup {
             Version::V1 => "THAWED",
             Version::V2 => "0",
         };
-        self.write(self.version.freezer(), value)
+        self.write_freezer(value)
+    }
+
+    /// Writes this text to the freezer, whatever it is.
+    pub(crate) fn write_freezer(&self, text: &str) -> Result<(), Error> {
+        self.write(self.version.freezer(), text)
     }
 
     /// Writes this text to `cgroup.procs`, whatever it is.

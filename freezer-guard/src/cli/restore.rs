@@ -63,6 +63,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         made.make(place)?;
     }
     let targets = cgroup::open_all(&places)?;
+    let others = cgroup::roots(&targets.iter().flatten().collect::<Vec<_>>())?;
     let command = args.command(&criu, &made);
     let done = guarded::run(GuardedCommand {
         options,
@@ -89,7 +90,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         }
         let pids = done.guard.as_ref().map(|guard| &guard.holder_pids[..]);
         // It may end at once: that is no failure of the restore.
-        (roots, strays) = look(&places, pids.unwrap_or_default()).unwrap_or_default();
+        (roots, strays) = look(&places, &others, pids.unwrap_or_default()).unwrap_or_default();
     } else {
         driver::say_failure(&log, done.status);
     }
@@ -145,14 +146,14 @@ impl Args {
     }
 }
 
-/// The roots of what was restored, which has belonged to the holder, and what of it is not
-/// where it was guarded.
-fn look(places: &[PathBuf], holder: &[u32]) -> Result<(Vec<Task>, Vec<Task>)> {
+/// The roots of what was restored, besides the `others` that were there before, and what has
+/// belonged to the holder and is not where it was guarded.
+fn look(places: &[PathBuf], others: &[Task], holder: &[u32]) -> Result<(Vec<Task>, Vec<Task>)> {
     let mut pids: Vec<_> = holder.iter().map(|pid| pid.cast_signed()).collect();
     pids.retain(|pid| *pid != std::process::id().cast_signed());
     let cgroups: Vec<_> = cgroup::open_all(places)?.into_iter().flatten().collect();
     let cgroups: Vec<_> = cgroups.iter().collect();
     let mut roots = cgroup::roots(&cgroups)?;
-    roots.retain(|root| pids.contains(&root.pid));
+    roots.retain(|root| !others.iter().any(|other| other.pid == root.pid));
     Ok((roots, cgroup::strays(&cgroups, &pids)?))
 }

@@ -1,12 +1,7 @@
 //! The live proof that the kernel calls the programs. While function tracing is off
 //! (`kernel.ftrace_enabled = 0`), the kernel keeps all programs attached and calls none.
 
-use std::{
-    fs::File,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    thread,
-};
+use std::{io, thread};
 
 use freezer_guard_abi::{GuardEntry, GuardId, Level, Protection, control::Operation};
 use nix::unistd::gettid;
@@ -38,10 +33,9 @@ pub(super) fn is_live(
     if !GuardEntry::protects(entry.allowed, Protection::Freeze) || level <= Level::Detect as u32 {
         return Ok(true);
     }
-    let freezers: Vec<_> = targets.iter().map(|cgroup| cgroup.freezer_file()).collect();
     thread::scope(|scope| {
         let prover = thread::Builder::new().name("prover".to_owned());
-        let prover = prover.spawn_scoped(scope, || prove(control, id, &freezers));
+        let prover = prover.spawn_scoped(scope, || prove(control, id, targets));
         let result = prover.map_err(Error::NoProof)?.join();
         result.unwrap_or_else(|_| Err(Error::NoProof(io::Error::other("a thread panicked"))))
     })
@@ -72,14 +66,14 @@ pub(super) fn prove_end(
 }
 
 /// The work of that thread. The caller holds the lock, so there is one prover at a time.
-fn prove(control: &Control, id: GuardId, freezers: &[PathBuf]) -> Result<bool, Error> {
+fn prove(control: &Control, id: GuardId, targets: &[&Cgroup]) -> Result<bool, Error> {
     // A child of the holder belongs to it.
     control.run(Operation::Leave, id, &[])?;
     control.run(Operation::Prove, gettid().as_raw() as u64, &[])?;
-    let refusals: Vec<_> = freezers.iter().map(|freezer| is_refused(freezer)).collect();
+    let refusals: Vec<_> = targets.iter().map(|target| is_refused(target)).collect();
     control.run(Operation::Prove, 0, &[])?;
     for is_refused in refusals {
-        if !is_refused.map_err(Error::NoProof)? {
+        if !is_refused? {
             return Ok(false);
         }
     }
@@ -87,17 +81,20 @@ fn prove(control: &Control, id: GuardId, freezers: &[PathBuf]) -> Result<bool, E
 }
 
 /// Writes a text that is no state. The kernel's own answer to that is EINVAL.
-fn is_refused(freezer: &Path) -> io::Result<bool> {
-    const NO_STATE: &[u8] = b"?";
+fn is_refused(target: &Cgroup) -> Result<bool, Error> {
     for _ in 0..ATTEMPTS {
-        let file = File::options().write(true).open(freezer);
-        match file.and_then(|mut file| file.write_all(NO_STATE)) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(true),
+        let Err(error) = target.write_freezer("?") else {
+            continue;
+        };
+        let cgroup::Error::Io { source, .. } = &error else {
+            return Err(error.into());
+        };
+        match source.raw_os_error() {
+            Some(libc::EINVAL) => {}
+            Some(libc::EBUSY) => return Ok(true),
             // Nobody can disturb a cgroup that is gone.
-            Err(error) if cgroup::is_gone(&error) => return Ok(true),
-            Err(error) => return Err(error),
-            Ok(()) => {}
+            _ if cgroup::is_gone(source) => return Ok(true),
+            _ => return Err(error.into()),
         }
     }
     Ok(false)

@@ -97,8 +97,8 @@ pub fn violations(guard: &Status) -> Vec<String> {
     }
     if guard.missed > 0 {
         lines.push(format!(
-            "{} calls went unseen, for this kernel preempts BPF programs: \
-             somebody may have traced a task or written its memory",
+            "{} calls went unseen, since this kernel preempts BPF programs: \
+             another process may have traced a task or written its memory",
             guard.missed
         ));
     }

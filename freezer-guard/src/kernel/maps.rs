@@ -8,7 +8,7 @@ use aya::{
 };
 use freezer_guard_abi::{
     ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, GuardEntry, GuardId, Intruder,
-    IntruderKey, Member, NO_ROOM,
+    IntruderKey, Level, Member, NO_ROOM,
     control::{self, Operation},
     names,
 };
@@ -35,6 +35,8 @@ pub struct Maps {
     pub ended: Table<GuardId, GuardEntry>,
     /// The program that changes a guard.
     pub control: Control,
+    /// The level that the programs were loaded for.
+    level: Level,
 }
 
 /// The program `control`: see [`control`].
@@ -55,8 +57,9 @@ impl Control {
 }
 
 impl Maps {
-    pub(super) fn open(dir: &Path, control: &Path) -> Result<Self, Error> {
+    pub(super) fn open(level: Level, dir: &Path, control: &Path) -> Result<Self, Error> {
         Ok(Self {
+            level,
             guards: Table::open(dir, names::GUARDS)?,
             targets: Table::open(dir, names::TARGETS)?,
             ancestors: Table::open(dir, names::ANCESTORS)?,
@@ -134,12 +137,12 @@ impl Maps {
         set(names::TEMPLATES, AUTOMATIC, template)
     }
 
-    /// The calls that the tripwires for ptrace have missed since they were loaded.
+    /// The calls that programs have missed since they were loaded, and that may have been violations.
     ///
     /// # Errors
     /// When the kernel does not tell: then there may have been any number.
     pub fn missed(&self) -> Result<u64, Error> {
-        report::missed(Path::new(PIN_DIR))
+        report::missed(self.level, Path::new(PIN_DIR))
     }
 }
 

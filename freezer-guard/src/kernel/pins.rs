@@ -77,7 +77,7 @@ impl Locked {
     /// When another version holds guards, or pins cannot be used.
     pub fn open(&self) -> Result<Option<Maps>, Error> {
         if let Some(level) = self.level() {
-            return Maps::open(&self.dir, &self.control(level)).map(Some);
+            return Maps::open(level, &self.dir, &self.control(level)).map(Some);
         }
         if self.other_version_holds_guards() {
             return Err(Error::OtherVersion);
@@ -215,7 +215,7 @@ impl Locked {
         reading::tell(&self.dir)?;
         let path = self.control(level);
         sys::pin(&control, &path).map_err(Error::failed(format!("pin {}", path.display())))?;
-        Maps::open(&self.dir, &path)
+        Maps::open(level, &self.dir, &path)
     }
 
     /// Whether the kernel takes programs that modify what a function returns: one of them

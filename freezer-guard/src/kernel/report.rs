@@ -7,18 +7,16 @@ use freezer_guard_abi::Level;
 
 use super::{
     Error,
-    programs::{PROGRAMS, Program},
+    programs::{self, Program},
 };
 use crate::sys;
 
-/// How many calls the programs that notice ptrace have missed since they were
-/// loaded, because another call was under way on the same CPU. Those that notice
-/// something else sit where the kernel holds a mutex or has interrupts off, and
-/// miss none.
-pub(super) fn missed(dir: &Path) -> Result<u64, Error> {
-    PROGRAMS
-        .iter()
-        .filter(|program| program.notices_ptrace())
+/// Returns how many calls that may have been violations the programs of this level have missed
+/// since they were loaded, because another call was under way on the same CPU. Most programs
+/// that notice or count sit where the kernel holds a mutex or has interrupts off, and miss none.
+pub(super) fn missed(level: Level, dir: &Path) -> Result<u64, Error> {
+    programs::at(level)
+        .filter(|program| program.may_miss(level))
         .map(|program| program.recursion_misses(dir))
         .sum()
 }

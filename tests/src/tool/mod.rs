@@ -153,6 +153,8 @@ enum Task {
     Continue { pid: i32 },
     /// Read the memory of a process for some seconds, in 16 processes
     Peek { pid: i32 },
+    /// Trace a process for some seconds, in 16 processes
+    Seize { pid: i32 },
     /// Start a task in a cgroup by CLONE_INTO_CGROUP; it ends at once
     CloneInto { cgroup: PathBuf },
     /// Write to /proc/self/mem for some seconds, in 16 processes
@@ -245,6 +247,7 @@ fn run(task: Task) -> Result<()> {
         Task::Toggle { path, one, other } => storm::toggle(&path, &one, &other),
         Task::Continue { pid } => storm::carry_on(pid),
         Task::Peek { pid } => storm::peek(pid),
+        Task::Seize { pid } => storm::seize(pid),
         Task::CloneInto { cgroup } => Ok(crate::sys::clone_into(&File::open(cgroup)?)?),
         Task::PokeOwn => storm::poke_own(),
         Task::Varlink(call) => varlink::call(&call),

@@ -206,6 +206,11 @@ pub(super) fn peek(pid: i32) -> Result<()> {
     crowd(CROWD, || attempts(CROWDING, read))
 }
 
+/// Prints how many attempts to trace the process there were, and how many went through.
+pub(super) fn seize(pid: i32) -> Result<()> {
+    crowd(CROWD, || attempts(CROWDING, || [sys::seize(pid).is_ok()]))
+}
+
 /// Moves the processes of the target out of it, by a write whose pid another
 /// thread changes all the time between theirs and one that nobody has. Prints how
 /// many writes there were and how many processes are gone.
