@@ -93,7 +93,7 @@ pub(super) fn release(
     if entry.members > 1 || !marks.is_own {
         // The element of the map is used again at once. A thread of the holder
         // that starts or ends just now must not count in the next guard.
-        store.wait_for_programs();
+        store.wait_for_programs()?;
     }
     reconcile(store)?;
     Ok(Some(status))

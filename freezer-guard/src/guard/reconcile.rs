@@ -43,7 +43,7 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     let guards = store.guards().entries()?;
     // A program that is ending a guard comes to its end first: what it has not taken away
     // by then, no program does.
-    store.wait_for_programs();
+    store.wait_for_programs()?;
     for (id, entry) in &guards {
         if !entry.is_in_force() && entry.members == 0 {
             store.guards().remove(id)?;

@@ -11,10 +11,7 @@ use freezer_guard_abi::{
 };
 
 use super::{Error, path};
-use crate::{
-    kernel::{self, Map, Maps},
-    sys,
-};
+use crate::kernel::{self, Map, Maps};
 
 /// The kernel's side of guards. User-space writers are one at a time.
 pub(super) trait GuardStore {
@@ -42,7 +39,7 @@ pub(super) trait GuardStore {
     /// What a cgroup is called, for messages.
     fn name(&self, cgroup: CgroupKey) -> PathBuf;
     /// Waits until every program that runs now has ended.
-    fn wait_for_programs(&self);
+    fn wait_for_programs(&self) -> Result<(), kernel::Error>;
     /// Whether a daemon runs: it asks what became of guards.
     fn daemon_runs(&self) -> bool;
 }
@@ -97,8 +94,8 @@ impl GuardStore for Maps {
         path(cgroup)
     }
 
-    fn wait_for_programs(&self) {
-        sys::wait_for_programs();
+    fn wait_for_programs(&self) -> Result<(), kernel::Error> {
+        kernel::wait_for_programs()
     }
 
     fn daemon_runs(&self) -> bool {

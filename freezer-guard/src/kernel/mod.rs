@@ -24,7 +24,7 @@ use std::{io, path::PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::{Kind, words::escaped};
+use crate::{Kind, sys, words::escaped};
 
 pub use daemon::{DaemonLock, daemon_runs};
 pub use lock::Owner;
@@ -153,6 +153,11 @@ pub enum Error {
 /// When not.
 pub fn may_use_bpf() -> Result<(), Error> {
     prerequisites::capabilities()
+}
+
+/// Waits until every program that runs now has ended.
+pub(crate) fn wait_for_programs() -> Result<(), Error> {
+    sys::wait_for_programs().map_err(Error::failed("wait until all BPF programs have ended"))
 }
 
 /// Every field that the programs read and the running kernel has not.

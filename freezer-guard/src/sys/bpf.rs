@@ -61,6 +61,65 @@ pub(crate) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(btf) })
 }
 
+/// Makes an empty map. `sizes`: of a key and of a value, bytes; its most entries; and its flags.
+fn create(
+    name: &str,
+    map_type: u32,
+    sizes: [u32; 4],
+    inner: Option<&OwnedFd>,
+) -> io::Result<OwnedFd> {
+    // SAFETY: as in `load`.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the arm of the union that `BPF_MAP_CREATE` reads.
+    let create = unsafe { &mut attributes.__bindgen_anon_1 };
+    create.map_type = map_type;
+    [
+        create.key_size,
+        create.value_size,
+        create.max_entries,
+        create.map_flags,
+    ] = sizes;
+    if let Some(inner) = inner {
+        create.inner_map_fd = inner.as_raw_fd() as u32;
+    }
+    put_name(&mut create.map_name, name);
+    // SAFETY: there are no pointers in it.
+    let map = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attributes) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(map) })
+}
+
+/// Sets the first element of an array, whose values are as long as this one.
+fn put_first(array: &OwnedFd, value: &[u8]) -> io::Result<()> {
+    let key = 0_u32;
+    // SAFETY: as in `load`.
+    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
+    // SAFETY: the arm of the union that `BPF_MAP_UPDATE_ELEM` reads.
+    let update = unsafe { &mut attributes.__bindgen_anon_2 };
+    update.map_fd = array.as_raw_fd() as u32;
+    update.key = &raw const key as u64;
+    update.__bindgen_anon_1.value = value.as_ptr() as u64;
+    // SAFETY: both outlive the call and are as long as the map's keys and values.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }?;
+    Ok(())
+}
+
+/// Waits until every program that runs now has ended, some 10 ms: an RCU grace period, for which
+/// the kernel waits when a map of maps is changed (`maybe_wait_bpf_programs`). (The other way to
+/// wait for one, `membarrier(MEMBARRIER_CMD_GLOBAL)`, does not wait on one CPU and fails with
+/// `nohz_full`.)
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn wait_for_programs() -> io::Result<()> {
+    use bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS};
+    let sizes = [4, 4, 1, 0];
+    let inner = create("inner", BPF_MAP_TYPE_ARRAY as u32, sizes, None)?;
+    let kind = BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+    let outer = create("outer", kind, sizes, Some(&inner))?;
+    put_first(&outer, &inner.as_raw_fd().to_ne_bytes())
+}
+
 /// Makes a map. One of maps takes such as `inner`. One for globals holds them, and user
 /// space cannot change those that are read-only any more.
 ///
@@ -71,23 +130,17 @@ pub(crate) fn create_map(
     definition: &aya_obj::Map,
     inner: Option<&OwnedFd>,
 ) -> io::Result<OwnedFd> {
-    // SAFETY: as in `load`.
-    let mut attributes: bpf_attr = unsafe { mem::zeroed() };
-    // SAFETY: the arm of the union that `BPF_MAP_CREATE` reads.
-    let create = unsafe { &mut attributes.__bindgen_anon_1 };
-    create.map_type = definition.map_type();
-    create.key_size = definition.key_size();
-    create.value_size = definition.value_size();
-    create.max_entries = definition.max_entries();
-    create.map_flags = definition.map_flags();
-    if let Some(inner) = inner {
-        create.inner_map_fd = inner.as_raw_fd() as u32;
-    }
-    put_name(&mut create.map_name, name);
-    // SAFETY: there are no pointers in it.
-    let map = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attributes) }?;
-    // SAFETY: a new descriptor that nobody else owns.
-    let map = unsafe { OwnedFd::from_raw_fd(map) };
+    let map = create(
+        name,
+        definition.map_type(),
+        [
+            definition.key_size(),
+            definition.value_size(),
+            definition.max_entries(),
+            definition.map_flags(),
+        ],
+        inner,
+    )?;
     let data = definition.data();
     if !data.is_empty() {
         let size = u32::try_from(data.len()).map_err(io::Error::other)?;
@@ -99,16 +152,7 @@ pub(crate) fn create_map(
         if is != [bpf_map_type::BPF_MAP_TYPE_ARRAY as u32, 4, size] {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let key = 0_u32;
-        // SAFETY: as in `load`.
-        let mut attributes: bpf_attr = unsafe { mem::zeroed() };
-        // SAFETY: the arm of the union that `BPF_MAP_UPDATE_ELEM` reads.
-        let update = unsafe { &mut attributes.__bindgen_anon_2 };
-        update.map_fd = map.as_raw_fd() as u32;
-        update.key = &raw const key as u64;
-        update.__bindgen_anon_1.value = data.as_ptr() as u64;
-        // SAFETY: both outlive the call and are as long as the map's keys and values.
-        unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }?;
+        put_first(&map, data)?;
     }
     if definition.section_kind() == EbpfSectionKind::Rodata {
         // SAFETY: as in `load`.

@@ -26,7 +26,7 @@ use tokio::io::unix::AsyncFd;
 
 pub(crate) use bpf::{
     Attachment, Functions, HashMapFd, attach, attach_iterator, create_map, load, load_btf,
-    open_pin, pin, test_run,
+    open_pin, pin, test_run, wait_for_programs,
 };
 pub(crate) use fdinfo::fdinfo;
 
@@ -107,15 +107,6 @@ pub fn passed_descriptor() -> io::Result<Option<OwnedFd>> {
     Ok(sd_notify::listen_fds()?
         .next()
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-/// Waits until every program that runs now has ended (`membarrier(2)`,
-/// `MEMBARRIER_CMD_GLOBAL`: an RCU grace period, some 10 ms).
-pub(crate) fn wait_for_programs() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: takes numbers only. It cannot fail but on kernels for real-time
-    // CPUs (`nohz_full`), where there is no such wait.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
 }
 
 /// Opens a kernfs node by its id, on the file system that `mount` lies on.

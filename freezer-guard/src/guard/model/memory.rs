@@ -251,7 +251,9 @@ impl GuardStore for MemoryStore {
         PathBuf::new()
     }
 
-    fn wait_for_programs(&self) {}
+    fn wait_for_programs(&self) -> Result<(), kernel::Error> {
+        Ok(())
+    }
 
     fn daemon_runs(&self) -> bool {
         self.host.world.borrow().daemon_runs
