@@ -3,8 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fs,
     path::{Path, PathBuf},
 };
+
+use procfs::process::Process;
 
 use super::{
     Cgroup, Error,
@@ -54,6 +57,11 @@ pub struct Report {
     pub foreign: Vec<Task>,
     /// Threads in the cgroups that are being traced.
     pub traced: Vec<Traced>,
+    /// Threads in v1 cgroups that are stopped, for instance by SIGSTOP: CRIU waits for them for ever.
+    pub stopped: Vec<Task>,
+    /// The uprobes of this host (`uprobe_events` of tracefs). Their breakpoints stand in the code of
+    /// every process that maps their file, and come into its image.
+    pub probes: Vec<String>,
 }
 
 /// The roots of the process trees in these cgroups and below: those
@@ -144,8 +152,10 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
     let all: BTreeSet<i32> = inside.values().flatten().copied().collect();
     let mut report = Report {
         tasks: all.len(),
+        probes: probes(),
         ..Report::default()
     };
+    let on_v1 = inside.keys().any(|hierarchy| *hierarchy != 0);
     let mut tasks = Tasks::default();
     let mut processes = BTreeSet::new();
     for tid in &all {
@@ -163,6 +173,14 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
                 tracer,
                 tracer_comm: tracer_comm.unwrap_or_default(),
             });
+        }
+    }
+    if on_v1 {
+        for tid in all.iter().filter(|tid| is_stopped(**tid)) {
+            if let Some(status) = tasks.read(*tid)? {
+                let stopped = place(status.tgid, *tid, hierarchy_of(*tid))?;
+                report.stopped.extend(stopped);
+            }
         }
     }
     let tree = match root {
@@ -211,6 +229,20 @@ fn look_for(
         }
     }
     Ok(threads)
+}
+
+/// Returns whether a thread is stopped. (The freezer of v1 hides that from its state.)
+fn is_stopped(tid: i32) -> bool {
+    let place = Process::new(tid).and_then(|thread| thread.wchan());
+    place.is_ok_and(|place| place == "do_signal_stop")
+}
+
+/// The definitions of all uprobes; none where this process may not read them.
+fn probes() -> Vec<String> {
+    let paths = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    let events = paths.map(|path| fs::read_to_string(Path::new(path).join("uprobe_events")));
+    let first = events.into_iter().find_map(Result::ok).unwrap_or_default();
+    first.lines().map(str::to_owned).collect()
 }
 
 /// The processes of the tree below `root`, itself included. Who is not of it is not

@@ -3,7 +3,7 @@
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use freezer_guard::{
-    cgroup::{self, Cgroup, Task},
+    cgroup::{self, Cgroup, Report, Task},
     guard,
     words::escaped,
 };
@@ -44,7 +44,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         });
     }
     let report = guard::verify(&cgroups, Some(args.pid))?;
-    warn_of_foreign(args.pid, &report.foreign);
+    warn(Some(args.pid), &report);
     let count = report.tasks - report.foreign.len();
     let paths: Vec<_> = paths
         .iter()
@@ -58,22 +58,40 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// They are no reason to stop: the checkpointer holds them and lets them go.
-pub(super) fn warn_of_foreign(root: i32, foreign: &[Task]) {
-    const NAMED: usize = 5;
-    if foreign.is_empty() {
-        return;
+/// Warns of what may spoil a checkpoint, and is no reason for freezer-guard to stop.
+pub(super) fn warn(root: Option<i32>, report: &Report) {
+    if let Some(root) = root
+        && !report.foreign.is_empty()
+    {
+        say(format_args!(
+            "warning: in the cgroup but not of the tree of pid {root}, so held and not dumped: {}",
+            name(&report.foreign)
+        ));
     }
-    let mut named: Vec<_> = foreign
-        .iter()
-        .take(NAMED)
+    if !report.stopped.is_empty() {
+        say(format_args!(
+            "warning: stopped, so that CRIU waits for ever on cgroup v1 (kill -CONT): {}",
+            name(&report.stopped)
+        ));
+    }
+    if let Some(probe) = report.probes.first() {
+        say(format_args!(
+            "warning: this host has uprobes, such as {}: a process that is restored with one in its \
+             code ends with SIGTRAP; remove them before the checkpoint",
+            escaped(probe)
+        ));
+    }
+}
+
+/// The first of them.
+fn name(tasks: &[Task]) -> String {
+    const NAMED: usize = 5;
+    let first = tasks.iter().take(NAMED);
+    let mut named: Vec<_> = first
         .map(|task| format!("pid {} ({})", task.tid, escaped(&task.comm)))
         .collect();
-    if foreign.len() > NAMED {
-        named.push(format!("{} more", foreign.len() - NAMED));
+    if tasks.len() > NAMED {
+        named.push(format!("{} more", tasks.len() - NAMED));
     }
-    say(format_args!(
-        "warning: in the cgroup but not of the tree of pid {root}, so held and not dumped: {}",
-        named.join(", ")
-    ));
+    named.join(", ")
 }

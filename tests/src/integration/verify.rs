@@ -2,11 +2,16 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     process::Command,
 };
 
 use anyhow::{Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::{
@@ -32,6 +37,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("names_may_be_any_bytes", odd_name);
     if list.hierarchy == Hierarchy::V1 {
         list.add("stray_thread", stray_thread);
+        list.add("stopped_task_is_a_warning", stopped);
     } else {
         list.add("threaded_cgroup", threaded);
     }
@@ -77,11 +83,11 @@ fn odd_name(hierarchy: Hierarchy) -> Result<()> {
     let workload = Workload::start(&[&target], 1)?;
     let dir = scratch_folder("odd")?;
     let program = dir.join(OsStr::from_bytes(b"odd-\xff"));
-    std::fs::write(&program, "#!/bin/sh\nread line\n")?;
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    fs::write(&program, "#!/bin/sh\nread line\n")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     let mut odd = Process::spawn(&mut Command::new(&program))?;
     let pid = odd.pid().to_string();
-    let comm = || Ok(std::fs::read(format!("/proc/{pid}/comm"))?.starts_with(b"odd-\xff"));
+    let comm = || Ok(fs::read(format!("/proc/{pid}/comm"))?.starts_with(b"odd-\xff"));
     eventually("it has its name", comm)?;
     let root = workload.pid.to_string();
     guard(["verify", "--cgroup", &target.text(), "--pid", &root])?.expect(0)?;
@@ -91,7 +97,7 @@ fn odd_name(hierarchy: Hierarchy) -> Result<()> {
         .says(&format!("pid {pid} (odd-"))?;
     odd.tell("")?;
     odd.wait(LONG)?.expect(0)?;
-    std::fs::remove_dir_all(dir)?;
+    fs::remove_dir_all(dir)?;
     expect_clean()
 }
 
@@ -102,7 +108,7 @@ fn stray_thread(hierarchy: Hierarchy) -> Result<()> {
         Process::spawn(Command::new("guest-tool").args(["stall", "--cgroup", &target.text()]))?;
     stalled.expect_line("ready")?;
     let pid = stalled.pid().as_raw();
-    let threads = std::fs::read_to_string(target.path.join("tasks"))?;
+    let threads = fs::read_to_string(target.path.join("tasks"))?;
     let thread = threads.lines().find(|tid| *tid != pid.to_string());
     let thread = thread.unwrap_or_default();
     // The thread that stalls cannot be frozen: let it be the stray.
@@ -160,6 +166,26 @@ fn foreign(hierarchy: Hierarchy) -> Result<()> {
         .expect(0)?
         .says("warning")?
         .says(&format!("pid {} (guest-tool)", other.pid))?;
+    expect_clean()
+}
+
+/// CRIU seizes it, and waits for ever.
+fn stopped(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let child = target.pids()?[1];
+    kill(Pid::from_raw(child), Signal::SIGSTOP)?;
+    eventually("it stops", || {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat"))?;
+        Ok(stat.contains(") T "))
+    })?;
+    run(&mut run_with(&target, workload.pid))?
+        .expect(0)?
+        .says(&format!(
+            "waits for ever on cgroup v1 (kill -CONT): pid {child} (guest-tool)"
+        ))?;
+    kill(Pid::from_raw(child), Signal::SIGCONT)?;
+    workload.expect_counting()?;
     expect_clean()
 }
 

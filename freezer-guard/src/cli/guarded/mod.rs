@@ -247,9 +247,7 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
             None => Ok(()),
         }
     })?;
-    if let Some(root) = how.root {
-        verify::warn_of_foreign(root, &report.foreign);
-    }
+    verify::warn(how.root, &report);
     Ok(())
 }
 
