@@ -166,8 +166,16 @@ pub(crate) fn is_in_target(cgroup: Pointer, id: GuardId) -> bool {
 /// Whether the guard covers one of the cgroups that the task is in.
 #[inline(always)]
 pub(crate) fn covers(id: GuardId, task: Pointer) -> bool {
+    is_covered(id, kernel::number(task)) != 0
+}
+
+/// The same as numbers. A global function: see [`lookup`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_covered(id: GuardId, task: u64) -> u64 {
+    let task = task as Pointer;
     let is = |cgroup| is_in_target(cgroup, id);
-    v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)
+    (v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)).into()
 }
 
 /// The relation of the current task to the guard. Authority matters to what is asked only.

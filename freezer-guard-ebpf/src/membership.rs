@@ -1,12 +1,13 @@
 //! Who belongs to a holder: counted in the kernel, thread by thread.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_EXIST, seq_file},
+    bindings::{BPF_ANY, seq_file},
     helpers::generated::bpf_seq_write,
 };
 use freezer_guard_abi::{GuardEntry, GuardId, LogLine, MAX_MEMBERS_BY_USER, Member, TaskPointer};
 
 use crate::{
+    atomic,
     entry::Entry,
     kernel::{self, Pointer, load, offset, opaque},
     lifetime, log,
@@ -67,6 +68,21 @@ pub(crate) fn inherit(child: TaskPointer) -> i32 {
     match word(&MEMBERS, kernel::task(kernel::current())) {
         Some(own) if word(&MEMBERS, child) != Some(own) => join(child, own),
         _ => 0,
+    }
+}
+
+/// The same when the child is about to run: its parent may have been put into the target since
+/// `task_alloc`.
+#[inline(always)]
+pub(crate) fn inherit_late(child: TaskPointer) {
+    match (
+        word(&MEMBERS, kernel::task(kernel::current())),
+        word(&MEMBERS, child),
+    ) {
+        (Some(own), Some(id)) if id != own && id | RESTORED == own => hold_no_more(child, id),
+        // A fork that cannot be enrolled was refused by `task_alloc`. Below the level `enforce` it
+        // cannot be refused: the child is an outsider then.
+        _ => _ = inherit(child),
     }
 }
 
@@ -154,12 +170,21 @@ pub(crate) fn held_by(task: TaskPointer) -> Option<GuardId> {
 /// The thread holds the guard no longer, but may go on to do what its holder may.
 #[inline(always)]
 pub(crate) fn hold_no_more(task: TaskPointer, id: GuardId) {
-    if MEMBERS
-        .insert(task, id | RESTORED, u64::from(BPF_EXIST))
-        .is_ok()
-    {
-        count_out(task, id);
+    set_restored(kernel::number(task.0 as Pointer), id);
+}
+
+/// The same as numbers. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn set_restored(task: u64, id: GuardId) -> u64 {
+    let task = TaskPointer(task);
+    if let Some(own) = MEMBERS.get_ptr_mut(task) {
+        // SAFETY: a map value that the verifier has seen checked.
+        if unsafe { atomic::set_bits(own, RESTORED) } & RESTORED == 0 {
+            count_out(task, id);
+        }
     }
+    0
 }
 
 /// Whether the thread belongs to the holder of another guard. A candidate guards

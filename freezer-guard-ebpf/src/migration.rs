@@ -127,9 +127,7 @@ pub(crate) fn after_move(task: Pointer, from: Pointer, to: Pointer) {
     }
     let from = match from.is_null() {
         true => {
-            // A fork that cannot be enrolled was refused by `task_alloc`. Below the level
-            // `enforce` it cannot be refused: the child is an outsider then.
-            let _ = membership::inherit(kernel::task(task));
+            membership::inherit_late(kernel::task(task));
             lookup::set_of(kernel::current())
         }
         false => Some(from),
@@ -158,11 +156,12 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
-    let_go(TaskPointer(task), to as Pointer);
+    let (from, to) = (from as Pointer, to as Pointer);
     if lifetime::is_any_held() {
-        let victim = kernel::tgid(task as Pointer);
-        count_move(from as Pointer, to as Pointer, victim, Stage::Done);
+        count_move(from, to, kernel::tgid(task as Pointer), Stage::Done);
     }
+    // Not before: a guard that has ended counts nothing.
+    let_go(TaskPointer(task), from, to);
     0
 }
 
@@ -170,22 +169,24 @@ extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
 /// longer: otherwise the guard would last as long as it lives, and nobody could stop it.
 ///
 /// An automatic guard lets each task go that is moved, but for the one that executes the
-/// checkpointer, and a guard of a user each that comes into its target. One that comes into the
-/// target of another guard stays a member: it may have cgroups below to go to.
+/// checkpointer. One that comes into the target of another guard stays a member: it may have
+/// cgroups below to go to. (Guards of users end in time, and root can kill what they cover. What
+/// they restore goes on to count, so that it finds no more room than other members.)
 #[inline(always)]
-fn let_go(task: TaskPointer, to: Pointer) {
+fn let_go(task: TaskPointer, from: Pointer, to: Pointer) {
     let Some(id) = membership::held_by(task) else {
         return;
     };
     let Some(entry) = Entry::of(id) else { return };
-    let leaves = match entry.guard().is_automatic() {
-        true => entry.guard().leader != task,
-        false if !lookup::is_in_target(to, id) => false,
-        false if entry.flags() & GuardEntry::BY_USER != 0 => true,
-        false => return membership::hold_no_more(task, id),
-    };
-    if leaves {
-        membership::leave(task.0 as Pointer);
+    if entry.guard().is_automatic() {
+        if entry.guard().leader != task {
+            membership::leave(task.0 as Pointer);
+        }
+    } else if entry.flags() & GuardEntry::BY_USER == 0
+        && lookup::is_in_target(to, id)
+        && !lookup::is_in_target(from, id)
+    {
+        membership::hold_no_more(task, id);
     }
 }
 

@@ -14,6 +14,8 @@ use crate::{
     membership,
 };
 
+/// The signal that a terminal's end sends.
+const SIGHUP: i32 = 1;
 /// The signals that change a task whatever it wants.
 const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
@@ -167,7 +169,10 @@ impl Attempt {
         let Some(entry) = Entry::of(id) else {
             return false;
         };
-        let actor = match self.is_by_kernel() {
+        // The tasks of a target can forge the signal of a timer (`rt_sigqueueinfo`).
+        let is_by_kernel = self.is_by_kernel()
+            && (self.detail == OUT_OF_MEMORY || !lookup::covers(id, kernel::current()));
+        let actor = match is_by_kernel {
             true => Actor::Kernel,
             false => lookup::actor(id, self.stage),
         };
@@ -185,16 +190,20 @@ impl Attempt {
 
     /// Returns whether the kernel sends a signal by itself, while any task runs: memory has run out in
     /// that, or an interrupt has found it. The signals that a task brings upon its own process,
-    /// such as SIGSEGV, and those that its exit causes, are its own.
+    /// such as SIGSEGV, those that its exit causes, and the SIGSTOP of its `PTRACE_ATTACH` are its
+    /// own.
     #[inline(always)]
     fn is_by_kernel(&self) -> bool {
+        if self.act != Act::Signal as u32 || self.detail & KERNEL_SIGNAL == 0 {
+            return false;
+        }
         let current = kernel::current();
-        let is_own =
-            self.detail != OUT_OF_MEMORY && kernel::tgid(current) == kernel::tgid(self.victim);
-        self.act == Act::Signal as u32
-            && self.detail & KERNEL_SIGNAL != 0
-            && !is_own
-            && !kernel::is_exiting(current)
+        match (self.detail & !KERNEL_SIGNAL) as i32 {
+            SIGSTOP => false,
+            SIGKILL | SIGHUP | SIGCONT if kernel::is_exiting(current) => false,
+            SIGKILL => true,
+            _ => kernel::tgid(current) != kernel::tgid(self.victim),
+        }
     }
 
     #[inline(always)]

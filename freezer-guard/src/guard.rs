@@ -37,7 +37,7 @@ use nix::{
     unistd::getpid,
 };
 
-pub use admin::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, unload};
+pub use admin::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, prove, unload};
 pub use checks::{refuse_containing, verify};
 pub use error::{Error, Shortfall, chain};
 pub use event::{Event, EventDecoder, What};
@@ -341,7 +341,7 @@ impl Guard {
         let restored = self
             .freezers
             .restore(&self.maps, self.id, self.cgroups(), self.entered);
-        let lock = Locked::wait()?;
+        let lock = Locked::wait_to_the_end()?;
         // The pinned maps are others than ours if somebody has ended this guard
         // and the next one was loaded anew.
         let Some(maps) = lock.open()? else {

@@ -154,7 +154,7 @@ fn conclude(evidence: &mut Evidence, dir: &Path) -> Result<()> {
         false => evidence.write(dir),
     };
     let Err(error) = written else { return Ok(()) };
-    if is_usable && Known::of_images(dir).is_ok_and(|known| known.is_some()) {
+    if is_usable && is_known(dir, Some(evidence.verdict)) {
         say(format_args!("{}", chain(&error)));
         return Ok(());
     }
@@ -163,6 +163,12 @@ fn conclude(evidence: &mut Evidence, dir: &Path) -> Result<()> {
     }
     Evidence::remove(dir)?;
     Err(error.into())
+}
+
+/// Whether the action script has called the images good, or this.
+fn is_known(dir: &Path, verdict: Option<Verdict>) -> bool {
+    let known = Known::of_images(dir).ok().flatten();
+    known.is_some_and(|known| verdict.is_none_or(|verdict| known.verdict == verdict))
 }
 
 fn texts(words: &[OsString]) -> Vec<String> {
@@ -181,6 +187,14 @@ fn code_of(verdict: Verdict, criu: Code) -> Code {
 
 /// Gives up, and says where the unfinished checkpoint is.
 fn abandon(images: Images, error: Error) -> Result<ExitCode> {
+    if is_known(images.dir(), None) {
+        let place = images.keep();
+        say(format_args!(
+            "the image in {} is complete, and `restore` takes it",
+            place.display()
+        ));
+        return Err(error);
+    }
     if let Some(place) = images.abandon()? {
         let place = place.display();
         say(format_args!(

@@ -206,7 +206,13 @@ fn put(dir: &Path, evidence: &impl Serialize) -> Result<(), Error> {
         file.sync_all()?;
         fs::rename(&draft, &path)
     };
-    write().map_err(failed)?;
+    write().map_err(|error| {
+        if path.exists() {
+            // What is there has to do.
+            let _ = fs::remove_file(&draft);
+        }
+        failed(error)
+    })?;
     sync_one(dir)
 }
 
@@ -243,7 +249,12 @@ impl Known {
         let path = dir.join(Evidence::FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return match dir.join(Draft::FILE).exists() {
+                    true => Err(not_good(dir, "its checkpoint was interrupted")),
+                    false => Ok(None),
+                };
+            }
             Err(source) => return Err(failed("read", &path, source)),
         };
         let mut known: Self = serde_json::from_slice(&bytes)

@@ -130,6 +130,12 @@ impl Images {
         Ok(self.place.clone())
     }
 
+    /// Leaves the directory as it is, and returns it.
+    pub fn keep(mut self) -> PathBuf {
+        self.published = true;
+        self.dir.clone()
+    }
+
     /// Removes the directory if it is empty, because CRIU may not have started. Otherwise it
     /// becomes DIR.failed, and this returns that path.
     ///

@@ -39,6 +39,22 @@ pub fn end_by_force(id: GuardId) -> Result<Option<Status>, Error> {
     }
 }
 
+/// Proves that the kernel calls the programs of a guard, whose holder this process belongs to, and
+/// returns its status after that; `None`: it is not in force.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn prove(id: GuardId) -> Result<Option<Status>, Error> {
+    let lock = Locked::wait()?;
+    let Some(maps) = lock.open()? else {
+        return Ok(None);
+    };
+    let targets: Vec<_> = targets(&maps, id)?.into_iter().filter_map(open).collect();
+    prove_end(&lock, &maps, id, &targets.iter().collect::<Vec<_>>())?;
+    let guards = list_locked(&lock)?.into_iter();
+    Ok(guards.into_iter().find(|guard| guard.id == id))
+}
+
 /// What [`end_all_by_force`] has ended.
 #[derive(Debug)]
 pub struct EndedAll {

@@ -86,8 +86,8 @@ pub struct Status {
     pub violations: BTreeMap<String, u64>,
     /// What got through before that and was mended, by [`Protection`].
     pub repaired: BTreeMap<String, u64>,
-    /// Calls that the tripwires for `ptrace` have missed, because the kernel has
-    /// preempted them: each may have been a violation.
+    /// Calls that programs have missed, because the kernel preempts them, and that may have been
+    /// violations: see docs/kernels.md.
     pub missed: u64,
     /// Whether the kernel did not call the BPF programs at the end of the guard, or somebody had
     /// detached some: anything may have happened before that.

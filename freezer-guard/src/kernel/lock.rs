@@ -6,8 +6,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::mpsc::{RecvTimeoutError, channel},
-    thread,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -25,52 +24,48 @@ use crate::sys;
 /// stopped. (The longest work under the lock of the pins is a load of all programs, some seconds.)
 const TIMEOUT: Duration = Duration::from_secs(60);
 const TIMEOUT_OF_STOPPED: Duration = Duration::from_secs(3);
-/// The pause between two looks at signals and at the owner.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The first pause between two attempts and the longest: each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+
+/// What may end the wait for a lock, besides the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// A signal to this process, and an owner that is stopped.
+    Interruptible,
+    /// Nothing: there is something to bring to its end.
+    ToTheEnd,
+}
 
 /// Locks a file for this process alone.
 ///
 /// # Errors
 /// When another process keeps it for too long, or a signal that this process blocks has come
 /// meanwhile.
-pub(super) fn lock(file: File) -> Result<Flock<File>, Error> {
-    let failed = |errno: Errno| Error::failed("lock the pins")(io::Error::from(errno));
-    let (device, inode) = file
-        .metadata()
-        .map(|found| (found.dev(), found.ino()))
-        .map_err(Error::failed("lock the pins"))?;
-    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => return Ok(lock),
-        Err((file, Errno::EWOULDBLOCK)) => file,
-        Err((_, errno)) => return Err(failed(errno)),
-    };
-    // The kernel serves one after the other. If this gives up, the thread gets the lock at
-    // last, and drops it.
-    let (sender, receiver) = channel();
-    let waiting = move || {
-        let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive));
-    };
-    thread::Builder::new()
-        .spawn(waiting)
-        .map_err(Error::failed("wait for the lock of the pins"))?;
+pub(super) fn lock(mut file: File, wait: Wait) -> Result<Flock<File>, Error> {
     let start = Instant::now();
+    let mut pause = FIRST_PAUSE;
     loop {
-        match receiver.recv_timeout(PAUSE) {
-            Ok(Ok(lock)) => return Ok(lock),
-            Ok(Err((_, errno))) => return Err(failed(errno)),
-            Err(RecvTimeoutError::Disconnected) => return Err(failed(Errno::ENOLCK)),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        if let Some(signal) = sys::pending_signal() {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EWOULDBLOCK)) => file,
+            Err((_, errno)) => {
+                return Err(Error::failed("lock the pins")(io::Error::from(errno)));
+            }
+        };
+        let is_interruptible = wait == Wait::Interruptible;
+        if is_interruptible && let Some(signal) = sys::pending_signal() {
             return Err(Error::Interrupted(signal));
         }
-        if start.elapsed() < TIMEOUT_OF_STOPPED {
-            continue;
+        let is_late = start.elapsed() > TIMEOUT;
+        if is_late || is_interruptible && start.elapsed() > TIMEOUT_OF_STOPPED {
+            let owner = Owner::of(&file);
+            if is_late || owner.as_ref().is_some_and(|owner| owner.is_stopped) {
+                return Err(Error::Locked(owner));
+            }
         }
-        let owner = Owner::of(device, inode);
-        if start.elapsed() > TIMEOUT || owner.as_ref().is_some_and(|owner| owner.is_stopped) {
-            return Err(Error::Locked(owner));
-        }
+        sleep(pause);
+        pause = LONGEST_PAUSE.min(2 * pause);
     }
 }
 
@@ -87,7 +82,9 @@ pub struct Owner {
 
 impl Owner {
     /// The one that `/proc/locks` names.
-    fn of(device: u64, inode: u64) -> Option<Self> {
+    fn of(file: &File) -> Option<Self> {
+        let found = file.metadata().ok()?;
+        let (device, inode) = (found.dev(), found.ino());
         let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
         let locks = fs::read_to_string("/proc/locks").ok()?;
         let pid = locks.lines().find_map(|line| {

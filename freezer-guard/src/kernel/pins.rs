@@ -14,7 +14,7 @@ use nix::fcntl::Flock;
 use super::{
     Error, code,
     loading::{Loader, load_iterator},
-    lock::lock,
+    lock::{Wait, lock},
     maps::Maps,
     object::OBJECT_ID,
     prerequisites::{self, PIN_DIR},
@@ -39,9 +39,21 @@ impl Locked {
     /// Without the capabilities for BPF, if bpffs cannot be used or is not the host's, and if
     /// another process keeps the lock.
     pub fn wait() -> Result<Self, Error> {
+        Self::wait_for(Wait::Interruptible)
+    }
+
+    /// The same for the end of a guard, from which no signal keeps this process.
+    ///
+    /// # Errors
+    /// Those of [`Locked::wait`].
+    pub fn wait_to_the_end() -> Result<Self, Error> {
+        Self::wait_for(Wait::ToTheEnd)
+    }
+
+    fn wait_for(wait: Wait) -> Result<Self, Error> {
         prerequisites::capabilities()?;
-        prerequisites::is_bpffs_of_host()?;
         prerequisites::mount_bpffs()?;
+        prerequisites::is_bpffs_of_host()?;
         let dir = PathBuf::from(PIN_DIR);
         let failed = |error| Error::Missing {
             path: PIN_DIR.into(),
@@ -65,7 +77,7 @@ impl Locked {
             Err(error) => return Err(failed(error)),
         }
         Ok(Self {
-            _lock: lock(file)?,
+            _lock: lock(file, wait)?,
             dir,
         })
     }

@@ -90,7 +90,7 @@ pub(super) fn mount_bpffs() -> Result<(), Error> {
 /// guard one cgroup without knowing each other, and each would refuse the other's holder.
 ///
 /// # Errors
-/// When the bpffs here is not that of PID 1, or one of both is not mounted.
+/// When the bpffs here is not that of PID 1.
 pub(super) fn is_bpffs_of_host() -> Result<(), Error> {
     const OF_HOST: &str = "/proc/1/root/sys/fs/bpf";
     let device = |path: &str| fs::metadata(path).map(|found| found.dev());

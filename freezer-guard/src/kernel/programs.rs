@@ -41,10 +41,10 @@ enum NeededBy {
 enum Role {
     /// Counts the members of holders, and notices moves. No guard goes without it.
     Membership,
-    /// Notices what the protection is about, and what a program refuses that asked for it later.
+    /// Notices what the protection is about.
     Notices(Protection),
-    /// Notices what the protection is about, and what no program refuses.
-    NoticesAlone(Protection),
+    /// Notices what the protection is about, where root alone comes.
+    NoticesRoot(Protection),
     /// Refuses what these protections are about.
     Refuses(&'static [Protection]),
     /// Notices a checkpointer that nobody has guarded.
@@ -117,16 +117,16 @@ pub(super) const PROGRAMS: [Program; 22] = {
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, OnlyV2, V1, V2};
     use Protection::{Freeze, Kill, Migrate, Ptrace};
-    use Role::{Membership, Notices, NoticesAlone, Refuses, RefusesMoves, Trigger};
+    use Role::{Membership, Notices, NoticesRoot, Refuses, RefusesMoves, Trigger};
     [
         program_on("move_task_exit", Exit("css_set_move_task"), All, Membership, Any),
         program_on("task_free", Lsm("task_free"), All, Membership, Enforce),
         program_on("task_alloc", Lsm("task_alloc"), All, Membership, Enforce),
         program_on("signal_generate", Tracepoint, All, Notices(Kill), Any),
         program_on("ptrace_attach_exit", Exit("ptrace_attach"), All, Notices(Ptrace), Any),
-        program_on("remote_vm_exit", Exit("access_remote_vm"), All, NoticesAlone(Ptrace), Any),
-        program_on("set_swbp_exit", Exit("set_swbp"), All, NoticesAlone(Ptrace), Any),
-        program_on("clear_refs_exit", Exit("clear_refs_write"), All, NoticesAlone(Ptrace), Any),
+        program_on("remote_vm_exit", Exit("access_remote_vm"), All, Notices(Ptrace), Any),
+        program_on("set_swbp_exit", Exit("set_swbp"), All, NoticesRoot(Ptrace), Any),
+        program_on("clear_refs_exit", Exit("clear_refs_write"), All, Notices(Ptrace), Any),
         program_on("ptrace_access_exit", Exit("security_ptrace_access_check"), All, Notices(Ptrace), Below),
         // The return before the entry: it finds only values that an entry has left.
         program_on("apply_state_exit", Exit("freezer_apply_state"), V1, Notices(Freeze), Any),
@@ -176,7 +176,7 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
             .filter(|program| match program.role {
                 Role::Trigger => false,
                 Role::Membership => !refusing && protection == Protection::Migrate,
-                Role::Notices(what) | Role::NoticesAlone(what) => !refusing && what == protection,
+                Role::Notices(what) | Role::NoticesRoot(what) => !refusing && what == protection,
                 Role::Refuses(what) => refusing && what.contains(&protection),
                 Role::RefusesMoves => refusing && protection == Protection::Migrate,
             })
@@ -213,11 +213,12 @@ impl Program {
 
     /// Returns whether a call that the kernel leaves out at this level may have been a violation.
     ///
-    /// What is refused has no effect, whether its tripwire is called or not: at a level that refuses
-    /// `ptrace`, a miss of the program that does counts instead of those of its tripwires.
+    /// The tripwires for `ptrace` and memory miss calls when many processes read `/proc/PID/cmdline` or
+    /// try to trace a task, as every user can. So where `ptrace` is refused, a miss of the program
+    /// that refuses it counts instead of those of its tripwires.
     pub(super) fn may_miss(&self, level: Level) -> bool {
         match self.role {
-            Role::Membership | Role::NoticesAlone(_) => true,
+            Role::Membership | Role::NoticesRoot(_) => true,
             Role::Notices(what) => what != Protection::Ptrace || level == Level::Detect,
             Role::Refuses(what) => what.contains(&Protection::Ptrace),
             Role::RefusesMoves | Role::Trigger => false,
@@ -270,7 +271,7 @@ impl Program {
     pub(super) fn watches(&self) -> bool {
         matches!(
             self.role,
-            Role::Membership | Role::Notices(_) | Role::NoticesAlone(_) | Role::Trigger
+            Role::Membership | Role::Notices(_) | Role::NoticesRoot(_) | Role::Trigger
         )
     }
 

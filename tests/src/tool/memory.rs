@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use nix::{sys::ptrace::attach, unistd::Pid};
 
 use crate::sys;
 
@@ -17,6 +18,8 @@ use crate::sys;
 pub(super) enum Way {
     /// PTRACE_SEIZE
     Ptrace,
+    /// PTRACE_ATTACH
+    Attach,
     /// process_vm_writev
     ProcessVm,
     /// Open and write /proc/PID/mem
@@ -52,6 +55,7 @@ fn mem(pid: i32) -> Result<File> {
 pub(super) fn access(way: Way, pid: i32) -> Result<()> {
     match way {
         Way::Ptrace => Ok(sys::seize(pid).context("PTRACE_SEIZE")?),
+        Way::Attach => Ok(attach(Pid::from_raw(pid)).context("PTRACE_ATTACH")?),
         Way::ProcessVm => {
             Ok(sys::write_memory(pid, address(pid)?, &[0]).context("process_vm_writev")?)
         }

@@ -126,7 +126,7 @@ async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {
                 let mut hold = tokio::select! {
                     hold = ActiveGuard::by_service(daemon, &mut work) => hold?,
                     // The service sees that we have gone.
-                    caught = signals.next() => return Err(Error::Interrupted(caught?.signal)),
+                    signal = signals.next_end() => return Err(Error::Interrupted(signal?)),
                 };
                 let names = say_guarding(work.options, &hold.status().await?);
                 (hold, names, None)

@@ -85,6 +85,16 @@ impl Signals {
         }
     }
 
+    /// The next one that is to end this process.
+    pub(super) async fn next_end(&mut self) -> io::Result<Signal> {
+        loop {
+            let caught = self.next().await?;
+            if caught.signal != Signal::SIGTSTP {
+                return Ok(caught.signal);
+            }
+        }
+    }
+
     /// COMMAND gets them again.
     pub(super) fn release_in(&self, command: &mut Command) {
         freezer_guard::unblock_in_child(command.as_std_mut(), self.caught);

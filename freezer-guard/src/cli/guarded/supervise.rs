@@ -13,7 +13,7 @@ use nix::{
 };
 use tokio::{
     process::Child,
-    time::{Instant, interval, sleep_until},
+    time::{Instant, interval, sleep_until, timeout},
 };
 
 use super::{ActiveGuard, GuardedCommand, Options, Signals, options::OnViolation};
@@ -64,7 +64,7 @@ pub(super) async fn supervise(
                 let caught = signal?;
                 interrupts += u32::from(caught.signal == Signal::SIGINT);
                 if caught.signal == Signal::SIGTSTP {
-                    carry_on(work, hold).await?;
+                    carry_on(work, hold, pid).await;
                 } else if interrupts > 1 {
                     say_killing(work);
                     kill_all(hold, child).await?;
@@ -137,16 +137,19 @@ async fn kill_all(hold: &mut ActiveGuard, child: &mut Child) -> Result<()> {
 }
 
 /// The terminal has stopped COMMAND with Ctrl-Z. Its tasks would stay frozen for as long as it is.
-async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard) -> Result<()> {
+async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard, command: Pid) {
     work.options.step(format_args!(
         "Ctrl-Z would leave the tasks frozen: {} goes on; Ctrl-C ends it",
         work.command[0].display()
     ));
-    for pid in hold.other_pids().await? {
-        // It may have ended just now.
-        let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT);
+    // Each may have ended just now.
+    let _ = kill(command, Signal::SIGCONT);
+    // The service may not answer; then the others stay stopped.
+    if let Ok(Ok(pids)) = timeout(CHECK, hold.other_pids()).await {
+        for pid in pids {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT);
+        }
     }
-    Ok(())
 }
 
 fn say_that_time_is_up(work: &GuardedCommand<'_>, hold: &ActiveGuard) {

@@ -151,6 +151,8 @@ pub(super) fn ptrace(hierarchy: Hierarchy) -> Result<()> {
     // `mm_access` turns every refusal into EACCES, `process_vm_rw` that into EPERM.
     for (way, errno) in [
         ("ptrace", libc::EBUSY),
+        // Its SIGSTOP comes from the kernel.
+        ("attach", libc::EBUSY),
         ("process_vm", libc::EPERM),
         ("mem", libc::EACCES),
     ] {
@@ -165,7 +167,8 @@ pub(super) fn ptrace(hierarchy: Hierarchy) -> Result<()> {
         let path = format!("/proc/{pid}/{file}");
         fs::File::open(&path).context(path)?;
     }
-    held.release()?.expect(0)?.says("refused 3 attempts")?;
+    held.release()?.expect(0)?.says("refused 4 attempts")?;
+    kill(Pid::from_raw(workload.pid), Signal::SIGCONT)?;
     workload.expect_counting()?;
     expect_clean()
 }
