@@ -267,7 +267,7 @@ impl Program {
 
     /// Whether it is attached while there is no guard, to notice a checkpointer
     /// and from its first write on everything that is done to it. None of these
-    /// is on the way of a read, a write or a path.
+    /// is on the way of a read, a write or a path, except access to another process's memory.
     pub(super) fn watches(&self) -> bool {
         matches!(
             self.role,
