@@ -1,9 +1,9 @@
 //! Loops as callbacks. The verifier walks a callback once, however often the kernel calls
 //! it (`bpf_for_each_map_elem`, Linux 5.13); a loop it walks once for each turn.
 //!
-//! Before Linux 6.7 the verifier takes what it knows of the context before the first turn for
-//! true in every turn, and removes the branches that are never taken then. So a word that a
-//! callback changes and looks at begins as one that the verifier does not know: see
+//! Before Linux 6.7 the verifier assumes in every turn the values that it knows before the first
+//! turn, and removes the branches that no turn takes with these values. So a word that a callback
+//! changes and reads has to be unknown to the verifier at the start: see
 //! [`kernel::zero`](crate::kernel::zero).
 
 use core::ffi::c_void;

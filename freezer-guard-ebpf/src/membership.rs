@@ -17,9 +17,9 @@ use crate::{
 /// EAGAIN: what fork returns at a limit.
 const EAGAIN: i32 = 11;
 
-/// Added to the guard's id in `MEMBERS` for a task that the holder has put into the target. It is
-/// being restored there: it may do what the holder may, but it does not hold the guard. (An id is
-/// a time in ns, and never has this bit.)
+/// Added to the guard's id in `MEMBERS` for a task that the holder has put into the target to
+/// restore it there. The task has the holder's rights, but does not hold the guard. (An id is a
+/// time in ns, and never has this bit.)
 const RESTORED: u64 = 1 << 63;
 
 /// The guard in force that the current task is a holder of.
@@ -167,7 +167,7 @@ pub(crate) fn held_by(task: TaskPointer) -> Option<GuardId> {
     Entry::of(id).map(|_| id)
 }
 
-/// The thread holds the guard no longer, but may go on to do what its holder may.
+/// The thread holds the guard no longer, and keeps the holder's rights.
 #[inline(always)]
 pub(crate) fn hold_no_more(task: TaskPointer, id: GuardId) {
     set_restored(kernel::number(task.0 as Pointer), id);
@@ -233,7 +233,7 @@ pub(crate) fn list(ctx: *const TaskIter) {
     };
     let id = own & !RESTORED;
     if Entry::of(id).is_none() {
-        // What its guard has restored takes no room when the guard is over.
+        // A restored task outlives its guard, and its entry shall not.
         if Entry::of_any(id).is_none() {
             let _ = MEMBERS.remove(kernel::task(task));
         }

@@ -1,4 +1,4 @@
-//! What is done to the memory of a target's tasks, counted where it takes effect.
+//! Counts changes of the memory of a target's tasks, where they take effect.
 
 use freezer_guard_abi::Act;
 

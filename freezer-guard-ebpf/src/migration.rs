@@ -170,8 +170,8 @@ extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
 ///
 /// An automatic guard lets each task go that is moved, but for the one that executes the
 /// checkpointer. One that comes into the target of another guard stays a member: it may have
-/// cgroups below to go to. (Guards of users end in time, and root can kill what they cover. What
-/// they restore goes on to count, so that it finds no more room than other members.)
+/// cgroups below to go to. (A guard of a user ends in time, and root can kill its target's tasks. The
+/// tasks that it restores go on to count, so that they find no more room than other members.)
 #[inline(always)]
 fn let_go(task: TaskPointer, from: Pointer, to: Pointer) {
     let Some(id) = membership::held_by(task) else {

@@ -160,7 +160,7 @@ pub(crate) fn enrol(ctx: *const TaskIter) {
     if !is_named && !is_in(leader) && !is_in(parent) {
         return;
     }
-    // What it guards, also its own children, it does not hold.
+    // A task of the target does not hold the guard, even as a child of the holder.
     if !is_named && lookup::covers(enrolling.guard, task) {
         return;
     }

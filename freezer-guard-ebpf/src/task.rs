@@ -1,4 +1,4 @@
-//! What is done to the tasks of a target: signals, and ptrace.
+//! Signals to the tasks of a target, and ptrace.
 
 use freezer_guard_abi::{
     Act, Action, Actor, BY_INTERRUPT, CgroupKey, GuardId, KERNEL_SIGNAL, Object, Protection, Stage,

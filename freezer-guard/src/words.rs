@@ -31,7 +31,7 @@ pub fn escaped_lines(text: &str) -> Cow<'_, str> {
 /// year is the longest that is taken.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// When the text is no such time. The error continues a sentence that begins with the text.
 pub fn duration(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     match humantime::parse_duration(text) {

@@ -67,7 +67,7 @@ fn answer() -> Result<ExitCode> {
         return Ok(exit::VIOLATED.into());
     }
     let guard = match own_guard()? {
-        // With what the proof finds.
+        // Its status after the proof.
         Some(guard) if kernel::may_use_bpf().is_ok() => guard::prove(guard.id)?,
         guard => guard,
     };

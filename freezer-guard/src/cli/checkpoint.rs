@@ -238,7 +238,7 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path, status: ExitStatus) {
 }
 
 impl Args {
-    /// What is known before CRIU starts.
+    /// Returns the evidence as far as it is known before CRIU starts.
     fn evidence(
         &self,
         criu: &Criu,

@@ -146,8 +146,8 @@ impl Args {
     }
 }
 
-/// The roots of what was restored, besides the `others` that were there before, and what has
-/// belonged to the holder and is not where it was guarded.
+/// Returns the roots of the restored trees, without the `others` that were there before, and the
+/// holder's tasks outside of the guarded cgroups.
 fn look(places: &[PathBuf], others: &[Task], holder: &[u32]) -> Result<(Vec<Task>, Vec<Task>)> {
     let mut pids: Vec<_> = holder.iter().map(|pid| pid.cast_signed()).collect();
     pids.retain(|pid| *pid != std::process::id().cast_signed());

@@ -58,7 +58,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Warns of what may spoil a checkpoint, and is no reason for freezer-guard to stop.
+/// Warns of tasks and probes that may spoil a checkpoint, but do not stop freezer-guard.
 pub(super) fn warn(root: Option<i32>, report: &Report) {
     if let Some(root) = root
         && !report.foreign.is_empty()

@@ -10,7 +10,7 @@ use super::{Error, failed};
 /// The name of the evidence, with which that of its draft begins.
 pub(super) const EVIDENCE: &str = "freezer-guard.json";
 
-/// What the name of a directory ends with while images are being written into it.
+/// The end of a directory's name while CRIU writes images into it.
 pub(super) const UNFINISHED: &str = "unfinished";
 
 /// How large the files in a directory with this beginning of their names are, without the

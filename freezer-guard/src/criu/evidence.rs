@@ -143,7 +143,7 @@ pub struct Draft {
 
 impl Draft {
     pub(super) const FILE: &str = "freezer-guard.json.draft";
-    /// Its size, bytes: room for what the guard has refused meanwhile.
+    /// Its size, bytes: room for the guard's refusals.
     const BYTES: usize = 64 * 1024;
 
     /// Puts it into a directory for images.
@@ -208,7 +208,7 @@ fn put(dir: &Path, evidence: &impl Serialize) -> Result<(), Error> {
     };
     write().map_err(|error| {
         if path.exists() {
-            // What is there has to do.
+            // The evidence that is there stays.
             let _ = fs::remove_file(&draft);
         }
         failed(error)

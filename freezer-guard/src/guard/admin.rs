@@ -9,7 +9,7 @@ use super::{
     entries::{in_force, is_idle, targets},
     marks::{Marks, release},
     proof::prove_end,
-    query::list_locked,
+    query::{list_locked, of_id_locked},
     reconcile::{detach_idle, reconcile},
     restoring::{open, restore_targets},
 };
@@ -51,8 +51,7 @@ pub fn prove(id: GuardId) -> Result<Option<Status>, Error> {
     };
     let targets: Vec<_> = targets(&maps, id)?.into_iter().filter_map(open).collect();
     prove_end(&lock, &maps, id, &targets.iter().collect::<Vec<_>>())?;
-    let guards = list_locked(&lock)?.into_iter();
-    Ok(guards.into_iter().find(|guard| guard.id == id))
+    of_id_locked(&maps, id)
 }
 
 /// What [`end_all_by_force`] has ended.

@@ -63,7 +63,7 @@ pub fn of_id(id: GuardId) -> Result<Option<Status>, Error> {
     }
 }
 
-fn of_id_locked(store: &dyn GuardStore, id: GuardId) -> Result<Option<Status>, Error> {
+pub(super) fn of_id_locked(store: &dyn GuardStore, id: GuardId) -> Result<Option<Status>, Error> {
     match store.guard(id)? {
         Some(entry) if !entry.is_candidate() => Ok(Some(status(store, id, &entry)?)),
         _ => Ok(None),

@@ -28,12 +28,12 @@ const TIMEOUT_OF_STOPPED: Duration = Duration::from_secs(3);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
-/// What may end the wait for a lock, besides the time.
+/// Whether something besides the time may end the wait for a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// A signal to this process, and an owner that is stopped.
+    /// A signal to this process does, and so does a stopped owner.
     Interruptible,
-    /// Nothing: there is something to bring to its end.
+    /// Nothing does: this process ends a guard.
     ToTheEnd,
 }
 

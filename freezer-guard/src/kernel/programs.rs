@@ -43,7 +43,7 @@ enum Role {
     Membership,
     /// Notices what the protection is about.
     Notices(Protection),
-    /// Notices what the protection is about, where root alone comes.
+    /// Notices the same, in a function that only root can cause the kernel to call.
     NoticesRoot(Protection),
     /// Refuses what these protections are about.
     Refuses(&'static [Protection]),

@@ -110,7 +110,7 @@ fn put_first(array: &OwnedFd, value: &[u8]) -> io::Result<()> {
 /// `nohz_full`.)
 ///
 /// # Errors
-/// What bpf(2) says.
+/// Those of bpf(2).
 pub(crate) fn wait_for_programs() -> io::Result<()> {
     use bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS};
     let sizes = [4, 4, 1, 0];
@@ -124,7 +124,7 @@ pub(crate) fn wait_for_programs() -> io::Result<()> {
 /// space cannot change those that are read-only any more.
 ///
 /// # Errors
-/// What bpf(2) says.
+/// Those of bpf(2).
 pub(crate) fn create_map(
     name: &str,
     definition: &aya_obj::Map,

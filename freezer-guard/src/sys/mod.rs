@@ -60,10 +60,10 @@ pub fn unblock_in_child(command: &mut Command, signals: SigSet) {
     }
 }
 
-/// Returns the signal that this process blocks and that has come to end it, if any.
+/// Returns a signal that is pending for this process, and would end it if it were not blocked.
 pub(crate) fn pending_signal() -> Option<Signal> {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: the call writes a set; an all-empty set would be valid too.
+    // SAFETY: the call writes the set unless it fails.
     let pending = unsafe {
         if libc::sigpending(set.as_mut_ptr()) != 0 {
             return None;
@@ -79,8 +79,8 @@ pub(crate) fn pending_signal() -> Option<Signal> {
     ends.into_iter().find(|signal| pending.contains(*signal))
 }
 
-/// Returns whether this process ignores a signal: `nohup`, and a shell for what it runs in the
-/// background, have it so.
+/// Returns whether this process ignores a signal. `nohup` ignores SIGHUP for its command, and a shell
+/// ignores SIGINT for its background jobs.
 pub fn is_ignored(signal: Signal) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action the call only writes the old one; all zeros are valid.

@@ -92,12 +92,7 @@ fn restored(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let below = target.child("below")?;
     let mut held = Held::new(&[&target])?;
-    let thaw = format!(
-        "echo {} > {}",
-        hierarchy.thawed(),
-        target.freezer().display()
-    );
-    ensure!(held.sh(&thaw)? == 0);
+    held.thaw(&target)?;
     let restore = format!(
         "(exec >/dev/null 2>&1; echo 0 > {0}/cgroup.procs; \
          (echo 0 > {1}/cgroup.procs; exec sleep 1000) & exec sleep 1000) &",

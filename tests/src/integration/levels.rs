@@ -1,11 +1,12 @@
 //! How far a guard goes on this host, how far it has to, and that what gets past
 //! it is noticed at every level.
 
+pub(super) mod crowds;
+
 use std::{fs, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 use super::{
     List,
@@ -42,30 +43,13 @@ fn clone_out(hierarchy: Hierarchy) -> Result<()> {
     ]))?;
     inside.expect_line("ready")?;
     let mut held = held_at(&target, "detect")?;
-    ensure!(held.sh(&format!("echo 0 > {}", target.freezer().display()))? == 0);
+    held.thaw(&target)?;
     inside.tell("go")?;
     inside.wait(LONG)?.expect(0)?;
     let guard = guards()?.remove(0);
     ensure!(guard["violations"]["migrate"] == 1, "{guard}");
     held.release()?.expect(73)?.says("out of")?;
     expect_clean()
-}
-
-/// Holders, and what many processes try at once, where programs may be left out.
-pub(super) fn list_crowds(list: &mut List<'_>) {
-    for level in ["best-effort", "detect"] {
-        list.add(&format!("{level}_holder"), move |h| holder(h, level));
-        list.add(&format!("{level}_outlives_run"), move |h| {
-            outlives(h, level)
-        });
-    }
-    list.add("best_effort_misses_no_freeze", freezes);
-    list.add("best_effort_misses_no_signal", signals);
-    list.add("best_effort_misses_no_access", accesses);
-    list.add("what_may_have_been_missed_is_a_violation", unseen);
-    if list.hierarchy == Hierarchy::V2 {
-        list.add("best_effort_misses_no_move", moves);
-    }
 }
 
 /// The strongest level that this boot has.
@@ -234,220 +218,5 @@ fn left(hierarchy: Hierarchy) -> Result<()> {
         finished.expect(0)?.says(&level).map(|_| true)
     })?;
     target.thaw()?;
-    expect_clean()
-}
-
-/// Who belongs to the holder may write at every level, and nobody else is
-/// taken for one.
-fn holder(hierarchy: Hierarchy, level: &'static str) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let mut held = held_at(&target, level)?;
-    let freezer = target.freezer().display().to_string();
-    let thaw = format!("echo {} > {freezer}", hierarchy.thawed());
-    let freeze = format!("echo {} > {freezer}", hierarchy.frozen());
-    for line in [
-        thaw.clone(),
-        format!("(:; (:; {freeze}; exit $?); exit $?)"),
-        format!("guest-tool threads {freezer} {}", hierarchy.thawed()),
-        format!("guest-tool daemon -- bash -c '{freeze}'; sleep 1"),
-        thaw,
-    ] {
-        ensure!(held.sh(&line)? == 0, "the holder may not: {line}");
-    }
-    if level == "best-effort" {
-        // 400 processes on all CPUs, and each of them a member while it lived.
-        ensure!(held.sh("guest-tool storm")? == 0);
-    }
-    eventually("the holder is as small as before", || {
-        let guards = guards()?;
-        Ok(guards[0]["holder_pids"]
-            .as_array()
-            .is_some_and(|pids| pids.len() == 2))
-    })?;
-    held.release()?.expect(0)?.says("refused nothing")?;
-    expect_clean()
-}
-
-fn outlives(hierarchy: Hierarchy, level: &'static str) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let mut held = held_at(&target, level)?;
-    held.process().signal(Signal::SIGKILL)?;
-    eventually("the kill", || held.process().has_ended())?;
-    ensure!(guards()?.len() == 1, "the guard has gone with `run`");
-    ensure!(held.sh("(:) & (:); wait")? == 0);
-    ensure!(guards()?.len() == 1, "the guard has gone with others");
-    held.process().close_input();
-    eventually("the guard goes", || Ok(guards()?.is_empty()))?;
-    target.thaw()?;
-    expect_clean()
-}
-
-/// What a crowd of outsiders has done to a guard that may let some through.
-struct Crowd {
-    attempts: u64,
-    successes: u64,
-    /// What `status` says of the guard, and the state of its target, before its end.
-    guard: Value,
-    state: String,
-    finished: Finished,
-}
-
-/// `first`: what the holder does before.
-fn crowd(target: &Cgroup, first: &str, arguments: &[&str]) -> Result<Crowd> {
-    let mut held = held_at(target, "best-effort")?;
-    ensure!(held.sh(first)? == 0, "the holder may not: {first}");
-    let said = tool(arguments)?.expect(0)?.stdout;
-    let (attempts, successes) = said.trim().split_once(' ').context("two numbers")?;
-    let (attempts, successes) = (attempts.parse()?, successes.parse()?);
-    eprintln!("{attempts} attempts, {successes} went through");
-    ensure!(attempts > 100, "only {attempts} attempts");
-    Ok(Crowd {
-        attempts,
-        successes,
-        guard: guards()?.remove(0),
-        state: target.state()?,
-        finished: held.release()?,
-    })
-}
-
-/// Nothing is left out on a kernel that does not preempt itself, and much on one
-/// that does it as often as it can.
-fn expect_left_out(count: u64) -> Result<()> {
-    let cmdline = fs::read_to_string("/proc/cmdline")?;
-    if cmdline
-        .split_whitespace()
-        .any(|word| word == "preempt=full")
-    {
-        ensure!(count > 0, "nothing was left out: nothing was tested");
-        return Ok(());
-    }
-    // Debian's kernels preempt themselves since 6.18, if not as often.
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut voluntary = ["6.1.", "6.12."].into_iter();
-    let preempts = !voluntary.any(|version| release.starts_with(version));
-    ensure!(preempts || count == 0, "{count}, and nothing preempts");
-    Ok(())
-}
-
-fn expect_told(finished: Finished, disturbed: bool) -> Result<()> {
-    match disturbed {
-        true => finished.expect(73)?.says("VIOLATED")?,
-        false => finished.expect(0)?,
-    };
-    Ok(())
-}
-
-/// Whether a write has changed anything is seen from the state in the end: it
-/// was FROZEN, and changes by turns.
-fn freezes(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let freezer = target.freezer().display().to_string();
-    let arguments = ["toggle", &freezer, hierarchy.thawed(), hierarchy.frozen()];
-    let crowd = crowd(&target, "true", &arguments)?;
-    let (successes, guard) = (crowd.successes, crowd.guard);
-    let counted = guard["violations"]["freeze"].as_u64().context("a count")?;
-    ensure!(
-        guard["denials"]["freeze"] == crowd.attempts - successes,
-        "{successes} of {}: {guard}",
-        crowd.attempts
-    );
-    ensure!(counted <= successes, "{successes} went through: {guard}");
-    ensure!(
-        (crowd.state == "FROZEN") == (counted % 2 == 0),
-        "{counted} changes, and {}",
-        crowd.state
-    );
-    expect_left_out(successes)?;
-    expect_told(crowd.finished, counted > 0)?;
-    expect_clean()
-}
-
-fn signals(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 0)?;
-    let crowd = crowd(&target, "true", &["continue", &workload.pid.to_string()])?;
-    let (successes, guard) = (crowd.successes, crowd.guard);
-    ensure!(
-        guard["violations"]["kill"] == successes,
-        "{successes}: {guard}"
-    );
-    expect_left_out(successes)?;
-    expect_told(crowd.finished, successes > 0)?;
-    workload.expect_counting()?;
-    drop((workload, target));
-    expect_clean()
-}
-
-/// The kernel asks for this permission with a spinlock held (`ptrace_may_access`):
-/// nothing can interrupt the program, and nothing gets through. The tripwire for what was permitted
-/// before is left out now and then, at what is refused: that is no violation.
-fn accesses(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 0)?;
-    for way in ["peek", "seize"] {
-        let crowd = crowd(&target, "true", &[way, &workload.pid.to_string()])?;
-        let (successes, guard) = (crowd.successes, crowd.guard);
-        ensure!(
-            successes == 0 && guard["missed"] == 0,
-            "{way}: {successes}: {guard}"
-        );
-        crowd.finished.expect(0)?;
-    }
-    workload.expect_counting()?;
-    drop((workload, target));
-    expect_clean()
-}
-
-/// The tripwire for writes to memory is left out at harmless ones, too: where nothing is refused,
-/// nobody knows, and the run says so.
-fn unseen(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 0)?;
-    let held = Held::new(&[&target])?;
-    tool(["poke-own"])?.expect(0)?;
-    held.release()?.expect(0)?;
-    let held = held_at(&target, "detect")?;
-    tool(["poke-own"])?.expect(0)?;
-    let guard = guards()?.remove(0);
-    let missed = guard["missed"].as_u64().context("a count")?;
-    eprintln!("{missed} missed");
-    expect_left_out(missed)?;
-    let finished = held.release()?;
-    match missed {
-        0 => finished.expect(0)?,
-        _ => finished.expect(73)?.says("went unseen")?,
-    };
-    drop((workload, target));
-    expect_clean()
-}
-
-fn moves(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let child = target.child("child")?;
-    let outside = Cgroup::new(hierarchy)?;
-    let workload = Workload::start(&[&target], 0)?;
-    // What was cloned into it shall come to its end.
-    let thaw = format!(
-        "echo {} > {}",
-        hierarchy.thawed(),
-        target.freezer().display()
-    );
-    let pid = workload.pid.to_string();
-    let crowd = crowd(
-        &target,
-        &thaw,
-        &["migrate", &target.text(), &outside.text(), &pid],
-    )?;
-    let (successes, guard) = (crowd.successes, crowd.guard);
-    // A move to where the task is already goes through and changes nothing.
-    let counted = guard["violations"]["migrate"].as_u64().context("a count")?;
-    ensure!(counted <= successes, "{successes}: {guard}");
-    ensure!((counted == 0) == (successes == 0), "{successes}: {guard}");
-    expect_left_out(successes)?;
-    expect_told(crowd.finished, counted > 0)?;
-    child.kill_all()?;
-    target.kill_all()?;
-    outside.kill_all()?;
-    drop((workload, child, target, outside));
     expect_clean()
 }

@@ -297,6 +297,14 @@ impl Held {
         }
     }
 
+    /// Lets the holder thaw a cgroup.
+    pub(super) fn thaw(&mut self, cgroup: &Cgroup) -> Result<()> {
+        let (value, freezer) = (cgroup.hierarchy.thawed(), cgroup.freezer());
+        let code = self.sh(&format!("echo {value} > {}", freezer.display()))?;
+        ensure!(code == 0, "the holder may not thaw {}", cgroup.text());
+        Ok(())
+    }
+
     pub(super) fn process(&mut self) -> &mut Process {
         &mut self.0
     }

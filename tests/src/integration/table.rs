@@ -29,7 +29,7 @@ pub(super) const PARTS: [Part; 40] = [
     part("package", package::list_end, TheService, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
-    part("levels", levels::list_crowds, Nothing, &[Levels, Soak]),
+    part("levels", levels::crowds::list, Nothing, &[Levels, Soak]),
     part("doctor", doctor::list, Nothing, &[Levels, Core, Full]),
     part("doctor", doctor::list_beside, Nothing, &[Full]),
     part("dump", dump::list, AnotherGuard, &[Core, Full]),

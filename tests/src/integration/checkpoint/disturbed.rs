@@ -195,7 +195,7 @@ fn killed(hierarchy: Hierarchy) -> Result<()> {
 fn killed_late(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
     let mut process = scene.start_held(&mut scene.checkpoint("image"))?;
-    // It does nothing of what it does after CRIU.
+    // It does none of its work after CRIU.
     process.signal(Signal::SIGSTOP)?;
     scene.go_on()?;
     within(LONG, "CRIU ends the tree", || {

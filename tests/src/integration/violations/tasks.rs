@@ -94,8 +94,8 @@ pub(super) fn fatal_signal(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
-/// Its own timer ends a frozen task at once on v2. The timer interrupts the holder, which is what
-/// runs meanwhile.
+/// Its own timer ends a frozen task at once on v2. The timer interrupts the holder, whose processes
+/// keep the CPUs busy.
 pub(super) fn alarm(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let mut sleeper =
@@ -185,12 +185,7 @@ pub(super) fn among_themselves(hierarchy: Hierarchy) -> Result<()> {
     ]))?;
     shell.expect_line("ready")?;
     let mut held = Held::new(&[&target])?;
-    let thaw = format!(
-        "echo {} > {}",
-        hierarchy.thawed(),
-        target.freezer().display()
-    );
-    ensure!(held.sh(&thaw)? == 0);
+    held.thaw(&target)?;
     shell.tell("go")?;
     shell.expect_line("killed 0")?;
     held.release()?.expect(0)?.says("refused nothing")?;
