@@ -91,35 +91,44 @@ extern "C" fn record(id: GuardId, kind: u64, access: *const Access) -> u64 {
     let Some(access) = (unsafe { access.as_ref() }) else {
         return 0;
     };
-    let is_denial = kind == EventKind::Denial as u64;
-    if is_denial && is_prover() {
+    let counted = count(id, kind, access.protection.into());
+    if counted == NOT_COUNTED {
         return 0;
     }
-    let Some(checkpointing) = count(id, is_denial, access.protection) else {
-        return 0;
-    };
+    let checkpointing = u32::from(counted == CHECKPOINTING);
     let mut event = event(id, kind as u32, access, checkpointing);
     if access.act == Act::Signal as u32 && access.detail & BY_INTERRUPT != 0 {
         // The task that runs has nothing to do with it.
         (event.pid, event.tid, event.uid) = (0, 0, 0);
         event.comm = kernel::NAME;
     }
-    let first = event.intruder(0);
-    match is_denial {
-        true => remember(&INTRUDERS, &event, &first),
-        false => remember(&VIOLATORS, &event, &first),
-    }
-    send(&event);
+    remember(&event);
+    send(&mut event);
     0
 }
 
-/// Counts it in the guard; whether that is CHECKPOINTING, 1 or 0. `None` when it has
-/// ended meanwhile.
-#[inline(always)]
-fn count(id: GuardId, is_denial: bool, protection: u32) -> Option<u32> {
-    let entry = Entry::of(id)?;
-    entry.count(is_denial, protection);
-    Some(entry.is_checkpointing().into())
+/// What [`count`] answers: it has counted, in a guard that is or is not CHECKPOINTING; or the
+/// guard has ended meanwhile, or the kernel is being proved.
+const COUNTED: u64 = 0;
+const CHECKPOINTING: u64 = 1;
+const NOT_COUNTED: u64 = 2;
+
+/// Counts it in the guard. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count(id: GuardId, kind: u64, protection: u64) -> u64 {
+    let is_denial = kind == EventKind::Denial as u64;
+    if is_denial && is_prover() {
+        return NOT_COUNTED;
+    }
+    let Some(entry) = Entry::of(id) else {
+        return NOT_COUNTED;
+    };
+    entry.count(is_denial, protection as u32);
+    match entry.is_checkpointing() {
+        true => CHECKPOINTING,
+        false => COUNTED,
+    }
 }
 
 #[inline(always)]
@@ -144,13 +153,28 @@ fn event(id: GuardId, kind: u32, access: &Access, checkpointing: u32) -> RawEven
     }
 }
 
+/// Counts it for the process that did it. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remember(event: *const RawEvent) -> u64 {
+    // SAFETY: null or that of `record`, as the verifier has seen.
+    let Some(event) = (unsafe { event.as_ref() }) else {
+        return 0;
+    };
+    match event.kind == EventKind::Denial as u32 {
+        true => remember_in(&INTRUDERS, event),
+        false => remember_in(&VIOLATORS, event),
+    }
+    0
+}
+
 #[inline(always)]
-fn remember(who: &HashMap<IntruderKey, Intruder>, event: &RawEvent, first: &Intruder) {
+fn remember_in(who: &HashMap<IntruderKey, Intruder>, event: &RawEvent) {
     let key = event.key();
     if who.get_ptr(key).is_none() {
         // Another thread of it may have been faster, or the map is full: then
         // the guard's own counter has to do.
-        let _ = who.insert(key, first, u64::from(BPF_NOEXIST));
+        let _ = who.insert(key, event.intruder(0), u64::from(BPF_NOEXIST));
     }
     if let Some(intruder) = who.get_ptr_mut(key) {
         // SAFETY: a map value that the verifier has seen checked. `last_ns` is
@@ -191,17 +215,16 @@ pub(crate) fn emit_why(id: GuardId, kind: EventKind, cgroup: CgroupKey, detail: 
 extern "C" fn announce(id: GuardId, kind: u64, access: *const Access) -> u64 {
     // SAFETY: null or one of `emit_why`'s, as the verifier has seen.
     if let Some(access) = unsafe { access.as_ref() } {
-        send(&event(id, kind as u32, access, 0));
+        send(&mut event(id, kind as u32, access, 0));
     }
     0
 }
 
 /// Puts it into the ring buffer of each reader.
 #[inline(always)]
-fn send(event: &RawEvent) {
+fn send(event: &mut RawEvent) {
     if reading() != 0 {
-        let mut event = *event;
-        each::element(&LOST, send_to, &mut event);
+        each::element(&LOST, send_to, event);
     }
 }
 

@@ -7,12 +7,11 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use freezer_guard_abi::{GuardEntry, GuardId};
+use freezer_guard_abi::GuardEntry;
 
 use crate::{
     audit,
     each::{self, GO_ON, STOP},
-    entry::Entry,
     kernel::{self, Pointer, offset, probe},
     maps::TURNS,
 };
@@ -94,16 +93,6 @@ extern "C" fn ends_system() -> u64 {
         return 0;
     }
     u64::from(!kernel::name_of_current().starts_with(b"systemd\0"))
-}
-
-/// Returns 1 if the current task has authority over the owner of this guard, else 0. A global
-/// function: see `lookup`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn yields(id: GuardId) -> u64 {
-    Entry::of(id)
-        .is_some_and(|entry| is_superior(entry.guard()))
-        .into()
 }
 
 /// Returns whether the current task has authority over every user.

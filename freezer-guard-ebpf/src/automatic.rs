@@ -23,7 +23,7 @@ use crate::{
     freezer::{self, FREEZING_SELF},
     kernel::{self, Pointer, load, offset, probe},
     lifetime, log,
-    lookup::{self, Found, below},
+    lookup::{self, Found, any_below},
     maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS},
     membership,
 };
@@ -184,7 +184,7 @@ fn take(id: GuardId, cgroup: Pointer) {
         Found::Guard(own) if own == id => return,
         Found::Guard(_) | Found::TooDeep => return unguarded(id, key, Unguarded::Busy),
     }
-    if below(key, None, Some(id)).is_some() {
+    if any_below(key, id).is_some() {
         return unguarded(id, key, Unguarded::Busy);
     }
     if TARGETS.get_ptr(key).is_some() {
@@ -204,7 +204,7 @@ fn take(id: GuardId, cgroup: Pointer) {
     let now = unsafe { bpf_ktime_get_boot_ns() };
     if !entry.is_checkpointing() && entry.set_checkpointing(now) == 0 {
         entry.set_begun(now, key);
-        lifetime::has_ended(entry.flags(), true);
+        lifetime::was_candidate(entry.flags());
     }
     mark_ancestors(cgroup, id);
     if is_inside(cgroup) {
@@ -266,10 +266,19 @@ extern "C" fn mark_parent(
 
 #[inline(always)]
 fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
-    let line = match why {
-        Unguarded::Busy => LogLine::ClaimIsBusy,
-        Unguarded::Full => LogLine::ClaimIsFull,
+    leave_unguarded(id, cgroup.hierarchy_id.into(), cgroup.kernfs_id, why as u64);
+}
+
+/// The same as numbers. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn leave_unguarded(id: GuardId, hierarchy: u64, kernfs_id: u64, why: u64) -> u64 {
+    let cgroup = CgroupKey::new(hierarchy as u32, kernfs_id);
+    let line = match why == Unguarded::Busy as u64 {
+        true => LogLine::ClaimIsBusy,
+        false => LogLine::ClaimIsFull,
     };
     log::write_of(line, id, cgroup);
     audit::emit_why(id, EventKind::Unguarded, cgroup, why as u32);
+    0
 }

@@ -4,14 +4,14 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use freezer_guard_abi::{
-    Act, LogLine, PROTECTED_FILES, Protection, acts_downwards, name_words, protection_of,
+    Act, LogLine, PROTECTED_FILES, Place, Protection, acts_downwards, name_words, protection_of,
 };
 
 use crate::{
     audit::{self, Access, EBUSY},
     kernel::{self, Pointer, load, offset, opaque, probe},
     log,
-    lookup::{self, Found, Write, below, protects_inside},
+    lookup::{self, Found, refuses_below, refuses_inside},
     membership, migration,
 };
 
@@ -109,7 +109,7 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
     let Some(written) = lookup::key(cgroup) else {
         return 0;
     };
-    let (write, writer) = (Write::asked(protection), membership::writer());
+    let writer = membership::writer();
     let refusing = match lookup::of_cgroup(cgroup) {
         Found::TooDeep => {
             let is_refused = lookup::too_deep_for_current();
@@ -119,9 +119,9 @@ extern "C" fn check_file(cgroup: u64, index: u64) -> u64 {
             }
             return is_refused.into();
         }
-        Found::Guard(id) if protects_inside(id, write, writer) => Some(id),
+        Found::Guard(id) if refuses_inside(id, protection, writer) => Some(id),
         Found::Guard(_) | Found::Nobody if acts_downwards(protection) => {
-            below(written, Some(write.above()), writer)
+            refuses_below(written, protection, Place::Above, writer)
         }
         Found::Guard(_) | Found::Nobody => None,
     };

@@ -13,7 +13,7 @@ use crate::{
     audit::{self, Access},
     each::{self, GO_ON},
     kernel::{self, Pointer, offset, probe},
-    lookup::{self, Found, NOBODY, Search, Write, last_below, pack, protects_inside},
+    lookup::{self, Found, counts_above, counts_inside, last_below, pack},
     maps::GUARDS,
     membership,
 };
@@ -99,18 +99,17 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
     let Some(key) = lookup::key(cgroup) else {
         return 0;
     };
-    let write = Write::done(Protection::Freeze);
     let packed = pack(key, if freeze != 0 { FREEZES } else { 0 });
     if let Found::Guard(id) = lookup::of_cgroup(cgroup)
-        && protects_inside(id, write, writer)
+        && counts_inside(id, Protection::Freeze, writer)
     {
         disturb(id, packed, key.kernfs_id);
     }
     if last_below(key).is_some() {
-        let meant = pack(key, write.above().packed());
         let mut audience = Audience {
-            search: Search::new(meant, key.kernfs_id, writer.unwrap_or(NOBODY)),
+            cgroup: key,
             packed,
+            writer,
         };
         each::element(&GUARDS, emit_below, &mut audience);
     }
@@ -119,8 +118,9 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
 
 /// Which guards are told of what.
 struct Audience {
-    search: Search,
+    cgroup: CgroupKey,
     packed: u64,
+    writer: GuardId,
 }
 
 /// Tells a guard, if it is one of them. (If they are more than fit into `VIOLATORS` and the
@@ -134,8 +134,9 @@ extern "C" fn emit_below(
 ) -> u64 {
     // SAFETY: a key and a value of `GUARDS`, and what `emit_all` passes from its stack.
     let (id, guard, audience) = unsafe { (*id, &*guard, &*audience) };
-    if audience.search.is_met_by(id, guard) {
-        disturb(id, audience.packed, audience.search.cgroup.kernfs_id);
+    let write = (audience.cgroup, Protection::Freeze);
+    if counts_above(id, guard, write, audience.writer) {
+        disturb(id, audience.packed, audience.cgroup.kernfs_id);
     }
     GO_ON
 }

@@ -63,12 +63,10 @@ pub(crate) extern "C" fn hold(id: GuardId) -> u64 {
 /// Takes the guard with these flags out of that count.
 #[inline(always)]
 pub(crate) fn is_held_no_more(flags: u64) {
-    if flags & GuardEntry::HELD != 0 {
-        HELD.add(u64::MAX);
-    }
-    if flags & GuardEntry::HELD_BY_USER != 0 {
-        HELD_BY_USERS.add(u64::MAX);
-    }
+    // No branches: the verifier would walk what follows once for each.
+    let minus_one_if = |flag| u64::from(flags & flag != 0).wrapping_neg();
+    HELD.add(minus_one_if(GuardEntry::HELD));
+    HELD_BY_USERS.add(minus_one_if(GuardEntry::HELD_BY_USER));
 }
 
 /// Ends the guard, tells the readers, and keeps what became of it until somebody has read
@@ -78,9 +76,16 @@ pub(crate) fn is_held_no_more(flags: u64) {
 /// not be used again at once: they may be counting in it.)
 #[inline(always)]
 pub(crate) fn end(id: GuardId, remove: bool) {
-    let Some(entry) = Entry::of(id) else { return };
+    end_guard(id, remove.into());
+}
+
+/// The same as numbers. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_guard(id: GuardId, remove: u64) -> u64 {
+    let Some(entry) = Entry::of(id) else { return 0 };
     if !entry.end() {
-        return;
+        return 0;
     }
     let guard = entry.guard();
     let (is_candidate, flags) = (guard.is_candidate(), entry.flags());
@@ -88,14 +93,15 @@ pub(crate) fn end(id: GuardId, remove: bool) {
         // Without room for it, a reader of the event finds no more than that.
         let _ = ENDED.insert(id, guard, u64::from(BPF_ANY));
     }
-    if remove {
+    if remove != 0 {
         let _ = GUARDS.remove(id);
     }
     is_held_no_more(flags);
-    has_ended(flags, is_candidate);
-    if !is_candidate {
-        audit::emit(id, EventKind::Ended, CgroupKey::new(0, 0));
+    match is_candidate {
+        true => was_candidate(flags),
+        false => audit::emit(id, EventKind::Ended, CgroupKey::new(0, 0)),
     }
+    0
 }
 
 /// How many candidates there are. Those of users leave root's room alone.
@@ -111,10 +117,8 @@ pub(crate) fn candidates(flags: u64) -> (&'static Word, u32) {
     }
 }
 
-/// An entry has gone: if it was a candidate's, there is one less.
+/// A candidate with these flags has gone, or has become a guard.
 #[inline(always)]
-pub(crate) fn has_ended(flags: u64, is_candidate: bool) {
-    if is_candidate {
-        candidates(flags).0.add(u64::MAX);
-    }
+pub(crate) fn was_candidate(flags: u64) {
+    candidates(flags).0.add(u64::MAX);
 }

@@ -39,7 +39,7 @@ pub(crate) fn key(cgroup: Pointer) -> Option<CgroupKey> {
 
 /// No guard has these ids.
 pub(crate) const NOBODY: GuardId = 0;
-const TOO_DEEP: GuardId = GuardId::MAX;
+pub(crate) const TOO_DEEP: GuardId = GuardId::MAX;
 
 /// The guard of the cgroup or of one above it.
 #[inline(always)]
@@ -88,23 +88,24 @@ extern "C" fn look_and_climb(
     // SAFETY: `lookup` passes it, from its own stack.
     let climb = unsafe { &mut *climb };
     let cgroup = climb.cgroup as Pointer;
-    match (guard_on(cgroup), parent(cgroup)) {
-        (Some(id), _) => climb.found = id,
-        (None, Some(above)) => {
-            climb.cgroup = above as u64;
-            return GO_ON;
-        }
-        (None, None) => climb.found = NOBODY,
-    }
-    STOP
-}
-
-/// The guard in force whose target this very cgroup is.
-#[inline(always)]
-fn guard_on(cgroup: Pointer) -> Option<GuardId> {
-    let id = word(&TARGETS, key(cgroup)?)?;
+    let Some(key) = key(cgroup) else { return STOP };
     // The mark of a guard that has ended must not hide another guard further up.
-    Entry::of(id).map(|_| id)
+    if let Some(id) = word(&TARGETS, key)
+        && Entry::of(id).is_some()
+    {
+        climb.found = id;
+        return STOP;
+    }
+    match parent(cgroup) {
+        Some(above) => {
+            climb.cgroup = above as u64;
+            GO_ON
+        }
+        None => {
+            climb.found = NOBODY;
+            STOP
+        }
+    }
 }
 
 /// The cgroup above a cgroup.
@@ -169,7 +170,7 @@ pub(crate) fn covers(id: GuardId, task: Pointer) -> bool {
     is_covered(id, kernel::number(task)) != 0
 }
 
-/// The same as numbers. A global function: see [`lookup`].
+/// The same as numbers. A global function: see [`covering`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_covered(id: GuardId, task: u64) -> u64 {
@@ -178,32 +179,83 @@ extern "C" fn is_covered(id: GuardId, task: u64) -> u64 {
     (v2_of(task).is_some_and(is) || v1_of(task).is_some_and(is)).into()
 }
 
-/// The relation of the current task to the guard. Authority matters to what is asked only.
+/// The relation of the current task to a guard that it asks.
 #[inline(always)]
-pub(crate) fn actor(id: GuardId, stage: Stage) -> Actor {
-    Actor::numbered(actor_number(id, stage as u64))
+pub(crate) fn actor_asking(id: GuardId) -> Actor {
+    Actor::numbered(asking(id))
 }
 
-/// The same as a number. A global function: see [`lookup`].
+/// The same as numbers. A global function: see [`covering`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn actor_number(id: GuardId, stage: u64) -> u64 {
-    let actor = if membership::of_current() == Some(id) {
+extern "C" fn asking(id: GuardId) -> u64 {
+    if membership::of_current() != Some(id)
+        && Entry::of(id).is_some_and(|entry| authority::is_superior(entry.guard()))
+    {
+        return Actor::Superior as u64;
+    }
+    standing(id, covers(id, kernel::current())) as u64
+}
+
+/// The part that the kernel itself has in a signal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Origin {
+    /// None: a task sends it.
+    Task = 0,
+    /// An interrupt sends it, unless a task of the target has forged it: the signal of a timer
+    /// (`rt_sigqueueinfo`).
+    Interrupt = 1,
+    /// The kernel sends it, and nobody can forge that.
+    Kernel = 2,
+}
+
+impl Origin {
+    /// The origin with this number; for any other number, the last.
+    #[inline(always)]
+    pub(crate) const fn numbered(number: u64) -> Self {
+        match number {
+            0 => Self::Task,
+            1 => Self::Interrupt,
+            _ => Self::Kernel,
+        }
+    }
+}
+
+/// The relation of what acts to a guard that counts what has been done. Authority does not
+/// matter.
+#[inline(always)]
+pub(crate) fn actor_of(id: GuardId, origin: Origin) -> Actor {
+    Actor::numbered(acting(id, origin as u64))
+}
+
+/// The same as numbers. A global function: see [`covering`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn acting(id: GuardId, origin: u64) -> u64 {
+    let is_own = covers(id, kernel::current());
+    if origin == Origin::Kernel as u64 || origin == Origin::Interrupt as u64 && !is_own {
+        return Actor::Kernel as u64;
+    }
+    standing(id, is_own) as u64
+}
+
+/// `is_own`: whether the guard covers the current task.
+#[inline(always)]
+fn standing(id: GuardId, is_own: bool) -> Actor {
+    if membership::of_current() == Some(id) {
         Actor::Holder
-    } else if stage == Stage::Asked as u64 && authority::yields(id) != 0 {
-        Actor::Superior
-    } else if !covers(id, kernel::current()) {
+    } else if !is_own {
         Actor::Outsider
     } else if kernel::is_exiting(kernel::current()) {
         Actor::Dying
     } else {
         Actor::Own
-    };
-    actor as u64
+    }
 }
 
 /// Returns 1 if the holder of the guard has the task under ptrace, else 0. A global function:
-/// see [`lookup`].
+/// see [`covering`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
@@ -214,128 +266,78 @@ pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
     (traced && tracer.is_some_and(|tracer| membership::of(tracer) == Some(id))).into()
 }
 
-/// A write to a cgroup, asked for or done. The cgroup of the writer does not matter.
-#[derive(Clone, Copy)]
-pub(crate) struct Write {
-    pub(crate) protection: Protection,
-    pub(crate) stage: Stage,
-    /// Where the written cgroup lies, seen from the guards that are asked.
-    pub(crate) place: Place,
-}
-
-impl Write {
-    pub(crate) const fn asked(protection: Protection) -> Self {
-        Self {
-            protection,
-            stage: Stage::Asked,
-            place: Place::Inside,
-        }
-    }
-
-    pub(crate) const fn done(protection: Protection) -> Self {
-        Self {
-            protection,
-            stage: Stage::Done,
-            place: Place::Inside,
-        }
-    }
-
-    /// The same for the guards below the written cgroup.
-    pub(crate) const fn above(self) -> Self {
-        Self {
-            place: Place::Above,
-            ..self
-        }
-    }
-
-    const ASKED: u64 = 1 << 8;
-    const ABOVE: u64 = 1 << 10;
-    /// In place of a write.
-    const NONE: u64 = 1 << 9;
-
-    #[inline(always)]
-    pub(crate) fn packed(self) -> u64 {
-        let asked = match self.stage {
-            Stage::Asked => Self::ASKED,
-            Stage::Done => 0,
-        };
-        let above = match self.place {
-            Place::Above => Self::ABOVE,
-            Place::Inside => 0,
-        };
-        self.protection as u64 | asked | above
-    }
-
-    #[inline(always)]
-    fn unpacked(packed: u64) -> Option<Self> {
-        let stage = match packed & Self::ASKED {
-            0 => Stage::Done,
-            _ => Stage::Asked,
-        };
-        let place = match packed & Self::ABOVE {
-            0 => Place::Inside,
-            _ => Place::Above,
-        };
-        (packed & Self::NONE == 0).then_some(Self {
-            protection: Protection::numbered(packed as u32 & 0xff),
-            stage,
-            place,
-        })
-    }
-
-    /// Whether the guard objects to it by the current task, which is a member of `writer`.
-    #[inline(always)]
-    fn is_objected(self, id: GuardId, guard: &GuardEntry, writer: Option<GuardId>) -> bool {
-        let actor = if writer == Some(id) {
-            Actor::Holder
-        } else if matches!(self.stage, Stage::Asked) && authority::is_superior(guard) {
-            Actor::Superior
-        } else {
-            Actor::Outsider
-        };
-        protects_from(
-            guard,
-            actor,
-            Action {
-                protection: self.protection,
-                object: Object::Cgroup(self.place),
-                stage: self.stage,
-            },
-        )
-    }
-}
-
 /// Returns whether the guard objects to a write of the current task, a member of `writer`, to a
-/// cgroup inside its target.
+/// cgroup in this place. The cgroup of the writer does not matter.
 #[inline(always)]
-pub(crate) fn protects_inside(id: GuardId, write: Write, writer: Option<GuardId>) -> bool {
-    is_protected_inside(id, write.packed(), writer.unwrap_or(NOBODY)) != 0
+fn objects(id: GuardId, guard: &GuardEntry, write: Action, writer: GuardId) -> bool {
+    let actor = if writer == id {
+        Actor::Holder
+    } else if matches!(write.stage, Stage::Asked) && authority::is_superior(guard) {
+        Actor::Superior
+    } else {
+        Actor::Outsider
+    };
+    protects_from(guard, actor, write)
 }
 
-/// The same as numbers. A global function: see [`lookup`].
+/// A write to a cgroup that a task asks for.
+const fn asked(protection: Protection, place: Place) -> Action {
+    Action {
+        protection,
+        object: Object::Cgroup(place),
+        stage: Stage::Asked,
+    }
+}
+
+/// A write to a cgroup that has been done.
+const fn done(protection: Protection, place: Place) -> Action {
+    Action {
+        stage: Stage::Done,
+        ..asked(protection, place)
+    }
+}
+
+/// Returns whether the guard refuses the current task, a member of `writer`, a write to a cgroup
+/// inside its target.
+#[inline(always)]
+pub(crate) fn refuses_inside(id: GuardId, protection: Protection, writer: GuardId) -> bool {
+    is_refused_inside(id, protection as u64, writer) != 0
+}
+
+/// The same as numbers. A global function: see [`covering`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_protected_inside(id: GuardId, write: u64, writer: GuardId) -> u64 {
+extern "C" fn is_refused_inside(id: GuardId, protection: u64, writer: GuardId) -> u64 {
     let Some(entry) = Entry::of(id) else { return 0 };
-    Write::unpacked(write)
-        .is_some_and(|write| write.is_objected(id, entry.guard(), Some(writer)))
-        .into()
+    let write = asked(Protection::numbered(protection as u32), Place::Inside);
+    objects(id, entry.guard(), write, writer).into()
 }
 
-/// A guard below a cgroup that objects to a write of the current task, a member of `writer`, to
-/// that cgroup. Without a write: any guard below it but the writer's own.
+/// Returns whether the guard counts a write of the current task, a member of `writer`, to a cgroup
+/// inside its target.
 #[inline(always)]
-pub(crate) fn below(
-    cgroup: CgroupKey,
-    write: Option<Write>,
-    writer: Option<GuardId>,
-) -> Option<GuardId> {
-    last_below(cgroup)?;
-    let packed = pack(cgroup, write.map_or(Write::NONE, Write::packed));
-    match first_below(packed, cgroup.kernfs_id, writer.unwrap_or(NOBODY)) {
-        NOBODY => None,
-        id => Some(id),
-    }
+pub(crate) fn counts_inside(id: GuardId, protection: Protection, writer: GuardId) -> bool {
+    Entry::of(id).is_some_and(|entry| {
+        let write = done(protection, Place::Inside);
+        objects(id, entry.guard(), write, writer)
+    })
+}
+
+/// Returns whether the guard lies below the cgroup and counts a write of the current task, a member
+/// of `writer`, to that cgroup.
+#[inline(always)]
+pub(crate) fn counts_above(
+    id: GuardId,
+    guard: &GuardEntry,
+    (cgroup, protection): (CgroupKey, Protection),
+    writer: GuardId,
+) -> bool {
+    objects(id, guard, done(protection, Place::Above), writer) && lies_below(id, cgroup)
+}
+
+#[inline(always)]
+fn lies_below(id: GuardId, cgroup: CgroupKey) -> bool {
+    ANCESTORS.get_ptr(AncestorKey::new(cgroup, id)).is_some()
 }
 
 /// The last guard that was begun below a cgroup, if any: it may have ended.
@@ -344,45 +346,36 @@ pub(crate) fn last_below(cgroup: CgroupKey) -> Option<GuardId> {
     word(&ANCESTORS, AncestorKey::new(cgroup, AncestorKey::ANY))
 }
 
-/// A search among all guards.
-pub(crate) struct Search {
-    pub(crate) cgroup: CgroupKey,
-    write: u64,
+/// A guard below a cgroup that refuses the current task, a member of `writer`, a write to that
+/// cgroup. [`Place::Inside`]: a write to the cgroup of a task that may be in its target.
+#[inline(always)]
+pub(crate) fn refuses_below(
+    cgroup: CgroupKey,
+    protection: Protection,
+    place: Place,
     writer: GuardId,
-    found: GuardId,
-}
-
-impl Search {
-    /// For the guards below the cgroup that `packed` (see [`pack`]) and `kernfs_id` name.
-    #[inline(always)]
-    pub(crate) fn new(packed: u64, kernfs_id: u64, writer: GuardId) -> Self {
-        Self {
-            cgroup: CgroupKey::new(packed as u32, kernfs_id),
-            write: packed >> 32,
-            writer,
-            found: NOBODY,
-        }
-    }
-
-    /// Whether this guard is one of them.
-    #[inline(always)]
-    pub(crate) fn is_met_by(&self, id: GuardId, guard: &GuardEntry) -> bool {
-        let is_meant = match Write::unpacked(self.write) {
-            Some(write) => write.is_objected(id, guard, Some(self.writer)),
-            None => id != self.writer && guard.is_in_force(),
-        };
-        is_meant
-            && ANCESTORS
-                .get_ptr(AncestorKey::new(self.cgroup, id))
-                .is_some()
+) -> Option<GuardId> {
+    last_below(cgroup)?;
+    let write = match place {
+        Place::Inside => protection as u64,
+        Place::Above => protection as u64 | Search::ABOVE,
+    };
+    match first_refusing(pack(cgroup, write), cgroup.kernfs_id, writer) {
+        NOBODY => None,
+        id => Some(id),
     }
 }
 
-/// The same as [`below`], as numbers. A global function: see [`lookup`].
+/// The same as numbers. A global function: see [`covering`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn first_below(packed: u64, kernfs_id: u64, writer: u64) -> GuardId {
-    let mut search = Search::new(packed, kernfs_id, writer);
+extern "C" fn first_refusing(packed: u64, kernfs_id: u64, writer: GuardId) -> GuardId {
+    let mut search = Search {
+        cgroup: CgroupKey::new(packed as u32, kernfs_id),
+        write: packed >> 32,
+        writer,
+        found: NOBODY,
+    };
     // Nearly always it is the last: then there is no need to look at all guards.
     if let Some(last) = last_below(search.cgroup)
         && let Some(entry) = Entry::of(last)
@@ -400,13 +393,66 @@ extern "C" fn look_below(
     guard: *mut GuardEntry,
     search: *mut Search,
 ) -> u64 {
-    // SAFETY: a key and a value of `GUARDS`, and what `first_below` passes from its stack.
+    // SAFETY: a key and a value of `GUARDS`, and what `first_refusing` passes from its stack.
     let (id, guard, search) = unsafe { (*id, &*guard, &mut *search) };
     if !search.is_met_by(id, guard) {
         return GO_ON;
     }
     search.found = id;
     STOP
+}
+
+/// Any guard below a cgroup but `writer`.
+#[inline(always)]
+pub(crate) fn any_below(cgroup: CgroupKey, writer: GuardId) -> Option<GuardId> {
+    last_below(cgroup)?;
+    let mut search = Search {
+        cgroup,
+        write: 0,
+        writer,
+        found: NOBODY,
+    };
+    each::element(&GUARDS, look_for_any_below, &mut search);
+    (search.found != NOBODY).then_some(search.found)
+}
+
+extern "C" fn look_for_any_below(
+    _: *const c_void,
+    id: *const GuardId,
+    guard: *mut GuardEntry,
+    search: *mut Search,
+) -> u64 {
+    // SAFETY: a key and a value of `GUARDS`, and what `any_below` passes from its stack.
+    let (id, guard, search) = unsafe { (*id, &*guard, &mut *search) };
+    if id == search.writer || !guard.is_in_force() || !lies_below(id, search.cgroup) {
+        return GO_ON;
+    }
+    search.found = id;
+    STOP
+}
+
+/// A search among all guards.
+struct Search {
+    cgroup: CgroupKey,
+    /// A [`Protection`], and [`Search::ABOVE`].
+    write: u64,
+    writer: GuardId,
+    found: GuardId,
+}
+
+impl Search {
+    const ABOVE: u64 = 1 << 8;
+
+    /// Whether this guard refuses the write.
+    #[inline(always)]
+    fn is_met_by(&self, id: GuardId, guard: &GuardEntry) -> bool {
+        let place = match self.write & Self::ABOVE {
+            0 => Place::Inside,
+            _ => Place::Above,
+        };
+        let write = asked(Protection::numbered(self.write as u32 & 0xff), place);
+        objects(id, guard, write, self.writer) && lies_below(id, self.cgroup)
+    }
 }
 
 /// The hierarchy, and what else a global function is told in the same number.

@@ -194,8 +194,7 @@ fn freeze_exit(ctx: FExitContext) -> i32 {
 /// interrupts off: no event is missed for another one.
 #[btf_tracepoint(function = "signal_generate")]
 fn signal_generate(ctx: BtfTracePointContext) -> i32 {
-    let info: *const core::ffi::c_void = ctx.arg(1);
-    task::signalled(ctx.arg(0), info as usize, ctx.arg(2), ctx.arg(4));
+    task::signalled(ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(4));
     0
 }
 

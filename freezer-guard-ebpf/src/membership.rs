@@ -28,14 +28,14 @@ pub(crate) fn of_current() -> Option<GuardId> {
     of(kernel::task(kernel::current()))
 }
 
-/// As [`of_current`], but never `None`: then it is an id that no guard has. So
-/// what is done with it has one path for the verifier to walk, and not two.
+/// As [`of_current`], for no guard an id that no guard has. So what is done with it has one path
+/// for the verifier to walk, and not two.
 #[inline(always)]
-pub(crate) fn writer() -> Option<GuardId> {
+pub(crate) fn writer() -> GuardId {
     const NOBODY: GuardId = 0;
     let id = of_current().unwrap_or(NOBODY);
     let half = |shift: u32| u64::from(opaque((id >> shift) as u32)) << shift;
-    Some(half(0) | half(32))
+    half(0) | half(32)
 }
 
 /// The guard in force that the thread is a holder of.
@@ -124,16 +124,17 @@ extern "C" fn remove(task: u64) -> u64 {
         return 0;
     };
     if MEMBERS.remove(task).is_ok() && own & RESTORED == 0 {
-        count_out(task, own);
+        count_out(task.0, own);
     }
     0
 }
 
-/// Counts out a task that has held the guard.
-#[inline(always)]
-fn count_out(task: TaskPointer, id: GuardId) {
+/// Counts out a task that has held the guard. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
     let Some(entry) = Entry::of_any(id) else {
-        return;
+        return 0;
     };
     let leader = entry.leader();
     entry.remove_member();
@@ -141,7 +142,7 @@ fn count_out(task: TaskPointer, id: GuardId) {
     // count that has reached zero stays there: only members make members.
     let is_last = || entry.members() == 0;
     let ends = match leader {
-        Some(leader) => leader == task,
+        Some(leader) => leader.0 == task,
         None => is_last(),
     };
     if ends {
@@ -157,6 +158,7 @@ fn count_out(task: TaskPointer, id: GuardId) {
     if leader.is_some() && entry.has_ended() && is_last() {
         let _ = GUARDS.remove(id);
     }
+    0
 }
 
 /// The guard in force that the thread holds.
@@ -181,7 +183,7 @@ extern "C" fn set_restored(task: u64, id: GuardId) -> u64 {
     if let Some(own) = MEMBERS.get_ptr_mut(task) {
         // SAFETY: a map value that the verifier has seen checked.
         if unsafe { atomic::set_bits(own, RESTORED) } & RESTORED == 0 {
-            count_out(task, id);
+            count_out(task.0, id);
         }
     }
     0

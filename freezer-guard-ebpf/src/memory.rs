@@ -1,5 +1,6 @@
 //! Counts changes of the memory of a target's tasks, where they take effect.
 
+use aya_ebpf::helpers::bpf_probe_read_user;
 use freezer_guard_abi::Act;
 
 use crate::{
@@ -52,10 +53,7 @@ fn changed(act: Act, mm: Pointer) {
 /// The return of `clear_refs_write`.
 #[inline(always)]
 pub(crate) fn cleared_refs(file: Pointer, buffer: u64, length: u64, result: i64) {
-    /// `CLEAR_REFS_ALL`, `_ANON`, `_MAPPED` and `_MM_HIWATER_RSS` of `fs/proc/task_mmu.c`:
-    /// they leave the dirty bits alone.
-    const HARMLESS: [u32; 4] = [1, 2, 3, 5];
-    if result <= 0 || pid::number(buffer, length).is_some_and(|kind| HARMLESS.contains(&kind)) {
+    if result <= 0 || is_harmless(buffer, length) {
         return;
     }
     // SAFETY: `file` is an argument of the function.
@@ -68,4 +66,16 @@ pub(crate) fn cleared_refs(file: Pointer, buffer: u64, length: u64, result: i64)
     {
         Attempt::new(Act::ClearDirty, 0, victim).done();
     }
+}
+
+/// Returns whether the text that is written, as `echo` writes it, leaves the dirty bits alone. Any
+/// other text of the same meaning is taken for one that clears them.
+#[inline(always)]
+fn is_harmless(text: u64, length: u64) -> bool {
+    /// `CLEAR_REFS_ALL`, `_ANON`, `_MAPPED` and `_MM_HIWATER_RSS` of `fs/proc/task_mmu.c`.
+    const HARMLESS: [u8; 4] = *b"1235";
+    // SAFETY: the helper checks the address.
+    let byte = |place| unsafe { bpf_probe_read_user((text + place) as *const u8) };
+    let is_alone = length == 1 || length == 2 && byte(1) == Ok(b'\n');
+    is_alone && byte(0).is_ok_and(|kind| HARMLESS.contains(&kind))
 }

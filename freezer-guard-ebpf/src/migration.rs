@@ -16,53 +16,85 @@ use crate::{
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lifetime, log,
-    lookup::{self, Found, Write, below, protects_inside},
+    lookup::{self, Found, NOBODY, TOO_DEEP, counts_inside, refuses_below, refuses_inside},
     membership, pid,
 };
 
 /// The kernfs id of every hierarchy's root (`kernfs_create_root`).
 const ROOT: u64 = 1;
 
-/// Counts a move for each guard that protects its tasks from it, and tells about it: one that the task leaves,
-/// and one that it enters. Whether there is any, or one could not be told.
+/// Counts a move for each guard that protects its tasks from it, and tells about it: one that the
+/// task leaves, and one that it enters. Returns whether there is any, or one could not be told.
 #[inline(always)]
 fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
     let writer = membership::writer();
-    let (Some(from_key), Some(to_key)) = (lookup::key(from), lookup::key(to)) else {
+    let objector = |cgroup: Pointer| match stage {
+        Stage::Asked => refusing(cgroup as u64, writer),
+        Stage::Done => counting(cgroup as u64, writer),
+    };
+    let (left, entered) = (objector(from), objector(to));
+    if left == NOBODY && entered == NOBODY {
         return false;
-    };
-    let write = Write {
-        protection: Protection::Migrate,
-        stage,
-        place: Place::Inside,
-    };
-    let objector = |cgroup| match lookup::of_cgroup(cgroup) {
-        Found::Guard(id) if protects_inside(id, write, writer) => (Some(id), false),
-        Found::TooDeep => (None, lookup::too_deep_for_current()),
-        _ => (None, false),
-    };
-    let ((left, from_too_deep), (entered, to_too_deep)) = (objector(from), objector(to));
-    let emit = |id: GuardId, act, cgroup| {
-        let mut access = Access::new(act, Protection::Migrate, cgroup);
-        access.victim = victim;
-        match stage {
-            Stage::Asked => audit::refused(id, &access),
-            Stage::Done => audit::disturbed(id, &access),
-        }
-    };
-    match (left, entered) {
-        (Some(left), Some(entered)) if left == entered => emit(left, Act::Move, to_key),
-        _ => {
-            if let Some(id) = left {
-                emit(id, Act::Leave, from_key);
-            }
-            if let Some(id) = entered {
-                emit(id, Act::Enter, to_key);
-            }
-        }
     }
-    left.is_some() || entered.is_some() || from_too_deep || to_too_deep
+    let tell = |id: GuardId, act: Act, cgroup: Pointer| {
+        if id != NOBODY && id != TOO_DEEP {
+            let what = u64::from(victim) << 32 | (stage as u64) << 16 | act as u64;
+            tell_of(id, what, cgroup as u64);
+        }
+    };
+    if left == entered {
+        tell(left, Act::Move, to);
+    } else {
+        tell(left, Act::Leave, from);
+        tell(entered, Act::Enter, to);
+    }
+    true
 }
+
+/// The guard that refuses the current task, a member of `writer`, to move a task of the cgroup;
+/// [`NOBODY`]; or [`TOO_DEEP`], if nobody can tell and it is refused. A global function: see
+/// `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn refusing(cgroup: u64, writer: GuardId) -> GuardId {
+    match lookup::of_cgroup(cgroup as Pointer) {
+        Found::Guard(id) if refuses_inside(id, Protection::Migrate, writer) => id,
+        Found::TooDeep if lookup::too_deep_for_current() => TOO_DEEP,
+        _ => NOBODY,
+    }
+}
+
+/// The guard that counts a move of a task of the cgroup, or [`NOBODY`]. A global function: see
+/// `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn counting(cgroup: u64, writer: GuardId) -> GuardId {
+    match lookup::of_cgroup(cgroup as Pointer) {
+        Found::Guard(id) if counts_inside(id, Protection::Migrate, writer) => id,
+        _ => NOBODY,
+    }
+}
+
+/// Tells the guard of a move. `what`: an [`Act`], a [`Stage`] and the victim. A global function:
+/// see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_of(id: GuardId, what: u64, cgroup: u64) -> u64 {
+    let Some(cgroup) = lookup::key(cgroup as Pointer) else {
+        return 0;
+    };
+    let act = what as u32 & 0xffff;
+    let mut access = Access::numbered(act, Protection::Migrate as u32, cgroup);
+    access.victim = (what >> 32) as u32;
+    match what & 1 << 16 {
+        ASKED => audit::refused(id, &access),
+        _ => audit::disturbed(id, &access),
+    }
+    0
+}
+
+/// [`Stage::Asked`] as [`tell_of`] is told it.
+const ASKED: u64 = (Stage::Asked as u64) << 16;
 
 /// The thread whose migration is to be refused at its next `inode_permission`.
 /// There is one at a time: `cgroup_mutex` is held.
@@ -193,11 +225,10 @@ fn let_go(task: TaskPointer, from: Pointer, to: Pointer) {
 /// Whether a write to `tasks` or `cgroup.procs` of a v1 cgroup, `written`, that is in no
 /// target is refused: the task may be in one.
 #[inline(always)]
-pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) -> bool {
+pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: GuardId) -> bool {
     let root = CgroupKey::new(written.hierarchy_id, ROOT);
     // Any guard of this hierarchy: the task may be inside its target.
-    let write = Write::asked(Protection::Migrate);
-    let Some(any) = below(root, Some(write), writer) else {
+    let Some(any) = refuses_below(root, Protection::Migrate, Place::Inside, writer) else {
         return false;
     };
     let task = pid::being_written();
@@ -223,7 +254,7 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: Option<GuardId>) 
         return false;
     };
     match (lookup::of_cgroup(from), lookup::key(from)) {
-        (Found::Guard(id), Some(from)) if protects_inside(id, write, writer) => {
+        (Found::Guard(id), Some(from)) if refuses_inside(id, Protection::Migrate, writer) => {
             let mut access = Access::new(Act::Leave, Protection::Migrate, from);
             access.victim = kernel::tgid(task);
             audit::refused(id, &access);

@@ -103,12 +103,6 @@ fn read(buffer: u64, length: u64) -> Option<[u64; 2]> {
     }
 }
 
-/// The number that stands in memory of user space, if it can be read.
-#[inline(always)]
-pub(crate) fn number(buffer: u64, length: u64) -> Option<u32> {
-    parse(read(buffer, length)?)
-}
-
 /// A plain decimal number, then white space or NUL. `kstrtoint(…, 0, …)` takes
 /// more (signs, other bases, white space before): that is not worth a parser.
 #[inline(always)]

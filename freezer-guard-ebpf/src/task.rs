@@ -10,7 +10,7 @@ use crate::{
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lifetime,
-    lookup::{self, Found, is_traced_by_holder},
+    lookup::{self, Found, Origin, is_traced_by_holder},
     membership,
 };
 
@@ -22,12 +22,9 @@ const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
 
 /// `SEND_SIG_NOINFO` of `include/linux/sched/signal.h`: from user space, without details.
-const SEND_SIG_NOINFO: usize = 0;
+const SEND_SIG_NOINFO: u64 = 0;
 /// `SEND_SIG_PRIV`: from the kernel itself.
-const SEND_SIG_PRIV: usize = 1;
-
-/// The signal that the kernel sends when memory runs out.
-const OUT_OF_MEMORY: u32 = SIGKILL as u32 | KERNEL_SIGNAL;
+const SEND_SIG_PRIV: u64 = 1;
 
 /// Something that the current task does to another.
 #[derive(Clone, Copy)]
@@ -36,7 +33,7 @@ pub(crate) struct Attempt {
     protection: Protection,
     detail: u32,
     victim: Pointer,
-    stage: Stage,
+    origin: Origin,
 }
 
 /// A guard that objects to it.
@@ -57,7 +54,7 @@ impl Attempt {
             protection: act.protection(detail),
             detail,
             victim,
-            stage: Stage::Asked,
+            origin: Origin::Task,
         }
     }
 
@@ -74,18 +71,14 @@ impl Attempt {
     #[inline(always)]
     pub(crate) fn done(&self) {
         if lifetime::is_any_held() {
-            let done = Self {
-                stage: Stage::Done,
-                ..*self
-            };
-            count_attempt(kernel::number(self.victim), done.packed());
+            count_attempt(kernel::number(self.victim), self.packed());
         }
     }
 
     #[inline(always)]
     fn packed(&self) -> u64 {
         u64::from(self.detail) << 32
-            | (self.stage as u64) << 31
+            | (self.origin as u64) << 24
             | u64::from(self.act) << 8
             | self.protection as u64
     }
@@ -97,10 +90,7 @@ impl Attempt {
             protection: Protection::numbered(packed as u32 & 0xff),
             detail: (packed >> 32) as u32,
             victim: victim as Pointer,
-            stage: match packed & 1 << 31 {
-                0 => Stage::Asked,
-                _ => Stage::Done,
-            },
+            origin: Origin::numbered(packed >> 24 & 0xff),
         }
     }
 }
@@ -110,7 +100,7 @@ impl Attempt {
 #[inline(never)]
 extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
     let attempt = Attempt::unpacked(victim, packed);
-    match attempt.objector() {
+    match attempt.objector(Stage::Asked) {
         Objector::Guard(id) => audit::refused(id, &attempt.access()),
         Objector::Nobody => return 0,
         Objector::TooDeep => return lookup::too_deep_for_current().into(),
@@ -123,58 +113,66 @@ extern "C" fn check_attempt(victim: u64, packed: u64) -> u64 {
 #[inline(never)]
 extern "C" fn count_attempt(victim: u64, packed: u64) -> u64 {
     let attempt = Attempt::unpacked(victim, packed);
-    if let Objector::Guard(id) = attempt.objector() {
+    if let Objector::Guard(id) = attempt.objector(Stage::Done) {
         audit::disturbed(id, &attempt.access());
     }
     0
 }
 
-/// Whether the guard objects to the attempt: 0 or 1.
+/// Whether the guard refuses the attempt: 0 or 1.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_objected(id: GuardId, victim: u64, packed: u64) -> u64 {
-    Attempt::unpacked(victim, packed).is_objected(id).into()
+extern "C" fn is_attempt_refused(id: GuardId, victim: u64, packed: u64) -> u64 {
+    let attempt = Attempt::unpacked(victim, packed);
+    attempt
+        .is_objected(id, lookup::actor_asking(id), Stage::Asked)
+        .into()
+}
+
+/// Whether the guard counts the attempt: 0 or 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_attempt_counted(id: GuardId, victim: u64, packed: u64) -> u64 {
+    let attempt = Attempt::unpacked(victim, packed);
+    let actor = lookup::actor_of(id, attempt.origin);
+    attempt.is_objected(id, actor, Stage::Done).into()
 }
 
 impl Attempt {
     /// The guard that does not want it. On a hybrid host there may be one in
     /// each hierarchy.
     #[inline(always)]
-    fn objector(&self) -> Objector {
+    fn objector(&self, stage: Stage) -> Objector {
         if let Some(cgroup) = lookup::v2_of(self.victim) {
-            match self.objector_in(cgroup) {
+            match self.objector_in(cgroup, stage) {
                 Objector::Nobody => {}
                 found => return found,
             }
         }
         match lookup::v1_of(self.victim) {
-            Some(cgroup) => self.objector_in(cgroup),
+            Some(cgroup) => self.objector_in(cgroup, stage),
             None => Objector::Nobody,
         }
     }
 
     #[inline(always)]
-    fn objector_in(&self, cgroup: Pointer) -> Objector {
+    fn objector_in(&self, cgroup: Pointer, stage: Stage) -> Objector {
+        let (victim, packed) = (self.victim as u64, self.packed());
+        let objects = |id| match stage {
+            Stage::Asked => is_attempt_refused(id, victim, packed) != 0,
+            Stage::Done => is_attempt_counted(id, victim, packed) != 0,
+        };
         match lookup::of_cgroup(cgroup) {
-            Found::Guard(id) if is_objected(id, self.victim as u64, self.packed()) != 0 => {
-                Objector::Guard(id)
-            }
+            Found::Guard(id) if objects(id) => Objector::Guard(id),
             Found::TooDeep => Objector::TooDeep,
             Found::Guard(_) | Found::Nobody => Objector::Nobody,
         }
     }
 
     #[inline(always)]
-    fn is_objected(&self, id: GuardId) -> bool {
+    fn is_objected(&self, id: GuardId, actor: Actor, stage: Stage) -> bool {
         let Some(entry) = Entry::of(id) else {
             return false;
-        };
-        // The tasks of a target can forge the signal of a timer (`rt_sigqueueinfo`).
-        let is_by_kernel = self.is_by_kernel()
-            && (self.detail == OUT_OF_MEMORY || !lookup::covers(id, kernel::current()));
-        let actor = match is_by_kernel {
-            true => Actor::Kernel,
-            false => lookup::actor(id, self.stage),
         };
         let object = Object::Task {
             traced: is_traced_by_holder(self.victim as u64, id) != 0,
@@ -183,27 +181,9 @@ impl Attempt {
         let action = Action {
             protection: self.protection,
             object,
-            stage: self.stage,
+            stage,
         };
         protects_from(entry.guard(), actor, action)
-    }
-
-    /// Returns whether the kernel sends a signal by itself, while any task runs: memory has run out in
-    /// that, or an interrupt has found it. The signals that a task brings upon its own process,
-    /// such as SIGSEGV, those that its exit causes, and the SIGSTOP of its `PTRACE_ATTACH` are its
-    /// own.
-    #[inline(always)]
-    fn is_by_kernel(&self) -> bool {
-        if self.act != Act::Signal as u32 || self.detail & KERNEL_SIGNAL == 0 {
-            return false;
-        }
-        let current = kernel::current();
-        match (self.detail & !KERNEL_SIGNAL) as i32 {
-            SIGSTOP => false,
-            SIGKILL | SIGHUP | SIGCONT if kernel::is_exiting(current) => false,
-            SIGKILL => true,
-            _ => kernel::tgid(current) != kernel::tgid(self.victim),
-        }
     }
 
     #[inline(always)]
@@ -211,10 +191,7 @@ impl Attempt {
         let cgroup = lookup::v2_of(self.victim).and_then(lookup::key);
         let cgroup = cgroup.unwrap_or(CgroupKey::new(0, 0));
         let mut access = Access::numbered(self.act, self.protection as u32, cgroup);
-        access.detail = match self.is_by_kernel() && self.detail != OUT_OF_MEMORY {
-            true => self.detail | BY_INTERRUPT,
-            false => self.detail,
-        };
+        access.detail = self.detail;
         access.victim = kernel::tgid(self.victim);
         access
     }
@@ -265,7 +242,7 @@ pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
 /// one that nobody handles ends a task at once, even when v2 has frozen it
 /// (`complete_signal`).
 #[inline(always)]
-pub(crate) fn signalled(signal: i32, info: usize, victim: Pointer, result: i32) {
+pub(crate) fn signalled(signal: i32, info: Pointer, victim: Pointer, result: i32) {
     /// `TRACE_SIGNAL_IGNORED`: for SIGCONT after it has woken the task.
     const IGNORED: i32 = 1;
     /// `TRACE_SIGNAL_DELIVERED`, and `TRACE_SIGNAL_LOSE_INFO`: so too, but for
@@ -280,21 +257,45 @@ pub(crate) fn signalled(signal: i32, info: usize, victim: Pointer, result: i32) 
     if !effective {
         return;
     }
-    Attempt::new(Act::Signal, signal as u32 | from_kernel(info), victim).done();
+    let mut attempt = Attempt::new(Act::Signal, signal as u32, victim);
+    // A number, since the verifier of 6.1 refuses what LLVM makes of a pointer that is null.
+    if is_from_kernel(kernel::number(info)) {
+        attempt.origin = origin(victim, signal);
+        attempt.detail |= match attempt.origin {
+            Origin::Interrupt => KERNEL_SIGNAL | BY_INTERRUPT,
+            Origin::Task | Origin::Kernel => KERNEL_SIGNAL,
+        };
+    }
+    attempt.done();
 }
 
 #[inline(always)]
-fn from_kernel(info: usize) -> u32 {
+fn is_from_kernel(info: u64) -> bool {
     /// `SI_TIMER` of `asm-generic/siginfo.h`: a timer that `timer_create` made.
     const SI_TIMER: i32 = -2;
-    let by_kernel = match info {
+    match info {
         SEND_SIG_NOINFO => false,
         SEND_SIG_PRIV => true,
         // `SI_FROMKERNEL`
         info => probe::<i32>(info as Pointer, offset!(kernel_siginfo_si_code))
             .is_some_and(|code| code > 0 || code == SI_TIMER),
-    };
-    if by_kernel { KERNEL_SIGNAL } else { 0 }
+    }
+}
+
+/// Returns whether the kernel sends a [`KERNEL_SIGNAL`] by itself, while any task runs: memory has
+/// run out in that, or an interrupt has found it. The signals that a task brings upon its own
+/// process, such as SIGSEGV, those that its exit causes, and the SIGSTOP of its `PTRACE_ATTACH`
+/// are its own.
+#[inline(always)]
+fn origin(victim: Pointer, signal: i32) -> Origin {
+    let current = kernel::current();
+    match signal {
+        SIGSTOP => Origin::Task,
+        SIGKILL | SIGHUP | SIGCONT if kernel::is_exiting(current) => Origin::Task,
+        SIGKILL => Origin::Kernel,
+        _ if kernel::tgid(current) == kernel::tgid(victim) => Origin::Task,
+        _ => Origin::Interrupt,
+    }
 }
 
 /// `PTRACE_MODE_ATTACH`; reading `/proc/PID/maps` and the like ask for less.
