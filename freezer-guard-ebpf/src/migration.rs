@@ -36,19 +36,22 @@ fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
     if left == NOBODY && entered == NOBODY {
         return false;
     }
-    let tell = |id: GuardId, act: Act, cgroup: Pointer| {
-        if id != NOBODY && id != TOO_DEEP {
-            let what = u64::from(victim) << 32 | (stage as u64) << 16 | act as u64;
-            tell_of(id, what, cgroup as u64);
-        }
-    };
     if left == entered {
-        tell(left, Act::Move, to);
+        tell(left, Act::Move, to, victim, stage);
     } else {
-        tell(left, Act::Leave, from);
-        tell(entered, Act::Enter, to);
+        tell(left, Act::Leave, from, victim, stage);
+        tell(entered, Act::Enter, to, victim, stage);
     }
     true
+}
+
+/// Tells the guard, if it is one, of a move.
+#[inline(always)]
+fn tell(id: GuardId, act: Act, cgroup: Pointer, victim: u32, stage: Stage) {
+    if id != NOBODY && id != TOO_DEEP {
+        let what = u64::from(victim) << 32 | (stage as u64) << 16 | act as u64;
+        tell_of(id, what, cgroup as u64);
+    }
 }
 
 /// The guard that refuses the current task, a member of `writer`, to move a task of the cgroup;
@@ -189,12 +192,29 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
     let (from, to) = (from as Pointer, to as Pointer);
-    if lifetime::is_any_held() {
-        count_move(from, to, kernel::tgid(task as Pointer), Stage::Done);
+    if lifetime::is_any_held() && !count_move(from, to, kernel::tgid(task as Pointer), Stage::Done)
+    {
+        count_move_beside(task as Pointer, to);
     }
     // Not before: a guard that has ended counts nothing.
     let_go(TaskPointer(task), from, to);
     0
+}
+
+/// No guard has a target in the one hierarchy where the task has been moved. The guard whose target
+/// the task is in, in the other hierarchy, counts it.
+#[inline(always)]
+fn count_move_beside(task: Pointer, to: Pointer) {
+    let writer = membership::writer();
+    let counting = |cgroup: Option<Pointer>| match cgroup {
+        Some(cgroup) => counting(cgroup as u64, writer),
+        None => NOBODY,
+    };
+    let id = match counting(lookup::v2_of(task)) {
+        NOBODY => counting(lookup::v1_of(task)),
+        id => id,
+    };
+    tell(id, Act::Move, to, kernel::tgid(task), Stage::Done);
 }
 
 /// A holder's task is moved to a cgroup. If a checkpointer restores it there, it holds the guard no
@@ -250,17 +270,17 @@ pub(crate) fn moves_out(written: CgroupKey, file: u32, writer: GuardId) -> bool 
         true => Some(task),
         false => probe(task, offset!(task_struct_group_leader)),
     };
-    let Some(from) = leader.and_then(lookup::v1_of) else {
-        return false;
-    };
-    match (lookup::of_cgroup(from), lookup::key(from)) {
-        (Found::Guard(id), Some(from)) if refuses_inside(id, Protection::Migrate, writer) => {
-            let mut access = Access::new(Act::Leave, Protection::Migrate, from);
-            access.victim = kernel::tgid(task);
-            audit::refused(id, &access);
-            true
+    let Some(leader) = leader else { return false };
+    let refusing = |cgroup: Option<Pointer>| {
+        let id = cgroup.map_or(NOBODY, |cgroup| refusing(cgroup as u64, writer));
+        if id == NOBODY {
+            return false;
         }
-        (Found::TooDeep, _) => lookup::too_deep_for_current(),
-        _ => false,
-    }
+        if let Some(from) = cgroup {
+            tell(id, Act::Leave, from, kernel::tgid(task), Stage::Asked);
+        }
+        true
+    };
+    // A guard of the other hierarchy objects too: it is the same task.
+    refusing(lookup::v1_of(leader)) || refusing(lookup::v2_of(leader))
 }

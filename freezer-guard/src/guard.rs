@@ -2,6 +2,7 @@
 //! place that changes a guard's state.
 
 mod admin;
+mod around;
 pub mod automatic;
 mod checks;
 mod entries;
@@ -31,7 +32,7 @@ mod summary;
 
 use std::path::PathBuf;
 
-use freezer_guard_abi::{GuardEntry, GuardId, Protection, control::Answer};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Protection, control::Answer};
 use nix::{
     time::{ClockId, clock_gettime},
     unistd::getpid,
@@ -52,7 +53,7 @@ pub use status::{State, Status};
 pub use summary::{describe_level, refusals, violations};
 
 use crate::{
-    cgroup::{Cgroup, Report},
+    cgroup::{self, Cgroup, Report},
     kernel::{self, Levels, Locked, Maps, daemon_runs},
     sys,
 };
@@ -64,7 +65,7 @@ use loading::ensure_loaded;
 use marking::{claim, clear_the_way};
 use marks::{Marks, release};
 use overlap::refuse_overlap;
-use reconcile::{detach_idle, hierarchies_in_use, hierarchies_of};
+use reconcile::{detach_idle, hierarchies_in_use, hierarchies_of, hierarchies_there};
 use status::{Snapshot, missed, status};
 use store::GuardStore;
 
@@ -78,6 +79,10 @@ pub struct Guard {
     targets: Vec<Target>,
     /// Where each cgroup of the targets lies.
     lineages: Vec<Lineage>,
+    /// On a hybrid host, the roots of both hierarchies.
+    roots: Vec<CgroupKey>,
+    /// The cgroups of the other hierarchy that tasks of the targets share with others.
+    shared: Vec<Lineage>,
     freezers: Freezers,
     levels: Levels,
     weak_because: Vec<kernel::Error>,
@@ -111,6 +116,8 @@ impl Guard {
             id: now(),
             targets,
             lineages,
+            roots: cgroup::hybrid_roots()?,
+            shared: Vec::new(),
             freezers: Freezers::default(),
             levels: Levels::default(),
             weak_because: loaded.reasons,
@@ -132,7 +139,10 @@ impl Guard {
 
     /// Attaches what the guard needs, makes its entry and marks its targets.
     fn arm_and_claim(&mut self, lock: &Locked, wanted: &Requirements) -> Result<(), Error> {
-        let hierarchies = hierarchies_of(self.cgroups());
+        let hierarchies = match self.roots.is_empty() {
+            true => hierarchies_of(self.cgroups()),
+            false => hierarchies_there()?,
+        };
         self.weak_because.extend(lock.attach(hierarchies)?);
         self.levels = wanted.check(lock, hierarchies, &mut self.weak_because)?;
         let entry = GuardEntry {
@@ -150,13 +160,14 @@ impl Guard {
             ..GuardEntry::default()
         };
         let wait_quiescent = || self.cgroups().for_each(wait_quiescent);
-        claim(&self.maps, self.id, entry, &self.lineages, wait_quiescent)?;
+        let (lineages, roots) = (&self.lineages, &self.roots);
+        claim(&self.maps, self.id, entry, lineages, roots, wait_quiescent)?;
         let targets: Vec<_> = self.cgroups().collect();
         let is_live = proof::is_live(&self.maps.control, self.id, &entry, &targets);
         if let Ok(true) = is_live {
             return Ok(());
         }
-        release(&self.maps, self.id, Marks::own(&self.lineages), true)?;
+        release(&self.maps, self.id, self.marks(), true)?;
         is_live.and(Err(Error::NotCalled(self.path())))
     }
 
@@ -187,6 +198,11 @@ impl Guard {
 
     fn store(&self) -> &dyn GuardStore {
         &self.maps
+    }
+
+    fn marks(&self) -> Marks {
+        let shared = self.shared.iter().flat_map(Lineage::line);
+        Marks::own(&self.lineages, shared.chain(self.roots.iter().copied()))
     }
 
     fn entry(&self) -> Result<GuardEntry, Error> {
@@ -314,6 +330,12 @@ impl Guard {
         self.targets.iter().flatten()
     }
 
+    /// The cgroups of the other hierarchy that tasks of the targets share with others. Nobody can
+    /// freeze them either.
+    pub fn shared(&self) -> Vec<PathBuf> {
+        self.shared.iter().map(|shared| path(shared.key)).collect()
+    }
+
     /// The processes of the holder besides this one.
     ///
     /// # Errors
@@ -350,7 +372,7 @@ impl Guard {
         // The kernel side counts a write a moment after it, and this one has to count.
         self.cgroups().for_each(wait_quiescent);
         proof::prove_end(&lock, &maps, self.id, &self.cgroups().collect::<Vec<_>>())?;
-        let end = release(&maps, self.id, Marks::own(&self.lineages), restored.is_ok())?;
+        let end = release(&maps, self.id, self.marks(), restored.is_ok())?;
         detach_idle(&lock, &maps)?;
         match (end, restored) {
             (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),

@@ -6,11 +6,13 @@
 mod created;
 mod find;
 mod mounts;
+mod others;
 mod proc;
 mod state;
 mod tree;
 
 use std::{
+    fmt,
     fs::File,
     io::{self, Read as _, Write as _},
     os::{
@@ -33,6 +35,7 @@ use crate::Kind;
 
 pub use created::CreatedCgroups;
 pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all, unified_mount};
+pub use others::{Other, hybrid_roots, others, own_of_pid};
 pub(crate) use proc::is_gone;
 pub use state::FreezerState;
 pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
@@ -72,6 +75,16 @@ pub enum Error {
         "process {0} is in the root cgroup only, which has no freezer: put it into a cgroup first"
     )]
     PidInRoot(i32),
+    /// Tasks are in a cgroup that the mount of its hierarchy does not show.
+    #[error(
+        "its tasks are in {} of {version}, which the mount of {version} does not show here: mount the whole hierarchy, or run freezer-guard where it is", path.display()
+    )]
+    NotSeen {
+        /// The cgroup, as `/proc/PID/cgroup` has it.
+        path: PathBuf,
+        /// Its hierarchy.
+        version: Version,
+    },
     /// A cgroup without a process.
     #[error("{} holds no process", .0.display())]
     Empty(PathBuf),
@@ -109,6 +122,7 @@ impl Error {
             | Self::Root(_)
             | Self::Threaded(_)
             | Self::PidInRoot(_)
+            | Self::NotSeen { .. }
             | Self::Empty(_)
             | Self::ManyTrees { .. }
             | Self::NoProcess(_)
@@ -121,12 +135,21 @@ impl Error {
 const ROOT_ID: u64 = 1;
 
 /// The version of the interface a cgroup has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// `freezer.state`
     V1,
     /// `cgroup.freeze`
     V2,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1 => "v1's freezer",
+            Self::V2 => "v2",
+        })
+    }
 }
 
 impl Version {

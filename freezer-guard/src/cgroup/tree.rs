@@ -109,7 +109,7 @@ pub fn root(cgroups: &[&Cgroup]) -> Result<Task, Error> {
 }
 
 /// The threads in these cgroups and below, for each hierarchy.
-fn inside(cgroups: &[&Cgroup]) -> Result<BTreeMap<u32, BTreeSet<i32>>, Error> {
+pub(super) fn inside(cgroups: &[&Cgroup]) -> Result<BTreeMap<u32, BTreeSet<i32>>, Error> {
     let mut inside: BTreeMap<u32, BTreeSet<i32>> = BTreeMap::new();
     for cgroup in cgroups {
         let tasks = inside.entry(cgroup.key().hierarchy_id).or_default();
@@ -261,6 +261,16 @@ fn tree(tasks: &mut Tasks, root: i32) -> Result<BTreeSet<i32>, Error> {
         }
     }
     Ok(tree)
+}
+
+/// The threads of the tree below this process, itself included.
+pub(super) fn threads_below(root: i32) -> Result<BTreeSet<i32>, Error> {
+    let mut tasks = Tasks::default();
+    let mut threads = BTreeSet::new();
+    for pid in tree(&mut tasks, root)? {
+        threads.extend(tasks.threads(pid)?);
+    }
+    Ok(threads)
 }
 
 /// What `/proc` says of tasks, read once.

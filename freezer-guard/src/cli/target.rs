@@ -32,9 +32,9 @@ pub(super) fn all(names: &[PathBuf], pid: Option<i32>) -> Result<Vec<Target>, Er
     }
 }
 
-/// The cgroups of a process.
+/// The cgroups of a process, without those that it shares with others.
 pub(super) fn of_pid(pid: i32) -> Result<Target, Error> {
-    let target = cgroup::of_pid(pid)?;
+    let target = cgroup::own_of_pid(pid)?;
     if target.is_empty() {
         return Err(cgroup::Error::PidInRoot(pid).into());
     }

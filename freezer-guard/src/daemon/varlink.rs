@@ -93,7 +93,7 @@ impl Client {
 async fn open(paths: Vec<PathBuf>, pid: Option<i32>) -> Result<Vec<Target>, Error> {
     let targets = blocking(move || -> Result<Vec<Target>, cgroup::Error> {
         match pid {
-            Some(pid) if paths.is_empty() => Ok(vec![cgroup::of_pid(pid)?]),
+            Some(pid) if paths.is_empty() => Ok(vec![cgroup::own_of_pid(pid)?]),
             _ => cgroup::open_all(&paths),
         }
     })

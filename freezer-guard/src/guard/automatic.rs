@@ -7,20 +7,20 @@ use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, Protect
 
 use super::{
     Error, Status,
+    around::mark_other,
     entries::targets,
     freezer::Freezer,
     level,
     lineage::Lineage,
     loading::{Loaded, ensure_loaded},
-    marks::{mark_ancestors, mark_target},
-    overlap::refuse_guarded,
+    marks::mark_ancestors,
     reconcile::{drop_ended_one, forget, hierarchies_in_use, hierarchies_there, reconcile, sweep},
     restoring::{Found, open, restore},
     status::{Snapshot, status},
     store::GuardStore,
 };
 use crate::{
-    cgroup::{self, Cgroup},
+    cgroup,
     kernel::{self, Locked},
 };
 
@@ -176,52 +176,25 @@ fn arm_one(
     store.targets().add(entry.target, id)?;
     // One may be gone by now.
     let targets: Vec<_> = targets(store, id)?.into_iter().filter_map(open).collect();
-    let mut lineages = Lineage::of_all(&targets)?;
-    for other in others(&targets) {
-        // It may be gone by now.
-        let Ok(other) = Lineage::of(&other) else {
-            continue;
-        };
-        if refuse_guarded(store, std::slice::from_ref(&other), Some(id)).is_ok() {
-            mark_target(store, &other, id)?;
-            lineages.push(other);
+    let lineages = Lineage::of_all(&targets)?;
+    let above = lineages.iter().flat_map(|target| target.above.clone());
+    mark_ancestors(store, above.chain(cgroup::hybrid_roots()?), id)?;
+    let by_user = entry.flags & GuardEntry::BY_USER != 0;
+    let others = cgroup::others(&targets.iter().collect::<Vec<_>>());
+    // One may be gone by now, or another guard's.
+    for other in others.unwrap_or_default() {
+        if let Ok(lineage) = Lineage::of(&other.cgroup) {
+            match mark_other(store, id, by_user, &other, &lineage) {
+                Err(Error::Guarded { .. }) => {}
+                marked => marked?,
+            }
         }
-    }
-    for target in &lineages {
-        mark_ancestors(store, target, id)?;
     }
     let hierarchies = hierarchies_in_use(store)?;
     let weak_because = lock.attach(hierarchies)?;
     let levels = level::numbers(lock.levels(hierarchies));
     store.arm(id, levels, store.missed()?)?;
     Ok(weak_because)
-}
-
-/// The cgroups that the same tasks are in, in the other hierarchy: those that
-/// hold no other task.
-fn others(targets: &[Cgroup]) -> Vec<Cgroup> {
-    let mut found: Vec<Cgroup> = Vec::new();
-    for target in targets {
-        let Ok(threads) = target.threads() else {
-            continue;
-        };
-        let Some(first) = threads.first() else {
-            continue;
-        };
-        for other in cgroup::of_pid(*first).unwrap_or_default() {
-            let is_known = targets
-                .iter()
-                .chain(&found)
-                .any(|known| known.root_key() == other.root_key());
-            let is_same = other
-                .threads()
-                .is_ok_and(|others| others.iter().all(|thread| threads.contains(thread)));
-            if !is_known && is_same {
-                found.push(other);
-            }
-        }
-    }
-    found
 }
 
 /// A guard that has ended.

@@ -1,5 +1,7 @@
 //! What has to hold of the targets before CHECKPOINTING. Nothing is changed here.
 
+use std::path::Path;
+
 use super::{Error, Target};
 use crate::cgroup::{self, Cgroup, FreezerState, Report};
 
@@ -7,21 +9,29 @@ use crate::cgroup::{self, Cgroup, FreezerState, Report};
 /// one below that is frozen by itself: it would hang.
 pub(super) fn refuse_frozen_around(cgroup: &Cgroup) -> Result<(), Error> {
     let path = || cgroup.path().to_owned();
-    for ancestor in cgroup.ancestors()? {
-        if ancestor.is_self_frozen()? {
-            let ancestor = ancestor.path().to_owned();
-            return Err(Error::FrozenAncestor {
-                path: path(),
-                ancestor,
-            });
-        }
-    }
+    refuse_frozen_above(cgroup, cgroup.path())?;
     for descendant in cgroup.descendants()? {
         if descendant.is_self_frozen()? {
             let descendant = descendant.path().to_owned();
             return Err(Error::FrozenDescendant {
                 path: path(),
                 descendant,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Returns an error if a cgroup above this one is frozen, or it is itself though it is another one
+/// than `target`.
+pub(super) fn refuse_frozen_above(cgroup: &Cgroup, target: &Path) -> Result<(), Error> {
+    let above = cgroup.ancestors()?;
+    let other = [cgroup].into_iter().filter(|other| other.path() != target);
+    for ancestor in other.chain(&above) {
+        if ancestor.is_self_frozen()? {
+            return Err(Error::FrozenAncestor {
+                path: target.to_owned(),
+                ancestor: ancestor.path().to_owned(),
             });
         }
     }

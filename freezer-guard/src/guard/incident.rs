@@ -138,7 +138,7 @@ impl What {
             Act::Thaw => format!("thawed {}", cgroup()),
             Act::Enter => format!("{moved} {task} into {}", cgroup()),
             Act::Leave => format!("{moved} {task} out of {}", cgroup()),
-            Act::Move => format!("{moved} {task} to {}, within the guarded cgroup", cgroup()),
+            Act::Move => format!("{moved} {task} to {}", cgroup()),
             Act::Signal if self.detail & BY_INTERRUPT != 0 => format!(
                 "sent {} to {task} (a timer of its own, a limit …)",
                 signal(self.detail & !(KERNEL_SIGNAL | BY_INTERRUPT))

@@ -30,6 +30,11 @@ impl Lineage {
         cgroups.into_iter().map(Self::of).collect()
     }
 
+    /// The cgroup and what is above it.
+    pub(super) fn line(&self) -> impl Iterator<Item = CgroupKey> {
+        std::iter::once(self.key).chain(self.above.iter().copied())
+    }
+
     /// `None`: it has gone.
     pub(super) fn of_key(key: CgroupKey) -> Option<Self> {
         Self::of(&open(key)?).ok()

@@ -1,6 +1,6 @@
 //! How targets become a guard's: no two guards are in one line of cgroups.
 
-use freezer_guard_abi::{GuardEntry, GuardId, control::Answer};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, control::Answer};
 
 use super::{
     Error,
@@ -31,12 +31,13 @@ pub(super) fn clear_the_way(
 
 /// Begins the guard, with the calling thread as its holder, and marks its targets. `wait_quiescent`
 /// returns when what the kernel side was at has come to its end. When this fails nothing of
-/// the guard is left.
+/// the guard is left. `roots`: those of all hierarchies that its tasks are in, if there are several.
 pub(super) fn claim(
     store: &dyn GuardStore,
     id: GuardId,
     entry: GuardEntry,
     targets: &[Lineage],
+    roots: &[CgroupKey],
     wait_quiescent: impl FnOnce(),
 ) -> Result<(), Error> {
     // Enrolled before it is marked: from here on the guard ends with its holder
@@ -46,9 +47,10 @@ pub(super) fn claim(
         Answer::OtherGuard => return Err(Error::Nested),
         _ => return Err(kernel::Error::Full("GUARDS").into()),
     }
-    let marked = mark(store, id, targets, wait_quiescent);
+    let marked = mark(store, id, targets, roots, wait_quiescent);
     if marked.is_err() {
-        release(store, id, Marks::own(targets), true)?;
+        let marks = Marks::own(targets, roots.iter().copied());
+        release(store, id, marks, true)?;
     }
     marked
 }
@@ -58,12 +60,14 @@ fn mark(
     store: &dyn GuardStore,
     id: GuardId,
     targets: &[Lineage],
+    roots: &[CgroupKey],
     wait_quiescent: impl FnOnce(),
 ) -> Result<(), Error> {
     for target in targets {
         mark_target(store, target, id)?;
-        mark_ancestors(store, target, id)?;
+        mark_ancestors(store, target.above.iter().copied(), id)?;
     }
+    mark_ancestors(store, roots.iter().copied(), id)?;
     // The kernel side marks what a checkpointer writes, and waits for no lock of
     // ours: it may be in the way by now.
     wait_quiescent();

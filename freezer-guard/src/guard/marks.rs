@@ -22,16 +22,12 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Of a guard that this process has begun.
-    pub(super) fn own(lineages: &[Lineage]) -> Self {
+    /// Of a guard that this process has begun, and what else is marked as lying above it.
+    pub(super) fn own(lineages: &[Lineage], around: impl IntoIterator<Item = CgroupKey>) -> Self {
+        let above = lineages.iter().flat_map(|target| target.above.clone());
         Self {
             targets: lineages.iter().map(|target| target.key).collect(),
-            ancestors: Some(
-                lineages
-                    .iter()
-                    .flat_map(|target| target.above.clone())
-                    .collect(),
-            ),
+            ancestors: Some(above.chain(around).collect()),
             is_own: true,
         }
     }
@@ -83,7 +79,8 @@ pub(super) fn release(
     };
     let status = seen.status(store, id, &entry)?;
     // A checkpointer may have written another freezer just now.
-    let are_left = marks.ancestors.is_none() || entry.is_automatic();
+    // Where it lies in the other hierarchy is known to its own process only.
+    let are_left = marks.ancestors.is_none() || entry.is_automatic() || !marks.is_own;
     store.end(id, restored, are_left)?;
     if !entry.is_automatic() && !store.daemon_runs() {
         // Nobody asks what became of it.
@@ -124,15 +121,13 @@ pub(super) fn mark_target(
 /// Marks what is above a target of the guard.
 pub(super) fn mark_ancestors(
     store: &dyn GuardStore,
-    target: &Lineage,
+    above: impl IntoIterator<Item = CgroupKey>,
     id: GuardId,
 ) -> Result<(), Error> {
-    for cgroup in &target.above {
+    for cgroup in above {
         for guard in [id, AncestorKey::ANY] {
             // What a guard that has ended left there is overwritten.
-            store
-                .ancestors()
-                .put(AncestorKey::new(*cgroup, guard), id)?;
+            store.ancestors().put(AncestorKey::new(cgroup, guard), id)?;
         }
     }
     Ok(())

@@ -16,8 +16,8 @@ pub(super) fn covering(
     cgroup: &Lineage,
     own: Option<GuardId>,
 ) -> Result<Option<GuardId>, Error> {
-    for key in std::iter::once(&cgroup.key).chain(&cgroup.above) {
-        let id = live(store, store.targets().get(key)?)?;
+    for key in cgroup.line() {
+        let id = live(store, store.targets().get(&key)?)?;
         if id.is_some() && id != own {
             return Ok(id);
         }
@@ -43,13 +43,22 @@ pub(super) fn refuse_guarded(
     targets: &[Lineage],
     own: Option<GuardId>,
 ) -> Result<(), Error> {
-    let Some((target, id)) = in_the_way(store, targets, own)? else {
-        return Ok(());
-    };
+    match in_the_way(store, targets, own)? {
+        Some((target, id)) => Err(guarded(store, target.key, id)?),
+        None => Ok(()),
+    }
+}
+
+/// The error for a cgroup that this guard is in the way of.
+pub(super) fn guarded(
+    store: &dyn GuardStore,
+    cgroup: CgroupKey,
+    id: GuardId,
+) -> Result<Error, Error> {
     let first = targets_of(store, id)?.into_iter().next();
     let of = first.map(|key| store.name(key)).unwrap_or_default();
-    Err(Error::Guarded {
-        path: store.name(target.key),
+    Ok(Error::Guarded {
+        path: store.name(cgroup),
         of,
         pids: holder_pids(store, id)?,
     })

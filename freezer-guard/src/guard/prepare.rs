@@ -44,6 +44,7 @@ impl Guard {
             self.freeze(how.freeze)?;
             self.wait_frozen(how, before, deadline, &mut progress)?;
             let report = self.verify(how.root)?;
+            self.surround()?;
             let Some(incidents) = self.checkpointing(before)? else {
                 return Ok(report);
             };

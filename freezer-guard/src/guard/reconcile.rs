@@ -170,14 +170,17 @@ pub(super) fn hierarchies_of<'a>(cgroups: impl Iterator<Item = &'a Cgroup>) -> H
     found
 }
 
-/// The hierarchies that the guards in force have targets in.
+/// The hierarchies that the tasks of the guards in force are in: their roots are marked.
 pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, Error> {
-    // Of many targets, one of the first is in each. (A caller may be where the v1 freezer is
+    if store.targets().find(&|_, _| true)?.is_none() {
+        return Ok(Hierarchies::default());
+    }
+    // Of many marks, one of the first is in each. (A caller may be where the v1 freezer is
     // not mounted.)
     let is_in = |v2| {
         store
-            .targets()
-            .find(&move |key, _| (key.hierarchy_id == 0) == v2)
+            .ancestors()
+            .find(&move |key, _| (key.cgroup.hierarchy_id == 0) == v2)
     };
     Ok(Hierarchies {
         v1: cgroup::has_v1_freezer() && is_in(false)?.is_some(),

@@ -61,6 +61,14 @@ impl Hierarchy {
         }
     }
 
+    /// That of a hybrid host's other hierarchy.
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::V1 => Self::V2,
+            Self::V2 => Self::V1,
+        }
+    }
+
     pub(super) fn root(self) -> &'static Path {
         const UNIFIED: &str = "/sys/fs/cgroup/unified";
         Path::new(match self {

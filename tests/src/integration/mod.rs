@@ -11,6 +11,7 @@ mod engines;
 mod events;
 mod failures;
 mod holders;
+mod hybrid;
 mod kernel_log;
 mod large;
 mod levels;
@@ -141,7 +142,11 @@ impl List<'_> {
     /// Whether CRIU can dump in this hierarchy: where both are mounted, 3.17 takes any
     /// freezer for one of v1.
     fn can_dump(&self) -> bool {
-        self.hierarchy == Hierarchy::V1 || self.config.cgroup != Layout::Hybrid
+        self.hierarchy == Hierarchy::V1 || !self.is_hybrid()
+    }
+
+    fn is_hybrid(&self) -> bool {
+        self.config.cgroup == Layout::Hybrid
     }
 
     fn add(&mut self, name: &str, test: impl Fn(Hierarchy) -> Result<()> + Send + 'static) {

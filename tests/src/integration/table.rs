@@ -3,8 +3,8 @@
 use super::{
     Beside::{self, AnotherGuard, Nothing, TheService},
     List, authority, automatic, bench, checkpoint, doctor, dump, engines, events, failures,
-    holders, kernel_log, large, levels, lifecycle, misuse, outsiders, package, parallel, paths,
-    places, proof, refuse, service, shutdown, status, storms, varlink, verify, violations,
+    holders, hybrid, kernel_log, large, levels, lifecycle, misuse, outsiders, package, parallel,
+    paths, places, proof, refuse, service, shutdown, status, storms, varlink, verify, violations,
 };
 use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak};
 
@@ -19,7 +19,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 40] = [
+pub(super) const PARTS: [Part; 41] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -36,6 +36,7 @@ pub(super) const PARTS: [Part; 40] = [
     part("refuse", refuse::list, AnotherGuard, &[Core, Full]),
     part("places", places::list, AnotherGuard, &[Core, Full]),
     part("holders", holders::list, AnotherGuard, &[Core, Full]),
+    part("hybrid", hybrid::list, AnotherGuard, &[Core, Full]),
     part("violations", violations::list, AnotherGuard, &[Core, Full]),
     part("proof", proof::list, AnotherGuard, &[Core, Full]),
     part("failures", failures::list, Nothing, &[Full]),
@@ -123,6 +124,19 @@ mod tests {
             }
         }
         assert!(found > 20, "{found}");
+    }
+
+    /// `module::test` anywhere.
+    #[test]
+    fn the_threat_model_names_tests_that_there_are() {
+        let text = include_str!("../../../THREAT-MODEL.md");
+        let quoted = text.split('`').skip(1).step_by(2);
+        let named: Vec<_> = quoted.filter_map(|name| name.split_once("::")).collect();
+        assert!(named.len() > 20, "{named:?}");
+        for (module, test) in named {
+            let is_there = source(module).contains(&format!("\"{test}\""));
+            assert!(is_there, "there is no test {module}::{test}");
+        }
     }
 
     /// All that the files of a module say.

@@ -247,6 +247,12 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
             None => Ok(()),
         }
     })?;
+    for shared in guard.shared() {
+        work.options.step(format_args!(
+            "its tasks are also in {}, with others: nobody can freeze that meanwhile",
+            shared.display()
+        ));
+    }
     verify::warn(how.root, &report);
     Ok(())
 }

@@ -110,7 +110,7 @@ fn begin(store: &MemoryStore, id: u64, target: &Lineage) -> Result<(), Error> {
         target: target.key,
         ..GuardEntry::default()
     };
-    claim(store, id, entry, targets, || {})
+    claim(store, id, entry, targets, &[], || {})
 }
 
 fn status_of(store: &MemoryStore, entry: &GuardEntry) -> Status {
@@ -173,7 +173,7 @@ fn a_candidate_is_no_guard_in_force() {
 #[test]
 fn a_release_leaves_no_mark() {
     let store = guarded();
-    let marks = Marks::own(&[cgroup(3)]);
+    let marks = Marks::own(&[cgroup(3)], []);
     let ended = release(&store, 7, marks, true).expect("it ends");
     assert!(ended.is_some_and(|ended| ended.violation_count() == 0));
     let world = store.into_world();
@@ -185,7 +185,7 @@ fn a_release_leaves_no_mark() {
 #[test]
 fn a_second_release_finds_nothing() {
     let store = guarded();
-    let marks = || Marks::own(&[cgroup(3)]);
+    let marks = || Marks::own(&[cgroup(3)], []);
     release(&store, 7, marks(), true).expect("it ends");
     assert!(
         release(&store, 7, marks(), true)
@@ -350,7 +350,7 @@ fn a_thaw_that_was_refused_is_tried_again_for_each_target() {
 
     let store = MemoryStore::new(World::default(), 10, None, None);
     let targets = [cgroup(3), alone(9, &[8])];
-    claim(&store, 7, GuardEntry::default(), &targets, || {}).expect("nothing is in the way");
+    claim(&store, 7, GuardEntry::default(), &targets, &[], || {}).expect("nothing is in the way");
     let found = GuardEntry::FROZEN_BY_US;
     (&store as &dyn GuardStore)
         .set_flag(7, found)

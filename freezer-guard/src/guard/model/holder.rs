@@ -119,8 +119,8 @@ fn begin(store: &MemoryStore, id: GuardId, target: &Lineage) -> Phase {
         target: target.key,
         ..GuardEntry::default()
     };
-    let begun =
-        clear_the_way(store, targets, None).and_then(|()| claim(store, id, entry, targets, || {}));
+    let begun = clear_the_way(store, targets, None)
+        .and_then(|()| claim(store, id, entry, targets, &[], || {}));
     match begun {
         Ok(()) => Phase::Begun,
         Err(_) => Phase::Over(Outcome::Failed),
@@ -149,7 +149,7 @@ fn end(store: &MemoryStore, holder: &Holder, target: &Lineage, freezer: &MemoryF
     let restored = holder
         .freezers
         .restore(store, holder.id, [freezer], entered);
-    let marks = Marks::own(std::slice::from_ref(target));
+    let marks = Marks::own(std::slice::from_ref(target), []);
     let ended = release(store, holder.id, marks, restored.is_ok());
     Phase::Over(match ended {
         Ok(Some(status)) if status.violation_count() > 0 => Outcome::Violated,

@@ -1,0 +1,140 @@
+//! The other hierarchy of a hybrid host: a guard in one covers its tasks in both.
+
+use anyhow::{Result, ensure};
+
+use super::{
+    List,
+    cgroups::{Cgroup, Hierarchy, Workload},
+    process::Held,
+};
+
+pub(super) fn list(list: &mut List<'_>) {
+    if list.is_hybrid() {
+        list.add("own_cgroup_in_the_other", own);
+        list.add("shared_cgroup_in_the_other", shared);
+        list.add("two_pids_in_one_shared_cgroup", two);
+        list.add("no_cgroup_in_the_other", none);
+        list.add("frozen_in_the_other", frozen);
+    }
+}
+
+/// It becomes a target too.
+fn own(hierarchy: Hierarchy) -> Result<()> {
+    let other = Cgroup::new(hierarchy.other())?;
+    let (target, elsewhere) = (Cgroup::new(hierarchy)?, Cgroup::new(other.hierarchy)?);
+    let workload = Workload::start(&[&target, &other], 1)?;
+    let held = Held::new(&[&target])?;
+    for value in [other.hierarchy.frozen(), other.hierarchy.thawed()] {
+        other.expect_refused(other.hierarchy.file(), value)?;
+    }
+    elsewhere.expect_refused("cgroup.procs", &workload.pid.to_string())?;
+    held.release()?.expect(0)?.says("refused 3 attempts")?;
+    other.freeze()?;
+    other.thaw()?;
+    elsewhere.expect_allowed("cgroup.procs", &workload.pid.to_string())
+}
+
+/// Nobody can freeze it, and nobody takes the tasks out unnoticed. Other tasks come and go.
+fn shared(hierarchy: Hierarchy) -> Result<()> {
+    let session = Cgroup::new(hierarchy.other())?;
+    let shared = session.child("shared")?;
+    let (target, elsewhere) = (Cgroup::new(hierarchy)?, Cgroup::new(shared.hierarchy)?);
+    let workload = Workload::start(&[&target, &shared], 1)?;
+    let bystander = Workload::start(&[&shared], 0)?;
+    let mut held = Held::new(&[&target])?;
+    for cgroup in [&shared, &session] {
+        cgroup.expect_refused(cgroup.hierarchy.file(), cgroup.hierarchy.frozen())?;
+    }
+    for cgroup in [&elsewhere, &shared] {
+        cgroup.expect_allowed("cgroup.procs", &bystander.pid.to_string())?;
+    }
+    bystander.expect_counting()?;
+    let pid = workload.pid.to_string();
+    match shared.hierarchy {
+        Hierarchy::V1 => {
+            elsewhere.expect_refused("cgroup.procs", &pid)?;
+            held.release()?.expect(0)?.says("refused 3 attempts")?;
+        }
+        // There the kernel does not say which task is moved.
+        Hierarchy::V2 => {
+            held.thaw(&target)?;
+            elsewhere.expect_allowed("cgroup.procs", &pid)?;
+            held.release()?
+                .expect(73)?
+                .says(&format!("moved pid {pid} to {}", elsewhere.text()))?;
+        }
+    }
+    shared.freeze()?;
+    shared.thaw()
+}
+
+/// Neither is in the way of the other, nor of this process, which is there too.
+fn two(hierarchy: Hierarchy) -> Result<()> {
+    let shared = Cgroup::new(hierarchy.other())?;
+    let [one, other] = [Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?];
+    let workloads = [
+        Workload::start(&[&one, &shared], 1)?,
+        Workload::start(&[&other, &shared], 1)?,
+    ];
+    shared.expect_allowed("cgroup.procs", &std::process::id().to_string())?;
+    let begin = |workload: &Workload| {
+        let mut command = Held::command(&[]);
+        let mut held = Held::start(command.args(["--pid", &workload.pid.to_string()]))?;
+        held.wait_held()?;
+        Ok::<_, anyhow::Error>(held)
+    };
+    let held = [begin(&workloads[0])?, begin(&workloads[1])?];
+    shared.expect_refused(shared.hierarchy.file(), shared.hierarchy.frozen())?;
+    for cgroup in [&one, &other] {
+        ensure!(
+            cgroup.state()? == "FROZEN",
+            "{} is not FROZEN",
+            cgroup.text()
+        );
+        cgroup.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    }
+    for held in held {
+        held.release()?.expect(0)?;
+    }
+    let root = shared.hierarchy.root().join("cgroup.procs");
+    std::fs::write(root, std::process::id().to_string())?;
+    for workload in workloads {
+        workload.expect_counting()?;
+    }
+    Ok(())
+}
+
+/// The tasks are in the root there.
+fn none(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let elsewhere = Cgroup::new(hierarchy.other())?;
+    let workload = Workload::start(&[&target], 1)?;
+    let pid = workload.pid.to_string();
+    let held = Held::new(&[&target])?;
+    match elsewhere.hierarchy {
+        Hierarchy::V1 => {
+            elsewhere.expect_refused("cgroup.procs", &pid)?;
+            held.release()?.expect(0)?.says("refused 1 attempt")?;
+        }
+        Hierarchy::V2 => {
+            elsewhere.expect_allowed("cgroup.procs", &pid)?;
+            held.release()?
+                .expect(73)?
+                .says(&format!("moved pid {pid} to {}", elsewhere.text()))?;
+        }
+    }
+    workload.expect_counting()
+}
+
+/// A thaw of the target would not wake the tasks.
+fn frozen(hierarchy: Hierarchy) -> Result<()> {
+    let other = Cgroup::new(hierarchy.other())?;
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target, &other], 1)?;
+    other.freeze()?;
+    let held = Held::start(&mut Held::command(&[&target]))?;
+    held.release()?.expect(75)?.says(&other.text())?;
+    ensure!(other.state()? == "FROZEN", "{} is thawed", other.text());
+    other.thaw()?;
+    workload.expect_counting()
+}
