@@ -352,17 +352,17 @@ impl Locked {
         let Some(level) = self.level() else {
             return Ok(failed);
         };
-        let mut missing = programs::at(level)
+        let missing: Vec<_> = programs::at(level)
             .filter(|program| needed(program) && !program.program_pin(&self.dir).exists())
-            .peekable();
-        if missing.peek().is_none() {
+            .collect();
+        if missing.is_empty() {
             return Ok(failed);
         }
         let loader = Loader::new(&self.dir, LogLevel::default())?;
-        for program in missing {
-            match loader.load(program, level, &self.dir) {
+        for (program, loaded) in loader.load_all(&missing, level, &self.dir) {
+            match loaded {
                 Err(error) if program.is_vital() => return Err(error),
-                result => failed.extend(result.err()),
+                loaded => failed.extend(loaded.err()),
             }
         }
         Ok(failed)
