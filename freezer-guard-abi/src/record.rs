@@ -16,7 +16,7 @@ pub enum Act {
     Enter = 3,
     /// A task left it.
     Leave = 4,
-    /// A task was moved from one place to another inside.
+    /// A task was moved from one place to another inside, or in the other hierarchy.
     Move = 5,
     /// A signal to a task; `detail`: its number, with [`KERNEL_SIGNAL`] and [`BY_INTERRUPT`].
     Signal = 6,

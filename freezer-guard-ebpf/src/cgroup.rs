@@ -32,7 +32,7 @@ pub(crate) fn is_in_cgroup(file: Pointer) -> bool {
 }
 
 /// The answer of `file_permission` for a write to `file`, which is a cgroup's. `WITH_V1`:
-/// whether a guard may have a target on v1.
+/// whether guarded tasks may be in cgroups of v1.
 ///
 /// Not inlined: what it needs of the stack and of registers costs every read where it
 /// is.

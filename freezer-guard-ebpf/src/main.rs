@@ -75,7 +75,7 @@ fn file_permission(ctx: LsmContext) -> i32 {
     permit::<true>(&ctx)
 }
 
-/// The same where no guard has a target on v1.
+/// The same where no guarded task is in a cgroup of v1.
 #[lsm(hook = "file_permission")]
 fn file_permission_v2(ctx: LsmContext) -> i32 {
     permit::<false>(&ctx)

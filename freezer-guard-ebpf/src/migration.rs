@@ -24,25 +24,22 @@ use crate::{
 const ROOT: u64 = 1;
 
 /// Counts a move for each guard that protects its tasks from it, and tells about it: one that the
-/// task leaves, and one that it enters. Returns whether there is any, or one could not be told.
+/// task leaves, and one that it enters. Returns them as [`refusing`] and [`counting`] do.
 #[inline(always)]
-fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> bool {
+fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> (GuardId, GuardId) {
     let writer = membership::writer();
     let objector = |cgroup: Pointer| match stage {
         Stage::Asked => refusing(cgroup as u64, writer),
         Stage::Done => counting(cgroup as u64, writer),
     };
     let (left, entered) = (objector(from), objector(to));
-    if left == NOBODY && entered == NOBODY {
-        return false;
-    }
     if left == entered {
         tell(left, Act::Move, to, victim, stage);
     } else {
         tell(left, Act::Leave, from, victim, stage);
         tell(entered, Act::Enter, to, victim, stage);
     }
-    true
+    (left, entered)
 }
 
 /// Tells the guard, if it is one, of a move.
@@ -116,7 +113,8 @@ pub(crate) fn before_permission(from: Pointer, to: Pointer) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_refused(from: u64, to: u64) -> u64 {
-    count_move(from as Pointer, to as Pointer, 0, Stage::Asked).into()
+    let (left, entered) = count_move(from as Pointer, to as Pointer, 0, Stage::Asked);
+    (left != NOBODY || entered != NOBODY).into()
 }
 
 /// Forgets it. Nothing is refused while no guard is held; but a thread may have been on its way
@@ -192,29 +190,30 @@ fn between(task: Pointer, from: Option<Pointer>, to: Option<Pointer>) {
 #[inline(never)]
 extern "C" fn has_moved(task: u64, from: u64, to: u64) -> u64 {
     let (from, to) = (from as Pointer, to as Pointer);
-    if lifetime::is_any_held() && !count_move(from, to, kernel::tgid(task as Pointer), Stage::Done)
-    {
-        count_move_beside(task as Pointer, to);
+    if lifetime::is_any_held() {
+        let moved = task as Pointer;
+        let told = count_move(from, to, kernel::tgid(moved), Stage::Done);
+        count_move_beside(moved, to, told);
     }
     // Not before: a guard that has ended counts nothing.
     let_go(TaskPointer(task), from, to);
     0
 }
 
-/// No guard has a target in the one hierarchy where the task has been moved. The guard whose target
-/// the task is in, in the other hierarchy, counts it.
+/// The guard whose target the task is in, in the hierarchy where it has not been moved, counts the
+/// move too, unless it is one of those that have been told.
 #[inline(always)]
-fn count_move_beside(task: Pointer, to: Pointer) {
+fn count_move_beside(task: Pointer, to: Pointer, (left, entered): (GuardId, GuardId)) {
     let writer = membership::writer();
     let counting = |cgroup: Option<Pointer>| match cgroup {
         Some(cgroup) => counting(cgroup as u64, writer),
         None => NOBODY,
     };
-    let id = match counting(lookup::v2_of(task)) {
-        NOBODY => counting(lookup::v1_of(task)),
-        id => id,
-    };
-    tell(id, Act::Move, to, kernel::tgid(task), Stage::Done);
+    for id in [counting(lookup::v2_of(task)), counting(lookup::v1_of(task))] {
+        if id != left && id != entered {
+            tell(id, Act::Move, to, kernel::tgid(task), Stage::Done);
+        }
+    }
 }
 
 /// A holder's task is moved to a cgroup. If a checkpointer restores it there, it holds the guard no

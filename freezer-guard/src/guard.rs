@@ -54,7 +54,7 @@ pub use summary::{describe_level, refusals, violations};
 
 use crate::{
     cgroup::{self, Cgroup, Report},
-    kernel::{self, Levels, Locked, Maps, daemon_runs},
+    kernel::{self, Hierarchies, Levels, Locked, Maps, daemon_runs},
     sys,
 };
 use entries::holder_pids;
@@ -81,8 +81,8 @@ pub struct Guard {
     lineages: Vec<Lineage>,
     /// On a hybrid host, the roots of both hierarchies.
     roots: Vec<CgroupKey>,
-    /// The cgroups of the other hierarchy that tasks of the targets share with others.
-    shared: Vec<Lineage>,
+    /// The cgroups that tasks of the targets are in, in the other hierarchy.
+    around: Vec<Lineage>,
     freezers: Freezers,
     levels: Levels,
     weak_because: Vec<kernel::Error>,
@@ -117,7 +117,7 @@ impl Guard {
             targets,
             lineages,
             roots: cgroup::hybrid_roots()?,
-            shared: Vec::new(),
+            around: Vec::new(),
             freezers: Freezers::default(),
             levels: Levels::default(),
             weak_because: loaded.reasons,
@@ -139,10 +139,7 @@ impl Guard {
 
     /// Attaches what the guard needs, makes its entry and marks its targets.
     fn arm_and_claim(&mut self, lock: &Locked, wanted: &Requirements) -> Result<(), Error> {
-        let hierarchies = match self.roots.is_empty() {
-            true => hierarchies_of(self.cgroups()),
-            false => hierarchies_there()?,
-        };
+        let hierarchies = self.hierarchies()?;
         self.weak_because.extend(lock.attach(hierarchies)?);
         self.levels = wanted.check(lock, hierarchies, &mut self.weak_because)?;
         let entry = GuardEntry {
@@ -201,8 +198,8 @@ impl Guard {
     }
 
     fn marks(&self) -> Marks {
-        let shared = self.shared.iter().flat_map(Lineage::line);
-        Marks::own(&self.lineages, shared.chain(self.roots.iter().copied()))
+        let around = self.around.iter().flat_map(Lineage::line);
+        Marks::own(&self.lineages, around.chain(self.roots.iter().copied()))
     }
 
     fn entry(&self) -> Result<GuardEntry, Error> {
@@ -330,10 +327,21 @@ impl Guard {
         self.targets.iter().flatten()
     }
 
-    /// The cgroups of the other hierarchy that tasks of the targets share with others. Nobody can
-    /// freeze them either.
-    pub fn shared(&self) -> Vec<PathBuf> {
-        self.shared.iter().map(|shared| path(shared.key)).collect()
+    /// The cgroups that tasks of the targets are in, in the other hierarchy of a hybrid host. The
+    /// guard prevents a freeze of them too.
+    pub fn around(&self) -> Vec<PathBuf> {
+        self.around.iter().map(|around| path(around.key)).collect()
+    }
+
+    /// The hierarchies whose programs the guard needs.
+    ///
+    /// # Errors
+    /// When the mounts cannot be read.
+    pub fn hierarchies(&self) -> Result<Hierarchies, Error> {
+        match self.roots.is_empty() {
+            true => Ok(hierarchies_of(self.cgroups())),
+            false => hierarchies_there(),
+        }
     }
 
     /// The processes of the holder besides this one.

@@ -35,7 +35,7 @@ use crate::Kind;
 
 pub use created::CreatedCgroups;
 pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all, unified_mount};
-pub use others::{Other, hybrid_roots, others, own_of_pid};
+pub use others::{hybrid_roots, others, own_of_pid};
 pub(crate) use proc::is_gone;
 pub use state::FreezerState;
 pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
@@ -77,7 +77,7 @@ pub enum Error {
     PidInRoot(i32),
     /// Tasks are in a cgroup that the mount of its hierarchy does not show.
     #[error(
-        "its tasks are in {} of {version}, which the mount of {version} does not show here: mount the whole hierarchy, or run freezer-guard where it is", path.display()
+        "tasks of the target are in the cgroup {} of {version}, but the mount of {version} shows only a part of the hierarchy: run freezer-guard on the host", path.display()
     )]
     NotSeen {
         /// The cgroup, as `/proc/PID/cgroup` has it.

@@ -5,18 +5,9 @@ use std::collections::BTreeSet;
 use freezer_guard_abi::CgroupKey;
 
 use super::{
-    Cgroup, Error, ROOT_ID, Version, find::freezer_hierarchy_id, mounts::Mounts, proc,
+    Cgroup, Error, ROOT_ID, Version, find::freezer_hierarchy_id, is_gone, mounts::Mounts,
     proc::Membership, tree,
 };
-
-/// A cgroup that tasks are in besides those that were asked about.
-#[derive(Debug)]
-pub struct Other {
-    /// The cgroup. A root is none: nobody can freeze it.
-    pub cgroup: Cgroup,
-    /// Whether there are other tasks in it or below.
-    pub is_shared: bool,
-}
 
 /// The roots of the hierarchies of a hybrid host; none on any other.
 ///
@@ -35,41 +26,34 @@ pub fn hybrid_roots() -> Result<Vec<CgroupKey>, Error> {
 }
 
 /// The cgroups that the threads in these cgroups and below are in, in any hierarchy with a
-/// freezer, besides these.
+/// freezer, besides these. The root of a hierarchy is left out: nobody can freeze it.
 ///
 /// # Errors
-/// When `/proc` or a cgroup cannot be read, or a cgroup is not to be seen through the mount of its
-/// hierarchy.
-pub fn others(cgroups: &[&Cgroup]) -> Result<Vec<Other>, Error> {
+/// When `/proc` or a cgroup cannot be read, or the mount of a hierarchy does not show a cgroup.
+pub fn others(cgroups: &[&Cgroup]) -> Result<Vec<Cgroup>, Error> {
     let mounts = Mounts::now()?;
     if mounts.freezer.is_none() || mounts.unified.is_none() {
         return Ok(Vec::new());
     }
-    let threads: BTreeSet<i32> = tree::inside(cgroups)?.into_values().flatten().collect();
     let mut places = BTreeSet::new();
-    for tid in &threads {
-        for place in Membership::all(*tid)?.unwrap_or_default() {
-            let versions = [Version::V1, Version::V2].into_iter();
-            let version = versions.into_iter().find(|version| place.is_of(*version));
+    for tid in tree::inside(cgroups)?.into_values().flatten() {
+        for place in Membership::all(tid)?.unwrap_or_default() {
+            let mut versions = [Version::V1, Version::V2].into_iter();
+            let version = versions.find(|version| place.is_of(*version));
             places.extend(version.map(|version| (version, place.path)));
         }
     }
     let mut others = Vec::new();
     for (version, path) in places {
         let mount = mounts.clone().of(version);
-        let path = match mount.and_then(|mount| mount.locate(&path)) {
-            Some(path) => path,
-            None => return Err(Error::NotSeen { path, version }),
+        let Some(path) = mount.and_then(|mount| mount.locate(&path)) else {
+            return Err(Error::NotSeen { path, version });
         };
-        let cgroup = match Cgroup::open_found(&path) {
-            Err(Error::Root(_)) => continue,
-            Err(Error::Io { source, .. }) if proc::is_gone(&source) => continue,
-            cgroup => cgroup?,
-        };
-        if !is_in(cgroups, &cgroup)? {
-            let all = tree::inside(&[&cgroup])?.into_values().flatten();
-            let is_shared = !threads.is_superset(&all.collect());
-            others.push(Other { cgroup, is_shared });
+        match Cgroup::open_found(&path) {
+            Ok(cgroup) if !is_in(cgroups, &cgroup)? => others.push(cgroup),
+            Ok(_) | Err(Error::Root(_)) => {}
+            Err(Error::Io { source, .. }) if is_gone(&source) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(others)
@@ -82,8 +66,8 @@ fn is_in(cgroups: &[&Cgroup], cgroup: &Cgroup) -> Result<bool, Error> {
     Ok(line.any(|place| cgroups.iter().any(|known| known.key() == place.key())))
 }
 
-/// The cgroups with a freezer that a process is in, without those that it shares with processes
-/// that do not descend from it, if another is left: v1 first. Empty when it is in root cgroups
+/// The cgroups with a freezer that a process is in, v1 first. If one of two holds other processes
+/// than the process and its descendants, that one is left out. Empty when it is in root cgroups
 /// only.
 ///
 /// # Errors
@@ -96,9 +80,11 @@ pub fn own_of_pid(pid: i32) -> Result<Vec<Cgroup>, Error> {
     let mut is_own = Vec::new();
     for cgroup in &cgroups {
         // The tree last: it may grow.
-        let threads = tree::inside(&[cgroup])?.into_values().flatten();
-        let threads: BTreeSet<_> = threads.collect();
-        is_own.push(tree::threads_below(pid)?.is_superset(&threads));
+        let inside = tree::inside(&[cgroup])?.into_values().flatten();
+        let inside: BTreeSet<_> = inside.collect();
+        let tree = tree::threads_below(pid)?;
+        let mut foreign = inside.difference(&tree);
+        is_own.push(!foreign.any(|tid| matches!(tree::process(*tid), Ok(Some(_)))));
     }
     if is_own.contains(&true) {
         let mut is_own = is_own.into_iter();

@@ -7,7 +7,7 @@ use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, Protect
 
 use super::{
     Error, Status,
-    around::mark_other,
+    around::mark_around,
     entries::targets,
     freezer::Freezer,
     level,
@@ -180,11 +180,11 @@ fn arm_one(
     let above = lineages.iter().flat_map(|target| target.above.clone());
     mark_ancestors(store, above.chain(cgroup::hybrid_roots()?), id)?;
     let by_user = entry.flags & GuardEntry::BY_USER != 0;
-    let others = cgroup::others(&targets.iter().collect::<Vec<_>>());
+    let targets: Vec<_> = targets.iter().filter(|_| !by_user).collect();
     // One may be gone by now, or another guard's.
-    for other in others.unwrap_or_default() {
-        if let Ok(lineage) = Lineage::of(&other.cgroup) {
-            match mark_other(store, id, by_user, &other, &lineage) {
+    for other in cgroup::others(&targets).unwrap_or_default() {
+        if let Ok(lineage) = Lineage::of(&other) {
+            match mark_around(store, id, &other, &lineage) {
                 Err(Error::Guarded { .. }) => {}
                 marked => marked?,
             }

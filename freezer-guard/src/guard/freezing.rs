@@ -123,7 +123,6 @@ impl Guard {
                 .remember(&self.maps, self.id, cgroups.clone(), if_thawed)?;
         }
         cgroups.into_iter().try_for_each(refuse_frozen_around)?;
-        self.refuse_frozen_beside()?;
         for target in &self.targets {
             let will_be = self.freezers.freeze(target, if_thawed)?;
             if let Some(first) = target.first()

@@ -81,7 +81,17 @@ fn mark(
 /// Ends the guards of users that are in the way of one of the host's root: a user cannot keep
 /// root from a checkpoint.
 fn displace_users(store: &dyn GuardStore, targets: &[Lineage]) -> Result<(), Error> {
-    while let Some((_, id)) = in_the_way(store, targets, None)? {
+    displace(store, &|| {
+        Ok(in_the_way(store, targets, None)?.map(|(_, id)| id))
+    })
+}
+
+/// Ends one after the other those that are found, if they are guards of users.
+pub(super) fn displace(
+    store: &dyn GuardStore,
+    find: &dyn Fn() -> Result<Option<GuardId>, Error>,
+) -> Result<(), Error> {
+    while let Some(id) = find()? {
         let is_by_user = |entry: GuardEntry| entry.flags & GuardEntry::BY_USER != 0;
         if !store.guard(id)?.is_some_and(is_by_user) {
             break;

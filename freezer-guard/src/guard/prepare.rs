@@ -40,10 +40,13 @@ impl Guard {
         let deadline = Instant::now() + how.timeout;
         loop {
             progress(&[])?;
+            // Before the freeze, since it may have to wait for the lock.
+            self.surround()?;
             let before = self.before()?;
             self.freeze(how.freeze)?;
             self.wait_frozen(how, before, deadline, &mut progress)?;
             let report = self.verify(how.root)?;
+            // Tasks may have come since.
             self.surround()?;
             let Some(incidents) = self.checkpointing(before)? else {
                 return Ok(report);

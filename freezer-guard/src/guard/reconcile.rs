@@ -178,9 +178,10 @@ pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, 
     // Of many marks, one of the first is in each. (A caller may be where the v1 freezer is
     // not mounted.)
     let is_in = |v2| {
-        store
-            .ancestors()
-            .find(&move |key, _| (key.cgroup.hierarchy_id == 0) == v2)
+        store.ancestors().find(&move |key, _| {
+            // What ended guards leave stands under `ANY`.
+            key.guard != AncestorKey::ANY && (key.cgroup.hierarchy_id == 0) == v2
+        })
     };
     Ok(Hierarchies {
         v1: cgroup::has_v1_freezer() && is_in(false)?.is_some(),

@@ -28,11 +28,11 @@ enum Hook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NeededBy {
     All,
-    /// Those with a target on v1.
+    /// Those whose tasks are in cgroups of v1. On a hybrid host that is every guard.
     V1,
-    /// Those with a target on v2.
+    /// Those whose tasks are in cgroups of v2.
     V2,
-    /// Those with a target on v2, while none has one on v1.
+    /// Those whose tasks are in cgroups of v2, while no guarded task is in one of v1.
     OnlyV2,
 }
 

@@ -10,32 +10,17 @@ use super::{
 
 pub(super) fn list(list: &mut List<'_>) {
     if list.is_hybrid() {
-        list.add("own_cgroup_in_the_other", own);
-        list.add("shared_cgroup_in_the_other", shared);
+        list.add("cgroup_in_the_other", beside);
+        list.add_alone("both_are_told_of_a_move", told);
         list.add("two_pids_in_one_shared_cgroup", two);
         list.add("no_cgroup_in_the_other", none);
         list.add("frozen_in_the_other", frozen);
     }
 }
 
-/// It becomes a target too.
-fn own(hierarchy: Hierarchy) -> Result<()> {
-    let other = Cgroup::new(hierarchy.other())?;
-    let (target, elsewhere) = (Cgroup::new(hierarchy)?, Cgroup::new(other.hierarchy)?);
-    let workload = Workload::start(&[&target, &other], 1)?;
-    let held = Held::new(&[&target])?;
-    for value in [other.hierarchy.frozen(), other.hierarchy.thawed()] {
-        other.expect_refused(other.hierarchy.file(), value)?;
-    }
-    elsewhere.expect_refused("cgroup.procs", &workload.pid.to_string())?;
-    held.release()?.expect(0)?.says("refused 3 attempts")?;
-    other.freeze()?;
-    other.thaw()?;
-    elsewhere.expect_allowed("cgroup.procs", &workload.pid.to_string())
-}
-
-/// Nobody can freeze it, and nobody takes the tasks out unnoticed. Other tasks come and go.
-fn shared(hierarchy: Hierarchy) -> Result<()> {
+/// Nobody can freeze it or a cgroup above it, and nobody moves the tasks unnoticed. Other tasks come
+/// and go.
+fn beside(hierarchy: Hierarchy) -> Result<()> {
     let session = Cgroup::new(hierarchy.other())?;
     let shared = session.child("shared")?;
     let (target, elsewhere) = (Cgroup::new(hierarchy)?, Cgroup::new(shared.hierarchy)?);
@@ -43,29 +28,59 @@ fn shared(hierarchy: Hierarchy) -> Result<()> {
     let bystander = Workload::start(&[&shared], 0)?;
     let mut held = Held::new(&[&target])?;
     for cgroup in [&shared, &session] {
-        cgroup.expect_refused(cgroup.hierarchy.file(), cgroup.hierarchy.frozen())?;
+        for value in [cgroup.hierarchy.frozen(), cgroup.hierarchy.thawed()] {
+            cgroup.expect_refused(cgroup.hierarchy.file(), value)?;
+        }
+    }
+    if shared.hierarchy.has_kill() {
+        shared.expect_refused("cgroup.kill", "1")?;
     }
     for cgroup in [&elsewhere, &shared] {
         cgroup.expect_allowed("cgroup.procs", &bystander.pid.to_string())?;
     }
     bystander.expect_counting()?;
-    let pid = workload.pid.to_string();
-    match shared.hierarchy {
-        Hierarchy::V1 => {
-            elsewhere.expect_refused("cgroup.procs", &pid)?;
-            held.release()?.expect(0)?.says("refused 3 attempts")?;
-        }
-        // There the kernel does not say which task is moved.
-        Hierarchy::V2 => {
-            held.thaw(&target)?;
-            elsewhere.expect_allowed("cgroup.procs", &pid)?;
-            held.release()?
-                .expect(73)?
-                .says(&format!("moved pid {pid} to {}", elsewhere.text()))?;
-        }
-    }
+    held.thaw(&target)?;
+    expect_move(held, &workload, &elsewhere)?;
     shared.freeze()?;
     shared.thaw()
+}
+
+/// Tries to move the workload away in the other hierarchy, and ends the guard.
+fn expect_move(held: Held, workload: &Workload, elsewhere: &Cgroup) -> Result<()> {
+    let pid = workload.pid.to_string();
+    match elsewhere.hierarchy {
+        Hierarchy::V1 => {
+            elsewhere.expect_refused("cgroup.procs", &pid)?;
+            held.release()?.expect(0)?.says("refused")?;
+        }
+        // There the kernel does not say which task is to be moved.
+        Hierarchy::V2 => {
+            elsewhere.expect_allowed("cgroup.procs", &pid)?;
+            let to = elsewhere.text();
+            let violated = held.release()?.expect(73)?;
+            violated.says(&format!("moved pid {pid} to {to}"))?;
+        }
+    }
+    elsewhere.expect_allowed("cgroup.procs", &pid)
+}
+
+/// The guard in each hierarchy counts the move of its task, also if the task comes into the target
+/// of the other.
+fn told(hierarchy: Hierarchy) -> Result<()> {
+    let [one, other] = [Cgroup::new(hierarchy)?, Cgroup::new(hierarchy.other())?];
+    let workload = Workload::start(&[&one], 0)?;
+    let mut command = Held::command(&[&one]);
+    let mut first = Held::start(command.args(["--level", "detect"]))?;
+    first.wait_held()?;
+    let mut command = Held::command(&[&other]);
+    let mut second = Held::start(command.args(["--level", "detect"]))?;
+    second.wait_held()?;
+    first.thaw(&one)?;
+    other.expect_allowed("cgroup.procs", &workload.pid.to_string())?;
+    for held in [first, second] {
+        held.release()?.expect(73)?.says(&other.text())?;
+    }
+    Ok(())
 }
 
 /// Neither is in the way of the other, nor of this process, which is there too.
@@ -109,20 +124,8 @@ fn none(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let elsewhere = Cgroup::new(hierarchy.other())?;
     let workload = Workload::start(&[&target], 1)?;
-    let pid = workload.pid.to_string();
     let held = Held::new(&[&target])?;
-    match elsewhere.hierarchy {
-        Hierarchy::V1 => {
-            elsewhere.expect_refused("cgroup.procs", &pid)?;
-            held.release()?.expect(0)?.says("refused 1 attempt")?;
-        }
-        Hierarchy::V2 => {
-            elsewhere.expect_allowed("cgroup.procs", &pid)?;
-            held.release()?
-                .expect(73)?
-                .says(&format!("moved pid {pid} to {}", elsewhere.text()))?;
-        }
-    }
+    expect_move(held, &workload, &elsewhere)?;
     workload.expect_counting()
 }
 

@@ -247,10 +247,10 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
             None => Ok(()),
         }
     })?;
-    for shared in guard.shared() {
+    for other in guard.around() {
+        let other = other.display();
         work.options.step(format_args!(
-            "its tasks are also in {}, with others: nobody can freeze that meanwhile",
-            shared.display()
+            "its tasks are also in {other}: the guard prevents a freeze of that cgroup too"
         ));
     }
     verify::warn(how.root, &report);
