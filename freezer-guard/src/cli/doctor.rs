@@ -40,7 +40,7 @@ fn describe(report: &Report, verbose: bool) -> String {
         }
     }
     if verbose {
-        text += "\nprogram                  instructions  bytes  misses  hook\n";
+        text += "\nprogram                  instructions  bytes  misses   calls  hook\n";
         for program in &report.programs {
             let state = match (program.loaded, program.attached) {
                 (false, _) => " (not loaded)",
@@ -48,11 +48,12 @@ fn describe(report: &Report, verbose: bool) -> String {
                 (true, true) => "",
             };
             text += &format!(
-                "{:<25}{:>12} {:>6} {:>7}  {}{state}\n",
+                "{:<25}{:>12} {:>6} {:>7} {:>7}  {}{state}\n",
                 program.name,
                 number(program.instructions_verified),
                 number(program.bytes_jited),
                 program.recursion_misses,
+                number(program.calls),
                 program.hook
             );
         }
@@ -65,6 +66,6 @@ fn describe(report: &Report, verbose: bool) -> String {
     text
 }
 
-fn number(number: Option<u32>) -> String {
+fn number(number: Option<impl ToString>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }

@@ -5,11 +5,14 @@ use std::{io, path::Path, sync::mpsc, thread, time::Duration};
 
 use freezer_guard_abi::{Level, Protection};
 
-use super::Check;
+use super::{
+    Check,
+    calls::{self, Calls, Victim},
+};
 use crate::{
-    cgroup::{self, Cgroup, CreatedCgroups, Version},
+    cgroup::{self, Cgroup, CreatedCgroups},
     guard::{self, Error, Guard, Preparation, Requirements, Shortfall, chain},
-    kernel::{Hierarchies, Levels, Locked, ProgramReport},
+    kernel::{Levels, Locked, ProgramReport},
 };
 
 /// How long an empty cgroup may take to freeze.
@@ -72,26 +75,27 @@ impl Live {
             true => Locked::wait()?.level(),
             false => None,
         };
-        let hierarchies = Hierarchies {
-            v1: cgroup.version() == Version::V1,
-            v2: cgroup.version() == Version::V2,
-        };
         let mut guard = Guard::begin(vec![vec![cgroup]], &wanted)?;
+        let hierarchies = guard.hierarchies()?;
+        let calls = Calls::count(hierarchies);
         let how = Preparation {
             freeze: true,
             timeout: TIMEOUT,
             root: None,
         };
         guard.prepare(&how, |_| Ok::<_, Error>(()))?;
-        let during = outsider.thaw(path);
+        let (during, victim) = outsider.disturb(path);
         let levels = guard.levels();
         let reasons = guard.weak_because().iter().map(|error| chain(error));
         let reasons = reasons.collect::<Vec<_>>().join("; ");
-        self.take(levels, Locked::wait()?.programs(hierarchies));
+        let lock = Locked::wait()?;
+        self.take(levels, calls.counted(&lock, hierarchies));
+        drop(lock);
         let status = guard.end()?;
+        drop(victim);
         let trial = Trial {
             during,
-            after: outsider.thaw(path),
+            after: outsider.disturb(path).0,
             counted: status.map_or(0, |status| status.violation_count()),
             levels,
         };
@@ -114,7 +118,10 @@ impl Live {
                 .iter_mut()
                 .find(|known| known.name == program.name)
             {
-                Some(known) => known.attached |= program.attached,
+                Some(known) => {
+                    known.attached |= program.attached;
+                    known.calls = known.calls.max(program.calls);
+                }
                 None => self.programs.push(program),
             }
         }
@@ -134,11 +141,14 @@ fn describe(levels: Levels) -> String {
     each.join(", ")
 }
 
-/// A thread that thaws a cgroup when asked to.
+/// A thread that disturbs a cgroup when asked to.
 struct Outsider {
     ask: mpsc::Sender<()>,
-    told: mpsc::Receiver<Result<(), cgroup::Error>>,
+    told: mpsc::Receiver<Disturbed>,
 }
+
+/// What came of a thaw, and the child that was exercised on, if there can be one.
+type Disturbed = (Result<(), cgroup::Error>, Option<Victim>);
 
 impl Outsider {
     fn of(cgroup: Cgroup) -> Self {
@@ -147,7 +157,8 @@ impl Outsider {
         // It ends when `ask` is dropped.
         thread::spawn(move || {
             for () in asked {
-                if tell.send(cgroup.thaw()).is_err() {
+                let victim = calls::exercise(cgroup.path()).ok();
+                if tell.send((cgroup.thaw(), victim)).is_err() {
                     break;
                 }
             }
@@ -155,15 +166,16 @@ impl Outsider {
         Self { ask, told }
     }
 
-    fn thaw(&self, path: &Path) -> Result<(), cgroup::Error> {
+    fn disturb(&self, path: &Path) -> Disturbed {
         // The thread lives as long as `ask`.
         let _ = self.ask.send(());
         self.told.recv().unwrap_or_else(|_| {
-            Err(cgroup::Error::Io {
+            let ended = cgroup::Error::Io {
                 operation: "ask",
                 path: path.to_owned(),
                 source: io::Error::other("the thread has ended"),
-            })
+            };
+            (Err(ended), None)
         })
     }
 }
@@ -190,7 +202,7 @@ impl Trial {
         match (refused, self.counted) {
             (true, 0) => Ok("a write by another was refused (EBUSY), and works after the end"),
             // At `best-effort` that is what may happen.
-            (false, 1..) if level != Some(Level::Enforce) => {
+            (_, 1..) if level != Some(Level::Enforce) => {
                 Ok("a write by another went through and was noticed")
             }
             _ => Err(format!(

@@ -24,14 +24,17 @@ pub(super) fn missed(level: Level, dir: &Path) -> Result<u64, Error> {
 impl Program {
     /// `recursion_misses`; 0 when it is not loaded.
     fn recursion_misses(&self, dir: &Path) -> Result<u64, Error> {
-        let pin = self.program_pin(dir);
-        if !pin.exists() {
-            return Ok(0);
+        match self.program_pin(dir).exists() {
+            true => self.number(dir, "recursion_misses"),
+            false => Ok(0),
         }
-        let failed = || format!("read how often the BPF program {} was left out", self.name);
-        let program = sys::open_pin(&pin).map_err(Error::failed(failed()))?;
-        // `bpf_prog_show_fdinfo`
-        sys::fdinfo(program, "recursion_misses")
+    }
+
+    /// A line of `bpf_prog_show_fdinfo`.
+    fn number(&self, dir: &Path, name: &'static str) -> Result<u64, Error> {
+        let failed = || format!("read {name} of the BPF program {}", self.name);
+        let program = sys::open_pin(&self.program_pin(dir)).map_err(Error::failed(failed()))?;
+        sys::fdinfo(program, name)
             .map_err(Error::failed(failed()))?
             .ok_or_else(|| Error::failed(failed())("the kernel does not tell"))
     }
@@ -54,6 +57,7 @@ impl Program {
             bytes_translated: info.and_then(ProgramInfo::size_translated),
             bytes_jited: info.map(ProgramInfo::size_jitted),
             recursion_misses: self.left_out(dir),
+            calls: self.number(dir, "run_cnt").ok(),
         }
     }
 }
@@ -77,4 +81,7 @@ pub struct ProgramReport {
     pub bytes_jited: Option<u32>,
     /// The calls that it was left out of.
     pub recursion_misses: u64,
+    /// The calls that the kernel has counted: it counts while somebody asks for that
+    /// (`BPF_ENABLE_STATS`). `None`: nobody has asked, or nothing was done that would call it.
+    pub calls: Option<u64>,
 }

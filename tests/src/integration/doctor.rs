@@ -94,6 +94,14 @@ fn truth(hierarchy: Hierarchy) -> Result<()> {
         programs.iter().all(|program| program["loaded"] == true),
         "{report}"
     );
+    for program in programs
+        .iter()
+        .filter(|program| program["attached"] == true)
+    {
+        let is_untried = program["name"] == "set_swbp_exit" && program["calls"].is_null();
+        let is_called = program["calls"].as_u64().is_some_and(|calls| calls > 0);
+        ensure!(is_untried || is_called, "is it called? {program}");
+    }
     let text = guard(["doctor", "--verbose"])?.stdout;
     ensure!(text.contains("This host can guard checkpoints"), "{text}");
     ensure!(text.contains("file_permission"), "{text}");
