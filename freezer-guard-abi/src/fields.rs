@@ -98,6 +98,8 @@ kernel_fields! {
     proc_inode_pid = "proc_inode"."pid";
     proc_inode_vfs_inode = "proc_inode"."vfs_inode";
     task_struct_mm = "task_struct"."mm";
+    ctl_table_procname = "ctl_table"."procname";
+    ctl_table_data = "ctl_table"."data";
     freezer_css = "freezer"."css";
     freezer_state = "freezer"."state";
     kernel_siginfo_si_code = "kernel_siginfo"."si_code";

@@ -34,6 +34,12 @@ impl Entry {
         GUARDS.get_ptr_mut(id).map(Self)
     }
 
+    /// The entry that a callback for each element of `GUARDS` was given.
+    #[inline(always)]
+    pub(crate) fn at(entry: *mut GuardEntry) -> Self {
+        Self(entry)
+    }
+
     /// Makes an entry for a guard that has none. Whether there was room.
     #[inline(always)]
     pub(crate) fn make(id: GuardId, guard: &GuardEntry) -> bool {

@@ -29,6 +29,7 @@
 //! | `access_remote_vm` | each page of a write to `/proc/PID/mem` | a write lands page by page, and may fail after the first |
 //! | `set_swbp` | breakpoints of uprobes | they are written into every process that maps the file, and no LSM hook sees it |
 //! | `clear_refs_write` | dirty bits that are cleared | no LSM hook sees it |
+//! | `proc_dointvec` | function tracing that is switched off, after which no program is called | the switch's own function cannot be traced |
 //!
 //! **Automatic guards**: `bprm_committed_creds` notices that a process becomes `criu`, and
 //! the tripwires of the freezer begin its guard at the first write.
@@ -60,6 +61,7 @@ mod memory;
 mod migration;
 mod operations;
 mod pid;
+mod proof;
 mod task;
 
 use aya_ebpf::{
@@ -223,6 +225,13 @@ fn set_swbp_exit(ctx: FExitContext) -> i32 {
 #[fexit(function = "clear_refs_write")]
 fn clear_refs_exit(ctx: FExitContext) -> i32 {
     memory::cleared_refs(ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg(4));
+    0
+}
+
+/// `proc_dointvec(table, write, buffer, lenp, ppos)`: a read or write of a number below `/proc/sys`.
+#[fexit(function = "proc_dointvec")]
+fn number_set_exit(ctx: FExitContext) -> i32 {
+    proof::number_set(ctx.arg(0), ctx.arg(1), ctx.arg(5));
     0
 }
 

@@ -87,6 +87,7 @@ pub(super) fn exercise(cgroup: &Path) -> io::Result<Victim> {
     let _ = fs::read(proc.join("cmdline"));
     // `CLEAR_REFS_MM_HIWATER_RSS`: the dirty bits stay.
     let _ = fs::write(proc.join("clear_refs"), "5");
+    let _ = fs::read("/proc/sys/kernel/panic");
     let victim_pid = Pid::from_raw(pid.cast_signed());
     let _ = ptrace::seize(victim_pid, ptrace::Options::empty());
     let _ = nix::sys::signal::kill(victim_pid, nix::sys::signal::Signal::SIGKILL);

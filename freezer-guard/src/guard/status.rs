@@ -89,8 +89,8 @@ pub struct Status {
     /// Calls that programs have missed, because the kernel preempts them, and that may have been
     /// violations: see docs/kernels.md.
     pub missed: u64,
-    /// Whether the kernel did not call the BPF programs at the end of the guard, or somebody had
-    /// detached some: anything may have happened before that.
+    /// Whether somebody has switched function tracing off, so that the kernel called no BPF
+    /// program, or has detached some: anything may have happened meanwhile.
     #[serde(default)]
     pub unproven: bool,
     /// Whether its cgroups were frozen for it, and nobody has thawed them at its end.

@@ -89,9 +89,9 @@ pub fn violations(guard: &Status) -> Vec<String> {
     }
     if guard.unproven {
         lines.push(
-            "at the end the kernel did not call the BPF programs (is function tracing off? \
-             `sysctl kernel.ftrace_enabled`), or somebody had detached some: anything may have \
-             happened to the cgroup"
+            "the kernel did not call the BPF programs all the time (has somebody switched function \
+             tracing off? `sysctl kernel.ftrace_enabled`), or somebody had detached some: anything \
+             may have happened to the cgroup"
                 .to_owned(),
         );
     }

@@ -45,6 +45,8 @@ enum Role {
     Notices(Protection),
     /// Notices the same, in a function that only root can cause the kernel to call.
     NoticesRoot(Protection),
+    /// Notices that no program is called from here on.
+    Proof,
     /// Refuses what these protections are about.
     Refuses(&'static [Protection]),
     /// Notices a checkpointer that nobody has guarded.
@@ -112,16 +114,17 @@ const fn program_on(
 /// preemptible kernel. So each that notices sits where that cannot happen, but
 /// for those that notice ptrace and writes to memory: see `report::missed`.
 #[rustfmt::skip]
-pub(super) const PROGRAMS: [Program; 22] = {
+pub(super) const PROGRAMS: [Program; 23] = {
     use At::{AboveDetect, Any, Below, Enforce};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, OnlyV2, V1, V2};
     use Protection::{Freeze, Kill, Migrate, Ptrace};
-    use Role::{Membership, Notices, NoticesRoot, Refuses, RefusesMoves, Trigger};
+    use Role::{Membership, Notices, NoticesRoot, Proof, Refuses, RefusesMoves, Trigger};
     [
         program_on("move_task_exit", Exit("css_set_move_task"), All, Membership, Any),
         program_on("task_free", Lsm("task_free"), All, Membership, Enforce),
         program_on("task_alloc", Lsm("task_alloc"), All, Membership, Enforce),
+        program_on("number_set_exit", Exit("proc_dointvec"), All, Proof, Any),
         program_on("signal_generate", Tracepoint, All, Notices(Kill), Any),
         program_on("ptrace_attach_exit", Exit("ptrace_attach"), All, Notices(Ptrace), Any),
         program_on("remote_vm_exit", Exit("access_remote_vm"), All, Notices(Ptrace), Any),
@@ -174,7 +177,7 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
         at(level)
             .filter(|program| program.is_needed(hierarchies))
             .filter(|program| match program.role {
-                Role::Trigger => false,
+                Role::Trigger | Role::Proof => false,
                 Role::Membership => !refusing && protection == Protection::Migrate,
                 Role::Notices(what) | Role::NoticesRoot(what) => !refusing && what == protection,
                 Role::Refuses(what) => refusing && what.contains(&protection),
@@ -221,7 +224,8 @@ impl Program {
             Role::Membership | Role::NoticesRoot(_) => true,
             Role::Notices(what) => what != Protection::Ptrace || level == Level::Detect,
             Role::Refuses(what) => what.contains(&Protection::Ptrace),
-            Role::RefusesMoves | Role::Trigger => false,
+            // Every user makes the kernel call the function of `Proof`.
+            Role::RefusesMoves | Role::Trigger | Role::Proof => false,
         }
     }
 
@@ -271,7 +275,11 @@ impl Program {
     pub(super) fn watches(&self) -> bool {
         matches!(
             self.role,
-            Role::Membership | Role::Notices(_) | Role::NoticesRoot(_) | Role::Trigger
+            Role::Membership
+                | Role::Notices(_)
+                | Role::NoticesRoot(_)
+                | Role::Proof
+                | Role::Trigger
         )
     }
 

@@ -13,11 +13,11 @@ use super::{
 
 pub(super) fn list(list: &mut List<'_>) {
     if can_switch() {
-        list.add("before_the_begin", |h| {
-            before(h, "does not call the BPF programs")
-        });
+        list.add_alone("before_the_begin", beside);
         list.add_alone("before_the_first_begin", before_the_first);
-        list.add("before_the_end", meanwhile);
+        list.add_alone("before_the_end", |h| meanwhile(h, true));
+        list.add_alone("off_and_on_again", |h| meanwhile(h, false));
+        list.add_alone("at_detect", at_detect);
     }
     list.add("is_no_denial", counts_nothing);
     list.add_alone("a_program_is_detached", detached);
@@ -57,8 +57,16 @@ impl Drop for Off {
     }
 }
 
-/// `why`: beside another guard all programs are attached, and the proof fails; alone, nothing is
-/// attached while function tracing is off.
+/// Beside another guard all programs are attached, and the proof fails. That one has no proof either.
+fn beside(hierarchy: Hierarchy) -> Result<()> {
+    let other = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&other])?;
+    before(hierarchy, "does not call the BPF programs")?;
+    held.release()?.expect(73)?.says("did not call")?;
+    Ok(())
+}
+
+/// `why`: see [`beside`]; alone, nothing is attached while function tracing is off.
 fn before(hierarchy: Hierarchy, why: &str) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let before = guards()?.len();
@@ -81,7 +89,8 @@ fn before_the_first(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
-fn meanwhile(hierarchy: Hierarchy) -> Result<()> {
+/// `to_the_end`: function tracing is off when the guard ends.
+fn meanwhile(hierarchy: Hierarchy, to_the_end: bool) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
     let held = Held::new(&[&target])?;
@@ -89,8 +98,9 @@ fn meanwhile(hierarchy: Hierarchy) -> Result<()> {
     // An intruder passes, unseen.
     target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
     target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
+    let mut off = Some(off).filter(|_| to_the_end);
     let finished = held.release()?;
-    drop(off);
+    drop(off.take());
     finished
         .expect(73)?
         .says("did not call the BPF programs")?
@@ -99,6 +109,18 @@ fn meanwhile(hierarchy: Hierarchy) -> Result<()> {
     // Nothing of it is in the way of the next one.
     Held::new(&[&target])?.release()?.expect(0)?;
     Ok(())
+}
+
+/// There nothing is refused that could prove anything.
+fn at_detect(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    guard(["unload"])?.expect(0)?;
+    let mut command = Held::command(&[&target]);
+    let mut held = Held::start(command.args(["--level", "detect"]))?;
+    held.wait_held()?;
+    drop(Off::new()?);
+    held.release()?.expect(73)?.says("did not call")?;
+    expect_clean()
 }
 
 /// The guard refuses the write of the proof, and counts no denial.
