@@ -66,7 +66,11 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
         }
         Operation::Checkpointing => return enter(entry, id, more),
         Operation::Armed => entry.arm(more[0], more[1]),
-        Operation::Leave => leave(kernel::current()),
+        // It may belong to another guard, which it was not to leave.
+        Operation::Leave if of(kernel::task(kernel::current())) == Some(id) => {
+            leave(kernel::current());
+        }
+        Operation::Leave => return Answer::OtherGuard,
         Operation::End => {
             if more[0] != 0 {
                 entry.clear_flags(GuardEntry::FROZEN_BY_US);

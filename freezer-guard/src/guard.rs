@@ -287,13 +287,16 @@ impl Guard {
         Snapshot::of_one(&self.maps, self.id, &entry, targets)?.status(&self.maps, self.id, &entry)
     }
 
-    /// How many violations have been counted.
+    /// How many violations have been counted, and one more if the guard has no proof.
     ///
     /// # Errors
     /// When the map cannot be read. A guard that is gone has none.
     pub fn violations(&self) -> Result<u64, Error> {
         let entry = self.store().guard(self.id)?;
-        Ok(entry.map_or(0, |entry| entry.violations().iter().sum()))
+        Ok(entry.map_or(0, |entry| {
+            let unproven = entry.flags & GuardEntry::UNPROVEN != 0;
+            entry.violations().iter().sum::<u64>() + u64::from(unproven)
+        }))
     }
 
     /// See [`Status::missed`].

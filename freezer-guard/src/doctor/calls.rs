@@ -13,10 +13,13 @@ use aya::sys::{Stats, enable_stats};
 use nix::{sys::ptrace, unistd::Pid};
 
 use super::Check;
-use crate::kernel::{Hierarchies, Locked, ProgramReport};
+use crate::kernel::{Error, Hierarchies, Locked, ProgramReport};
 
 /// The programs that nothing here calls: a uprobe would write into other processes.
 const UNTRIED: [&str; 1] = ["set_swbp_exit"];
+
+/// The program that is called some time after the end of a task.
+const LATE: &str = "task_free";
 
 /// While this exists the kernel counts the calls of every program.
 pub(super) struct Calls {
@@ -34,22 +37,35 @@ impl Calls {
         }
     }
 
-    /// The programs, with their calls since then. The end of a task is seen some time after it.
-    pub(super) fn counted(&self, lock: &Locked, hierarchies: Hierarchies) -> Vec<ProgramReport> {
+    /// The programs, with their calls since then, if there was a victim to call them. The end of a
+    /// task is seen some time after it.
+    ///
+    /// # Errors
+    /// When the lock of the pins cannot be had.
+    pub(super) fn counted(
+        &self,
+        hierarchies: Hierarchies,
+        victim: Option<&Victim>,
+    ) -> Result<Vec<ProgramReport>, Error> {
+        let is_tried = |program: &ProgramReport| {
+            self.stats.is_some() && victim.is_some() && !UNTRIED.contains(&program.name)
+        };
         const TIMEOUT: Duration = Duration::from_secs(3);
         let start = Instant::now();
         loop {
-            let mut programs = lock.programs(hierarchies);
+            let mut programs = Locked::wait()?.programs(hierarchies);
             for program in &mut programs {
                 let before = self.before.iter().find(|old| old.name == program.name);
                 let before = before.and_then(|before| before.calls).unwrap_or_default();
-                program.calls = match self.stats.is_some() && !UNTRIED.contains(&program.name) {
+                program.calls = match is_tried(program) {
                     true => program.calls.map(|calls| calls.saturating_sub(before)),
                     false => None,
                 };
             }
-            if start.elapsed() > TIMEOUT || !programs.iter().any(is_never_called) {
-                return programs;
+            let is_awaited =
+                |program: &ProgramReport| program.name == LATE && is_never_called(program);
+            if start.elapsed() > TIMEOUT || !programs.iter().any(is_awaited) {
+                return Ok(programs);
             }
             sleep(Duration::from_millis(20));
         }
@@ -84,7 +100,9 @@ pub(super) fn exercise(cgroup: &Path) -> io::Result<Victim> {
         let _ = fs::write(cgroup.join("cgroup.procs"), pid.to_string());
     }
     let proc = Path::new("/proc").join(pid.to_string());
-    let _ = fs::read(proc.join("cmdline"));
+    for file in ["cmdline", "stat"] {
+        let _ = fs::read(proc.join(file));
+    }
     // `CLEAR_REFS_MM_HIWATER_RSS`: the dirty bits stay.
     let _ = fs::write(proc.join("clear_refs"), "5");
     let _ = fs::read("/proc/sys/kernel/panic");

@@ -88,11 +88,12 @@ impl Live {
         let levels = guard.levels();
         let reasons = guard.weak_because().iter().map(|error| chain(error));
         let reasons = reasons.collect::<Vec<_>>().join("; ");
-        let lock = Locked::wait()?;
-        self.take(levels, calls.counted(&lock, hierarchies));
-        drop(lock);
-        let status = guard.end()?;
+        let programs = calls.counted(hierarchies, victim.as_ref());
+        let status = guard.end();
+        // It may be frozen until then.
         drop(victim);
+        let status = status?;
+        self.take(levels, programs?);
         let trial = Trial {
             during,
             after: outsider.disturb(path).0,

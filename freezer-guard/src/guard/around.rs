@@ -37,6 +37,8 @@ impl Guard {
                 // Somebody may have ended the guard meanwhile: then nobody removes new marks.
                 self.entry()?;
                 self.around.push(lineage.clone());
+                let covering = || covering(&self.maps, &lineage, Some(self.id));
+                displace(&self.maps, &covering)?;
                 mark_around(&self.maps, self.id, &other, &lineage)?;
                 drop(lock);
             }
@@ -54,9 +56,7 @@ pub(super) fn mark_around(
     lineage: &Lineage,
 ) -> Result<(), Error> {
     // Guards of other tasks may lie below it.
-    let others = || covering(store, lineage, Some(id));
-    displace(store, &others)?;
-    let refuse_others = || match others()? {
+    let refuse_others = || match covering(store, lineage, Some(id))? {
         Some(other) => Err(guarded(store, lineage.key, other)?),
         None => Ok(()),
     };

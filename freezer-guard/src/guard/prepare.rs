@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use freezer_guard_abi::GuardEntry;
+
 use super::{Before, Error, Guard, Incident};
 use crate::cgroup::Report;
 
@@ -48,6 +50,9 @@ impl Guard {
             let report = self.verify(how.root)?;
             // Tasks may have come since.
             self.surround()?;
+            if self.entry()?.flags & GuardEntry::UNPROVEN != 0 {
+                return Err(Error::NotCalled(self.path()).into());
+            }
             let Some(incidents) = self.checkpointing(before)? else {
                 return Ok(report);
             };

@@ -9,7 +9,7 @@ use nix::unistd::gettid;
 use super::{Error, level, reconcile::hierarchies_in_use, store::GuardStore};
 use crate::{
     cgroup::{self, Cgroup},
-    kernel::{Control, Locked, Maps},
+    kernel::{Control, Locked, Maps, prerequisites::is_tracing_off},
 };
 
 /// Below the level `enforce` a preemptible kernel leaves a program out now and then.
@@ -19,7 +19,7 @@ const ATTEMPTS: u32 = 3;
 /// guard's targets. A thread that does not belong to the holder writes a text that is no state:
 /// the guard has to refuse the write, and without the guard it changes nothing.
 ///
-/// Returns `true` also for a guard that refuses no such write.
+/// For a guard that refuses no such write, only the switch of function tracing tells.
 ///
 /// # Errors
 /// When there can be no such thread, or a freezer cannot be written.
@@ -29,6 +29,9 @@ pub(super) fn is_live(
     entry: &GuardEntry,
     targets: &[&Cgroup],
 ) -> Result<bool, Error> {
+    if is_tracing_off() {
+        return Ok(false);
+    }
     let level = entry.levels[Protection::Freeze as usize];
     if !GuardEntry::protects(entry.allowed, Protection::Freeze) || level <= Level::Detect as u32 {
         return Ok(true);

@@ -19,7 +19,7 @@ use super::Error;
 /// Returns whether function tracing is off. The kernel then calls no program on a function. An
 /// attach or a detach meanwhile can break function tracing until the next boot: 6.12 answered
 /// ENODEV to every later attach.
-pub(super) fn is_tracing_off() -> bool {
+pub(crate) fn is_tracing_off() -> bool {
     let switch = fs::read_to_string("/proc/sys/kernel/ftrace_enabled");
     switch.is_ok_and(|text| text.trim() == "0")
 }

@@ -177,7 +177,9 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
         at(level)
             .filter(|program| program.is_needed(hierarchies))
             .filter(|program| match program.role {
-                Role::Trigger | Role::Proof => false,
+                Role::Trigger => false,
+                // What has no proof only detects.
+                Role::Proof => refusing,
                 Role::Membership => !refusing && protection == Protection::Migrate,
                 Role::Notices(what) | Role::NoticesRoot(what) => !refusing && what == protection,
                 Role::Refuses(what) => refusing && what.contains(&protection),

@@ -141,7 +141,7 @@ fn counts_nothing(hierarchy: Hierarchy) -> Result<()> {
 
 /// Root removes the pin of a program during a guard: the program can detect nothing any more.
 fn detached(hierarchy: Hierarchy) -> Result<()> {
-    for program in ["signal_generate", "task_kill"] {
+    for program in ["number_set_exit", "signal_generate", "task_kill"] {
         let target = Cgroup::new(hierarchy)?;
         let held = Held::new(&[&target])?;
         let pin = Path::new("/sys/fs/bpf/freezer-guard").join(program);
