@@ -23,9 +23,10 @@ use crate::{
     freezer::{self, FREEZING_SELF},
     kernel::{self, Pointer, load, offset, probe},
     lifetime, log,
-    lookup::{self, Found, any_below},
+    lookup::{self, Found},
     maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS},
     membership,
+    writes::any_below,
 };
 
 /// The name of the checkpointer's file, as it is compared.

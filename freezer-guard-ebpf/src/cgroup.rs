@@ -11,8 +11,9 @@ use crate::{
     audit::{self, Access, EBUSY},
     kernel::{self, Pointer, load, offset, opaque, probe},
     log,
-    lookup::{self, Found, refuses_below, refuses_inside},
+    lookup::{self, Found},
     membership, migration,
+    writes::{refuses_below, refuses_inside},
 };
 
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.

@@ -13,9 +13,10 @@ use crate::{
     audit::{self, Access},
     each::{self, GO_ON},
     kernel::{self, Pointer, offset, probe},
-    lookup::{self, Found, counts_above, counts_inside, last_below, pack},
+    lookup::{self, Found},
     maps::GUARDS,
     membership,
+    writes::{counts_above, counts_inside, last_below, pack},
 };
 
 /// The threads that are changing a cgroup. At most one each: `freezer_mutex`

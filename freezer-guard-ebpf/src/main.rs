@@ -63,6 +63,7 @@ mod operations;
 mod pid;
 mod proof;
 mod task;
+mod writes;
 
 use aya_ebpf::{
     macros::{btf_tracepoint, fentry, fexit, lsm},

@@ -16,8 +16,9 @@ use crate::{
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lifetime, log,
-    lookup::{self, Found, NOBODY, TOO_DEEP, counts_inside, refuses_below, refuses_inside},
+    lookup::{self, Found, NOBODY, TOO_DEEP},
     membership, pid,
+    writes::{counts_inside, refuses_below, refuses_inside},
 };
 
 /// The kernfs id of every hierarchy's root (`kernfs_create_root`).
