@@ -170,9 +170,7 @@ impl Locked {
         let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
         self.level().map_or_else(Vec::new, |level| {
             programs::at(level)
-                .filter(|program| {
-                    program.is_needed(hierarchies) || program.is_trigger() && is_loaded(program)
-                })
+                .filter(|program| program.is_needed(hierarchies) || is_loaded(program))
                 .map(|program| program.report(level, &self.dir))
                 .collect()
         })
