@@ -107,8 +107,8 @@ extern "C" fn record(id: GuardId, kind: u64, access: *const Access) -> u64 {
     0
 }
 
-/// What [`count`] answers: it has counted, in a guard that is or is not CHECKPOINTING; or the
-/// guard has ended meanwhile, or the kernel is being proved.
+/// The answers of [`count`]: it has counted an access, in a guard that is or is not CHECKPOINTING; or
+/// it has counted none, since the guard has ended or the prover has made the access.
 const COUNTED: u64 = 0;
 const CHECKPOINTING: u64 = 1;
 const NOT_COUNTED: u64 = 2;

@@ -63,7 +63,7 @@ pub(crate) extern "C" fn hold(id: GuardId) -> u64 {
 /// Takes the guard with these flags out of that count.
 #[inline(always)]
 pub(crate) fn is_held_no_more(flags: u64) {
-    // No branches: the verifier would walk what follows once for each.
+    // No branches: the verifier would walk the rest once for each.
     let minus_one_if = |flag| u64::from(flags & flag != 0).wrapping_neg();
     HELD.add(minus_one_if(GuardEntry::HELD));
     HELD_BY_USERS.add(minus_one_if(GuardEntry::HELD_BY_USER));

@@ -82,7 +82,7 @@ extern "C" fn look_and_climb(
     _: *mut u8,
     climb: *mut Climb,
 ) -> u64 {
-    // SAFETY: `lookup` passes it, from its own stack.
+    // SAFETY: `covering` passes it, from its own stack.
     let climb = unsafe { &mut *climb };
     let cgroup = climb.cgroup as Pointer;
     let Some(key) = key(cgroup) else { return STOP };
@@ -195,7 +195,7 @@ extern "C" fn asking(id: GuardId) -> u64 {
 }
 
 /// The part that the kernel itself has in a signal.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 #[repr(u64)]
 pub(crate) enum Origin {
     /// None: a task sends it.
@@ -219,8 +219,8 @@ impl Origin {
     }
 }
 
-/// The relation of what acts to a guard that counts what has been done. Authority does not
-/// matter.
+/// The relation of the current task, or of the kernel itself, to a guard that counts their act.
+/// Authority does not matter.
 #[inline(always)]
 pub(crate) fn actor_of(id: GuardId, origin: Origin) -> Actor {
     Actor::numbered(acting(id, origin as u64))

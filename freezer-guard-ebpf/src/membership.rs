@@ -28,8 +28,8 @@ pub(crate) fn of_current() -> Option<GuardId> {
     of(kernel::task(kernel::current()))
 }
 
-/// As [`of_current`], for no guard an id that no guard has. So what is done with it has one path
-/// for the verifier to walk, and not two.
+/// As [`of_current`], but an id that no guard has in place of `None`. So the verifier walks the code
+/// that uses it once, and not twice.
 #[inline(always)]
 pub(crate) fn writer() -> GuardId {
     const NOBODY: GuardId = 0;

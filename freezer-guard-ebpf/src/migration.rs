@@ -47,8 +47,8 @@ fn count_move(from: Pointer, to: Pointer, victim: u32, stage: Stage) -> (GuardId
 #[inline(always)]
 fn tell(id: GuardId, act: Act, cgroup: Pointer, victim: u32, stage: Stage) {
     if id != NOBODY && id != TOO_DEEP {
-        let what = u64::from(victim) << 32 | (stage as u64) << 16 | act as u64;
-        tell_of(id, what, cgroup as u64);
+        let packed = u64::from(victim) << 32 | (stage as u64) << 16 | act as u64;
+        tell_of(id, packed, cgroup as u64);
     }
 }
 
@@ -76,18 +76,18 @@ extern "C" fn counting(cgroup: u64, writer: GuardId) -> GuardId {
     }
 }
 
-/// Tells the guard of a move. `what`: an [`Act`], a [`Stage`] and the victim. A global function:
+/// Tells the guard of a move. `packed`: an [`Act`], a [`Stage`] and the victim. A global function:
 /// see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn tell_of(id: GuardId, what: u64, cgroup: u64) -> u64 {
+extern "C" fn tell_of(id: GuardId, packed: u64, cgroup: u64) -> u64 {
     let Some(cgroup) = lookup::key(cgroup as Pointer) else {
         return 0;
     };
-    let act = what as u32 & 0xffff;
+    let act = packed as u32 & 0xffff;
     let mut access = Access::numbered(act, Protection::Migrate as u32, cgroup);
-    access.victim = (what >> 32) as u32;
-    match what & 1 << 16 {
+    access.victim = (packed >> 32) as u32;
+    match packed & 1 << 16 {
         ASKED => audit::refused(id, &access),
         _ => audit::disturbed(id, &access),
     }

@@ -32,7 +32,7 @@ pub(crate) fn number_set(table: Pointer, write: i32, result: i32) {
             load(table, offset!(ctl_table_data)),
         )
     };
-    // The name has a NUL after its 14 letters; what follows is not compared.
+    // The name has a NUL after its 14 letters; the byte after that may be any.
     let words = probe::<[u64; 2]>(name, 0);
     let is_switch =
         words.is_some_and(|[first, second]| first == NAME[0] && second & LETTERS == NAME[1]);

@@ -258,7 +258,7 @@ pub(crate) fn signalled(signal: i32, info: Pointer, victim: Pointer, result: i32
         return;
     }
     let mut attempt = Attempt::new(Act::Signal, signal as u32, victim);
-    // A number, since the verifier of 6.1 refuses what LLVM makes of a pointer that is null.
+    // A number, since LLVM computes with a pointer that is null, and the verifier of 6.1 refuses that.
     if is_from_kernel(kernel::number(info)) {
         attempt.origin = origin(victim, signal);
         attempt.detail |= match attempt.origin {

@@ -142,13 +142,9 @@ extern "C" fn look_below(
     guard: *mut GuardEntry,
     search: *mut Search,
 ) -> u64 {
-    // SAFETY: a key and a value of `GUARDS`, and what `first_refusing` passes from its stack.
+    // SAFETY: a key and a value of `GUARDS`, and the search of `first_refusing`, from its stack.
     let (id, guard, search) = unsafe { (*id, &*guard, &mut *search) };
-    if !search.is_met_by(id, guard) {
-        return GO_ON;
-    }
-    search.found = id;
-    STOP
+    search.stop_if(search.is_met_by(id, guard), id)
 }
 
 /// Any guard below a cgroup but `writer`.
@@ -171,13 +167,10 @@ extern "C" fn look_for_any_below(
     guard: *mut GuardEntry,
     search: *mut Search,
 ) -> u64 {
-    // SAFETY: a key and a value of `GUARDS`, and what `any_below` passes from its stack.
+    // SAFETY: a key and a value of `GUARDS`, and the search of `any_below`, from its stack.
     let (id, guard, search) = unsafe { (*id, &*guard, &mut *search) };
-    if id == search.writer || !guard.is_in_force() || !lies_below(id, search.cgroup) {
-        return GO_ON;
-    }
-    search.found = id;
-    STOP
+    let is_other = id != search.writer && guard.is_in_force();
+    search.stop_if(is_other && lies_below(id, search.cgroup), id)
 }
 
 /// A search among all guards.
@@ -202,9 +195,19 @@ impl Search {
         let write = asked(Protection::numbered(self.write as u32 & 0xff), place);
         objects(id, guard, write, self.writer) && lies_below(id, self.cgroup)
     }
+
+    /// The answer of a callback: it has found this guard, or goes on.
+    #[inline(always)]
+    fn stop_if(&mut self, is_found: bool, id: GuardId) -> u64 {
+        if !is_found {
+            return GO_ON;
+        }
+        self.found = id;
+        STOP
+    }
 }
 
-/// The hierarchy, and what else a global function is told in the same number.
+/// The hierarchy in one number with something else, for a global function.
 #[inline(always)]
 pub(crate) fn pack(cgroup: CgroupKey, more: u64) -> u64 {
     u64::from(cgroup.hierarchy_id) | more << 32

@@ -77,18 +77,16 @@ pub fn own_of_pid(pid: i32) -> Result<Vec<Cgroup>, Error> {
     if cgroups.len() < 2 {
         return Ok(cgroups);
     }
-    let mut is_own = Vec::new();
-    for cgroup in &cgroups {
-        // The tree last: it may grow.
-        let inside = tree::inside(&[cgroup])?.into_values().flatten();
-        let inside: BTreeSet<_> = inside.collect();
-        let tree = tree::threads_below(pid)?;
-        let mut foreign = inside.difference(&tree);
-        is_own.push(!foreign.any(|tid| matches!(tree::process(*tid), Ok(Some(_)))));
-    }
-    if is_own.contains(&true) {
-        let mut is_own = is_own.into_iter();
-        cgroups.retain(|_| is_own.next().unwrap_or(true));
+    let inside = tree::inside(&cgroups.iter().collect::<Vec<_>>())?;
+    // The tree after them: it may grow.
+    let tree = tree::threads_below(pid)?;
+    let is_own = |cgroup: &Cgroup| {
+        let inside = inside.get(&cgroup.key().hierarchy_id).into_iter().flatten();
+        let mut foreign = inside.filter(|tid| !tree.contains(tid));
+        !foreign.any(|tid| matches!(tree::process(*tid), Ok(Some(_))))
+    };
+    if cgroups.iter().any(is_own) {
+        cgroups.retain(is_own);
     }
     Ok(cgroups)
 }

@@ -1,4 +1,5 @@
-//! Whether the kernel calls each program: what is attached need not be called.
+//! Whether the kernel calls each program. It need not call an attached program: a compiler may have
+//! inlined the function.
 
 use std::{
     fs, io,
@@ -87,8 +88,8 @@ impl Drop for Victim {
     }
 }
 
-/// Does to a child of its own what the guard of this cgroup notices or refuses. What comes of each
-/// attempt does not matter: the kernel asks the programs first.
+/// Makes the kernel call each program, by attempts on a child of its own and on this cgroup, which is
+/// guarded. Their results do not matter: the kernel asks the programs first.
 pub(super) fn exercise(cgroup: &Path) -> io::Result<Victim> {
     let thread = thread::Builder::new().spawn(|| ())?;
     let _ = thread.join();
@@ -112,7 +113,7 @@ pub(super) fn exercise(cgroup: &Path) -> io::Result<Victim> {
     Ok(victim)
 }
 
-/// What is to be said of the programs, if anything is.
+/// Complains of programs that the kernel never calls, if there are any.
 pub(super) fn check(programs: &[ProgramReport]) -> Option<Check> {
     let never: Vec<_> = programs
         .iter()

@@ -148,7 +148,7 @@ struct Outsider {
     told: mpsc::Receiver<Disturbed>,
 }
 
-/// What came of a thaw, and the child that was exercised on, if there can be one.
+/// The result of a thaw, and the child that `exercise` has made, if it could.
 type Disturbed = (Result<(), cgroup::Error>, Option<Victim>);
 
 impl Outsider {

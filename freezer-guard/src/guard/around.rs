@@ -4,7 +4,7 @@ use freezer_guard_abi::{GuardEntry, GuardId};
 
 use super::{
     Error, Guard,
-    checks::refuse_frozen_above,
+    checks::refuse_frozen,
     freezer::wait_quiescent,
     lineage::Lineage,
     marking::displace,
@@ -42,7 +42,9 @@ impl Guard {
                 mark_around(&self.maps, self.id, &other, &lineage)?;
                 drop(lock);
             }
-            refuse_frozen_above(&other, &self.path())?;
+            let above = other.ancestors()?;
+            refuse_frozen(&above, &self.path())?;
+            refuse_frozen(std::slice::from_ref(&other), &self.path())?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::cgroup::{self, Cgroup, FreezerState, Report};
 /// one below that is frozen by itself: it would hang.
 pub(super) fn refuse_frozen_around(cgroup: &Cgroup) -> Result<(), Error> {
     let path = || cgroup.path().to_owned();
-    refuse_frozen_above(cgroup, cgroup.path())?;
+    refuse_frozen(&cgroup.ancestors()?, cgroup.path())?;
     for descendant in cgroup.descendants()? {
         if descendant.is_self_frozen()? {
             let descendant = descendant.path().to_owned();
@@ -22,16 +22,13 @@ pub(super) fn refuse_frozen_around(cgroup: &Cgroup) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns an error if a cgroup above this one is frozen, or it is itself though it is another one
-/// than `target`.
-pub(super) fn refuse_frozen_above(cgroup: &Cgroup, target: &Path) -> Result<(), Error> {
-    let above = cgroup.ancestors()?;
-    let other = [cgroup].into_iter().filter(|other| other.path() != target);
-    for ancestor in other.chain(&above) {
-        if ancestor.is_self_frozen()? {
+/// Returns an error if one of these cgroups, which hold the target's tasks, is frozen.
+pub(super) fn refuse_frozen(cgroups: &[Cgroup], target: &Path) -> Result<(), Error> {
+    for cgroup in cgroups {
+        if cgroup.is_self_frozen()? {
             return Err(Error::FrozenAncestor {
                 path: target.to_owned(),
-                ancestor: ancestor.path().to_owned(),
+                ancestor: cgroup.path().to_owned(),
             });
         }
     }

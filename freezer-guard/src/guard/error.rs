@@ -82,7 +82,7 @@ pub enum Error {
     FrozenAncestor {
         /// The cgroup.
         path: PathBuf,
-        /// The one above it.
+        /// The one above it, or one of the other hierarchy that holds its tasks.
         ancestor: PathBuf,
     },
     /// A descendant has a frozen freezer of its own: CRIU would hang.

@@ -30,7 +30,7 @@ impl Lineage {
         cgroups.into_iter().map(Self::of).collect()
     }
 
-    /// The cgroup and what is above it.
+    /// The cgroup and those above it.
     pub(super) fn line(&self) -> impl Iterator<Item = CgroupKey> {
         std::iter::once(self.key).chain(self.above.iter().copied())
     }

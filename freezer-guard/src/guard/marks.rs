@@ -22,7 +22,7 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Of a guard that this process has begun, and what else is marked as lying above it.
+    /// Of a guard that this process has begun. `around`: more cgroups that are marked as lying above it.
     pub(super) fn own(lineages: &[Lineage], around: impl IntoIterator<Item = CgroupKey>) -> Self {
         let above = lineages.iter().flat_map(|target| target.above.clone());
         Self {

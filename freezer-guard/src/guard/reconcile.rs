@@ -179,7 +179,7 @@ pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, 
     // not mounted.)
     let is_in = |v2| {
         store.ancestors().find(&move |key, _| {
-            // What ended guards leave stands under `ANY`.
+            // Ended guards leave marks under `ANY`.
             key.guard != AncestorKey::ANY && (key.cgroup.hierarchy_id == 0) == v2
         })
     };

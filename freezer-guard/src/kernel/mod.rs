@@ -246,7 +246,7 @@ fn describe_load(program: &str, error: &io::Error) -> String {
         Some(libc::ENOMEM) => "not enough kernel memory",
         // E2BIG: the verifier has given up. The others: it refuses.
         Some(libc::EINVAL | libc::EACCES | libc::E2BIG) => {
-            "this kernel's verifier refuses it: see its log with --verbose, and please report it"
+            "this kernel's verifier refuses it: see its log with `freezer-guard run --verbose`, and please report it"
         }
         _ => "see --verbose",
     };

@@ -178,7 +178,7 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
             .filter(|program| program.is_needed(hierarchies))
             .filter(|program| match program.role {
                 Role::Trigger => false,
-                // What has no proof only detects.
+                // A guard without proof only detects.
                 Role::Proof => refusing,
                 Role::Membership => !refusing && protection == Protection::Migrate,
                 Role::Notices(what) | Role::NoticesRoot(what) => !refusing && what == protection,
@@ -273,7 +273,8 @@ impl Program {
 
     /// Whether it is attached while there is no guard, to notice a checkpointer
     /// and from its first write on everything that is done to it. None of these
-    /// is on the way of a read, a write or a path, except access to another process's memory.
+    /// is on the way of a read, a write or a path, except those of another process's memory and of
+    /// numbers below `/proc/sys`.
     pub(super) fn watches(&self) -> bool {
         matches!(
             self.role,

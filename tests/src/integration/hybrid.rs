@@ -1,5 +1,7 @@
 //! The other hierarchy of a hybrid host: a guard in one covers its tasks in both.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 
 use super::{
@@ -91,7 +93,7 @@ fn two(hierarchy: Hierarchy) -> Result<()> {
         Workload::start(&[&one, &shared], 1)?,
         Workload::start(&[&other, &shared], 1)?,
     ];
-    shared.expect_allowed("cgroup.procs", &std::process::id().to_string())?;
+    let here = Here::new(&shared)?;
     let begin = |workload: &Workload| {
         let mut command = Held::command(&[]);
         let mut held = Held::start(command.args(["--pid", &workload.pid.to_string()]))?;
@@ -111,12 +113,28 @@ fn two(hierarchy: Hierarchy) -> Result<()> {
     for held in held {
         held.release()?.expect(0)?;
     }
-    let root = shared.hierarchy.root().join("cgroup.procs");
-    std::fs::write(root, std::process::id().to_string())?;
+    drop(here);
     for workload in workloads {
         workload.expect_counting()?;
     }
     Ok(())
+}
+
+/// This process is in a cgroup while this lives, and then in the root.
+struct Here(Hierarchy);
+
+impl Here {
+    fn new(cgroup: &Cgroup) -> Result<Self> {
+        cgroup.expect_allowed("cgroup.procs", "0")?;
+        Ok(Self(cgroup.hierarchy))
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        let root = self.0.root().join("cgroup.procs");
+        fs::write(root, "0").expect("every process may be in the root");
+    }
 }
 
 /// The tasks are in the root there.

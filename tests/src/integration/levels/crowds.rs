@@ -80,13 +80,13 @@ fn outlives(hierarchy: Hierarchy, level: &'static str) -> Result<()> {
 struct Crowd {
     attempts: u64,
     successes: u64,
-    /// What `status` says of the guard, and the state of its target, before its end.
+    /// The guard's entry in `status`, and the state of its target, before its end.
     guard: Value,
     state: String,
     finished: Finished,
 }
 
-/// `first`: what the holder does before.
+/// `first`: a command that the holder runs before.
 fn crowd(target: &Cgroup, first: &str, arguments: &[&str]) -> Result<Crowd> {
     let mut held = held_at(target, "best-effort")?;
     ensure!(held.sh(first)? == 0, "the holder may not: {first}");
@@ -220,7 +220,7 @@ fn moves(hierarchy: Hierarchy) -> Result<()> {
     let child = target.child("child")?;
     let outside = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
-    // What was cloned into it shall come to its end.
+    // The task that was cloned into it shall come to its end.
     let thaw = format!(
         "echo {} > {}",
         hierarchy.thawed(),
