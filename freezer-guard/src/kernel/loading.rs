@@ -4,8 +4,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread::{self, sleep},
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -35,42 +34,6 @@ impl Loader {
 
     pub(super) fn load(&self, program: &Program, level: Level, dir: &Path) -> Result<(), Error> {
         program.load(level, &self.code, &self.facts, dir)
-    }
-
-    /// Loads these programs, several at once: the kernel verifies each on the CPU of its caller.
-    /// On a busy host that also is a larger share of the CPUs.
-    pub(super) fn load_all<'a>(
-        &self,
-        programs: &[&'a Program],
-        level: Level,
-        dir: &Path,
-    ) -> Vec<(&'a Program, Result<(), Error>)> {
-        const THREADS: usize = 8;
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut loaded = Vec::new();
-            while let Some(program) = programs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                loaded.push((*program, self.load(program, level, dir)));
-            }
-            loaded
-        };
-        let mut loaded = thread::scope(|scope| {
-            // Where there can be no thread, there are fewer.
-            let helpers: Vec<_> = (1..THREADS.min(programs.len()))
-                .map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
-                .collect();
-            let mut loaded = work();
-            loaded.extend(helpers.into_iter().flat_map(|helper| {
-                let loaded = helper.join();
-                loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            }));
-            loaded
-        });
-        // In the order of the table, as they are told.
-        let place =
-            |program: &Program| programs.iter().position(|known| known.name == program.name);
-        loaded.sort_by_key(|(program, _)| place(program));
-        loaded
     }
 }
 

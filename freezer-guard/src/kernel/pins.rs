@@ -350,17 +350,17 @@ impl Locked {
         let Some(level) = self.level() else {
             return Ok(failed);
         };
-        let missing: Vec<_> = programs::at(level)
+        let mut missing = programs::at(level)
             .filter(|program| needed(program) && !program.program_pin(&self.dir).exists())
-            .collect();
-        if missing.is_empty() {
+            .peekable();
+        if missing.peek().is_none() {
             return Ok(failed);
         }
         let loader = Loader::new(&self.dir, LogLevel::default())?;
-        for (program, loaded) in loader.load_all(&missing, level, &self.dir) {
-            match loaded {
+        for program in missing {
+            match loader.load(program, level, &self.dir) {
                 Err(error) if program.is_vital() => return Err(error),
-                loaded => failed.extend(loaded.err()),
+                result => failed.extend(result.err()),
             }
         }
         Ok(failed)
