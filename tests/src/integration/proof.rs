@@ -18,6 +18,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add_alone("before_the_end", |h| meanwhile(h, true));
         list.add_alone("off_and_on_again", |h| meanwhile(h, false));
         list.add_alone("at_detect", at_detect);
+        list.add_alone("at_detect_before_the_begin", at_detect_before);
     }
     list.add("is_no_denial", counts_nothing);
     list.add_alone("a_program_is_detached", detached);
@@ -120,6 +121,25 @@ fn at_detect(hierarchy: Hierarchy) -> Result<()> {
     held.wait_held()?;
     drop(Off::new()?);
     held.release()?.expect(73)?.says("did not call")?;
+    expect_clean()
+}
+
+/// Beside another guard nothing is left to attach, and the guard makes no write that would be refused.
+fn at_detect_before(hierarchy: Hierarchy) -> Result<()> {
+    guard(["unload"])?.expect(0)?;
+    let [target, other] = [Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?];
+    let mut command = Held::command(&[&other]);
+    let mut held = Held::start(command.args(["--level", "detect"]))?;
+    held.wait_held()?;
+    let off = Off::new()?;
+    let mut command = Held::command(&[&target]);
+    let second = Held::start(command.args(["--level", "detect"]))?;
+    second
+        .release()?
+        .expect(69)?
+        .says("does not call the BPF programs")?;
+    drop(off);
+    held.release()?.expect(73)?;
     expect_clean()
 }
 
