@@ -26,6 +26,7 @@ mod proof;
 mod query;
 mod reconcile;
 mod restoring;
+mod self_test;
 mod status;
 mod store;
 mod summary;
@@ -49,12 +50,13 @@ pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};
 pub use restoring::thaw;
+pub(crate) use self_test::is_never_called;
 pub use status::{State, Status};
 pub use summary::{describe_level, refusals, violations};
 
 use crate::{
     cgroup::{self, Cgroup, Report},
-    kernel::{self, Hierarchies, Levels, Locked, Maps, daemon_runs},
+    kernel::{self, Hierarchies, Levels, Locked, Maps, ProgramReport, daemon_runs},
     sys,
 };
 use entries::holder_pids;
@@ -141,6 +143,8 @@ impl Guard {
     fn arm_and_claim(&mut self, lock: &Locked, wanted: &Requirements) -> Result<(), Error> {
         let hierarchies = self.hierarchies()?;
         self.weak_because.extend(lock.attach(hierarchies)?);
+        self.weak_because
+            .extend(self_test::try_new(lock, hierarchies)?);
         self.levels = wanted.check(lock, hierarchies, &mut self.weak_because)?;
         let entry = GuardEntry {
             begun_ns: self.id,
@@ -345,6 +349,16 @@ impl Guard {
             true => Ok(hierarchies_of(self.cgroups())),
             false => hierarchies_there(),
         }
+    }
+
+    /// Tests whether the kernel calls the programs of this guard, and returns them with their
+    /// calls. A program that it does not call is detached.
+    ///
+    /// # Errors
+    /// When the kernel does not call a program that no guard goes without.
+    pub fn try_programs(&self) -> Result<Vec<ProgramReport>, Error> {
+        let lock = Locked::wait()?;
+        Ok(self_test::try_all(&lock, self.hierarchies()?)?.0)
     }
 
     /// The processes of the holder besides this one.

@@ -5,13 +5,10 @@ use std::{io, path::Path, sync::mpsc, thread, time::Duration};
 
 use freezer_guard_abi::{Level, Protection};
 
-use super::{
-    Check,
-    calls::{self, Calls, Victim},
-};
+use super::Check;
 use crate::{
     cgroup::{self, Cgroup, CreatedCgroups},
-    guard::{self, Error, Guard, Preparation, Requirements, Shortfall, chain},
+    guard::{self, Error, Guard, Preparation, Requirements, Shortfall, chain, is_never_called},
     kernel::{Levels, Locked, ProgramReport},
 };
 
@@ -76,27 +73,22 @@ impl Live {
             false => None,
         };
         let mut guard = Guard::begin(vec![vec![cgroup]], &wanted)?;
-        let hierarchies = guard.hierarchies()?;
-        let calls = Calls::count(hierarchies);
+        let programs = guard.try_programs();
         let how = Preparation {
             freeze: true,
             timeout: TIMEOUT,
             root: None,
         };
         guard.prepare(&how, |_| Ok::<_, Error>(()))?;
-        let (during, victim) = outsider.disturb(path);
+        let during = outsider.disturb(path);
         let levels = guard.levels();
         let reasons = guard.weak_because().iter().map(|error| chain(error));
         let reasons = reasons.collect::<Vec<_>>().join("; ");
-        let programs = calls.counted(hierarchies, victim.as_ref());
-        let status = guard.end();
-        // It may be frozen until then.
-        drop(victim);
-        let status = status?;
+        let status = guard.end()?;
         self.take(levels, programs?);
         let trial = Trial {
             during,
-            after: outsider.disturb(path).0,
+            after: outsider.disturb(path),
             counted: status.map_or(0, |status| status.violation_count()),
             levels,
         };
@@ -148,8 +140,8 @@ struct Outsider {
     told: mpsc::Receiver<Disturbed>,
 }
 
-/// The result of a thaw, and the child that `exercise` has made, if it could.
-type Disturbed = (Result<(), cgroup::Error>, Option<Victim>);
+/// The result of a thaw.
+type Disturbed = Result<(), cgroup::Error>;
 
 impl Outsider {
     fn of(cgroup: Cgroup) -> Self {
@@ -158,8 +150,7 @@ impl Outsider {
         // It ends when `ask` is dropped.
         thread::spawn(move || {
             for () in asked {
-                let victim = calls::exercise(cgroup.path()).ok();
-                if tell.send((cgroup.thaw(), victim)).is_err() {
+                if tell.send(cgroup.thaw()).is_err() {
                     break;
                 }
             }
@@ -176,7 +167,7 @@ impl Outsider {
                 path: path.to_owned(),
                 source: io::Error::other("the thread has ended"),
             };
-            (Err(ended), None)
+            Err(ended)
         })
     }
 }
@@ -241,4 +232,20 @@ fn limited_by_level(
         ),
         (Some(_), None) => Check::limited(name, text, reasons.to_owned()),
     }
+}
+
+/// Complains of programs that the kernel never calls, if there are any.
+pub(super) fn check(programs: &[ProgramReport]) -> Option<Check> {
+    let never: Vec<_> = programs
+        .iter()
+        .filter(|program| is_never_called(program))
+        .map(|program| format!("{} ({})", program.name, program.hook))
+        .collect();
+    (!never.is_empty()).then(|| {
+        Check::limited(
+            "programs",
+            format!("the kernel never calls {}", never.join(", ")),
+            "trust no guard of what these programs protect, and please report it",
+        )
+    })
 }

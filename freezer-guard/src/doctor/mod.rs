@@ -1,6 +1,5 @@
 //! What this host can do, checked item by item, and tried out in the end.
 
-mod calls;
 mod host;
 mod kernel;
 mod live;
@@ -97,7 +96,7 @@ pub fn examine() -> Report {
     checks.push(host::engines());
     let live = live::test();
     checks.extend(live.checks);
-    checks.extend(calls::check(&live.programs));
+    checks.extend(live::check(&live.programs));
     let worst = checks.iter().map(|check| check.verdict).max();
     Report {
         verdict: worst.unwrap_or(Verdict::Good),

@@ -1,6 +1,7 @@
 //! BPF: what is loaded, attached and pinned. Knows nothing of freezers.
 
 mod btf;
+mod calls;
 mod code;
 mod daemon;
 mod loading;
@@ -26,6 +27,7 @@ use nix::sys::signal::Signal;
 
 use crate::{Kind, sys, words::escaped};
 
+pub use calls::CallResult;
 pub use daemon::{DaemonLock, daemon_runs};
 pub use lock::Owner;
 pub use log::{KernelLog, Line};
@@ -80,6 +82,17 @@ pub enum Error {
     /// A program that is of use is not attached.
     #[error("the BPF program {0} is not attached")]
     NotAttached(&'static str),
+    /// The kernel does not call a program that is attached.
+    #[error(
+        "the kernel does not call the BPF program {program} ({hook}), though it is attached: \
+         please report it, with the output of `freezer-guard doctor --verbose`"
+    )]
+    NeverCalled {
+        /// The program.
+        program: &'static str,
+        /// Its type and its hook.
+        hook: String,
+    },
     /// The kernel does not take a program.
     #[error("{}", describe_load(program, source))]
     Load {
@@ -199,6 +212,7 @@ impl Error {
             | Self::OtherBpffs
             | Self::NoHook { .. }
             | Self::NotAttached(_)
+            | Self::NeverCalled { .. }
             | Self::Load { .. }
             | Self::Missing { .. }
             | Self::Field(..)

@@ -159,7 +159,10 @@ impl Locked {
             programs::at(level)
                 .filter(|program| program.is_needed(hierarchies))
                 .filter(|program| !program.link_pin(&self.dir).exists())
-                .map(|program| Error::NotAttached(program.name))
+                .map(|program| match program.is_never_called(&self.dir) {
+                    true => program.never_called(level),
+                    false => Error::NotAttached(program.name),
+                })
                 .collect()
         })
     }
@@ -304,11 +307,12 @@ impl Locked {
         };
         let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
         let is_attached = |program: &Program| program.link_pin(&self.dir).exists();
-        let moves = || PROGRAMS.iter().filter(|program| program.refuses_moves());
-        let all_moves = moves().all(is_loaded);
+        let is_callable =
+            |program: &Program| is_loaded(program) && !program.is_never_called(&self.dir);
+        let all_moves = moves().all(is_callable);
         let missing: Vec<_> = programs::at(level)
             .filter(|program| needed(program))
-            .filter(|program| is_loaded(program) && !is_attached(program))
+            .filter(|program| is_callable(program) && !is_attached(program))
             .filter(|program| all_moves || !program.refuses_moves())
             .collect();
         if !missing.is_empty() && prerequisites::is_tracing_off() {
@@ -319,21 +323,30 @@ impl Locked {
         if !PROGRAMS.iter().any(is_counting) {
             self.forget_members()?;
         }
-        let mut failed = Vec::new();
+        let mut failed: Vec<_> = programs::at(level)
+            .filter(|program| needed(program) && program.is_never_called(&self.dir))
+            .map(|program| program.never_called(level))
+            .collect();
         for program in missing {
             match program.attach(&self.dir) {
                 Err(error) if program.is_vital() => return Err(error),
                 result => failed.extend(result.err()),
             }
         }
-        if !moves().all(is_attached) {
-            for pin in moves().filter(|program| is_attached(program)) {
-                let pin = pin.link_pin(&self.dir);
-                fs::remove_file(&pin)
-                    .map_err(Error::failed(format!("remove {}", pin.display())))?;
-            }
-        }
+        self.detach_incomplete_moves()?;
         Ok(failed)
+    }
+
+    /// Detaches the programs that refuse moves on v2 if one of them is not attached.
+    pub(super) fn detach_incomplete_moves(&self) -> Result<(), Error> {
+        let pins: Vec<_> = moves().map(|program| program.link_pin(&self.dir)).collect();
+        if pins.iter().all(|pin| pin.exists()) {
+            return Ok(());
+        }
+        for pin in pins.iter().filter(|pin| pin.exists()) {
+            fs::remove_file(pin).map_err(Error::failed(format!("remove {}", pin.display())))?;
+        }
+        Ok(())
     }
 
     /// Removes the entries of threads that ended while no program was attached. The kernel reuses
@@ -402,4 +415,9 @@ impl Locked {
         }
         Ok(pins)
     }
+}
+
+/// The programs that refuse moves on v2, and only together.
+fn moves() -> impl Iterator<Item = &'static Program> {
+    PROGRAMS.iter().filter(|program| program.refuses_moves())
 }

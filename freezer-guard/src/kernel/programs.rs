@@ -11,6 +11,8 @@ use aya_obj::generated::{
 };
 use freezer_guard_abi::{Level, Protection};
 
+use super::Error;
+
 /// What a program is attached to.
 #[derive(Debug, Clone, Copy)]
 enum Hook {
@@ -203,6 +205,14 @@ impl Program {
             Hook::Tracepoint => format!("tracepoint {}", self.name),
             Hook::Entry(function) => format!("fentry {function}"),
             Hook::Exit(function) => format!("fexit {function}"),
+        }
+    }
+
+    /// The error for a program that the kernel does not call.
+    pub(super) fn never_called(&self, level: Level) -> Error {
+        Error::NeverCalled {
+            program: self.name,
+            hook: self.hook(level),
         }
     }
 

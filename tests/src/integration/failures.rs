@@ -22,6 +22,7 @@ pub(super) fn list(list: &mut List<'_>) {
     if list.hierarchy == Hierarchy::V2 {
         list.add("missing_hook_that_refuses", missing_refusal);
     }
+    list.add("never_called", never_called);
     list.add("verifier_refuses", verifier);
     list.add("bpf_is_forbidden", forbidden);
 }
@@ -106,6 +107,31 @@ fn missing_refusal(hierarchy: Hierarchy) -> Result<()> {
         .expect(0)?
         .says("migrate: detect")?;
     guarded(&way, &target, &["--allow", "migrate"])?.expect(0)?;
+    expect_clean()
+}
+
+/// A program on a function that the kernel does not call: it is attached to another one, with the
+/// same arguments.
+fn never_called(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
+    let target = Cgroup::new(hierarchy)?;
+    let way = renamed(&["proc_dointvec=proc_dostring", "proc_dostring=proc_dointvec"]);
+    let why = "the kernel does not call the BPF program number_set_exit";
+    // The second finds the result of the first.
+    for _ in 0..2 {
+        let finished = guarded(&way, &target, &["--require", "best-effort"])?;
+        expect_too_weak(finished, &target)?
+            .says("(freeze: detect, kill: detect, migrate: detect, ptrace: detect)")?
+            .says(why)?;
+    }
+    guarded(&way, &target, &["--require", "detect"])?
+        .expect(0)?
+        .says("detect")?;
+    let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
+    let found = run(Command::new(way[0]).args(doctor))?.expect(1)?.stdout;
+    ensure!(found.contains(why), "{found}");
+    unload()?;
+    guarded(&["env"], &target, &[])?.expect(0)?;
     expect_clean()
 }
 
