@@ -234,6 +234,8 @@ impl GuardEntry {
     pub const HELD_BY_USER: u64 = 64;
     /// At its end the kernel did not call the programs, or some were not attached any more.
     pub const UNPROVEN: u64 = 128;
+    /// It has ended, and `ENDED` had no room for its record: its entry is the record.
+    pub const UNREAD: u64 = 256;
 
     /// Whether the guard has not ended.
     #[inline(always)]
@@ -320,6 +322,8 @@ pub const RING_BYTES: u32 = 256 * 1024;
 pub const MAX_GUARDS_BY_USERS: u32 = 256;
 /// See [`MAX_GUARDS_BY_USERS`].
 pub const MAX_MEMBERS_BY_USER: u32 = 128;
+/// The number of threads that the holder of another guard can have: an eighth of [`MAX_MEMBERS`].
+pub const MAX_MEMBERS_BY_GUARD: u32 = MAX_MEMBERS / 8;
 /// The deepest level at which a user can guard a cgroup: its ancestors take room in a map.
 pub const MAX_DEPTH_BY_USER: u32 = 64;
 /// How many levels below a target something is still recognised. While any guard exists,

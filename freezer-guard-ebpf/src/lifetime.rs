@@ -89,11 +89,11 @@ extern "C" fn end_guard(id: GuardId, remove: u64) -> u64 {
     }
     let guard = entry.guard();
     let (is_candidate, flags) = (guard.is_candidate(), entry.flags());
-    if !is_candidate {
-        // Without room for it, a reader of the event finds no more than that.
-        let _ = ENDED.insert(id, guard, u64::from(BPF_ANY));
+    let is_kept = is_candidate || ENDED.insert(id, guard, u64::from(BPF_ANY)).is_ok();
+    if !is_kept {
+        entry.set_flags(GuardEntry::UNREAD);
     }
-    if remove != 0 {
+    if is_kept && remove != 0 {
         let _ = GUARDS.remove(id);
     }
     is_held_no_more(flags);

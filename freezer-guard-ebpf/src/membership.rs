@@ -4,7 +4,9 @@ use aya_ebpf::{
     bindings::{BPF_ANY, seq_file},
     helpers::generated::bpf_seq_write,
 };
-use freezer_guard_abi::{GuardEntry, GuardId, LogLine, MAX_MEMBERS_BY_USER, Member, TaskPointer};
+use freezer_guard_abi::{
+    GuardEntry, GuardId, LogLine, MAX_MEMBERS_BY_GUARD, MAX_MEMBERS_BY_USER, Member, TaskPointer,
+};
 
 use crate::{
     atomic,
@@ -91,8 +93,11 @@ pub(crate) fn inherit_late(child: TaskPointer) {
 pub(crate) fn join(task: TaskPointer, own: GuardId) -> i32 {
     let id = own & !RESTORED;
     let Some(entry) = Entry::of(id) else { return 0 };
-    let by_user = entry.flags() & GuardEntry::BY_USER != 0;
-    let is_full = by_user && entry.members() >= u64::from(MAX_MEMBERS_BY_USER);
+    let most = match entry.flags() & GuardEntry::BY_USER {
+        0 => MAX_MEMBERS_BY_GUARD,
+        _ => MAX_MEMBERS_BY_USER,
+    };
+    let is_full = entry.members() >= most.into();
     if is_full || MEMBERS.insert(task, own, u64::from(BPF_ANY)).is_err() {
         let pid = kernel::tgid(kernel::current()).into();
         log::write(LogLine::NoRoom, [id, pid, 0, 0]);
@@ -155,7 +160,8 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
     }
     // The leader ends it and then looks at the count; the others count and then look
     // whether it has ended: at least one of them sees both.
-    if leader.is_some() && entry.has_ended() && is_last() {
+    let is_unread = || entry.flags() & GuardEntry::UNREAD != 0;
+    if leader.is_some() && entry.has_ended() && is_last() && !is_unread() {
         let _ = GUARDS.remove(id);
     }
     0

@@ -6,6 +6,7 @@
 )]
 
 use std::{
+    ffi::CStr,
     fs::File,
     io::{Error, Result},
     os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
@@ -332,4 +333,31 @@ pub(crate) fn drop_capability(number: libc::c_ulong) -> Result<()> {
 pub(crate) fn own(fd: i32) -> File {
     // SAFETY: the caller received it just now over a socket and knows no other owner.
     unsafe { File::from_raw_fd(fd) }
+}
+
+/// Opens a pinned BPF map.
+pub(crate) fn open_map(pin: &CStr) -> Result<OwnedFd> {
+    const BPF_OBJ_GET: i32 = 7;
+    let fd = bpf(BPF_OBJ_GET, [pin.as_ptr() as u64, 0, 0, 0])?;
+    Ok(own(fd as i32).into())
+}
+
+/// Makes an entry of zeros in a BPF map, or removes it. No value is longer than a page.
+pub(crate) fn set_entry(map: &OwnedFd, key: u64, is_there: bool) -> Result<()> {
+    const BPF_MAP_UPDATE_ELEM: i32 = 2;
+    const BPF_MAP_DELETE_ELEM: i32 = 3;
+    let value = [0u64; 512];
+    let command = match is_there {
+        true => BPF_MAP_UPDATE_ELEM,
+        false => BPF_MAP_DELETE_ELEM,
+    };
+    let (key, value) = ((&raw const key) as u64, value.as_ptr() as u64);
+    bpf(command, [map.as_raw_fd() as u64, key, value, 0]).map(drop)
+}
+
+/// `union bpf_attr` begins with these words.
+fn bpf(command: i32, words: [u64; 4]) -> Result<libc::c_long> {
+    // SAFETY: the callers pass pointers to what outlives the call and is as long as the kernel
+    // takes it for.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(&words)) })
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, Protection};
+use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, MAX_ENDED, Protection};
 
 use super::{
     Error, Status,
@@ -14,7 +14,10 @@ use super::{
     lineage::Lineage,
     loading::{Loaded, ensure_loaded},
     marks::mark_ancestors,
-    reconcile::{drop_ended_one, forget, hierarchies_in_use, hierarchies_there, reconcile, sweep},
+    reconcile::{
+        drop_ended_one, forget, hierarchies_in_use, hierarchies_there, keep_unread, reconcile,
+        sweep,
+    },
     restoring::{Found, open, restore},
     status::{Snapshot, status},
     store::GuardStore,
@@ -216,16 +219,17 @@ pub struct Ended {
 pub fn take_ended() -> Result<Vec<Ended>, Error> {
     let lock = Locked::wait()?;
     match lock.open()? {
-        Some(maps) => take_ended_of(&maps, open),
+        Some(maps) => take_ended_of(&maps, &open),
         None => Ok(Vec::new()),
     }
 }
 
 pub(super) fn take_ended_of<F: Freezer>(
     store: &dyn GuardStore,
-    open: impl Fn(CgroupKey) -> Option<F>,
+    open: &dyn Fn(CgroupKey) -> Option<F>,
 ) -> Result<Vec<Ended>, Error> {
     let entries = store.ended().entries()?;
+    let was_full = entries.len() >= MAX_ENDED as usize;
     // The marks of those that somebody has ended are gone.
     let mut targets: BTreeMap<GuardId, Vec<_>> = BTreeMap::new();
     if !entries.is_empty() {
@@ -240,7 +244,7 @@ pub(super) fn take_ended_of<F: Freezer>(
         let seen = Snapshot::of_one(store, *id, entry, targets.clone())?;
         let status = seen.status(store, *id, entry)?;
         let frozen = targets.iter().copied().filter(|_| status.froze);
-        let frozen: Vec<_> = frozen.filter_map(&open).collect();
+        let frozen: Vec<_> = frozen.filter_map(open).collect();
         let (thawed, result) = restore(frozen.iter().map(|freezer| (freezer, Found::Thawed)));
         if result.is_ok() {
             // Not before the thaw: if we die in between, the next daemon does it.
@@ -253,7 +257,12 @@ pub(super) fn take_ended_of<F: Freezer>(
             not_thawed: result.err(),
         });
     }
+    let is_room = !over.is_empty();
     forget(store, over)?;
+    if was_full && is_room {
+        keep_unread(store)?;
+        ended.extend(take_ended_of(store, open)?);
+    }
     reconcile(store)?;
     ended.sort_by_key(|ended: &Ended| ended.status.id);
     Ok(ended)

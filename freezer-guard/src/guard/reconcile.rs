@@ -8,7 +8,7 @@ use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, GuardId, Protection}
 use super::{Error, entries::targets, store::GuardStore};
 use crate::{
     cgroup::{self, Cgroup, Version},
-    kernel::{Hierarchies, Locked},
+    kernel::{self, Hierarchies, Locked},
 };
 
 /// Removes what guards have left that were ended by the kernel side, if there is any.
@@ -36,6 +36,25 @@ fn drop_ended(store: &dyn GuardStore) -> Result<(), Error> {
     Ok(())
 }
 
+/// Moves records of ended guards from `GUARDS`, where the kernel side leaves them while `ENDED` is
+/// full, to `ENDED`.
+pub(super) fn keep_unread(store: &dyn GuardStore) -> Result<(), Error> {
+    let is_record = |entry: &GuardEntry| {
+        !entry.is_in_force() && entry.members == 0 && entry.flags & GuardEntry::UNREAD != 0
+    };
+    for (id, entry) in store.guards().entries()? {
+        if !is_record(&entry) {
+            continue;
+        }
+        match store.ended().put(id, entry) {
+            Err(kernel::Error::Full(_)) => break,
+            put => put?,
+        }
+        store.guards().remove(&id)?;
+    }
+    Ok(())
+}
+
 /// Removes everything that no guard needs. Marks of the living are never missing in
 /// between.
 pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
@@ -45,7 +64,8 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     // by then, no program does.
     store.wait_for_programs()?;
     for (id, entry) in &guards {
-        if !entry.is_in_force() && entry.members == 0 {
+        let is_record = entry.flags & GuardEntry::UNREAD != 0 && store.daemon_runs();
+        if !entry.is_in_force() && entry.members == 0 && !is_record {
             store.guards().remove(id)?;
         }
     }

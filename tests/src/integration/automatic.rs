@@ -25,6 +25,7 @@ use super::{
     },
     varlink::SOCKET,
 };
+use crate::sys::{open_map, set_entry};
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("from_the_first_write_on", first_write);
@@ -36,6 +37,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("check_costs_nothing", check);
     list.add("service_killed_at_each_point", killed);
     list.add("violation_is_kept", violation);
+    list.add("violation_is_kept_without_room", no_room);
     if list.can_dump() {
         list.add("dump_by_an_engine", dumps::engine);
         list.add("restore", dumps::restore);
@@ -376,4 +378,22 @@ fn violation(hierarchy: Hierarchy) -> Result<()> {
         last.stdout
     );
     Ok(())
+}
+
+/// The kernel side has no room for the record of a guard that ends while the service is stopped.
+fn no_room(hierarchy: Hierarchy) -> Result<()> {
+    const ROOM: u64 = 1024;
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    let id = guards()?.pop().unwrap_or_default()["id"].clone();
+    let service = main_pid()?;
+    kill(service, Signal::SIGSTOP)?;
+    let ended = open_map(c"/sys/fs/bpf/freezer-guard/ENDED")?;
+    (0..ROOM).try_for_each(|key| set_entry(&ended, key, true))?;
+    held.process().signal(Signal::SIGKILL)?;
+    held.process().close_input();
+    eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
+    kill(service, Signal::SIGCONT)?;
+    eventually("its record is read", || Ok(last_guard()?["id"] == id))?;
+    expect_idle()
 }

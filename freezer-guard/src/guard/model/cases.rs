@@ -1,11 +1,11 @@
 //! Single situations, each with a name.
 
-use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, Protection};
+use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, MAX_ENDED, Protection};
 
 use super::{
     holder::{Outcome, Phase},
     machine::{DAEMON, INTRUDER, Move, Situation, Twist, task},
-    memory::MemoryStore,
+    memory::{MemoryFreezer, MemoryStore},
     world::{World, cgroup},
 };
 use crate::guard::{
@@ -344,7 +344,7 @@ fn a_thaw_that_was_refused_is_tried_again_for_each_target() {
     let take = |world: World| {
         let store = MemoryStore::new(world, DAEMON, None, None);
         let freezer = |key| Some(store.freezer(line(key)));
-        let ended = take_ended_of(&store, freezer).expect("memory can be read");
+        let ended = take_ended_of(&store, &freezer).expect("memory can be read");
         (ended, store.into_world())
     };
 
@@ -370,4 +370,29 @@ fn a_thaw_that_was_refused_is_tried_again_for_each_target() {
     let (ended, world) = take(world);
     assert!(ended.iter().all(|ended| ended.not_thawed.is_none()));
     assert!(world.frozen.is_empty() && world.ended.is_empty());
+}
+
+#[test]
+fn a_record_that_waits_for_room_is_read() {
+    let over = GuardEntry {
+        ended_ns: 1,
+        ..GuardEntry::default()
+    };
+    let mut world = World {
+        daemon_runs: true,
+        ended: (0..MAX_ENDED.into()).map(|id| (id, over)).collect(),
+        ..World::default()
+    };
+    let waiting = GuardEntry {
+        flags: GuardEntry::UNREAD,
+        ..over
+    };
+    world.guards.insert(u64::MAX, waiting);
+    let store = MemoryStore::new(world, DAEMON, None, None);
+    let nothing = |_| None::<MemoryFreezer>;
+    let ended = take_ended_of(&store, &nothing).expect("memory can be read");
+    assert_eq!(ended.len(), MAX_ENDED as usize + 1);
+    assert_eq!(ended.last().map(|ended| ended.status.id), Some(u64::MAX));
+    let world = store.into_world();
+    assert!(world.guards.is_empty() && world.ended.is_empty());
 }

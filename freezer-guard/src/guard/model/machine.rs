@@ -341,7 +341,7 @@ impl Situation {
         let store = self.store(DAEMON, twist);
         // The daemon logs an error.
         let freezer = |key: CgroupKey| Some(store.freezer(cgroup(key.kernfs_id)));
-        let _ = take_ended_of(&store, freezer);
+        let _ = take_ended_of(&store, &freezer);
         let steps = store.steps();
         self.world = store.into_world();
         if matches!(twist, Twist::Dies(_)) {
