@@ -236,6 +236,13 @@ impl GuardEntry {
     pub const UNPROVEN: u64 = 128;
     /// It has ended, and `ENDED` had no room for its record: its entry is the record.
     pub const UNREAD: u64 = 256;
+    /// After a violation its holder cannot complete the image. For automatic guards, in their
+    /// template: nobody else makes their dumps fail.
+    pub const FAILS_DUMP: u64 = 512;
+    /// A guard with [`Self::FAILS_DUMP`] was violated, and the kernel side has counted it.
+    pub const SPOILED: u64 = 1024;
+    /// An automatic guard whose cgroup was FROZEN before its holder wrote its freezer.
+    pub const CLAIMED_FROZEN: u64 = 2048;
 
     /// Whether the guard has not ended.
     #[inline(always)]

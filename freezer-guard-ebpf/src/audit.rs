@@ -19,6 +19,7 @@ use crate::{
     entry::Entry,
     kernel, log,
     maps::{INTRUDERS, LOST, READERS, READING, VIOLATORS},
+    spoiled,
 };
 
 /// What every refused operation returns, as the patch of 2009 had it.
@@ -125,10 +126,13 @@ extern "C" fn count(id: GuardId, kind: u64, protection: u64) -> u64 {
         return NOT_COUNTED;
     };
     entry.count(is_denial, protection as u32);
-    match entry.is_checkpointing() {
-        true => CHECKPOINTING,
-        false => COUNTED,
+    if !entry.is_checkpointing() {
+        return COUNTED;
     }
+    if !is_denial {
+        spoiled::violated(entry);
+    }
+    CHECKPOINTING
 }
 
 #[inline(always)]

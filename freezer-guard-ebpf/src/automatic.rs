@@ -71,11 +71,11 @@ pub(crate) fn executed(bprm: Pointer) {
     let id = unsafe { bpf_ktime_get_boot_ns() };
     let mut candidate = GuardEntry {
         leader,
-        flags: 0,
+        flags: template.flags & GuardEntry::FAILS_DUMP,
         ..*template
     };
     if !owner.is_root_of_host() {
-        candidate.flags = GuardEntry::BY_USER;
+        candidate.flags |= GuardEntry::BY_USER;
         candidate.owner_uid = owner.uid.into();
         candidate.owner_ns = owner.user_ns;
     }
@@ -138,44 +138,47 @@ fn is_checkpointer(bprm: Pointer, pid: u64) -> bool {
 #[inline(always)]
 pub(crate) fn writes_v1(freezer: Pointer, freeze: bool, state: u32) {
     let cgroup = offset!(freezer_css) + offset!(cgroup_subsys_state_cgroup);
+    let is_frozen = freezer::is_frozen_v1(freezer);
     if state & FREEZING_SELF != 0
-        && (freeze || freezer::is_frozen_v1(freezer))
+        && (freeze || is_frozen)
         && let Some(cgroup) = probe(freezer, cgroup)
     {
-        claim(cgroup);
+        claim(cgroup, is_frozen);
     }
 }
 
 /// `cgroup_freeze(cgrp, freeze)` is about to begin.
 #[inline(always)]
 pub(crate) fn writes_v2(cgroup: Pointer, freeze: bool) {
-    if freeze || freezer::is_frozen_v2(cgroup) {
-        claim(cgroup);
+    let is_frozen = freezer::is_frozen_v2(cgroup);
+    if freeze || is_frozen {
+        claim(cgroup, is_frozen);
     }
 }
 
 /// The cgroup is frozen, or is about to be, and its freezer is about to be written, under a
 /// mutex of the kernel's. If a checkpointer does that, it guards the cgroup from here on.
 #[inline(always)]
-fn claim(cgroup: Pointer) {
+fn claim(cgroup: Pointer, is_frozen: bool) {
+    freezer::was_written(kernel::number(cgroup));
     let Some(id) = membership::of_current() else {
         return;
     };
     if Entry::of(id).is_some_and(|entry| entry.guard().is_automatic()) {
-        claim_for(id, kernel::number(cgroup));
+        claim_for(id, kernel::number(cgroup), is_frozen.into());
     }
 }
 
 /// The guard of a checkpointer takes the cgroup. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn claim_for(id: GuardId, cgroup: u64) -> u64 {
-    take(id, cgroup as Pointer);
+extern "C" fn claim_for(id: GuardId, cgroup: u64, is_frozen: u64) -> u64 {
+    take(id, cgroup as Pointer, is_frozen != 0);
     0
 }
 
 #[inline(always)]
-fn take(id: GuardId, cgroup: Pointer) {
+fn take(id: GuardId, cgroup: Pointer, is_frozen: bool) {
     let Some(entry) = Entry::of(id) else { return };
     let Some(key) = lookup::key(cgroup) else {
         return;
@@ -208,6 +211,9 @@ fn take(id: GuardId, cgroup: Pointer) {
         lifetime::was_candidate(entry.flags());
     }
     mark_ancestors(cgroup, id);
+    if is_frozen {
+        entry.set_flags(GuardEntry::CLAIMED_FROZEN);
+    }
     if is_inside(cgroup) {
         entry.set_flags(GuardEntry::ENDS_WITH_LEADER);
     }

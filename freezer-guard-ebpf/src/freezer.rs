@@ -9,12 +9,13 @@ use core::ffi::c_void;
 use freezer_guard_abi::{Act, CgroupKey, GuardEntry, GuardId, Protection};
 
 use crate::{
-    atomic::Word,
+    atomic::{self, Word},
     audit::{self, Access},
     each::{self, GO_ON},
+    entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lookup::{self, Found},
-    maps::GUARDS,
+    maps::{ENDED, GUARDS, TARGETS, word},
     membership,
     writes::{counts_above, counts_inside, last_below, pack},
 };
@@ -101,10 +102,12 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
         return 0;
     };
     let packed = pack(key, if freeze != 0 { FREEZES } else { 0 });
-    if let Found::Guard(id) = lookup::of_cgroup(cgroup)
-        && counts_inside(id, Protection::Freeze, writer)
-    {
-        disturb(id, packed, key.kernfs_id);
+    if let Found::Guard(id) = lookup::of_cgroup(cgroup) {
+        if id == writer {
+            holder_changed(id, key, freeze != 0);
+        } else if counts_inside(id, Protection::Freeze, writer) {
+            disturb(id, packed, key.kernfs_id);
+        }
     }
     if last_below(key).is_some() {
         let mut audience = Audience {
@@ -113,6 +116,40 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
             writer,
         };
         each::element(&GUARDS, emit_below, &mut audience);
+    }
+    0
+}
+
+/// A checkpointer has frozen the target of its automatic guard, or thawed it. What it leaves frozen
+/// is to be thawed when it has gone, unless it was so before.
+#[inline(always)]
+fn holder_changed(id: GuardId, cgroup: CgroupKey, freeze: bool) {
+    let Some(entry) = Entry::of(id).filter(|entry| entry.guard().is_automatic()) else {
+        return;
+    };
+    if word(&TARGETS, cgroup) != Some(id) {
+        return;
+    }
+    match freeze {
+        false => entry.clear_flags(GuardEntry::FROZEN_BY_US),
+        true if entry.flags() & GuardEntry::CLAIMED_FROZEN == 0 => {
+            entry.set_flags(GuardEntry::FROZEN_BY_US);
+        }
+        true => {}
+    }
+}
+
+/// Somebody writes the freezer of a cgroup. If a guard has ended and left it frozen, it is that
+/// writer's from here on: nobody thaws it for the guard. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn was_written(cgroup: u64) -> u64 {
+    if let Some(key) = lookup::key(cgroup as Pointer)
+        && let Some(id) = word(&TARGETS, key)
+        && let Some(ended) = ENDED.get_ptr_mut(id)
+    {
+        // SAFETY: a map value that the verifier has seen checked.
+        unsafe { atomic::clear_bits(&raw mut (*ended).flags, GuardEntry::FROZEN_BY_US) }
     }
     0
 }

@@ -11,6 +11,7 @@ use crate::{
     audit,
     entry::Entry,
     maps::{ENDED, GUARDS},
+    spoiled,
 };
 
 /// How many guards are held, candidates left out. At 0 no tripwire has anything
@@ -97,6 +98,7 @@ extern "C" fn end_guard(id: GuardId, remove: u64) -> u64 {
         let _ = GUARDS.remove(id);
     }
     is_held_no_more(flags);
+    spoiled::ended(flags);
     match is_candidate {
         true => was_candidate(flags),
         false => audit::emit(id, EventKind::Ended, CgroupKey::new(0, 0)),

@@ -12,6 +12,7 @@
 //! | hook | refuses | why this hook |
 //! |---|---|---|
 //! | `file_permission` | writes to `freezer.state`, `cgroup.freeze`, `cgroup.kill`, and on v1 `tasks`, `cgroup.procs` | every write asks it, at each write and not when the file is opened |
+//! | `file_permission` | the last file of an image, to the holder of a violated automatic guard | without it CRIU fails, and lets its tasks run on |
 //! | `inode_permission`, between `cgroup_attach_permissions` entry and exit | migration on v2 | `cgroup_attach_permissions` has source and destination at hand, under `cgroup_mutex`; no LSM hook has |
 //! | `task_kill` | SIGKILL, SIGSTOP, SIGCONT, and every signal that would end the task | the one check of all signals from user space |
 //! | `ptrace_access_check` | tracing; memory by `/proc/PID/mem` and `process_vm_readv` | all of them ask it |
@@ -51,6 +52,7 @@ mod cgroup;
 mod each;
 mod entry;
 mod freezer;
+mod image;
 mod kernel;
 mod lifetime;
 mod log;
@@ -62,6 +64,7 @@ mod migration;
 mod operations;
 mod pid;
 mod proof;
+mod spoiled;
 mod task;
 mod writes;
 
@@ -94,7 +97,7 @@ fn permit<const WITH_V1: bool>(ctx: &LsmContext) -> i32 {
     let file = ctx.arg(0);
     match cgroup::is_in_cgroup(file) {
         true => cgroup::check_write::<WITH_V1>(file),
-        false => 0,
+        false => image::check_write(file),
     }
 }
 

@@ -53,6 +53,17 @@ pub(crate) struct Automatic {
     /// Whether checkpointers of users have such guards too. A guard of a user refuses
     /// nothing to tasks with authority over him.
     pub(crate) users: bool,
+    pub(crate) on_violation: OnViolation,
+}
+
+/// What becomes of a dump under an automatic guard that was violated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnViolation {
+    /// CRIU cannot complete the image: its dump fails, and the container goes on.
+    Fail,
+    /// The journal and the metrics report it.
+    Warn,
 }
 
 /// Limits for the guards of users, which they begin or which their checkpointers have.
@@ -98,6 +109,7 @@ impl Default for Automatic {
             enabled: true,
             allow: Vec::new(),
             users: false,
+            on_violation: OnViolation::Fail,
         }
     }
 }
@@ -150,6 +162,7 @@ impl Config {
         self.automatic.enabled.then(|| Requirements {
             allowed: self.automatic.allow.clone(),
             users: self.automatic.users,
+            completes_violated: self.automatic.on_violation == OnViolation::Warn,
         })
     }
 }
@@ -223,6 +236,11 @@ mod tests {
                 "[users]\nlongest_hold = \"9000y\"\n",
                 2,
                 "longer than a year",
+            ),
+            (
+                "[automatic]\non_violation = \"x\"\n",
+                2,
+                "expected `fail` or `warn`",
             ),
             ("group = 1\n", 1, "invalid type"),
             ("group = \n", 1, ""),

@@ -28,6 +28,7 @@ pub(super) struct Metrics {
     begun: u64,
     unguarded: u64,
     lost: u64,
+    thawed: u64,
     denied: Counts,
     violations: Counts,
     held: Histogram,
@@ -39,6 +40,7 @@ impl Default for Metrics {
             begun: 0,
             unguarded: 0,
             lost: 0,
+            thawed: 0,
             denied: Counts::new(),
             violations: Counts::new(),
             // From a pre-dump of a small process to one of many GiB, in seconds.
@@ -58,6 +60,10 @@ impl Metrics {
 
     pub(super) fn has_lost(&mut self, events: u64) {
         self.lost += events;
+    }
+
+    pub(super) fn has_thawed(&mut self, cgroups: usize) {
+        self.thawed += cgroups as u64;
     }
 
     pub(super) fn has_ended(&mut self, guard: &Status) {
@@ -98,6 +104,11 @@ impl Metrics {
             "unguarded_dumps",
             "Checkpoints that could not be guarded automatically",
             counter(self.unguarded),
+        );
+        registry.register(
+            "thawed",
+            "Cgroups that a dead checkpointer had left frozen, and that the service thawed",
+            counter(self.thawed),
         );
         registry.register(
             "hold_seconds",
@@ -169,6 +180,7 @@ mod tests {
             "freezer_guard_guards_begun_total 1",
             "freezer_guard_unguarded_dumps_total 1",
             "freezer_guard_lost_events_total 7",
+            "freezer_guard_thawed_total 0",
             "freezer_guard_recursion_misses 3",
             "freezer_guard_hold_seconds_count 0",
             "# TYPE freezer_guard_denied_total counter",

@@ -242,6 +242,7 @@ impl Worker {
             if not_thawed.is_some() {
                 self.frozen.insert(status.id);
             }
+            self.daemon.metrics.borrow_mut().has_thawed(thawed.len());
             tell_thawed(thawed, not_thawed.filter(|_| !was_told));
             if was_told {
                 continue;

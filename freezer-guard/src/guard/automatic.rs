@@ -35,6 +35,17 @@ pub struct Requirements {
     /// Whether checkpointers of users, who cannot dump the processes of others, have guards
     /// too.
     pub users: bool,
+    /// Whether CRIU can complete an image after a violation. Otherwise its dump fails, and the
+    /// container goes on.
+    pub completes_violated: bool,
+}
+
+impl Requirements {
+    fn flags(&self) -> u64 {
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        flag(self.users, GuardEntry::BY_USER)
+            | flag(!self.completes_violated, GuardEntry::FAILS_DUMP)
+    }
 }
 
 /// Loads everything, so that a guard that begins finds it there, and if asked
@@ -59,7 +70,7 @@ pub fn watch(
             GuardEntry {
                 members: 1,
                 allowed: level::bits(&wanted.allowed),
-                flags: if wanted.users { GuardEntry::BY_USER } else { 0 },
+                flags: wanted.flags(),
                 // Until more is attached.
                 levels: level::numbers(watched_levels(&lock)?),
                 missed_before: GuardEntry::UNKNOWN,

@@ -1,6 +1,8 @@
 //! Checkpoints that nobody has put under a guard, found by the service.
 
 mod dumps;
+mod frozen;
+mod violated;
 
 use std::{
     fs,
@@ -20,12 +22,13 @@ use super::{
     process::{Held, LONG, Process, guard, guards, last_guard, run, status, tool},
     scratch,
     service::{
-        eventually, expect_anew, expect_idle, is_attached, journal, journal_fields, main_pid,
-        refuses_writes, systemctl,
+        CONFIG, eventually, expect_anew, expect_idle, is_attached, journal, journal_fields,
+        main_pid, refuses_writes, systemctl,
     },
     varlink::SOCKET,
 };
 use crate::sys::{open_map, set_entry};
+use violated::{Moment, dump_fails};
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add("from_the_first_write_on", first_write);
@@ -41,7 +44,19 @@ pub(super) fn list(list: &mut List<'_>) {
     if list.can_dump() {
         list.add("dump_by_an_engine", dumps::engine);
         list.add("restore", dumps::restore);
+        list.add("violated_before_the_seize", |h| {
+            dump_fails(h, Moment::BeforeTheSeize, &[])
+        });
+        list.add("violated_before_the_inventory", |h| {
+            dump_fails(h, Moment::BeforeTheInventory, &["--leave-running"])
+        });
     }
+    list.add("violated_completes_no_image", violated::inventory);
+    list.add("violated_only_warns", violated::warns);
+    list.add("killed_while_frozen", frozen::is_thawed);
+    list.add("killed_and_paused_since", frozen::is_paused_since);
+    list.add("killed_where_paused_before", frozen::was_paused_before);
+    list.add("killed_after_its_thaw", frozen::thaws_itself);
     list.add("what_it_restores_is_free", dumps::restored);
 }
 
@@ -246,7 +261,6 @@ fn busy(hierarchy: Hierarchy) -> Result<()> {
 }
 
 fn off(hierarchy: Hierarchy) -> Result<()> {
-    const CONFIG: &str = "/etc/freezer-guard/config.toml";
     let target = Cgroup::new(hierarchy)?;
     let before = fs::read_to_string(CONFIG)?;
     fs::write(CONFIG, "[automatic]\nenabled = false\n")?;
