@@ -47,11 +47,13 @@ pub enum Operation {
     /// Names the thread that proves that the programs are called: see `audit.rs`. In place of
     /// the guard's id: its number in the initial pid namespace, or 0.
     Prove = 10,
+    /// Answers how many candidates there are. The guard's id is not looked at.
+    Candidates = 11,
 }
 
 impl Operation {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Begin,
         Self::Enrol,
         Self::Marked,
@@ -63,6 +65,7 @@ impl Operation {
         Self::Stale,
         Self::Swept,
         Self::Prove,
+        Self::Candidates,
     ];
 
     /// The operation with this number.
@@ -80,12 +83,13 @@ impl Operation {
             8 => Self::Stale,
             9 => Self::Swept,
             10 => Self::Prove,
+            11 => Self::Candidates,
             _ => return None,
         })
     }
 }
 
-/// The answer to every operation but [`Operation::Stale`].
+/// The answer to every operation but [`Operation::Stale`] and [`Operation::Candidates`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// It is done.

@@ -136,6 +136,8 @@ pub enum EventKind {
     /// A checkpointer wrote a freezer, and no automatic guard could be had;
     /// `detail`: an [`Unguarded`].
     Unguarded = 5,
+    /// A process has executed a checkpointer, and freezes nothing yet.
+    Candidate = 6,
 }
 
 /// Why a checkpoint has no automatic guard.
@@ -177,13 +179,14 @@ impl RawEvent {
 
 impl EventKind {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Denial,
         Self::Disturbance,
         Self::Begun,
         Self::Checkpointing,
         Self::Ended,
         Self::Unguarded,
+        Self::Candidate,
     ];
 }
 

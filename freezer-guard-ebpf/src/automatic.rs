@@ -88,6 +88,7 @@ pub(crate) fn executed(bprm: Pointer) {
         return unguarded(id, CgroupKey::default(), Unguarded::Full);
     }
     candidates.add(1);
+    audit::emit(id, EventKind::Candidate, CgroupKey::default());
 }
 
 /// Returns whether the file is a CRIU that nobody but root can have put there.

@@ -119,6 +119,12 @@ pub(crate) fn candidates(flags: u64) -> (&'static Word, u32) {
     }
 }
 
+/// How many candidates there are.
+#[inline(always)]
+pub(crate) fn all_candidates() -> u64 {
+    BY_ROOT.get() + BY_USERS.get()
+}
+
 /// A candidate with these flags has gone, or has become a guard.
 #[inline(always)]
 pub(crate) fn was_candidate(flags: u64) {

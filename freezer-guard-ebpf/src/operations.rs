@@ -12,7 +12,7 @@ use crate::{
     authority::Credentials,
     entry::Entry,
     kernel::{self, Pointer, load, offset},
-    lifetime::{STALE, end, hold, is_any_held, is_held_no_more},
+    lifetime::{STALE, all_candidates, end, hold, is_any_held, is_held_no_more},
     log, lookup,
     maps::{ENROLLING, GUARDS, TEMPLATES},
     membership::{TaskIter, is_taken, join, leave, of},
@@ -24,6 +24,7 @@ use crate::{
 pub(crate) fn control(operation: u64, id: GuardId, more: [u64; MORE]) -> u32 {
     match Operation::numbered(operation) {
         Some(Operation::Stale) => STALE.get() as u32,
+        Some(Operation::Candidates) => all_candidates() as u32,
         Some(operation) => operate(operation, id, more) as u32,
         None => Answer::NoGuard as u32,
     }
@@ -80,7 +81,11 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
                 STALE.add(1);
             }
         }
-        Operation::Begin | Operation::Stale | Operation::Swept | Operation::Prove => {}
+        Operation::Begin
+        | Operation::Stale
+        | Operation::Candidates
+        | Operation::Swept
+        | Operation::Prove => {}
     }
     Answer::Done
 }

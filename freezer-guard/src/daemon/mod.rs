@@ -267,6 +267,7 @@ impl Daemon {
         decoder.so_far(&guards);
         self.order(Job::Begun(guards.iter().map(|guard| guard.id).collect()));
         self.order(Job::Ended);
+        self.order(Job::Expected);
         self.ready.set(true);
         Some(reader)
     }
@@ -352,6 +353,7 @@ impl Daemon {
         match EventKind::ALL.get(raw.kind as usize) {
             Some(EventKind::Begun) => self.order(Job::Begun(vec![raw.guard])),
             Some(EventKind::Ended) => self.order(Job::Ended),
+            Some(EventKind::Candidate) => self.order(Job::Expected),
             // Nor must it pile up where the worker waits for a lock.
             Some(EventKind::Denial | EventKind::Disturbance) if is_logged => {}
             Some(EventKind::Denial | EventKind::Disturbance) => {

@@ -39,6 +39,8 @@ pub(super) enum Job {
     Begun(Vec<GuardId>),
     /// A guard has ended.
     Ended,
+    /// A checkpointer will freeze a cgroup.
+    Expected,
     /// A denial or a disturbance that was not told yet.
     Log(Box<Event>),
     /// A user has held this guard for too long.
@@ -102,6 +104,13 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
                 });
                 worker.ended().await
             }
+            Ok(Some(Job::Expected)) => {
+                next = gather(&mut jobs, |job| match job {
+                    Job::Expected => None,
+                    other => Some(other),
+                });
+                worker.expect().await
+            }
             Ok(Some(Job::Stop)) => {
                 if let Err(error) = worker.ended().await {
                     error!("{}", guard::chain(&error));
@@ -136,6 +145,7 @@ impl Worker {
         match job {
             Job::Begun(ids) => self.begun(ids).await,
             Job::Ended => self.ended().await,
+            Job::Expected => self.expect().await,
             Job::Log(event) => {
                 log(&event);
                 Ok(())
@@ -158,6 +168,14 @@ impl Worker {
         // For every one of their targets, as there may be more than before.
         for (id, begun) in blocking(move || automatic::arm(&ids)).await? {
             self.has_begun(id, begun);
+        }
+        Ok(())
+    }
+
+    async fn expect(&mut self) -> Result<()> {
+        self.is_too_much_attached = true;
+        for reason in blocking(automatic::expect).await? {
+            warn!("reduced enforcement: {}", guard::chain(&reason));
         }
         Ok(())
     }
@@ -276,7 +294,7 @@ impl Worker {
     async fn detach_idle(&mut self) -> Result<()> {
         if self.is_too_much_attached
             && self.daemon.ready.get()
-            && !blocking(guard::is_any_in_force).await?
+            && !blocking(automatic::is_any_expected).await?
         {
             self.daemon.watch().await?;
             self.is_too_much_attached = false;

@@ -8,15 +8,15 @@ use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, MAX_END
 use super::{
     Error, Status,
     around::mark_around,
-    entries::targets,
+    entries::{is_idle, targets},
     freezer::Freezer,
     level,
     lineage::Lineage,
     loading::{Loaded, ensure_loaded},
     marks::mark_ancestors,
     reconcile::{
-        drop_ended_one, forget, hierarchies_in_use, hierarchies_there, keep_unread, reconcile,
-        sweep,
+        drop_ended_one, expected, forget, hierarchies_in_use, hierarchies_there, keep_unread,
+        reconcile, sweep,
     },
     restoring::{Found, open, restore},
     status::{Snapshot, status},
@@ -119,6 +119,42 @@ fn has_entries(store: &dyn GuardStore) -> Result<bool, Error> {
 fn sweep_and_detach(lock: &Locked, store: &dyn GuardStore, watch: bool) -> Result<(), Error> {
     sweep(store)?;
     Ok(lock.detach_unneeded(hierarchies_in_use(store)?, watch)?)
+}
+
+/// Attaches what refuses before the checkpointers that have been executed a short time ago freeze a
+/// cgroup. Returns what the kernel does not attach.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn expect() -> Result<Vec<kernel::Error>, Error> {
+    let lock = Locked::wait()?;
+    let Some(maps) = lock.open()? else {
+        return Ok(Vec::new());
+    };
+    let candidates = expected(&maps)?;
+    if candidates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let hierarchies = hierarchies_in_use(&maps)?;
+    let weak_because = lock.attach(hierarchies)?;
+    let levels = level::numbers(lock.levels(hierarchies));
+    let store: &dyn GuardStore = &maps;
+    for id in candidates {
+        store.arm(id, levels, store.missed()?)?;
+    }
+    Ok(weak_because)
+}
+
+/// Returns whether programs that refuse are attached for a good reason: a guard is in force, or a
+/// checkpointer is expected to freeze a cgroup.
+///
+/// # Errors
+/// When the maps cannot be read.
+pub fn is_any_expected() -> Result<bool, Error> {
+    match Locked::wait()?.open()? {
+        Some(maps) => Ok(!is_idle(&maps)? || !expected(&maps)?.is_empty()),
+        None => Ok(false),
+    }
 }
 
 /// A guard that has begun.

@@ -30,6 +30,8 @@ pub enum What {
     Ended,
     /// A checkpointer froze something, and has no guard.
     Unguarded,
+    /// A process has executed a checkpointer. It has a guard as soon as it freezes a cgroup.
+    Candidate,
     /// Events came too fast.
     Lost,
     /// An event of another version.
@@ -46,6 +48,7 @@ impl What {
             Self::Violation => "violation",
             Self::Ended => "ended",
             Self::Unguarded => "unguarded",
+            Self::Candidate => "candidate",
             Self::Lost => "lost",
             Self::Unknown => "unknown",
         }
@@ -223,6 +226,10 @@ impl EventDecoder {
             Some(EventKind::Unguarded) => Event {
                 about: unguarded(raw),
                 ..Event::new(&time, What::Unguarded, id, &[path(raw.cgroup)])
+            },
+            Some(EventKind::Candidate) => Event {
+                about: format!("pid {} has executed a checkpointer", raw.pid),
+                ..Event::new(&time, What::Candidate, id, &known)
             },
             None => Event {
                 about: "an event of another version".to_owned(),

@@ -1,11 +1,14 @@
 //! Removes marks, entries and links that no guard needs any more: the kernel side has ended
 //! their guard, or a crash has left them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, GuardId, Protection};
 
-use super::{Error, entries::targets, store::GuardStore};
+use super::{Error, entries::targets, now, store::GuardStore};
 use crate::{
     cgroup::{self, Cgroup, Version},
     kernel::{self, Hierarchies, Locked},
@@ -190,8 +193,34 @@ pub(super) fn hierarchies_of<'a>(cgroups: impl Iterator<Item = &'a Cgroup>) -> H
     found
 }
 
-/// The hierarchies that the tasks of the guards in force are in: their roots are marked.
+/// How long after its `execve` a checkpointer is expected to freeze a cgroup. What refuses stays
+/// attached for that time.
+const EXPECTED: Duration = Duration::from_secs(60);
+
+/// The candidates that are expected to freeze a cgroup.
+pub(super) fn expected(store: &dyn GuardStore) -> Result<Vec<GuardId>, Error> {
+    if store.candidates()? == 0 {
+        return Ok(Vec::new());
+    }
+    let now = now();
+    // The id of a candidate is the time of its `execve`.
+    let is_expected = |id: GuardId, entry: &GuardEntry| {
+        let age = Duration::from_nanos(now.saturating_sub(id));
+        entry.is_in_force() && entry.is_candidate() && age < EXPECTED
+    };
+    let guards = store.guards().entries()?.into_iter();
+    Ok(guards
+        .filter(|(id, entry)| is_expected(*id, entry))
+        .map(|(id, _)| id)
+        .collect())
+}
+
+/// The hierarchies that the tasks of the guards in force are in: their roots are marked. While a
+/// checkpointer is expected to freeze a cgroup, these are all that there are.
 pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, Error> {
+    if !expected(store)?.is_empty() {
+        return hierarchies_there();
+    }
     if store.targets().find(&|_, _| true)?.is_none() {
         return Ok(Hierarchies::default());
     }

@@ -178,6 +178,11 @@ impl dyn GuardStore + '_ {
         Ok(self.run(Operation::Stale, 0, &[])?)
     }
 
+    /// How many candidates there are.
+    pub(super) fn candidates(&self) -> Result<u32, Error> {
+        Ok(self.run(Operation::Candidates, 0, &[])?)
+    }
+
     /// So many of them have none any more.
     pub(super) fn has_swept(&self, guards: u32) -> Result<Answer, Error> {
         self.operate(Operation::Swept, guards.into(), &[])

@@ -215,6 +215,10 @@ impl World {
     ) -> u32 {
         let answer = match operation {
             Operation::Stale => return self.stale as u32,
+            Operation::Candidates => {
+                let guards = self.guards.values();
+                return guards.filter(|entry| entry.is_candidate()).count() as u32;
+            }
             Operation::Swept => {
                 self.stale -= id;
                 Answer::Done
