@@ -1,6 +1,15 @@
 //! cgroups, CRIU and engines.
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    env,
+    fs::File,
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::statvfs::FsFlags;
 
 use super::Check;
 use crate::{
@@ -67,6 +76,54 @@ pub(super) fn criu() -> Vec<Check> {
         Check::limited("CRIU's bugs", finding, bug.remedy)
     }));
     checks
+}
+
+/// Whether the service guards the dumps of each `criu` in PATH: the same rules as those of the BPF
+/// side (`automatic.rs`).
+pub(super) fn checkpointers() -> Vec<Check> {
+    const NAME: &str = "automatic guards";
+    let path = env::var_os("PATH").unwrap_or_default();
+    let files: BTreeSet<_> = env::split_paths(&path)
+        .filter_map(|dir| dir.join("criu").canonicalize().ok())
+        .collect();
+    let check = |file: PathBuf| match why_not_guarded(&file) {
+        Ok(None) => Check::good(NAME, format!("the service guards {}", file.display())),
+        Ok(Some((why, remedy))) => Check::limited(
+            NAME,
+            format!("{} has no automatic guard: {why}", file.display()),
+            remedy,
+        ),
+        Err(error) => Check::limited(
+            NAME,
+            format!("cannot read {}: {error}", file.display()),
+            "see whether its file system answers",
+        ),
+    };
+    files.into_iter().map(check).collect()
+}
+
+/// The reason why an executable is no checkpointer for the service, and the remedy.
+fn why_not_guarded(file: &Path) -> io::Result<Option<(&'static str, &'static str)>> {
+    const BY_RUN: &str = "use `freezer-guard run` for its dumps";
+    let metadata = file.metadata()?;
+    let mount = nix::sys::statvfs::statvfs(file)?.flags();
+    let mut start = [0; 2];
+    File::open(file)?.read_exact(&mut start)?;
+    Ok(if file.file_name() != Some("criu".as_ref()) {
+        Some(("the file that PATH leads to is not called criu", BY_RUN))
+    } else if start == *b"#!" {
+        let why = "it is a script, and the kernel executes its interpreter";
+        Some((why, BY_RUN))
+    } else if !metadata.is_file() || metadata.uid() != 0 {
+        Some(("it does not belong to root", "chown it to root"))
+    } else if metadata.mode() & 0o022 != 0 {
+        Some(("others than root may write to it", "chmod go-w"))
+    } else if mount.contains(FsFlags::ST_NOSUID) {
+        let why = "its file system is mounted with nosuid";
+        Some((why, "remount that with suid, or move the file"))
+    } else {
+        None
+    })
 }
 
 pub(super) fn engines() -> Check {

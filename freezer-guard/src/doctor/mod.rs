@@ -93,6 +93,7 @@ pub fn examine() -> Report {
         host::cgroups(),
     ];
     checks.extend(host::criu());
+    checks.extend(host::checkpointers());
     checks.push(host::engines());
     let live = live::test();
     checks.extend(live.checks);

@@ -1,6 +1,13 @@
 //! What `doctor` says, and that it leaves nothing.
 
-use std::{fs, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    fs,
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -12,6 +19,7 @@ use super::{
     has_bpf, levels,
     lifecycle::expect_clean,
     process::{Held, guard, run},
+    scratch_folder,
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -23,6 +31,7 @@ pub(super) fn list_beside(list: &mut List<'_>) {
     list.add("beside_a_guard", beside);
     list.add("after_a_crash", after_crash);
     list.add("other_user", other_user);
+    list.add("tells_which_criu_is_not_guarded", not_guarded);
 }
 
 /// What it finds, which is as good as its exit code says.
@@ -71,6 +80,7 @@ fn truth(hierarchy: Hierarchy) -> Result<()> {
         "guards",
         "cgroups",
         "CRIU",
+        "automatic guards",
         "engines",
         match hierarchy {
             Hierarchy::V1 => "guard on v1",
@@ -159,5 +169,36 @@ fn other_user(_: Hierarchy) -> Result<()> {
         "{}",
         finished.stdout
     );
+    expect_clean()
+}
+
+/// The service takes none of these for a checkpointer.
+fn not_guarded(_: Hierarchy) -> Result<()> {
+    let dir = scratch_folder("bin")?;
+    let criu = dir.join("criu");
+    let found = || -> Result<String> {
+        let path = format!("/usr/bin:/bin:/usr/sbin:/sbin:{}", dir.display());
+        let found = run(Command::new("freezer-guard")
+            .arg("doctor")
+            .env("PATH", path))?;
+        Ok(found.expect(1)?.stdout)
+    };
+    let expect = |why: &str| -> Result<()> {
+        let (words, found) = (
+            format!("{} has no automatic guard: {why}", criu.display()),
+            found()?,
+        );
+        ensure!(found.contains(&words), "{found}");
+        Ok(())
+    };
+    fs::copy("/bin/sh", &criu)?;
+    fs::set_permissions(&criu, fs::Permissions::from_mode(0o775))?;
+    expect("others than root may write to it")?;
+    chown(&criu, Some(1000), None)?;
+    expect("it does not belong to root")?;
+    fs::remove_file(&criu)?;
+    fs::write(&criu, "#!/bin/sh\n")?;
+    expect("it is a script")?;
+    fs::remove_dir_all(&dir)?;
     expect_clean()
 }
