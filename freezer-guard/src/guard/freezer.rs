@@ -11,6 +11,8 @@ pub(super) trait Freezer {
     fn is_self_frozen(&self) -> Result<bool, Error>;
     fn freeze(&self) -> Result<(), Error>;
     fn thaw(&self) -> Result<(), Error>;
+    /// Whether a task is in the cgroup or below it.
+    fn has_tasks(&self) -> Result<bool, Error>;
 }
 
 impl Freezer for Cgroup {
@@ -28,6 +30,18 @@ impl Freezer for Cgroup {
 
     fn thaw(&self) -> Result<(), Error> {
         self.thaw()
+    }
+
+    fn has_tasks(&self) -> Result<bool, Error> {
+        if !self.threads()?.is_empty() {
+            return Ok(true);
+        }
+        for below in self.descendants()? {
+            if !below.threads()?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -37,7 +37,8 @@ impl Found {
 /// Brings each target into the state that it was found in, and returns those it has changed.
 /// What was frozen for the guard is thawed; what was found FROZEN stays so, also after a
 /// checkpointer that crashed. A cgroup that is gone had nothing to restore: the checkpointer
-/// may have removed it together with its tasks. One that cannot be restored is no reason to
+/// may have removed it together with its tasks. An empty one is not frozen again: a restore into
+/// a frozen cgroup hangs. One that cannot be restored is no reason to
 /// leave the others.
 pub(super) fn restore<'a, F: Freezer + 'a>(
     targets: impl IntoIterator<Item = (&'a F, Found)>,
@@ -47,7 +48,9 @@ pub(super) fn restore<'a, F: Freezer + 'a>(
         let restored = match (found, target.is_self_frozen()) {
             (Found::Untouched, _) => continue,
             (Found::Thawed, Ok(true)) => target.thaw().map(|()| changed.push(target.key())),
-            (Found::Frozen, Ok(false)) => target.freeze().map(|()| changed.push(target.key())),
+            (Found::Frozen, Ok(false)) => freeze_again(target).map(|froze| {
+                changed.extend(froze.then(|| target.key()));
+            }),
             (_, state) => state.map(drop),
         };
         match restored {
@@ -56,6 +59,15 @@ pub(super) fn restore<'a, F: Freezer + 'a>(
         }
     }
     (changed, result.map_err(Error::from))
+}
+
+/// Freezes a cgroup that has tasks. Returns whether it has.
+fn freeze_again(target: &impl Freezer) -> Result<bool, cgroup::Error> {
+    let has_tasks = target.has_tasks()?;
+    if has_tasks {
+        target.freeze()?;
+    }
+    Ok(has_tasks)
 }
 
 /// The cgroup with this identity, if it is still there.

@@ -103,9 +103,8 @@ fn dump(hierarchy: Hierarchy, start: Start, after: After) -> Result<()> {
                 "tasks are left: {:?}",
                 cgroup.pids()?
             );
-            if start == Start::Thawed {
-                ensure!(state == "THAWED", "left {state}");
-            }
+            // A restore into a frozen cgroup would hang.
+            ensure!(state == "THAWED", "left {state}");
         }
         After::Running if start == Start::Frozen => {
             ensure!(state == "FROZEN", "left {state}");

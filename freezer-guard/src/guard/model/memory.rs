@@ -308,4 +308,8 @@ impl Freezer for MemoryFreezer {
     fn thaw(&self) -> Result<(), cgroup::Error> {
         self.write(false)
     }
+
+    fn has_tasks(&self) -> Result<bool, cgroup::Error> {
+        Ok(true)
+    }
 }
