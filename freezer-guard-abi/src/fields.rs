@@ -66,7 +66,10 @@ kernel_fields! {
     kernfs_node_parent = "kernfs_node"."parent|__parent";
     kernfs_node_priv = "kernfs_node"."priv";
     kernfs_node_id = "kernfs_node"."id";
+    seq_file_private = "seq_file"."private";
+    kernfs_open_file_kn = "kernfs_open_file"."kn";
     cgroup_root = "cgroup"."root";
+    cgroup_subsys = "cgroup"."subsys";
     cgroup_kn = "cgroup"."kn";
     cgroup_self = "cgroup"."self";
     cgroup_level = "cgroup"."level";

@@ -157,6 +157,40 @@ pub(crate) fn writes_v2(cgroup: Pointer, freeze: bool) {
     }
 }
 
+/// `freezer_read(seq, v)`: a read of `freezer.state`.
+#[inline(always)]
+pub(crate) fn reads_v1(seq: Pointer) {
+    if let Some((id, cgroup)) = read_by_candidate(seq)
+        && let Some(state) = lookup::state_of_freezer(cgroup, offset!(cgroup_subsys))
+        && freezer::is_frozen_v1(state.wrapping_byte_sub(offset!(freezer_css)))
+    {
+        claim_for(id, kernel::number(cgroup), 1);
+    }
+}
+
+/// `cgroup_freeze_show(seq, v)`: a read of `cgroup.freeze`.
+#[inline(always)]
+pub(crate) fn reads_v2(seq: Pointer) {
+    if let Some((id, cgroup)) = read_by_candidate(seq)
+        && freezer::is_frozen_v2(cgroup)
+    {
+        claim_for(id, kernel::number(cgroup), 1);
+    }
+}
+
+/// The cgroup whose freezer a candidate is about to read: if an engine has paused it, the
+/// checkpointer writes its freezer only after it has seized the tasks. A checkpointer that guards
+/// something reads what it likes.
+#[inline(always)]
+fn read_by_candidate(seq: Pointer) -> Option<(GuardId, Pointer)> {
+    let id = membership::of_current()?;
+    Entry::of(id).filter(|entry| entry.guard().is_candidate())?;
+    let file: Pointer = probe(seq, offset!(seq_file_private))?;
+    let node: Pointer = probe(file, offset!(kernfs_open_file_kn))?;
+    let directory: Pointer = probe(node, offset!(kernfs_node_parent))?;
+    Some((id, probe(directory, offset!(kernfs_node_priv))?))
+}
+
 /// The cgroup is frozen, or is about to be, and its freezer is about to be written, under a
 /// mutex of the kernel's. If a checkpointer does that, it guards the cgroup from here on.
 #[inline(always)]

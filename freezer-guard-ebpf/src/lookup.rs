@@ -144,15 +144,19 @@ pub(crate) fn v2_of_set(set: Pointer) -> Option<Pointer> {
 /// The cgroup in the hierarchy of the v1 freezer in a `struct css_set`.
 #[inline(always)]
 pub(crate) fn v1_of_set(set: Pointer) -> Option<Pointer> {
+    let state = state_of_freezer(set, offset!(css_set_subsys))?;
+    probe(state, offset!(cgroup_subsys_state_cgroup))
+}
+
+/// The `struct cgroup_subsys_state` of the v1 freezer. `subsystems`: where the array of such states
+/// is in what `owner` points to.
+#[inline(always)]
+pub(crate) fn state_of_freezer(owner: Pointer, subsystems: usize) -> Option<Pointer> {
     let freezer = kernel::read_offset(&FREEZER);
     if freezer == NO_FREEZER as usize {
         return None;
     }
-    let state: Pointer = probe(
-        set,
-        offset!(css_set_subsys) + freezer * size_of::<Pointer>(),
-    )?;
-    probe(state, offset!(cgroup_subsys_state_cgroup))
+    probe(owner, subsystems + freezer * size_of::<Pointer>())
 }
 
 /// Returns whether the cgroup is a target of the guard, or lies below one.

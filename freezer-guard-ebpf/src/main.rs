@@ -33,7 +33,8 @@
 //! | `proc_dointvec` | function tracing that is switched off, after which no program is called | the switch's own function cannot be traced |
 //!
 //! **Automatic guards**: `bprm_committed_creds` notices that a process becomes `criu`, and
-//! the tripwires of the freezer begin its guard at the first write.
+//! the tripwires of the freezer begin its guard at the first write. `freezer_read` and
+//! `cgroup_freeze_show` begin it at the first read, if an engine has paused the container.
 //!
 //! **Operations** that user space asks for: `control` (`BPF_PROG_TEST_RUN`), and the
 //! iterators `members` and `enrol`.
@@ -193,6 +194,20 @@ fn freeze_entry(ctx: FEntryContext) -> i32 {
 #[fexit(function = "cgroup_freeze")]
 fn freeze_exit(ctx: FExitContext) -> i32 {
     freezer::after_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+    0
+}
+
+/// `freezer_read(seq, v)`: of `freezer.state`.
+#[fentry(function = "freezer_read")]
+fn freezer_read_entry(ctx: FEntryContext) -> i32 {
+    automatic::reads_v1(ctx.arg(0));
+    0
+}
+
+/// `cgroup_freeze_show(seq, v)`: of `cgroup.freeze`.
+#[fentry(function = "cgroup_freeze_show")]
+fn freeze_show_entry(ctx: FEntryContext) -> i32 {
+    automatic::reads_v2(ctx.arg(0));
     0
 }
 

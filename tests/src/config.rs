@@ -96,6 +96,8 @@ named!(
         Service = "service",
         /// Real checkpointers and container engines, in a guest with systemd.
         Engines = "engines",
+        /// What differs on a host with both hierarchies.
+        Mixed = "mixed",
         /// What tells quickly whether a kernel will do.
         Core = "core",
         /// Everything that needs no systemd, no engine and no patience.

@@ -5,7 +5,7 @@ use crate::{
     config::{
         Cgroup::{self, Hybrid, V1, V2},
         Image::{self, Initramfs, Systemd},
-        Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak},
+        Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Soak},
     },
     kernel::{KERNELS, Kernel},
     vm::Vm,
@@ -35,7 +35,7 @@ struct Row {
 const MATRIX: [Row; 15] = [
     row(V1, Initramfs, &[], ALL, &[Full, Soak], &[("6.1", Core)]),
     row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full), ("7.3", Core)]),
-    row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Core)]),
+    row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Mixed)]),
     row(V1, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
     row(V2, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
     row(V1, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
@@ -80,7 +80,7 @@ impl Row {
     fn takes(&self, suite: Suite) -> bool {
         match suite {
             Service | Engines | Lockdown => self.release.contains(&suite),
-            Levels | Core | Full | Soak => {
+            Levels | Mixed | Core | Full | Soak => {
                 !self.release.contains(&Engines) && !self.release.contains(&Lockdown)
             }
         }
@@ -173,6 +173,7 @@ impl Guest {
         let each = match self.suite {
             Lockdown => 20,
             Levels => 120,
+            Mixed => 90,
             Core => 180,
             Service | Full => 420,
             Engines | Soak => 900,

@@ -159,12 +159,19 @@ fn freeze_and_move(child: &OwnChild, mount: &Path) -> (io::Result<()>, &'static 
     let put_into = |path: &Path| fs::write(path.join("cgroup.procs"), child.0.id().to_string());
     let moved = put_into(&path).and_then(|()| put_into(mount));
     let frozen = cgroup.freeze().and_then(|()| cgroup.thaw());
-    let result = moved.and(frozen.map_err(io::Error::other));
+    let read = frozen.and_then(|()| cgroup.freezer_state());
+    let result = moved.and(read.map(drop).map_err(io::Error::other));
     let programs: &[_] = match cgroup.version() {
-        Version::V1 => &["apply_state_entry", "apply_state_exit", "file_permission"],
+        Version::V1 => &[
+            "apply_state_entry",
+            "apply_state_exit",
+            "freezer_read_entry",
+            "file_permission",
+        ],
         Version::V2 => &[
             "freeze_entry",
             "freeze_exit",
+            "freeze_show_entry",
             "inode_permission",
             "attach_permissions_entry",
             "attach_permissions_exit",

@@ -44,6 +44,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("violation_is_kept_without_room", no_room);
     if list.can_dump() {
         list.add("dump_by_an_engine", dumps::engine);
+        list.add("dump_where_paused_before", dumps::paused);
         list.add("restore", dumps::restore);
         list.add("violated_before_the_seize", |h| {
             dump_fails(h, Moment::BeforeTheSeize, &[])
@@ -58,6 +59,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("killed_and_paused_since", frozen::is_paused_since);
     list.add("killed_where_paused_before", frozen::was_paused_before);
     list.add("killed_after_its_thaw", frozen::thaws_itself);
+    list.add("where_paused_before", frozen::is_guarded_where_paused);
     list.add("what_it_restores_is_free", dumps::restored);
 }
 

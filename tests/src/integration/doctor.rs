@@ -1,7 +1,7 @@
 //! What `doctor` says, and that it leaves nothing.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::{
         fs::{PermissionsExt as _, chown},
         process::CommandExt as _,
@@ -177,7 +177,7 @@ fn not_guarded(_: Hierarchy) -> Result<()> {
     let dir = scratch_folder("bin")?;
     let criu = dir.join("criu");
     let found = || -> Result<String> {
-        let path = format!("/usr/bin:/bin:/usr/sbin:/sbin:{}", dir.display());
+        let path = format!("{}:{}", env::var("PATH")?, dir.display());
         let found = run(Command::new("freezer-guard")
             .arg("doctor")
             .env("PATH", path))?;

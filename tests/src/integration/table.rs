@@ -6,7 +6,7 @@ use super::{
     holders, hybrid, kernel_log, large, levels, lifecycle, misuse, outsiders, package, parallel,
     paths, places, proof, refuse, service, shutdown, status, storms, varlink, verify, violations,
 };
-use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Service, Soak};
+use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Soak};
 
 /// A part of the tests, in the order in which they run.
 pub(super) struct Part {
@@ -30,13 +30,13 @@ pub(super) const PARTS: [Part; 41] = [
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
     part("levels", levels::crowds::list, Nothing, &[Levels, Soak]),
-    part("doctor", doctor::list, Nothing, &[Levels, Core, Full]),
+    part("doctor", doctor::list, Nothing, &[Levels, Mixed, Core, Full]),
     part("doctor", doctor::list_beside, Nothing, &[Full]),
-    part("dump", dump::list, AnotherGuard, &[Core, Full]),
-    part("refuse", refuse::list, AnotherGuard, &[Core, Full]),
+    part("dump", dump::list, AnotherGuard, &[Mixed, Core, Full]),
+    part("refuse", refuse::list, AnotherGuard, &[Mixed, Core, Full]),
     part("places", places::list, AnotherGuard, &[Core, Full]),
     part("holders", holders::list, AnotherGuard, &[Core, Full]),
-    part("hybrid", hybrid::list, AnotherGuard, &[Core, Full]),
+    part("hybrid", hybrid::list, AnotherGuard, &[Mixed, Core, Full]),
     part("violations", violations::list, AnotherGuard, &[Core, Full]),
     part("proof", proof::list, AnotherGuard, &[Core, Full]),
     part("failures", failures::list, Nothing, &[Full]),

@@ -206,6 +206,22 @@ impl World {
         }
     }
 
+    fn enter(&mut self, id: GuardId, before: &[u64]) -> Answer {
+        match self.in_force_mut(id) {
+            Some(entry) if entry.disturbances == *before => {
+                entry.repaired = entry.disturbances;
+                entry.checkpointing_ns = 1;
+                Answer::Done
+            }
+            _ => Answer::Disturbed,
+        }
+    }
+
+    fn candidates(&self) -> u32 {
+        let guards = self.guards.values();
+        guards.filter(|entry| entry.is_candidate()).count() as u32
+    }
+
     pub(super) fn operate(
         &mut self,
         task: Task,
@@ -214,17 +230,14 @@ impl World {
         more: &[u64],
     ) -> u32 {
         let answer = match operation {
+            // Its programs are always called.
+            Operation::Prove => Answer::Done,
             Operation::Stale => return self.stale as u32,
-            Operation::Candidates => {
-                let guards = self.guards.values();
-                return guards.filter(|entry| entry.is_candidate()).count() as u32;
-            }
+            Operation::Candidates => return self.candidates(),
             Operation::Swept => {
                 self.stale -= id;
                 Answer::Done
             }
-            // Its programs are always called.
-            Operation::Prove => Answer::Done,
             Operation::Begin if self.guard_of(task).is_some() => Answer::OtherGuard,
             Operation::Begin => {
                 let mut entry = self.asked_for.take().unwrap_or_default();
@@ -258,14 +271,7 @@ impl World {
                 }
                 Answer::Done
             }
-            Operation::Checkpointing => match self.in_force_mut(id) {
-                Some(entry) if entry.disturbances == *more => {
-                    entry.repaired = entry.disturbances;
-                    entry.checkpointing_ns = 1;
-                    Answer::Done
-                }
-                _ => Answer::Disturbed,
-            },
+            Operation::Checkpointing => self.enter(id, more),
             Operation::Marked | Operation::Armed => Answer::Done,
         };
         answer as u32

@@ -63,6 +63,36 @@ pub(super) fn engine(hierarchy: Hierarchy) -> Result<()> {
     target.kill_all()
 }
 
+/// A real dump of a container that its engine has paused: CRIU waits right before its first seize.
+pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 3)?;
+    workload.expect_counting()?;
+    target.freeze()?;
+    let images = scratch_folder("images")?;
+    let mut command = Command::new("systemd-run");
+    command.args(["--quiet", "--wait", "--unit"]);
+    command.arg(format!("{}.service", unique()));
+    command.args(["strace", "-o", "/dev/null", "-e"]);
+    command.arg("inject=ptrace:delay_enter=4000000:when=1");
+    dump::criu_dump(&mut command, workload.pid, &target, &images);
+    command.args(["--leave-running", "--timeout", "100"]);
+    let mut engine = Process::spawn(&mut command)?;
+    armed()?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    ensure!(target.state()? == "FROZEN", "it is {}", target.state()?);
+    engine.close_input();
+    engine
+        .wait(LONG)?
+        .expect(0)
+        .with_context(|| dump::log(&images, "dump.log"))?;
+    expect_idle()?;
+    let last = last_guard()?;
+    ensure!(last["denials"]["freeze"] == 1, "{last}");
+    ensure!(last["violations"]["freeze"] == 0, "{last}");
+    target.kill_all()
+}
+
 /// What it restores is no part of the checkpointer.
 pub(super) fn restore(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;

@@ -1,12 +1,16 @@
 //! Checkpointers that are killed between their freeze and their thaw.
 
 use anyhow::{Result, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{
     super::{
         cgroups::{Cgroup, Hierarchy, Workload},
-        process::{Process, guards, last_guard, tool},
+        process::{LONG, Process, guards, last_guard, tool},
         service::{eventually, expect_idle, journal, main_pid, systemctl},
         varlink::SOCKET,
     },
@@ -75,6 +79,38 @@ pub(super) fn was_paused_before(hierarchy: Hierarchy) -> Result<()> {
     ensure!(target.state()? == "FROZEN", "left {}", target.state()?);
     expect_idle()?;
     target.thaw()
+}
+
+/// An engine has paused the container. The checkpointer reads that, and writes no freezer before it
+/// has seized the tasks.
+pub(super) fn is_guarded_where_paused(hierarchy: Hierarchy) -> Result<()> {
+    let [target, other] = [Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?];
+    let workload = Workload::start(&[&target], 1)?;
+    for paused in [&target, &other] {
+        paused.freeze()?;
+    }
+    let mut criu = FakeCriu::new()?.start()?;
+    let read = |cgroup: &Cgroup| format!("cat {} > /dev/null", cgroup.freezer().display());
+    for cgroup in [&target, &other] {
+        sh(&mut criu, &read(cgroup))?;
+    }
+    let guard = armed()?;
+    ensure!(guard["state"] == "CHECKPOINTING", "{guard}");
+    // What it reads later it does not dump.
+    ensure!(
+        guard["cgroups"] == serde_json::json!([target.text()]),
+        "{guard}"
+    );
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    let killed = kill(Pid::from_raw(workload.pid), Signal::SIGKILL);
+    ensure!(killed == Err(Errno::EBUSY), "{killed:?}");
+    other.thaw()?;
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    expect_idle()?;
+    ensure!(target.state()? == "FROZEN", "left {}", target.state()?);
+    target.thaw()?;
+    workload.expect_counting()
 }
 
 /// A checkpointer that thaws what it froze leaves nothing to do.
