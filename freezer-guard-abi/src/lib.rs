@@ -243,6 +243,10 @@ impl GuardEntry {
     pub const SPOILED: u64 = 1024;
     /// An automatic guard whose cgroup was FROZEN before its holder wrote its freezer.
     pub const CLAIMED_FROZEN: u64 = 2048;
+    /// An automatic guard whose holder has seized tasks without a freezer. It protects each task
+    /// that the holder traces, and the freezers of their cgroups. [`Self::target`] is the cgroup of
+    /// the first of them, and no target: other tasks in there are free.
+    pub const SEIZES: u64 = 4096;
 
     /// Whether the guard has not ended.
     #[inline(always)]

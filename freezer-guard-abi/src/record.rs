@@ -29,6 +29,8 @@ pub enum Act {
     Permit = 9,
     /// The dirty bits of a task's pages were cleared: an incremental dump would leave those pages out.
     ClearDirty = 10,
+    /// A checkpointer has frozen a cgroup, and has seized a task that is not in it.
+    Stray = 11,
 }
 
 /// Added to the number of a signal that the kernel sends by itself, for instance when memory
@@ -40,7 +42,7 @@ pub const BY_INTERRUPT: u32 = 1 << 9;
 
 impl Act {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Write,
         Self::Freeze,
         Self::Thaw,
@@ -52,6 +54,7 @@ impl Act {
         Self::WriteMemory,
         Self::Permit,
         Self::ClearDirty,
+        Self::Stray,
     ];
 
     /// Its name.
@@ -68,6 +71,7 @@ impl Act {
             Self::WriteMemory => "write memory",
             Self::Permit => "permit",
             Self::ClearDirty => "clear dirty bits",
+            Self::Stray => "stray",
         }
     }
 
@@ -76,7 +80,7 @@ impl Act {
     pub const fn protection(self, detail: u32) -> Protection {
         match self {
             Self::Write => protection_of(detail),
-            Self::Freeze | Self::Thaw => Protection::Freeze,
+            Self::Freeze | Self::Thaw | Self::Stray => Protection::Freeze,
             Self::Enter | Self::Leave | Self::Move => Protection::Migrate,
             Self::Signal => Protection::Kill,
             Self::Trace | Self::WriteMemory | Self::Permit | Self::ClearDirty => Protection::Ptrace,

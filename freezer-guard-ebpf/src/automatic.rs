@@ -272,11 +272,19 @@ fn is_inside(cgroup: Pointer) -> bool {
 /// Marks each ancestor. What does not fit is marked by `arm`.
 #[inline(always)]
 fn mark_ancestors(cgroup: Pointer, id: GuardId) {
+    if let Some(parent) = lookup::parent(cgroup) {
+        mark_line(parent, id);
+    }
+}
+
+/// Marks the cgroup and each ancestor.
+#[inline(always)]
+pub(crate) fn mark_line(cgroup: Pointer, id: GuardId) {
     let mut marking = Marking {
         cgroup: cgroup as u64,
         id,
     };
-    each::element(&TURNS, mark_parent, &mut marking);
+    each::element(&TURNS, mark_and_climb, &mut marking);
 }
 
 /// The way up from a cgroup that this guard has claimed.
@@ -285,29 +293,32 @@ struct Marking {
     id: GuardId,
 }
 
-extern "C" fn mark_parent(
+extern "C" fn mark_and_climb(
     _: *const c_void,
     _: *const u32,
     _: *mut u8,
     marking: *mut Marking,
 ) -> u64 {
-    // SAFETY: `mark_ancestors` passes it, from its own stack.
+    // SAFETY: `mark_line` passes it, from its own stack.
     let marking = unsafe { &mut *marking };
-    let Some(parent) = lookup::parent(marking.cgroup as Pointer) else {
-        return STOP;
-    };
-    if let Some(key) = lookup::key(parent) {
+    let cgroup = marking.cgroup as Pointer;
+    if let Some(key) = lookup::key(cgroup) {
         for guard in [marking.id, AncestorKey::ANY] {
             let key = AncestorKey::new(key, guard);
             let _ = ANCESTORS.insert(key, marking.id, u64::from(BPF_ANY));
         }
     }
-    marking.cgroup = parent as u64;
-    GO_ON
+    match lookup::parent(cgroup) {
+        Some(parent) => {
+            marking.cgroup = parent as u64;
+            GO_ON
+        }
+        None => STOP,
+    }
 }
 
 #[inline(always)]
-fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
+pub(crate) fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
     leave_unguarded(id, cgroup.hierarchy_id.into(), cgroup.kernfs_id, why as u64);
 }
 

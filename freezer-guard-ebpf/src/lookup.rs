@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use freezer_guard_abi::{Actor, CgroupKey, GuardId, NO_FREEZER, TaskPointer};
+use freezer_guard_abi::{Actor, CgroupKey, GuardEntry, GuardId, NO_FREEZER, TaskPointer};
 
 use crate::{
     authority,
@@ -260,9 +260,24 @@ fn standing(id: GuardId, is_own: bool) -> Actor {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_traced_by_holder(task: u64, id: GuardId) -> u64 {
-    let task = task as Pointer;
+    (guard_of_tracer(task as Pointer) == Some(id)).into()
+}
+
+/// The guard whose holder has the task under ptrace.
+#[inline(always)]
+fn guard_of_tracer(task: Pointer) -> Option<GuardId> {
     let traced = probe::<u32>(task, offset!(task_struct_ptrace)).is_some_and(|flags| flags != 0);
     // `parent` is the tracer while there is one.
     let tracer = probe::<TaskPointer>(task, offset!(task_struct_parent));
-    (traced && tracer.is_some_and(|tracer| membership::of(tracer) == Some(id))).into()
+    membership::of(tracer.filter(|_| traced)?)
+}
+
+/// The guard without a target whose holder has seized the task, or [`NOBODY`]. A global function:
+/// see [`covering`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn seized_by(task: u64) -> GuardId {
+    guard_of_tracer(task as Pointer)
+        .filter(|id| Entry::of(*id).is_some_and(|entry| entry.flags() & GuardEntry::SEIZES != 0))
+        .unwrap_or(NOBODY)
 }

@@ -65,6 +65,7 @@ mod migration;
 mod operations;
 mod pid;
 mod proof;
+mod seize;
 mod spoiled;
 mod task;
 mod writes;
@@ -221,6 +222,9 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
 
 #[fexit(function = "ptrace_attach")]
 fn ptrace_attach_exit(ctx: FExitContext) -> i32 {
+    if ctx.arg::<i32>(4) == 0 {
+        seize::seized(ctx.arg(0));
+    }
     task::attached(ctx.arg(0), ctx.arg(4));
     0
 }

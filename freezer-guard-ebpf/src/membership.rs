@@ -47,6 +47,12 @@ pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
     Entry::of(id).map(|_| id)
 }
 
+/// Whether the thread belongs to the holder of the guard, or was restored by it.
+#[inline(always)]
+pub(crate) fn belongs_to(task: TaskPointer, id: GuardId) -> bool {
+    word(&MEMBERS, task).is_some_and(|own| own & !RESTORED == id)
+}
+
 /// Returns whether the thread belongs to any holder.
 #[inline(always)]
 pub(crate) fn is_member(task: TaskPointer) -> bool {

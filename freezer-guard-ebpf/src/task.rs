@@ -149,21 +149,33 @@ impl Attempt {
                 found => return found,
             }
         }
-        match lookup::v1_of(self.victim) {
-            Some(cgroup) => self.objector_in(cgroup, stage),
-            None => Objector::Nobody,
+        if let Some(cgroup) = lookup::v1_of(self.victim) {
+            match self.objector_in(cgroup, stage) {
+                Objector::Nobody => {}
+                found => return found,
+            }
+        }
+        match lookup::seized_by(kernel::number(self.victim)) {
+            lookup::NOBODY => Objector::Nobody,
+            id if self.objects(id, stage) => Objector::Guard(id),
+            _ => Objector::Nobody,
+        }
+    }
+
+    /// Whether the guard does not want it.
+    #[inline(always)]
+    fn objects(&self, id: GuardId, stage: Stage) -> bool {
+        let (victim, packed) = (self.victim as u64, self.packed());
+        match stage {
+            Stage::Asked => is_attempt_refused(id, victim, packed) != 0,
+            Stage::Done => is_attempt_counted(id, victim, packed) != 0,
         }
     }
 
     #[inline(always)]
     fn objector_in(&self, cgroup: Pointer, stage: Stage) -> Objector {
-        let (victim, packed) = (self.victim as u64, self.packed());
-        let objects = |id| match stage {
-            Stage::Asked => is_attempt_refused(id, victim, packed) != 0,
-            Stage::Done => is_attempt_counted(id, victim, packed) != 0,
-        };
         match lookup::of_cgroup(cgroup) {
-            Found::Guard(id) if objects(id) => Objector::Guard(id),
+            Found::Guard(id) if self.objects(id, stage) => Objector::Guard(id),
             Found::TooDeep => Objector::TooDeep,
             Found::Guard(_) | Found::Nobody => Objector::Nobody,
         }

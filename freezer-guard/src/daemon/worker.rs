@@ -218,7 +218,12 @@ impl Worker {
                 cgroup = cgroups(&status),
                 holder_pid = status.holder_pids.first().copied().unwrap_or_default(),
                 kind = "begun",
-                "guarding {}{} ({})",
+                "guarding {}{}{} ({})",
+                if status.seized {
+                    "seized tasks in "
+                } else {
+                    ""
+                },
                 escaped(&cgroups(&status)),
                 by(&status),
                 describe_level(&status)

@@ -222,8 +222,10 @@ fn arm_one(
     id: GuardId,
     entry: &GuardEntry,
 ) -> Result<Vec<kernel::Error>, Error> {
-    // Somebody who tidied up may have taken it for another one's.
-    store.targets().add(entry.target, id)?;
+    if entry.flags & GuardEntry::SEIZES == 0 {
+        // Somebody who tidied up may have taken it for another one's.
+        store.targets().add(entry.target, id)?;
+    }
     // One may be gone by now.
     let targets: Vec<_> = targets(store, id)?.into_iter().filter_map(open).collect();
     let lineages = Lineage::of_all(&targets)?;

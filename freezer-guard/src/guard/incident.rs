@@ -156,6 +156,7 @@ impl What {
             Act::Permit => format!("was let trace {task}, or at its memory"),
             Act::WriteMemory => format!("wrote to the memory of {task}"),
             Act::ClearDirty => format!("cleared the dirty bits of {task}"),
+            Act::Stray => format!("dumps {task}, which is in none of the guarded cgroups"),
         }
     }
 }

@@ -8,7 +8,12 @@ use std::{
 
 use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, GuardId, Protection};
 
-use super::{Error, entries::targets, now, store::GuardStore};
+use super::{
+    Error,
+    entries::{is_idle, targets},
+    now,
+    store::GuardStore,
+};
 use crate::{
     cgroup::{self, Cgroup, Version},
     kernel::{self, Hierarchies, Locked},
@@ -221,7 +226,7 @@ pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, 
     if !expected(store)?.is_empty() {
         return hierarchies_there();
     }
-    if store.targets().find(&|_, _| true)?.is_none() {
+    if is_idle(store)? {
         return Ok(Hierarchies::default());
     }
     // Of many marks, one of the first is in each. (A caller may be where the v1 freezer is

@@ -55,6 +55,10 @@ pub struct Status {
     pub state: State,
     /// Whether nobody asked for it: a checkpointer was found writing the freezer.
     pub automatic: bool,
+    /// Whether it has no cgroup of its own: CRIU uses no freezer, and the guard protects the tasks
+    /// that CRIU has seized, and the freezers of their cgroups.
+    #[serde(default)]
+    pub seized: bool,
     /// The guarded cgroups; one that is gone is shown by its identity.
     #[serde(serialize_with = "words::texts")]
     pub cgroups: Vec<PathBuf>,
@@ -256,7 +260,12 @@ impl Snapshot {
             0 => ([0; Protection::COUNT], entry.disturbances),
             _ => (entry.violations(), entry.repaired),
         };
-        let cgroups: Vec<_> = self.targets.iter().map(|key| store.name(*key)).collect();
+        let seized = entry.flags & GuardEntry::SEIZES != 0 && self.targets.is_empty();
+        let targets = match seized {
+            true => vec![entry.target],
+            false => self.targets,
+        };
+        let cgroups: Vec<_> = targets.iter().map(|key| store.name(*key)).collect();
         Ok(Status {
             id,
             state: match (entry.ended_ns, entry.checkpointing_ns) {
@@ -265,6 +274,7 @@ impl Snapshot {
                 _ => State::Ended,
             },
             automatic: entry.is_automatic(),
+            seized,
             cgroups_base64: words::all_base64(&cgroups),
             cgroups,
             holder_pids: self.pids,

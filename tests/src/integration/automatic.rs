@@ -2,6 +2,7 @@
 
 mod dumps;
 mod frozen;
+mod seized;
 mod violated;
 
 use std::{
@@ -46,6 +47,8 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("dump_by_an_engine", dumps::engine);
         list.add("dump_where_paused_before", dumps::paused);
         list.add("restore", dumps::restore);
+        list.add("dump_without_a_freezer", seized::without_freezer);
+        list.add("dump_with_a_stray", seized::dump_of_stray);
         list.add("violated_before_the_seize", |h| {
             dump_fails(h, Moment::BeforeTheSeize, &[])
         });
@@ -59,6 +62,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("killed_and_paused_since", frozen::is_paused_since);
     list.add("killed_where_paused_before", frozen::was_paused_before);
     list.add("killed_after_its_thaw", frozen::thaws_itself);
+    list.add("stray", seized::stray);
     list.add("where_paused_before", frozen::is_guarded_where_paused);
     list.add("what_it_restores_is_free", dumps::restored);
 }
