@@ -164,7 +164,7 @@ pub(crate) fn reads_v1(seq: Pointer) {
         && let Some(state) = lookup::state_of_freezer(cgroup, offset!(cgroup_subsys))
         && freezer::is_frozen_v1(state.wrapping_byte_sub(offset!(freezer_css)))
     {
-        claim_for(id, kernel::number(cgroup), 1);
+        claim_found(id, cgroup);
     }
 }
 
@@ -174,8 +174,15 @@ pub(crate) fn reads_v2(seq: Pointer) {
     if let Some((id, cgroup)) = read_by_candidate(seq)
         && freezer::is_frozen_v2(cgroup)
     {
-        claim_for(id, kernel::number(cgroup), 1);
+        claim_found(id, cgroup);
     }
+}
+
+/// A candidate takes a cgroup that is frozen.
+#[inline(always)]
+fn claim_found(id: GuardId, cgroup: Pointer) {
+    let was_left = freezer::was_left(kernel::number(cgroup)) != 0;
+    claim_for(id, kernel::number(cgroup), pack(true, was_left));
 }
 
 /// The cgroup whose freezer a candidate is about to read: if an engine has paused it, the
@@ -195,25 +202,36 @@ fn read_by_candidate(seq: Pointer) -> Option<(GuardId, Pointer)> {
 /// mutex of the kernel's. If a checkpointer does that, it guards the cgroup from here on.
 #[inline(always)]
 fn claim(cgroup: Pointer, is_frozen: bool) {
-    freezer::was_written(kernel::number(cgroup));
+    let was_left = freezer::was_left(kernel::number(cgroup)) != 0;
     let Some(id) = membership::of_current() else {
         return;
     };
     if Entry::of(id).is_some_and(|entry| entry.guard().is_automatic()) {
-        claim_for(id, kernel::number(cgroup), is_frozen.into());
+        claim_for(id, kernel::number(cgroup), pack(is_frozen, was_left));
     }
 }
 
-/// The guard of a checkpointer takes the cgroup. A global function: see `lookup`.
+/// The flag for a cgroup that is frozen: by its engine, or by a checkpointer that has gone.
+#[inline(always)]
+fn pack(is_frozen: bool, was_left: bool) -> u64 {
+    match (is_frozen, was_left) {
+        (false, _) => 0,
+        (true, false) => GuardEntry::CLAIMED_FROZEN,
+        (true, true) => GuardEntry::FROZEN_BY_US,
+    }
+}
+
+/// The guard of a checkpointer takes the cgroup, and gets these flags. A global function: see
+/// `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn claim_for(id: GuardId, cgroup: u64, is_frozen: u64) -> u64 {
-    take(id, cgroup as Pointer, is_frozen != 0);
+extern "C" fn claim_for(id: GuardId, cgroup: u64, flags: u64) -> u64 {
+    take(id, cgroup as Pointer, flags);
     0
 }
 
 #[inline(always)]
-fn take(id: GuardId, cgroup: Pointer, is_frozen: bool) {
+fn take(id: GuardId, cgroup: Pointer, flags: u64) {
     let Some(entry) = Entry::of(id) else { return };
     let Some(key) = lookup::key(cgroup) else {
         return;
@@ -246,9 +264,7 @@ fn take(id: GuardId, cgroup: Pointer, is_frozen: bool) {
         lifetime::was_candidate(entry.flags());
     }
     mark_ancestors(cgroup, id);
-    if is_frozen {
-        entry.set_flags(GuardEntry::CLAIMED_FROZEN);
-    }
+    entry.set_flags(flags);
     if is_inside(cgroup) {
         entry.set_flags(GuardEntry::ENDS_WITH_LEADER);
     }

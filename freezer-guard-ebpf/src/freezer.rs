@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use freezer_guard_abi::{Act, CgroupKey, GuardEntry, GuardId, Protection};
 
 use crate::{
-    atomic::{self, Word},
+    atomic::Word,
     audit::{self, Access},
     each::{self, GO_ON},
     entry::Entry,
@@ -103,8 +103,8 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
     };
     let packed = pack(key, if freeze != 0 { FREEZES } else { 0 });
     if let Found::Guard(id) = lookup::of_cgroup(cgroup) {
-        if id == writer {
-            holder_changed(id, key, freeze != 0);
+        if id == writer && freeze != 0 {
+            holder_froze(id, key);
         } else if counts_inside(id, Protection::Freeze, writer) {
             disturb(id, packed, key.kernfs_id);
         }
@@ -120,38 +120,44 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
     0
 }
 
-/// A checkpointer has frozen the target of its automatic guard, or thawed it. What it leaves frozen
-/// is to be thawed when it has gone, unless it was so before.
+/// A checkpointer has frozen the target of its automatic guard. If it is killed, and leaves it
+/// frozen, that is to be thawed.
 #[inline(always)]
-fn holder_changed(id: GuardId, cgroup: CgroupKey, freeze: bool) {
-    let Some(entry) = Entry::of(id).filter(|entry| entry.guard().is_automatic()) else {
-        return;
-    };
-    if word(&TARGETS, cgroup) != Some(id) {
-        return;
-    }
-    match freeze {
-        false => entry.clear_flags(GuardEntry::FROZEN_BY_US),
-        true if entry.flags() & GuardEntry::CLAIMED_FROZEN == 0 => {
-            entry.set_flags(GuardEntry::FROZEN_BY_US);
-        }
-        true => {}
+fn holder_froze(id: GuardId, cgroup: CgroupKey) {
+    if let Some(entry) = Entry::of(id)
+        && entry.guard().is_automatic()
+        && word(&TARGETS, cgroup) == Some(id)
+    {
+        entry.set_flags(GuardEntry::FROZEN_BY_US);
     }
 }
 
-/// Somebody writes the freezer of a cgroup. If a guard has ended and left it frozen, it is that
-/// writer's from here on: nobody thaws it for the guard. A global function: see `lookup`.
+/// Somebody is about to write the freezer of a cgroup, or a checkpointer to read it. If a guard has
+/// ended and left it frozen, the cgroup is that one's from here on: nobody thaws it for the guard.
+/// Returns 1 if that is so, else 0. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn was_written(cgroup: u64) -> u64 {
-    if let Some(key) = lookup::key(cgroup as Pointer)
-        && let Some(id) = word(&TARGETS, key)
-        && let Some(ended) = ENDED.get_ptr_mut(id)
-    {
+pub(crate) extern "C" fn was_left(cgroup: u64) -> u64 {
+    let Some(key) = lookup::key(cgroup as Pointer) else {
+        return 0;
+    };
+    let Some(id) = word(&TARGETS, key) else {
+        return 0;
+    };
+    // A record without room in `ENDED` is in `GUARDS`.
+    let flags = match ENDED.get_ptr(id) {
         // SAFETY: a map value that the verifier has seen checked.
-        unsafe { atomic::clear_bits(&raw mut (*ended).flags, GuardEntry::FROZEN_BY_US) }
+        Some(ended) => unsafe { (*ended).flags },
+        None => match Entry::of_any(id) {
+            Some(entry) if entry.has_ended() => entry.flags(),
+            _ => 0,
+        },
+    };
+    if flags & GuardEntry::FROZEN_BY_US == 0 {
+        return 0;
     }
-    0
+    let _ = TARGETS.remove(key);
+    1
 }
 
 /// Which guards are told of what.

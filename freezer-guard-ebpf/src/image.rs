@@ -1,6 +1,6 @@
-//! The image of a violated dump. CRIU writes `inventory.img` after all other files of an image, and
-//! no restore works without it. If CRIU cannot write it, the dump fails, and CRIU lets its tasks
-//! run on (`cr_dump_finish` of `criu/cr-dump.c`).
+//! The image of a violated dump. If CRIU cannot write a file of its image, the dump fails, and CRIU
+//! lets its tasks run on (`cr_dump_finish` of `criu/cr-dump.c`). The last of them is
+//! `inventory.img`, without which no restore works.
 
 use freezer_guard_abi::GuardEntry;
 
@@ -11,11 +11,8 @@ use crate::{
     membership, spoiled,
 };
 
-/// `inventory.img`, as it is compared.
-const LENGTH: u32 = 13;
-const START: u64 = u64::from_ne_bytes(*b"inventor");
-const END: u64 = u64::from_ne_bytes(*b"tory.img");
-const END_OFFSET: usize = LENGTH as usize - size_of::<u64>();
+/// The end of the name of every file of an image, as it is compared.
+const END: u32 = u32::from_ne_bytes(*b".img");
 
 /// The answer of `file_permission` for a write to a file that is no cgroup's.
 #[inline(always)]
@@ -38,9 +35,9 @@ fn is_refused(file: Pointer) -> bool {
             load(dentry, d_name + offset!(qstr_len)),
         )
     };
-    length == LENGTH
-        && probe(name, 0) == Some(START)
-        && probe(name, END_OFFSET) == Some(END)
+    let length = length as usize;
+    length > size_of_val(&END)
+        && probe(name, length - size_of_val(&END)) == Some(END)
         && membership::of_current()
             .and_then(Entry::of)
             .is_some_and(|entry| entry.flags() & GuardEntry::SPOILED != 0)

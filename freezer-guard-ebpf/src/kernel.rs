@@ -124,6 +124,14 @@ pub(crate) fn is_exiting(task: Pointer) -> bool {
     flags(task) & PF_EXITING != 0
 }
 
+/// Whether a signal has ended the task, which has ended.
+#[inline(always)]
+pub(crate) fn is_killed(task: Pointer) -> bool {
+    /// The signal in what wait(2) returns.
+    const SIGNAL: u32 = 0x7f;
+    probe::<u32>(task, offset!(task_struct_exit_code)).is_some_and(|code| code & SIGNAL != 0)
+}
+
 /// Whether the task's whole process is ending: a signal that nobody handles has
 /// come, or it ends by itself.
 #[inline(always)]

@@ -88,6 +88,10 @@ extern "C" fn end_guard(id: GuardId, remove: u64) -> u64 {
     if !entry.end() {
         return 0;
     }
+    if entry.flags() & GuardEntry::CLAIMED_FROZEN != 0 {
+        // One of its targets was paused. Which, nobody knows any more.
+        entry.clear_flags(GuardEntry::FROZEN_BY_US);
+    }
     let guard = entry.guard();
     let (is_candidate, flags) = (guard.is_candidate(), entry.flags());
     let is_kept = is_candidate || ENDED.insert(id, guard, u64::from(BPF_ANY)).is_ok();

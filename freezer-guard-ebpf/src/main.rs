@@ -12,7 +12,7 @@
 //! | hook | refuses | why this hook |
 //! |---|---|---|
 //! | `file_permission` | writes to `freezer.state`, `cgroup.freeze`, `cgroup.kill`, and on v1 `tasks`, `cgroup.procs` | every write asks it, at each write and not when the file is opened |
-//! | `file_permission` | the last file of an image, to the holder of a violated automatic guard | without it CRIU fails, and lets its tasks run on |
+//! | `file_permission` | the files of an image, to the holder of a violated automatic guard | without them CRIU fails, and lets its tasks run on |
 //! | `inode_permission`, between `cgroup_attach_permissions` entry and exit | migration on v2 | `cgroup_attach_permissions` has source and destination at hand, under `cgroup_mutex`; no LSM hook has |
 //! | `task_kill` | SIGKILL, SIGSTOP, SIGCONT, and every signal that would end the task | the one check of all signals from user space |
 //! | `ptrace_access_check` | tracing; memory by `/proc/PID/mem` and `process_vm_readv` | all of them ask it |

@@ -148,6 +148,10 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
         return 0;
     };
     let leader = entry.leader();
+    if entry.guard().leader.0 == task && !kernel::is_killed(task as Pointer) {
+        // What the checkpointer has left frozen it wants to be so.
+        entry.clear_flags(GuardEntry::FROZEN_BY_US);
+    }
     entry.remove_member();
     // Two that leave at once may both read zero: the second finds no entry. A
     // count that has reached zero stays there: only members make members.

@@ -11,6 +11,7 @@ use crate::{
     kernel::{Pointer, load, offset, probe},
     lifetime,
     maps::GUARDS,
+    spoiled,
 };
 
 /// The name of the switch, as it is compared.
@@ -50,6 +51,10 @@ extern "C" fn doubt(
     guard: *mut GuardEntry,
     _: *mut u64,
 ) -> u64 {
-    Entry::at(guard).set_flags(GuardEntry::UNPROVEN);
+    let entry = Entry::at(guard);
+    entry.set_flags(GuardEntry::UNPROVEN);
+    if entry.guard().is_in_force() && entry.is_checkpointing() {
+        spoiled::violated(entry);
+    }
     GO_ON
 }

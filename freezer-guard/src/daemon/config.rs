@@ -54,6 +54,12 @@ pub(crate) struct Automatic {
     /// nothing to tasks with authority over him.
     pub(crate) users: bool,
     pub(crate) on_violation: OnViolation,
+    /// The service warns of a dump that takes longer.
+    #[serde(deserialize_with = "limit")]
+    pub(crate) warn_after: Option<Duration>,
+    /// The service kills a checkpointer that takes longer, and ends its guard.
+    #[serde(deserialize_with = "limit")]
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// What becomes of a dump under an automatic guard that was violated.
@@ -110,6 +116,8 @@ impl Default for Automatic {
             allow: Vec::new(),
             users: false,
             on_violation: OnViolation::Fail,
+            warn_after: Some(Duration::from_secs(300)),
+            timeout: None,
         }
     }
 }
@@ -170,6 +178,16 @@ impl Config {
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     words::duration(&text).map_err(|error| D::Error::custom(format!("{text:?} {error}")))
+}
+
+fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match &*text {
+        "off" => Ok(None),
+        text => words::duration(text)
+            .map(Some)
+            .map_err(|error| D::Error::custom(format!("{text:?} {error}"))),
+    }
 }
 
 fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Level, D::Error> {
@@ -242,6 +260,7 @@ mod tests {
                 2,
                 "expected `fail` or `warn`",
             ),
+            ("[automatic]\ntimeout = \"never\"\n", 2, "is no time"),
             ("group = 1\n", 1, "invalid type"),
             ("group = \n", 1, ""),
         ] {

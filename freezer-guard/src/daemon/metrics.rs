@@ -29,6 +29,7 @@ pub(super) struct Metrics {
     unguarded: u64,
     lost: u64,
     thawed: u64,
+    long: u64,
     denied: Counts,
     violations: Counts,
     held: Histogram,
@@ -41,6 +42,7 @@ impl Default for Metrics {
             unguarded: 0,
             lost: 0,
             thawed: 0,
+            long: 0,
             denied: Counts::new(),
             violations: Counts::new(),
             // From a pre-dump of a small process to one of many GiB, in seconds.
@@ -66,10 +68,41 @@ impl Metrics {
         self.thawed += cgroups as u64;
     }
 
+    pub(super) fn is_long(&mut self) {
+        self.long += 1;
+    }
+
     pub(super) fn has_ended(&mut self, guard: &Status) {
         add(&mut self.denied, &guard.denials);
         add(&mut self.violations, &guard.violations);
         self.held.observe(guard.held_seconds);
+    }
+
+    /// The name, the meaning and the value of each plain counter.
+    fn counters(&self) -> [(&'static str, &'static str, u64); 5] {
+        [
+            ("guards_begun", "Guards begun", self.begun),
+            (
+                "unguarded_dumps",
+                "Checkpoints that could not be guarded automatically",
+                self.unguarded,
+            ),
+            (
+                "lost_events",
+                "Events that came too fast to be read; the counts are complete",
+                self.lost,
+            ),
+            (
+                "thawed",
+                "Cgroups that a dead checkpointer had left frozen, and that the service thawed",
+                self.thawed,
+            ),
+            (
+                "long_dumps",
+                "Dumps under an automatic guard that took longer than automatic.warn_after",
+                self.long,
+            ),
+        ]
     }
 
     /// In Prometheus's text format. `held`: the guards in force.
@@ -88,8 +121,10 @@ impl Metrics {
             }
             family
         };
+        for (name, help, count) in self.counters() {
+            registry.register(name, help, counter(count));
+        }
         registry.register("guards_active", "Guards in force", gauge(held.len() as u64));
-        registry.register("guards_begun", "Guards begun", counter(self.begun));
         registry.register(
             "denied",
             "Operations refused, by protection",
@@ -101,24 +136,9 @@ impl Metrics {
             by_kind(&self.violations, |guard| &guard.violations),
         );
         registry.register(
-            "unguarded_dumps",
-            "Checkpoints that could not be guarded automatically",
-            counter(self.unguarded),
-        );
-        registry.register(
-            "thawed",
-            "Cgroups that a dead checkpointer had left frozen, and that the service thawed",
-            counter(self.thawed),
-        );
-        registry.register(
             "hold_seconds",
             "How long guards were held",
             self.held.clone(),
-        );
-        registry.register(
-            "lost_events",
-            "Events that came too fast to be read; the counts are complete",
-            counter(self.lost),
         );
         registry.register(
             "recursion_misses",
@@ -181,6 +201,7 @@ mod tests {
             "freezer_guard_unguarded_dumps_total 1",
             "freezer_guard_lost_events_total 7",
             "freezer_guard_thawed_total 0",
+            "freezer_guard_long_dumps_total 0",
             "freezer_guard_recursion_misses 3",
             "freezer_guard_hold_seconds_count 0",
             "# TYPE freezer_guard_denied_total counter",

@@ -28,6 +28,7 @@ impl Routine {
         }
         self.metrics_due = Instant::now() + METRICS;
         daemon.order(Job::WriteMetrics);
+        daemon.order(Job::LookAtLong);
         // Its programs are loaded when there is such a hierarchy.
         let has_v1 = cgroup::has_v1_freezer();
         if std::mem::replace(&mut self.had_v1, has_v1) != has_v1 {

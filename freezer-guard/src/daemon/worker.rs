@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
     rc::Rc,
     time::Duration,
 };
@@ -27,6 +26,7 @@ use super::{
     Daemon, blocking,
     error::{Error, Result},
     history,
+    known::Known,
     replace::replace,
 };
 
@@ -47,19 +47,13 @@ pub(super) enum Job {
     Overdue(GuardId),
     /// Events were lost: it is not known which.
     LookAgain,
+    /// Some dumps may take too long.
+    LookAtLong,
     /// The configuration has changed.
     Watch,
     WriteMetrics,
     /// Nothing comes after this.
     Stop,
-}
-
-/// What is remembered of a guard while it is held.
-#[derive(Default)]
-struct Known {
-    has_begun: bool,
-    /// As they were called when it began: they may be gone at its end.
-    cgroups: Vec<PathBuf>,
 }
 
 struct Worker {
@@ -147,7 +141,13 @@ impl Worker {
             Job::Ended => self.ended().await,
             Job::Expected => self.expect().await,
             Job::Log(event) => {
-                log(&event);
+                let way_out = match event.by.as_ref().map(|by| &*by.protection) {
+                    Some("kill") if event.event == What::Denial => {
+                        self.known.get_mut(&event.guard).and_then(Known::way_out)
+                    }
+                    _ => None,
+                };
+                log(&event, &way_out.unwrap_or_default());
                 Ok(())
             }
             Job::Overdue(id) => self.end_overdue(id).await,
@@ -155,8 +155,10 @@ impl Worker {
                 let guards = blocking(guard::list).await?;
                 self.begun(guards.iter().map(|guard| guard.id).collect())
                     .await?;
+                self.expect().await?;
                 self.ended().await
             }
+            Job::LookAtLong => self.look_at_long().await,
             Job::Watch => self.daemon.watch().await,
             Job::WriteMetrics => self.write_metrics().await,
             Job::Stop => Ok(()),
@@ -174,10 +176,7 @@ impl Worker {
 
     async fn expect(&mut self) -> Result<()> {
         self.is_too_much_attached = true;
-        for reason in blocking(automatic::expect).await? {
-            warn!("reduced enforcement: {}", guard::chain(&reason));
-        }
-        Ok(())
+        blocking(automatic::expect).await
     }
 
     fn has_begun(&mut self, id: GuardId, begun: Result<automatic::Begun, guard::Error>) {
@@ -203,8 +202,7 @@ impl Worker {
             }
         };
         let known = self.known.entry(id).or_default();
-        known.cgroups.clone_from(&status.cgroups);
-        known.has_begun = true;
+        known.begin(id, &status);
         if is_new && status.owner_uid.is_some() {
             let longest = self.daemon.config.borrow().users.longest_hold;
             let left = longest.saturating_sub(Duration::from_secs_f64(status.held_seconds));
@@ -236,17 +234,56 @@ impl Worker {
         let Some(known) = self.known.get(&id) else {
             return Ok(());
         };
-        let name = known.cgroups.first().cloned().unwrap_or_default();
         warn!(
             guard = id,
             "ending the guard of {}: a user has held it for longer than `users.longest_hold`",
-            escaped(&name.display().to_string())
+            escaped(&join(&known.cgroups, " "))
         );
+        self.end_in_its_name(id).await
+    }
+
+    async fn end_in_its_name(&self, id: GuardId) -> Result<()> {
+        let known = self.known.get(&id);
+        let name = known.and_then(|known| known.cgroups.first().cloned());
+        let name = name.unwrap_or_default();
         match blocking(move || guard::end_by_holder(id, &name)).await {
             // It has ended by itself.
             Err(Error::Guard(guard::Error::NotGuarded(_))) => Ok(()),
             ended => ended.map(drop),
         }
+    }
+
+    /// Warns of dumps that take too long, and ends those that take far too long.
+    async fn look_at_long(&mut self) -> Result<()> {
+        let (warn_after, limit) = {
+            let config = self.daemon.config.borrow();
+            (config.automatic.warn_after, config.automatic.timeout)
+        };
+        let mut over = Vec::new();
+        for (id, known) in &mut self.known {
+            if let Some(warning) = known.warning(warn_after) {
+                self.daemon.metrics.borrow_mut().is_long();
+                warn!(guard = id, kind = "long", "{warning}");
+            }
+            if known.is_over(limit) {
+                over.push((*id, known.was_killed));
+                known.was_killed = true;
+            }
+        }
+        for (id, was_killed) in over {
+            match was_killed {
+                false => {
+                    let pids = blocking(move || automatic::kill_holder(id)).await?;
+                    error!(
+                        guard = id,
+                        kind = "long",
+                        "`automatic.timeout`: killed {pids:?}"
+                    );
+                }
+                true => self.end_in_its_name(id).await?,
+            }
+        }
+        Ok(())
     }
 
     async fn ended(&mut self) -> Result<()> {
@@ -323,7 +360,8 @@ impl Worker {
     }
 }
 
-fn log(event: &Event) {
+/// `way_out`: what to do about it.
+fn log(event: &Event, way_out: &str) {
     let Some(by) = &event.by else { return };
     let cgroup = join(&event.cgroups, " ");
     macro_rules! log {
@@ -335,14 +373,15 @@ fn log(event: &Event) {
                 kind = by.protection,
                 event = %event.event,
                 $what,
-                event.about
+                event.about,
+                way_out
             )
         };
     }
     match event.event {
-        What::Violation => log!(error, "VIOLATED: {}"),
-        What::Disturbance => log!(warn, "disturbed before CHECKPOINTING: {}"),
-        _ => log!(warn, "refused {}"),
+        What::Violation => log!(error, "VIOLATED: {}{}"),
+        What::Disturbance => log!(warn, "disturbed before CHECKPOINTING: {}{}"),
+        _ => log!(warn, "refused {}{}"),
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) fn criu() -> Vec<Check> {
     checks
 }
 
-/// Whether the service guards the dumps of each `criu` in PATH: the same rules as those of the BPF
+/// Whether the service can guard the dumps of each `criu` in PATH: the same rules as those of the BPF
 /// side (`automatic.rs`).
 pub(super) fn checkpointers() -> Vec<Check> {
     const NAME: &str = "automatic guards";
@@ -87,7 +87,7 @@ pub(super) fn checkpointers() -> Vec<Check> {
         .filter_map(|dir| dir.join("criu").canonicalize().ok())
         .collect();
     let check = |file: PathBuf| match why_not_guarded(&file) {
-        Ok(None) => Check::good(NAME, format!("the service guards {}", file.display())),
+        Ok(None) => Check::good(NAME, format!("the service can guard {}", file.display())),
         Ok(Some((why, remedy))) => Check::limited(
             NAME,
             format!("{} has no automatic guard: {why}", file.display()),
@@ -106,6 +106,9 @@ pub(super) fn checkpointers() -> Vec<Check> {
 fn why_not_guarded(file: &Path) -> io::Result<Option<(&'static str, &'static str)>> {
     const BY_RUN: &str = "use `freezer-guard run` for its dumps";
     let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(Some(("it is no regular file", BY_RUN)));
+    }
     let mount = nix::sys::statvfs::statvfs(file)?.flags();
     let mut start = [0; 2];
     File::open(file)?.read_exact(&mut start)?;
@@ -114,7 +117,7 @@ fn why_not_guarded(file: &Path) -> io::Result<Option<(&'static str, &'static str
     } else if start == *b"#!" {
         let why = "it is a script, and the kernel executes its interpreter";
         Some((why, BY_RUN))
-    } else if !metadata.is_file() || metadata.uid() != 0 {
+    } else if metadata.uid() != 0 {
         Some(("it does not belong to root", "chown it to root"))
     } else if metadata.mode() & 0o022 != 0 {
         Some(("others than root may write to it", "chmod go-w"))

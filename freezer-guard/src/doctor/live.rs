@@ -68,6 +68,7 @@ impl Live {
             at_most: Level::Enforce,
             owner: None,
         };
+        Locked::wait()?.forget_results()?;
         let held = match guard::is_any_in_force()? {
             true => Locked::wait()?.level(),
             false => None,

@@ -6,17 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, MAX_ENDED, Protection};
 
 use super::{
-    Error, Status,
+    Error, PidFd, Status,
     around::mark_around,
-    entries::{is_idle, targets},
+    entries::{holder_pids, is_idle, targets},
     freezer::Freezer,
     level,
     lineage::Lineage,
     loading::{Loaded, ensure_loaded},
     marks::mark_ancestors,
     reconcile::{
-        drop_ended_one, expected, forget, hierarchies_in_use, hierarchies_there, keep_unread,
-        reconcile, sweep,
+        drop_ended_one, expected, forget, hierarchies_in_use, hierarchies_of_guards,
+        hierarchies_there, keep_unread, reconcile, sweep,
     },
     restoring::{Found, open, restore},
     status::{Snapshot, status},
@@ -105,7 +105,10 @@ pub fn unwatch() -> Result<(), Error> {
     };
     maps.set_automatic(GuardEntry::default())?;
     reconcile(&maps)?;
-    sweep_and_detach(&lock, &maps, has_entries(&maps)?)
+    sweep(&maps)?;
+    // Nobody would detach what a checkpointer is expected to need.
+    let watch = has_entries(&maps)?;
+    Ok(lock.detach_unneeded(hierarchies_of_guards(&maps)?, watch)?)
 }
 
 /// Whether there is any guard or candidate. Its members have to be counted: a service that comes
@@ -122,27 +125,28 @@ fn sweep_and_detach(lock: &Locked, store: &dyn GuardStore, watch: bool) -> Resul
 }
 
 /// Attaches what refuses before the checkpointers that have been executed a short time ago freeze a
-/// cgroup. Returns what the kernel does not attach.
+/// cgroup. [`arm`] tells what the kernel does not attach.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn expect() -> Result<Vec<kernel::Error>, Error> {
+pub fn expect() -> Result<(), Error> {
     let lock = Locked::wait()?;
     let Some(maps) = lock.open()? else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let candidates = expected(&maps)?;
     if candidates.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let hierarchies = hierarchies_in_use(&maps)?;
-    let weak_because = lock.attach(hierarchies)?;
+    lock.attach(hierarchies)?;
     let levels = level::numbers(lock.levels(hierarchies));
     let store: &dyn GuardStore = &maps;
     for id in candidates {
-        store.arm(id, levels, store.missed()?)?;
+        // Misses count from the begin of the guard.
+        store.arm(id, levels, GuardEntry::UNKNOWN)?;
     }
-    Ok(weak_because)
+    Ok(())
 }
 
 /// Returns whether programs that refuse are attached for a good reason: a guard is in force, or a
@@ -155,6 +159,33 @@ pub fn is_any_expected() -> Result<bool, Error> {
         Some(maps) => Ok(!is_idle(&maps)? || !expected(&maps)?.is_empty()),
         None => Ok(false),
     }
+}
+
+/// Kills the checkpointer of an automatic guard. Returns its processes.
+///
+/// # Errors
+/// When the kernel cannot be asked, or does not permit it.
+pub fn kill_holder(id: GuardId) -> Result<Vec<u32>, Error> {
+    let lock = Locked::wait()?;
+    let Some(maps) = lock.open()? else {
+        return Ok(Vec::new());
+    };
+    let processes: Vec<_> = holder_pids(&maps, id)?
+        .into_iter()
+        .filter_map(|pid| PidFd::open(pid).ok())
+        .collect();
+    // A pid may have been another process's by the time it was opened.
+    let pids = holder_pids(&maps, id)?;
+    let mut killed = Vec::new();
+    for process in processes {
+        if let Ok(pid) = process.pid()
+            && pids.contains(&pid)
+        {
+            process.kill();
+            killed.push(pid);
+        }
+    }
+    Ok(killed)
 }
 
 /// A guard that has begun.
@@ -277,9 +308,10 @@ pub(super) fn take_ended_of<F: Freezer>(
     store: &dyn GuardStore,
     open: &dyn Fn(CgroupKey) -> Option<F>,
 ) -> Result<Vec<Ended>, Error> {
+    keep_unread(store)?;
     let entries = store.ended().entries()?;
     let was_full = entries.len() >= MAX_ENDED as usize;
-    // The marks of those that somebody has ended are gone.
+    // A mark goes when a guard is ended properly, and when somebody writes the freezer after its end.
     let mut targets: BTreeMap<GuardId, Vec<_>> = BTreeMap::new();
     if !entries.is_empty() {
         for (key, id) in store.targets().entries()? {
@@ -289,11 +321,20 @@ pub(super) fn take_ended_of<F: Freezer>(
     let (mut ended, mut over) = (Vec::new(), Vec::new());
     for (id, entry) in &entries {
         // By an identity that no other cgroup gets: a name can be another's by now.
-        let targets = targets.remove(id).unwrap_or_else(|| vec![entry.target]);
-        let seen = Snapshot::of_one(store, *id, entry, targets.clone())?;
+        let targets = targets.remove(id).unwrap_or_default();
+        let named = match targets.is_empty() {
+            true => vec![entry.target],
+            false => targets.clone(),
+        };
+        let seen = Snapshot::of_one(store, *id, entry, named)?;
         let status = seen.status(store, *id, entry)?;
-        let frozen = targets.iter().copied().filter(|_| status.froze);
-        let frozen: Vec<_> = frozen.filter_map(open).collect();
+        let mut frozen = Vec::new();
+        for key in targets.into_iter().filter(|_| status.froze) {
+            // Somebody may have written it since.
+            if store.targets().get(&key)? == Some(*id) {
+                frozen.extend(open(key));
+            }
+        }
         let (thawed, result) = restore(frozen.iter().map(|freezer| (freezer, Found::Thawed)));
         if result.is_ok() {
             // Not before the thaw: if we die in between, the next daemon does it.
@@ -309,7 +350,6 @@ pub(super) fn take_ended_of<F: Freezer>(
     let is_room = !over.is_empty();
     forget(store, over)?;
     if was_full && is_room {
-        keep_unread(store)?;
         ended.extend(take_ended_of(store, open)?);
     }
     reconcile(store)?;

@@ -2,7 +2,7 @@
 
 use freezer_guard_abi::CgroupKey;
 
-use crate::cgroup::{Cgroup, Error};
+use crate::cgroup::{Cgroup, Error, is_gone};
 
 /// A cgroup's own freezer.
 pub(super) trait Freezer {
@@ -37,8 +37,11 @@ impl Freezer for Cgroup {
             return Ok(true);
         }
         for below in self.descendants()? {
-            if !below.threads()?.is_empty() {
-                return Ok(true);
+            match below.threads() {
+                Ok(threads) if threads.is_empty() => {}
+                Ok(_) => return Ok(true),
+                Err(Error::Io { source, .. }) if is_gone(&source) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(false)

@@ -1,6 +1,6 @@
 //! The marks of a guard in the maps: on its targets, and on what is above them.
 
-use freezer_guard_abi::{AncestorKey, CgroupKey, GuardId};
+use freezer_guard_abi::{AncestorKey, CgroupKey, GuardEntry, GuardId};
 
 use super::{
     Error, Status,
@@ -61,8 +61,11 @@ pub(super) fn release(
         reconcile(store)?;
         return Ok(None);
     };
+    // The service thaws the cgroups that have a mark.
+    let is_frozen = !restored && entry.flags & GuardEntry::FROZEN_BY_US != 0;
+    let waits_for_thaw = is_frozen && (entry.is_automatic() || store.daemon_runs());
     for key in &marks.targets {
-        if store.targets().get(key)? == Some(id) {
+        if !waits_for_thaw && store.targets().get(key)? == Some(id) {
             store.targets().remove(key)?;
         }
     }
@@ -80,7 +83,8 @@ pub(super) fn release(
     let status = seen.status(store, id, &entry)?;
     // A checkpointer may have written another freezer just now.
     // Where it lies in the other hierarchy is known to its own process only.
-    let are_left = marks.ancestors.is_none() || entry.is_automatic() || !marks.is_own;
+    let are_left =
+        marks.ancestors.is_none() || entry.is_automatic() || !marks.is_own || waits_for_thaw;
     store.end(id, restored, are_left)?;
     if !entry.is_automatic() && !store.daemon_runs() {
         // Nobody asks what became of it.

@@ -44,16 +44,22 @@ fn drop_ended(store: &dyn GuardStore) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the entry in `GUARDS` is the record of an ended guard.
+fn is_record(entry: &GuardEntry) -> bool {
+    !entry.is_in_force() && entry.flags & GuardEntry::UNREAD != 0
+}
+
 /// Moves records of ended guards from `GUARDS`, where the kernel side leaves them while `ENDED` is
 /// full, to `ENDED`.
 pub(super) fn keep_unread(store: &dyn GuardStore) -> Result<(), Error> {
-    let is_record = |entry: &GuardEntry| {
-        !entry.is_in_force() && entry.members == 0 && entry.flags & GuardEntry::UNREAD != 0
-    };
-    for (id, entry) in store.guards().entries()? {
-        if !is_record(&entry) {
-            continue;
-        }
+    let mut records = store.guards().entries()?;
+    records.retain(|(_, entry)| is_record(entry) && entry.members == 0);
+    if records.is_empty() {
+        return Ok(());
+    }
+    // An entry is used again at once.
+    store.wait_for_programs()?;
+    for (id, entry) in records {
         match store.ended().put(id, entry) {
             Err(kernel::Error::Full(_)) => break,
             put => put?,
@@ -71,15 +77,15 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     // A program that is ending a guard comes to its end first: what it has not taken away
     // by then, no program does.
     store.wait_for_programs()?;
+    let keeps = |entry: &GuardEntry| is_record(entry) && store.daemon_runs();
     for (id, entry) in &guards {
-        let is_record = entry.flags & GuardEntry::UNREAD != 0 && store.daemon_runs();
-        if !entry.is_in_force() && entry.members == 0 && !is_record {
+        if !entry.is_in_force() && entry.members == 0 && !keeps(entry) {
             store.guards().remove(id)?;
         }
     }
     let known: BTreeSet<_> = guards
         .into_iter()
-        .filter(|(_, entry)| entry.is_in_force())
+        .filter(|(_, entry)| entry.is_in_force() || keeps(entry))
         .map(|(id, _)| id)
         .collect();
     // One may have begun since.
@@ -223,9 +229,14 @@ pub(super) fn expected(store: &dyn GuardStore) -> Result<Vec<GuardId>, Error> {
 /// The hierarchies that the tasks of the guards in force are in: their roots are marked. While a
 /// checkpointer is expected to freeze a cgroup, these are all that there are.
 pub(super) fn hierarchies_in_use(store: &dyn GuardStore) -> Result<Hierarchies, Error> {
-    if !expected(store)?.is_empty() {
-        return hierarchies_there();
+    match expected(store)?.is_empty() {
+        true => hierarchies_of_guards(store),
+        false => hierarchies_there(),
     }
+}
+
+/// The same without regard to checkpointers.
+pub(super) fn hierarchies_of_guards(store: &dyn GuardStore) -> Result<Hierarchies, Error> {
     if is_idle(store)? {
         return Ok(Hierarchies::default());
     }

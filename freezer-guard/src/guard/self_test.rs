@@ -22,7 +22,7 @@ use nix::{
 use super::Error;
 use crate::{
     cgroup::{self, Cgroup, CreatedCgroups, Version},
-    kernel::{self, CallResult, Hierarchies, Locked, ProgramReport},
+    kernel::{self, CallResult, Hierarchies, Locked, ProgramReport, prerequisites::is_tracing_off},
 };
 
 /// The program that the kernel calls some time after the end of a task, and the longest wait for
@@ -32,51 +32,74 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Tests the programs if one of them was never tested. Detaches those that the kernel does not
-/// call, and returns an error for each.
+/// call, and returns an error for each. If the kernel does not count calls for this process (it
+/// lacks CAP_SYS_ADMIN), this tests nothing.
 ///
 /// # Errors
-/// When the kernel does not call a program that no guard goes without.
+/// When the kernel does not call a program that no guard goes without, or function tracing is off.
 pub(super) fn try_new(
     lock: &Locked,
     hierarchies: Hierarchies,
 ) -> Result<Vec<kernel::Error>, Error> {
-    match lock.is_any_untried(hierarchies) {
-        true => Ok(try_all(lock, hierarchies)?.1),
-        false => Ok(Vec::new()),
+    if !lock.is_any_untried(hierarchies) {
+        return Ok(Vec::new());
+    }
+    match enable_stats(Stats::RunTime) {
+        Ok(_counting) => Ok(try_counted(lock, hierarchies)?.1),
+        Err(_) => Ok(Vec::new()),
     }
 }
 
 /// Tests all programs that guards in these hierarchies need, and returns them as they were in the
-/// test. `calls` is `None` if the kernel does not count calls for this process (it lacks
-/// CAP_SYS_ADMIN), if an attempt was not possible, and for uprobes, since a probe would write into
-/// other processes.
+/// test. `calls` is `None` if nothing is known: the kernel does not count calls for this process,
+/// or an attempt was not possible. There is none for uprobes: a probe would write into other
+/// processes.
 ///
 /// # Errors
 /// See [`try_new`].
 pub(super) fn try_all(
     lock: &Locked,
     hierarchies: Hierarchies,
+) -> Result<Vec<ProgramReport>, Error> {
+    match enable_stats(Stats::RunTime) {
+        Ok(_counting) => Ok(try_counted(lock, hierarchies)?.0),
+        Err(_) => Ok(counted(lock.programs(hierarchies), &[], &[])),
+    }
+}
+
+/// The same while the kernel counts calls.
+fn try_counted(
+    lock: &Locked,
+    hierarchies: Hierarchies,
 ) -> Result<(Vec<ProgramReport>, Vec<kernel::Error>), Error> {
-    let stats = enable_stats(Stats::RunTime);
     let before = lock.programs(hierarchies);
-    let Ok(_counting) = stats else {
-        return Ok((counted(before, &[], &[]), Vec::new()));
-    };
-    let tried = make_attempts();
+    let mut tried = make_attempts();
+    let called = |tried: &[&str]| counted(lock.programs(hierarchies), &before, tried);
+    let is_late = |program: &ProgramReport| program.name == LATE;
+    let mut programs = called(&tried);
+    if programs
+        .iter()
+        .any(|program| is_never_called(program) && !is_late(program))
+    {
+        // Something may have been in the way of the first attempts.
+        tried.extend(make_attempts());
+        programs = called(&tried);
+    }
     let start = Instant::now();
-    let programs = loop {
-        let programs = counted(lock.programs(hierarchies), &before, &tried);
-        let is_awaited = |program: &ProgramReport| program.name == LATE && is_never_called(program);
-        if start.elapsed() > TIMEOUT || !programs.iter().any(is_awaited) {
-            break programs;
-        }
+    let is_awaited = |program: &ProgramReport| is_late(program) && is_never_called(program);
+    while programs.iter().any(is_awaited) && start.elapsed() < TIMEOUT {
         sleep(PAUSE);
-    };
+        programs = called(&tried);
+    }
+    if is_tracing_off() {
+        // No program is called then, and none can be detached.
+        return Err(kernel::Error::TracingOff.into());
+    }
     let mut never = Vec::new();
     for program in programs.iter().filter(|program| program.attached) {
         let result = match program.calls {
             Some(1..) => CallResult::Called,
-            Some(0) if program.name != LATE => CallResult::NeverCalled,
+            Some(0) if !is_late(program) => CallResult::NeverCalled,
             _ => CallResult::Unknown,
         };
         never.extend(lock.keep_result(program.name, result)?);
@@ -120,26 +143,50 @@ fn make_attempts() -> Vec<&'static str> {
         fs::read("/proc/sys/kernel/panic").map(drop),
         &["number_set_exit"],
     );
+    // They have to be empty when they go.
+    let mut made = CreatedCgroups::default();
     if let Ok(child) = OwnChild::spawn() {
-        tried(Ok(()), &["bprm_committed_creds", "committed_creds_entry"]);
+        // This waits for the end of its `execve`.
+        let seized = ptrace::seize(child.pid(), ptrace::Options::empty());
+        tried(
+            seized.map_err(io::Error::from),
+            &[
+                "bprm_committed_creds",
+                "committed_creds_entry",
+                "ptrace_access_check",
+                "ptrace_access_exit",
+                "ptrace_attach_exit",
+            ],
+        );
+        let file = |name: &str| format!("/proc/{}/{name}", child.0.id());
+        tried(
+            read_cmdline(Path::new(&file("cmdline"))),
+            &["remote_vm_exit"],
+        );
+        // `CLEAR_REFS_MM_HIWATER_RSS`: the dirty bits stay.
+        tried(fs::write(file("clear_refs"), "5"), &["clear_refs_exit"]);
         for mount in [cgroup::freezer_mount(), cgroup::unified_mount()] {
             if let Ok(Some(mount)) = mount {
-                let (result, those) = freeze_and_move(&child, &mount);
+                let (result, those) = freeze_and_move(&child, &mount, &mut made);
                 tried(result, those);
             }
         }
-        let file = |name: &str| format!("/proc/{}/{name}", child.0.id());
-        tried(fs::read(file("cmdline")).map(drop), &["remote_vm_exit"]);
-        let access = ["ptrace_access_check", "ptrace_access_exit"];
-        tried(fs::read(file("stat")).map(drop), &access);
-        // `CLEAR_REFS_MM_HIWATER_RSS`: the dirty bits stay.
-        tried(fs::write(file("clear_refs"), "5"), &["clear_refs_exit"]);
-        let seized = ptrace::seize(child.pid(), ptrace::Options::empty());
-        tried(seized.map_err(io::Error::from), &["ptrace_attach_exit"]);
         let killed = kill(child.pid(), Signal::SIGKILL).map_err(io::Error::from);
         tried(killed, &["task_kill", "signal_generate"]);
     }
     programs
+}
+
+/// Reads the arguments of a process from its memory, as soon as it has some.
+fn read_cmdline(file: &Path) -> io::Result<()> {
+    const ATTEMPTS: u32 = 50;
+    for _ in 0..ATTEMPTS {
+        if !fs::read(file)?.is_empty() {
+            return Ok(());
+        }
+        sleep(PAUSE);
+    }
+    Err(io::Error::other("the child has no arguments"))
 }
 
 fn make_thread() -> io::Result<()> {
@@ -149,9 +196,12 @@ fn make_thread() -> io::Result<()> {
 
 /// Moves the child into a cgroup that is there for this alone and out of it, and then freezes and
 /// thaws the empty cgroup.
-fn freeze_and_move(child: &OwnChild, mount: &Path) -> (io::Result<()>, &'static [&'static str]) {
+fn freeze_and_move(
+    child: &OwnChild,
+    mount: &Path,
+    made: &mut CreatedCgroups,
+) -> (io::Result<()>, &'static [&'static str]) {
     let path = mount.join(format!("freezer-guard-self-test-{}", id()));
-    let mut made = CreatedCgroups::default();
     let opened = made.make(&path).and_then(|()| Cgroup::open(&path));
     let Ok(cgroup) = opened else {
         return (Ok(()), &[]);
@@ -189,6 +239,7 @@ impl OwnChild {
     fn spawn() -> io::Result<Self> {
         let mut command = Command::new("sleep");
         command.arg("60").stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().map(Self)
     }
 

@@ -261,11 +261,9 @@ impl Snapshot {
             _ => (entry.violations(), entry.repaired),
         };
         let seized = entry.flags & GuardEntry::SEIZES != 0 && self.targets.is_empty();
-        let targets = match seized {
-            true => vec![entry.target],
-            false => self.targets,
-        };
-        let cgroups: Vec<_> = targets.iter().map(|key| store.name(*key)).collect();
+        let first = seized.then_some(&entry.target);
+        let targets = self.targets.iter().chain(first);
+        let cgroups: Vec<_> = targets.map(|key| store.name(*key)).collect();
         Ok(Status {
             id,
             state: match (entry.ended_ns, entry.checkpointing_ns) {
@@ -280,10 +278,8 @@ impl Snapshot {
             holder_pids: self.pids,
             owner_uid: (entry.flags & GuardEntry::BY_USER != 0).then_some(entry.owner_uid as u32),
             begun: wall_clock(entry.begun_ns),
-            checkpointing: match entry.checkpointing_ns {
-                0 => None,
-                time => Some(wall_clock(time)),
-            },
+            checkpointing: (entry.checkpointing_ns != 0)
+                .then(|| wall_clock(entry.checkpointing_ns)),
             held_seconds: held.as_secs_f64(),
             level: level(entry).to_owned(),
             levels: Protection::ALL

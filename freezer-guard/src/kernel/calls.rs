@@ -9,7 +9,7 @@ use std::{
 use super::{
     Error,
     pins::Locked,
-    programs::{self, Hierarchies, Program},
+    programs::{self, Hierarchies, PROGRAMS, Program},
 };
 
 /// What the self-test has shown of a program.
@@ -59,6 +59,16 @@ impl Locked {
         };
         let level = self.level();
         level.is_some_and(|level| programs::at(level).any(is_untried))
+    }
+
+    /// Forgets all results: the next guard tests each program again.
+    ///
+    /// # Errors
+    /// When they cannot be removed.
+    pub fn forget_results(&self) -> Result<(), Error> {
+        let mut all = PROGRAMS.iter().map(|program| program.result(self.dir()));
+        all.try_for_each(|link| remove(&link))
+            .map_err(Error::failed("remove the results of the self-test"))
     }
 
     /// Keeps the result for the program of this name. A program that the kernel does not call is

@@ -315,6 +315,15 @@ impl Locked {
             .filter(|program| is_callable(program) && !is_attached(program))
             .filter(|program| all_moves || !program.refuses_moves())
             .collect();
+        let mut failed = Vec::new();
+        for program in programs::at(level)
+            .filter(|program| needed(program) && program.is_never_called(&self.dir))
+        {
+            match program.is_vital() {
+                true => return Err(program.never_called(level)),
+                false => failed.push(program.never_called(level)),
+            }
+        }
         if !missing.is_empty() && prerequisites::is_tracing_off() {
             return Err(Error::TracingOff);
         }
@@ -323,10 +332,6 @@ impl Locked {
         if !PROGRAMS.iter().any(is_counting) {
             self.forget_members()?;
         }
-        let mut failed: Vec<_> = programs::at(level)
-            .filter(|program| needed(program) && program.is_never_called(&self.dir))
-            .map(|program| program.never_called(level))
-            .collect();
         for program in missing {
             match program.attach(&self.dir) {
                 Err(error) if program.is_vital() => return Err(error),

@@ -2,6 +2,7 @@
 
 mod dumps;
 mod frozen;
+mod long;
 mod seized;
 mod violated;
 
@@ -28,7 +29,6 @@ use super::{
     },
     varlink::SOCKET,
 };
-use crate::sys::{open_map, set_entry};
 use violated::{Moment, dump_fails};
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -42,7 +42,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("check_costs_nothing", check);
     list.add("service_killed_at_each_point", killed);
     list.add("violation_is_kept", violation);
-    list.add("violation_is_kept_without_room", no_room);
+    list.add("violation_is_kept_without_room", violated::without_room);
     if list.can_dump() {
         list.add("dump_by_an_engine", dumps::engine);
         list.add("dump_where_paused_before", dumps::paused);
@@ -52,6 +52,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("violated_before_the_seize", |h| {
             dump_fails(h, Moment::BeforeTheSeize, &[])
         });
+        list.add("violated_pre_dump", violated::pre_dump_fails);
         list.add("violated_before_the_inventory", |h| {
             dump_fails(h, Moment::BeforeTheInventory, &["--leave-running"])
         });
@@ -62,6 +63,9 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("killed_and_paused_since", frozen::is_paused_since);
     list.add("killed_where_paused_before", frozen::was_paused_before);
     list.add("killed_after_its_thaw", frozen::thaws_itself);
+    list.add("killed_and_tried_again", frozen::is_tried_again);
+    list.add("exits_while_frozen", frozen::exits);
+    list.add("takes_long", long::takes_long);
     list.add("stray", seized::stray);
     list.add("where_paused_before", frozen::is_guarded_where_paused);
     list.add("what_it_restores_is_free", dumps::restored);
@@ -428,22 +432,4 @@ fn violation(hierarchy: Hierarchy) -> Result<()> {
         last.stdout
     );
     Ok(())
-}
-
-/// The kernel side has no room for the record of a guard that ends while the service is stopped.
-fn no_room(hierarchy: Hierarchy) -> Result<()> {
-    const ROOM: u64 = 1024;
-    let target = Cgroup::new(hierarchy)?;
-    let mut held = Held::new(&[&target])?;
-    let id = guards()?.pop().unwrap_or_default()["id"].clone();
-    let service = main_pid()?;
-    kill(service, Signal::SIGSTOP)?;
-    let ended = open_map(c"/sys/fs/bpf/freezer-guard/ENDED")?;
-    (0..ROOM).try_for_each(|key| set_entry(&ended, key, true))?;
-    held.process().signal(Signal::SIGKILL)?;
-    held.process().close_input();
-    eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
-    kill(service, Signal::SIGCONT)?;
-    eventually("its record is read", || Ok(last_guard()?["id"] == id))?;
-    expect_idle()
 }

@@ -113,6 +113,7 @@ impl World {
     /// A write that was permitted takes effect, be that now or much later.
     pub(super) fn write(&mut self, task: Task, cgroup: &Lineage, freeze: bool) {
         let number = cgroup.key.kernfs_id;
+        self.was_left(cgroup.key);
         if freeze || self.frozen.contains(&number) {
             self.claim(task, cgroup);
         }
@@ -128,6 +129,17 @@ impl World {
             if let Some(entry) = self.in_force_mut(id) {
                 entry.disturbances[Protection::Freeze as usize] += 1;
             }
+        }
+    }
+
+    /// `was_left` of the BPF side.
+    fn was_left(&mut self, cgroup: CgroupKey) {
+        let left = |id: &GuardId| {
+            let ended = self.ended.get(id);
+            ended.is_some_and(|entry| entry.flags & GuardEntry::FROZEN_BY_US != 0)
+        };
+        if self.targets.get(&cgroup).is_some_and(left) {
+            self.targets.remove(&cgroup);
         }
     }
 

@@ -117,7 +117,44 @@ pub(super) fn is_guarded_where_paused(hierarchy: Hierarchy) -> Result<()> {
 pub(super) fn thaws_itself(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let mut criu = start(&target, &[hierarchy.frozen(), hierarchy.thawed()])?;
-    ensure!(guards()?[0]["froze"] == false, "{:?}", guards()?);
+    let id = guards()?[0]["id"].clone();
     kill_it(&mut criu)?;
+    eventually("its end is known", || Ok(last_guard()?["id"] == id))?;
+    let words = format!("thawed {}", target.text());
+    ensure!(!journal()?.contains(&words), "{}", journal()?);
+    expect_idle()
+}
+
+/// A checkpointer that ends by itself has left the cgroup frozen on purpose, as the restore of a
+/// paused container does.
+pub(super) fn exits(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut criu = start(&target, &[hierarchy.frozen()])?;
+    let id = guards()?[0]["id"].clone();
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
+    eventually("its end is known", || Ok(last_guard()?["id"] == id))?;
+    expect_idle()?;
+    ensure!(target.state()? == "FROZEN", "left {}", target.state()?);
+    target.thaw()
+}
+
+/// An engine tries again before the service has thawed what the first checkpointer left.
+pub(super) fn is_tried_again(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let mut first = start(&target, &[hierarchy.frozen()])?;
+    let service = main_pid()?;
+    kill(service, Signal::SIGSTOP)?;
+    kill_it(&mut first)?;
+    first.wait(LONG)?;
+    let mut second = FakeCriu::new()?.start()?;
+    for value in [hierarchy.thawed(), hierarchy.frozen()] {
+        sh(&mut second, &write(&target, value))?;
+    }
+    kill(service, Signal::SIGCONT)?;
+    armed()?;
+    ensure!(target.state()? == "FROZEN", "it is {}", target.state()?);
+    kill_it(&mut second)?;
+    eventually("it is thawed", || Ok(target.state()? == "THAWED"))?;
     expect_idle()
 }

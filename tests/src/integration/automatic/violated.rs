@@ -7,17 +7,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 
 use super::{
     super::{
         cgroups::{Cgroup, Hierarchy, Workload, unique},
         dump,
-        process::{LONG, Process, guards, last_guard, run, tool},
+        process::{Held, LONG, Process, guards, last_guard, run, tool},
         scratch_folder,
-        service::{CONFIG, eventually, expect_idle, systemctl},
+        service::{CONFIG, eventually, expect_idle, main_pid, systemctl},
     },
     FakeCriu, armed, sh, write,
 };
+use crate::sys::{open_map, set_entry};
 
 /// Clears the dirty bits of a task. Nothing refuses that.
 fn violate(pid: i32) -> Result<()> {
@@ -31,12 +33,12 @@ fn write_file(path: &Path) -> String {
     format!("echo image > {}", path.display())
 }
 
-/// The holder of a violated guard can write any file but one.
+/// The holder of a violated guard can write any file but those of images.
 pub(super) fn inventory(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
     let images = scratch_folder("images")?;
-    let [inventory, other] = ["inventory.img", "inventory.imgs"].map(|name| images.join(name));
+    let [inventory, other] = ["inventory.img", "dump.log"].map(|name| images.join(name));
     let mut criu = FakeCriu::new()?.start()?;
     sh(&mut criu, &write(&target, hierarchy.frozen()))?;
     armed()?;
@@ -149,4 +151,60 @@ pub(super) fn dump_fails(hierarchy: Hierarchy, moment: Moment, more: &[&str]) ->
         .with_context(|| dump::log(&images, "dump.log"))?;
     expect_idle()?;
     target.kill_all()
+}
+
+/// The memory that an incremental dump begins with.
+pub(super) fn pre_dump_fails(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    workload.expect_counting()?;
+    let images = scratch_folder("images")?;
+    let mut command = Command::new("systemd-run");
+    command.args(["--quiet", "--wait", "--unit"]);
+    command.arg(format!("{}.service", unique()));
+    let (inject, path) = Moment::BeforeTheSeize.wait(&target);
+    command.args(["strace", "-o", "/dev/null", "-e", inject, "-P"]);
+    command.arg(path);
+    command.args([
+        "criu",
+        "pre-dump",
+        "-o",
+        "dump.log",
+        "-v4",
+        "--timeout",
+        "100",
+    ]);
+    command.args(["--track-mem", "-t", &workload.pid.to_string(), "-D"]);
+    command
+        .arg(&images)
+        .arg("--freeze-cgroup")
+        .arg(&target.path);
+    let mut engine = Process::spawn(&mut command)?;
+    armed()?;
+    violate(workload.pid)?;
+    engine.close_input();
+    let finished = engine.wait(LONG)?;
+    let log = || dump::log(&images, "dump.log");
+    ensure!(finished.code != 0, "the pre-dump is called good: {}", log());
+    expect_idle()?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    workload.expect_counting().with_context(log)
+}
+
+/// The kernel side has no room for the record of a guard that ends while the service is stopped.
+pub(super) fn without_room(hierarchy: Hierarchy) -> Result<()> {
+    const ROOM: u64 = 1024;
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    let id = guards()?.pop().unwrap_or_default()["id"].clone();
+    let service = main_pid()?;
+    kill(service, Signal::SIGSTOP)?;
+    let ended = open_map(c"/sys/fs/bpf/freezer-guard/ENDED")?;
+    (0..ROOM).try_for_each(|key| set_entry(&ended, key, true))?;
+    held.process().signal(Signal::SIGKILL)?;
+    held.process().close_input();
+    eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
+    kill(service, Signal::SIGCONT)?;
+    eventually("its record is read", || Ok(last_guard()?["id"] == id))?;
+    expect_idle()
 }
