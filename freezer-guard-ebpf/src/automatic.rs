@@ -187,7 +187,7 @@ fn claim_found(id: GuardId, cgroup: Pointer) {
 
 /// The cgroup whose freezer a candidate is about to read: if an engine has paused it, the
 /// checkpointer writes its freezer only after it has seized the tasks. A checkpointer that guards
-/// something reads what it likes.
+/// something may read any freezer.
 #[inline(always)]
 fn read_by_candidate(seq: Pointer) -> Option<(GuardId, Pointer)> {
     let id = membership::of_current()?;

@@ -34,7 +34,8 @@
 //!
 //! **Automatic guards**: `bprm_committed_creds` notices that a process becomes `criu`, and
 //! the tripwires of the freezer begin its guard at the first write. `freezer_read` and
-//! `cgroup_freeze_show` begin it at the first read, if an engine has paused the container.
+//! `cgroup_freeze_show` begin it at the first read, if an engine has paused the container, and
+//! `ptrace_attach` at the first seize, if the checkpointer uses no freezer.
 //!
 //! **Operations** that user space asks for: `control` (`BPF_PROG_TEST_RUN`), and the
 //! iterators `members` and `enrol`.
@@ -222,10 +223,16 @@ fn signal_generate(ctx: BtfTracePointContext) -> i32 {
 
 #[fexit(function = "ptrace_attach")]
 fn ptrace_attach_exit(ctx: FExitContext) -> i32 {
+    task::attached(ctx.arg(0), ctx.arg(4));
+    0
+}
+
+/// The same function, for checkpointers that nobody has guarded.
+#[fexit(function = "ptrace_attach")]
+fn seize_exit(ctx: FExitContext) -> i32 {
     if ctx.arg::<i32>(4) == 0 {
         seize::seized(ctx.arg(0));
     }
-    task::attached(ctx.arg(0), ctx.arg(4));
     0
 }
 

@@ -149,7 +149,7 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
     };
     let leader = entry.leader();
     if entry.guard().leader.0 == task && !kernel::is_killed(task as Pointer) {
-        // What the checkpointer has left frozen it wants to be so.
+        // It was not killed, so it has left the cgroup frozen on purpose.
         entry.clear_flags(GuardEntry::FROZEN_BY_US);
     }
     entry.remove_member();

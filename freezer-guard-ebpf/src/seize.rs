@@ -1,7 +1,9 @@
 //! Dumps without a freezer: the guard of a checkpointer begins with its first seize.
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
-use freezer_guard_abi::{Act, AncestorKey, CgroupKey, GuardEntry, GuardId, Protection, Unguarded};
+use freezer_guard_abi::{
+    Act, AncestorKey, CgroupKey, GuardEntry, GuardId, MAX_DEPTH_BY_USER, Protection, Unguarded,
+};
 
 use crate::{
     audit::{self, Access},
@@ -23,8 +25,8 @@ pub(crate) fn seized(task: Pointer) {
 }
 
 /// A checkpointer that uses no freezer has a guard from its first seize on. If it has frozen a
-/// cgroup before, it has to find all its tasks there: another one was not frozen, and may have
-/// changed what the image has of it. A global function: see `lookup`.
+/// cgroup before, it has to find all its tasks there: another one was not frozen, and may
+/// have changed during the dump. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn seize(id: GuardId, task: u64) -> u64 {
@@ -65,6 +67,13 @@ fn cgroup_of(task: Pointer) -> Option<Pointer> {
         .or_else(|| lookup::v1_of(task))
 }
 
+/// Whether the marks above the task's cgroup are too many for a user's guard.
+#[inline(always)]
+fn is_too_deep(entry: Entry, task: Pointer) -> bool {
+    let level = cgroup_of(task).and_then(|cgroup| probe::<u32>(cgroup, offset!(cgroup_level)));
+    entry.flags() & GuardEntry::BY_USER != 0 && level.is_none_or(|level| level > MAX_DEPTH_BY_USER)
+}
+
 /// The guard protects a task that its holder has seized. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -80,7 +89,7 @@ extern "C" fn protect_seized(id: GuardId, task: u64, hierarchy: u64, kernfs_id: 
         unguarded(id, key, Unguarded::Busy);
         return 0;
     }
-    if lifetime::hold(id) == 0 {
+    if is_too_deep(entry, task) || lifetime::hold(id) == 0 {
         unguarded(id, key, Unguarded::Full);
         return 0;
     }

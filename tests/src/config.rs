@@ -96,7 +96,7 @@ named!(
         Service = "service",
         /// Real checkpointers and container engines, in a guest with systemd.
         Engines = "engines",
-        /// What differs on a host with both hierarchies.
+        /// The differences on a host with both hierarchies.
         Mixed = "mixed",
         /// What tells quickly whether a kernel will do.
         Core = "core",

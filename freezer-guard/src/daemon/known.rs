@@ -9,7 +9,7 @@ use freezer_guard::{
 use freezer_guard_abi::GuardId;
 use tokio::time::Instant;
 
-/// What is remembered of a guard while it is held.
+/// The service remembers this of a guard while it is held.
 #[derive(Default)]
 pub(super) struct Known {
     pub(super) has_begun: bool,
@@ -63,7 +63,7 @@ impl Known {
         ))
     }
 
-    /// What to do if the guard is in the way, once.
+    /// The remedy if the guard is in the way, once.
     pub(super) fn way_out(&mut self) -> Option<String> {
         if self.has_told_way_out {
             return None;

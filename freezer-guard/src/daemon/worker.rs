@@ -360,7 +360,7 @@ impl Worker {
     }
 }
 
-/// `way_out`: what to do about it.
+/// `way_out`: the remedy, if the event needs one.
 fn log(event: &Event, way_out: &str) {
     let Some(by) = &event.by else { return };
     let cgroup = join(&event.cgroups, " ");

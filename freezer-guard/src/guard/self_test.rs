@@ -156,6 +156,7 @@ fn make_attempts() -> Vec<&'static str> {
                 "ptrace_access_check",
                 "ptrace_access_exit",
                 "ptrace_attach_exit",
+                "seize_exit",
             ],
         );
         let file = |name: &str| format!("/proc/{}/{name}", child.0.id());

@@ -96,7 +96,7 @@ pub(super) fn is_guarded_where_paused(hierarchy: Hierarchy) -> Result<()> {
     }
     let guard = armed()?;
     ensure!(guard["state"] == "CHECKPOINTING", "{guard}");
-    // What it reads later it does not dump.
+    // It does not dump a cgroup that it reads later.
     ensure!(
         guard["cgroups"] == serde_json::json!([target.text()]),
         "{guard}"
