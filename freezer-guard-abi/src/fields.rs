@@ -85,6 +85,7 @@ kernel_fields! {
     task_struct_pid = "task_struct"."pid";
     task_struct_cgroups = "task_struct"."cgroups";
     task_struct_flags = "task_struct"."flags";
+    task_struct_start_boottime = "task_struct"."start_boottime";
     task_struct_exit_code = "task_struct"."exit_code";
     task_struct_ptrace = "task_struct"."ptrace";
     task_struct_parent = "task_struct"."parent";

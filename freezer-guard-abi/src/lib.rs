@@ -247,6 +247,8 @@ impl GuardEntry {
     /// that the holder traces, and the freezers of their cgroups. [`Self::target`] is the cgroup of
     /// the first of them, and no target: other tasks in there are free.
     pub const SEIZES: u64 = 4096;
+    /// A checkpointer before this one, which was killed, has left the target frozen.
+    pub const LEFT_FROZEN: u64 = 8192;
 
     /// Whether the guard has not ended.
     #[inline(always)]

@@ -202,7 +202,7 @@ fn read_by_candidate(seq: Pointer) -> Option<(GuardId, Pointer)> {
 /// mutex of the kernel's. If a checkpointer does that, it guards the cgroup from here on.
 #[inline(always)]
 fn claim(cgroup: Pointer, is_frozen: bool) {
-    let was_left = freezer::was_left(kernel::number(cgroup)) != 0;
+    let was_left = freezer::takes_over(cgroup);
     let Some(id) = membership::of_current() else {
         return;
     };
@@ -217,7 +217,7 @@ fn pack(is_frozen: bool, was_left: bool) -> u64 {
     match (is_frozen, was_left) {
         (false, _) => 0,
         (true, false) => GuardEntry::CLAIMED_FROZEN,
-        (true, true) => GuardEntry::FROZEN_BY_US,
+        (true, true) => GuardEntry::FROZEN_BY_US | GuardEntry::LEFT_FROZEN,
     }
 }
 
@@ -248,8 +248,11 @@ fn take(id: GuardId, cgroup: Pointer, flags: u64) {
         // A dead guard's.
         let _ = TARGETS.remove(key);
     }
+    // The marks of a user leave room for those of root.
     if entry.flags() & GuardEntry::BY_USER != 0
-        && probe::<u32>(cgroup, offset!(cgroup_level)).is_none_or(|level| level > MAX_DEPTH_BY_USER)
+        && (entry.is_checkpointing()
+            || probe::<u32>(cgroup, offset!(cgroup_level))
+                .is_none_or(|level| level > MAX_DEPTH_BY_USER))
     {
         return unguarded(id, key, Unguarded::Full);
     }

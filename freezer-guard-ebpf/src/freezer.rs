@@ -103,9 +103,10 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
     };
     let packed = pack(key, if freeze != 0 { FREEZES } else { 0 });
     if let Found::Guard(id) = lookup::of_cgroup(cgroup) {
-        if id == writer && freeze != 0 {
-            holder_froze(id, key);
-        } else if counts_inside(id, Protection::Freeze, writer) {
+        if freeze != 0 {
+            froze(id, key, id == writer);
+        }
+        if counts_inside(id, Protection::Freeze, writer) {
             disturb(id, packed, key.kernfs_id);
         }
     }
@@ -120,21 +121,35 @@ extern "C" fn emit_all(cgroup: u64, freeze: u64) -> u64 {
     0
 }
 
-/// A checkpointer has frozen the target of its automatic guard. If it is killed, and leaves it
-/// frozen, that is to be thawed.
+/// Somebody has frozen the target of an automatic guard. If that was the checkpointer, and it is
+/// killed before it thaws, the target is to be thawed.
 #[inline(always)]
-fn holder_froze(id: GuardId, cgroup: CgroupKey) {
-    if let Some(entry) = Entry::of(id)
-        && entry.guard().is_automatic()
-        && word(&TARGETS, cgroup) == Some(id)
-    {
-        entry.set_flags(GuardEntry::FROZEN_BY_US);
+fn froze(id: GuardId, cgroup: CgroupKey, is_holder: bool) {
+    let Some(entry) = Entry::of(id).filter(|entry| entry.guard().is_automatic()) else {
+        return;
+    };
+    if word(&TARGETS, cgroup) != Some(id) {
+        return;
+    }
+    match is_holder {
+        true => _ = entry.set_flags(GuardEntry::FROZEN_BY_US),
+        false => entry.clear_flags(GuardEntry::FROZEN_BY_US | GuardEntry::LEFT_FROZEN),
     }
 }
 
-/// Somebody is about to write the freezer of a cgroup, or a checkpointer to read it. If a guard has
-/// ended and left it frozen, the cgroup is that one's from here on: nobody thaws it for the guard.
-/// Returns 1 if that is so, else 0. A global function: see `lookup`.
+/// Somebody is about to write the freezer of a cgroup. If a guard has ended and left it frozen, the
+/// cgroup is that one's from here on: nobody thaws it for the guard. Returns whether that is so.
+#[inline(always)]
+pub(crate) fn takes_over(cgroup: Pointer) -> bool {
+    let was_left = was_left(kernel::number(cgroup)) != 0;
+    if was_left && let Some(key) = lookup::key(cgroup) {
+        let _ = TARGETS.remove(key);
+    }
+    was_left
+}
+
+/// Returns 1 if a guard has ended and left the cgroup frozen, else 0. A global function: see
+/// `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn was_left(cgroup: u64) -> u64 {
@@ -153,11 +168,7 @@ pub(crate) extern "C" fn was_left(cgroup: u64) -> u64 {
             _ => 0,
         },
     };
-    if flags & GuardEntry::FROZEN_BY_US == 0 {
-        return 0;
-    }
-    let _ = TARGETS.remove(key);
-    1
+    (flags & GuardEntry::FROZEN_BY_US != 0).into()
 }
 
 /// Which guards are told of what.

@@ -195,7 +195,14 @@ extern "C" fn asking(id: GuardId) -> u64 {
     {
         return Actor::Superior as u64;
     }
-    standing(id, covers(id, kernel::current())) as u64
+    standing(id, is_own(id)) as u64
+}
+
+/// Whether the current task is one of those that the guard protects.
+#[inline(always)]
+fn is_own(id: GuardId) -> bool {
+    let current = kernel::current();
+    covers(id, current) || is_traced_by_holder(kernel::number(current), id) != 0
 }
 
 /// The part that the kernel itself has in a signal.
@@ -234,7 +241,7 @@ pub(crate) fn actor_of(id: GuardId, origin: Origin) -> Actor {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn acting(id: GuardId, origin: u64) -> u64 {
-    let is_own = covers(id, kernel::current());
+    let is_own = is_own(id);
     if origin == Origin::Kernel as u64 || origin == Origin::Interrupt as u64 && !is_own {
         return Actor::Kernel as u64;
     }

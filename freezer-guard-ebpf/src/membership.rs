@@ -47,12 +47,6 @@ pub(crate) fn of(task: TaskPointer) -> Option<GuardId> {
     Entry::of(id).map(|_| id)
 }
 
-/// Whether the thread belongs to the holder of the guard, or was restored by it.
-#[inline(always)]
-pub(crate) fn belongs_to(task: TaskPointer, id: GuardId) -> bool {
-    word(&MEMBERS, task).is_some_and(|own| own & !RESTORED == id)
-}
-
 /// Returns whether the thread belongs to any holder.
 #[inline(always)]
 pub(crate) fn is_member(task: TaskPointer) -> bool {
@@ -148,8 +142,11 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
         return 0;
     };
     let leader = entry.leader();
-    if entry.guard().leader.0 == task && !kernel::is_killed(task as Pointer) {
-        // It was not killed, so it has left the cgroup frozen on purpose.
+    if entry.guard().leader.0 == task
+        && entry.flags() & GuardEntry::LEFT_FROZEN == 0
+        && !kernel::is_killed(task as Pointer)
+    {
+        // It has left the cgroup frozen on purpose.
         entry.clear_flags(GuardEntry::FROZEN_BY_US);
     }
     entry.remove_member();

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use freezer_guard_abi::{
-    Act, AncestorKey, CgroupKey, GuardEntry, GuardId, MAX_DEPTH_BY_USER, Protection, Unguarded,
+    Act, AncestorKey, GuardEntry, GuardId, MAX_DEPTH_BY_USER, Protection, Unguarded,
 };
 
 use crate::{
@@ -34,77 +34,94 @@ extern "C" fn seize(id: GuardId, task: u64) -> u64 {
         return 0;
     };
     let victim = task as Pointer;
-    // Its own children: it restores them, or tries out what the kernel can do.
-    if membership::belongs_to(kernel::task(victim), id) || lookup::covers(id, victim) {
+    // It restores that one, or tries out what the kernel can do. (The id of a candidate is the time
+    // of its `execve`.)
+    let start = probe::<u64>(victim, offset!(task_struct_start_boottime));
+    if start.is_none_or(|start| start > id) || lookup::covers(id, victim) {
         return 0;
     }
+    if entry.flags() & GuardEntry::SEIZES != 0 || entry.guard().is_candidate() {
+        return protect_seized(id, kernel::number(victim));
+    }
     let cgroup = cgroup_of(victim);
-    let Some(key) = cgroup.and_then(lookup::key) else {
-        return 0;
-    };
-    if entry.flags() & GuardEntry::SEIZES == 0 && !entry.guard().is_candidate() {
+    if let Some(key) = cgroup.and_then(lookup::key)
+        && GuardEntry::protects(entry.guard().allowed, Protection::Freeze)
+    {
         let mut access = Access::new(Act::Stray, Protection::Freeze, key);
         access.victim = kernel::tgid(victim);
         audit::disturbed(id, &access);
-        return 0;
     }
-    protect_seized(
-        id,
-        kernel::number(victim),
-        key.hierarchy_id.into(),
-        key.kernfs_id,
-    )
+    0
 }
 
 /// The cgroup in which a task could be frozen: in v2, unless that is not in use.
 #[inline(always)]
 fn cgroup_of(task: Pointer) -> Option<Pointer> {
-    let is_used = |cgroup: &Pointer| {
-        probe::<u32>(*cgroup, offset!(cgroup_level)).is_some_and(|level| level > 0)
-    };
     lookup::v2_of(task)
-        .filter(is_used)
+        .filter(|cgroup| level(*cgroup) > 0)
         .or_else(|| lookup::v1_of(task))
 }
 
-/// Whether the marks above the task's cgroup are too many for a user's guard.
 #[inline(always)]
-fn is_too_deep(entry: Entry, task: Pointer) -> bool {
-    let level = cgroup_of(task).and_then(|cgroup| probe::<u32>(cgroup, offset!(cgroup_level)));
-    entry.flags() & GuardEntry::BY_USER != 0 && level.is_none_or(|level| level > MAX_DEPTH_BY_USER)
+fn level(cgroup: Pointer) -> u32 {
+    probe(cgroup, offset!(cgroup_level)).unwrap_or(u32::MAX)
 }
 
 /// The guard protects a task that its holder has seized. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn protect_seized(id: GuardId, task: u64, hierarchy: u64, kernfs_id: u64) -> u64 {
-    let Some(entry) = Entry::of(id) else { return 0 };
-    let key = CgroupKey::new(hierarchy as u32, kernfs_id);
-    if word(&ANCESTORS, AncestorKey::new(key, id)).is_some() {
+extern "C" fn protect_seized(id: GuardId, task: u64) -> u64 {
+    let task = task as Pointer;
+    let (Some(entry), Some(key)) = (Entry::of(id), cgroup_of(task).and_then(lookup::key)) else {
+        return 0;
+    };
+    let cgroups = [lookup::v2_of(task), lookup::v1_of(task)];
+    let any = |is: fn(GuardId, Pointer) -> bool| {
+        cgroups[0].is_some_and(|cgroup| is(id, cgroup))
+            || cgroups[1].is_some_and(|cgroup| is(id, cgroup))
+    };
+    if !any(is_unmarked) {
         return 0;
     }
-    let is_other = |cgroup| matches!(lookup::of_cgroup(cgroup), Found::Guard(_) | Found::TooDeep);
-    let task = task as Pointer;
-    if lookup::v2_of(task).is_some_and(is_other) || lookup::v1_of(task).is_some_and(is_other) {
+    if any(is_guarded) {
         unguarded(id, key, Unguarded::Busy);
         return 0;
     }
-    if is_too_deep(entry, task) || lifetime::hold(id) == 0 {
+    // The marks of a user leave room for those of root.
+    let flags = entry.flags();
+    let by_user = flags & GuardEntry::BY_USER != 0;
+    let is_too_much = by_user && (flags & GuardEntry::SEIZES != 0 || any(is_too_deep));
+    if is_too_much || lifetime::hold(id) == 0 {
         unguarded(id, key, Unguarded::Full);
         return 0;
     }
     entry.set_flags(GuardEntry::SEIZES);
-    // SAFETY: no preconditions.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    if !entry.is_checkpointing() && entry.set_checkpointing(now) == 0 {
-        entry.set_begun(now, key);
-        lifetime::was_candidate(entry.flags());
-        audit::emit_begun(id, entry, key);
-    }
-    for cgroup in [lookup::v2_of(task), lookup::v1_of(task)] {
+    for cgroup in cgroups {
         if let Some(cgroup) = cgroup {
             mark_line(cgroup, id);
         }
     }
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if !entry.is_checkpointing() && entry.set_checkpointing(now) == 0 {
+        entry.set_begun(now, key);
+        lifetime::was_candidate(flags);
+        audit::emit_begun(id, entry, key);
+    }
     0
+}
+
+#[inline(always)]
+fn is_unmarked(id: GuardId, cgroup: Pointer) -> bool {
+    lookup::key(cgroup).is_some_and(|key| word(&ANCESTORS, AncestorKey::new(key, id)).is_none())
+}
+
+#[inline(always)]
+fn is_guarded(_: GuardId, cgroup: Pointer) -> bool {
+    matches!(lookup::of_cgroup(cgroup), Found::Guard(_) | Found::TooDeep)
+}
+
+#[inline(always)]
+fn is_too_deep(_: GuardId, cgroup: Pointer) -> bool {
+    level(cgroup) > MAX_DEPTH_BY_USER
 }

@@ -9,6 +9,7 @@ mod begin;
 pub(crate) mod config;
 pub(crate) mod error;
 pub(crate) mod history;
+mod journal;
 mod known;
 mod log;
 mod metrics;

@@ -9,13 +9,13 @@ use std::{
 
 use freezer_guard::{
     guard::{
-        self, Event, Status, What,
+        self, Event, What,
         automatic::{self, Ended},
-        describe_level, refusals, violations,
+        describe_level,
     },
     words::{escaped, join},
 };
-use freezer_guard_abi::{CgroupKey, GuardId};
+use freezer_guard_abi::GuardId;
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -26,6 +26,7 @@ use super::{
     Daemon, blocking,
     error::{Error, Result},
     history,
+    journal::{by, cgroups, log, tell_end, tell_thawed},
     known::Known,
     replace::replace,
 };
@@ -158,7 +159,10 @@ impl Worker {
                 self.expect().await?;
                 self.ended().await
             }
-            Job::LookAtLong => self.look_at_long().await,
+            Job::LookAtLong => {
+                self.look_at_long().await;
+                Ok(())
+            }
             Job::Watch => self.daemon.watch().await,
             Job::WriteMetrics => self.write_metrics().await,
             Job::Stop => Ok(()),
@@ -254,7 +258,7 @@ impl Worker {
     }
 
     /// Warns of dumps that take too long, and ends those that take far too long.
-    async fn look_at_long(&mut self) -> Result<()> {
+    async fn look_at_long(&mut self) {
         let (warn_after, limit) = {
             let config = self.daemon.config.borrow();
             (config.automatic.warn_after, config.automatic.timeout)
@@ -267,21 +271,28 @@ impl Worker {
             }
             if known.is_over(limit) {
                 over.push((*id, known.was_killed));
-                known.was_killed = true;
             }
         }
         for (id, was_killed) in over {
-            match was_killed {
-                false => {
-                    let pids = blocking(move || automatic::kill_holder(id)).await?;
-                    error!(
-                        guard = id,
-                        kind = "long",
-                        "`automatic.timeout`: killed {pids:?}"
-                    );
-                }
-                true => self.end_in_its_name(id).await?,
+            let ended = match was_killed {
+                false => self.kill_holder(id).await,
+                true => self.end_in_its_name(id).await,
+            };
+            if let Err(error) = ended {
+                error!(guard = id, "{}", guard::chain(&error));
             }
+        }
+    }
+
+    async fn kill_holder(&mut self, id: GuardId) -> Result<()> {
+        let pids = blocking(move || automatic::kill_holder(id)).await?;
+        error!(
+            guard = id,
+            kind = "long",
+            "`automatic.timeout`: killed {pids:?}"
+        );
+        if let Some(known) = self.known.get_mut(&id) {
+            known.was_killed = true;
         }
         Ok(())
     }
@@ -357,89 +368,5 @@ impl Worker {
             }
         }
         Ok(())
-    }
-}
-
-/// `way_out`: the remedy, if the event needs one.
-fn log(event: &Event, way_out: &str) {
-    let Some(by) = &event.by else { return };
-    let cgroup = join(&event.cgroups, " ");
-    macro_rules! log {
-        ($level:ident, $what:literal) => {
-            $level!(
-                guard = event.guard,
-                cgroup,
-                intruder_pid = by.pid,
-                kind = by.protection,
-                event = %event.event,
-                $what,
-                event.about,
-                way_out
-            )
-        };
-    }
-    match event.event {
-        What::Violation => log!(error, "VIOLATED: {}{}"),
-        What::Disturbance => log!(warn, "disturbed before CHECKPOINTING: {}{}"),
-        _ => log!(warn, "refused {}{}"),
-    }
-}
-
-fn cgroups(status: &Status) -> String {
-    join(&status.cgroups, " ")
-}
-
-/// Who holds it, if nobody has asked for it.
-fn by(status: &Status) -> String {
-    match (status.automatic, status.holder_pids.first()) {
-        (true, Some(pid)) => format!(" for the checkpointer with pid {pid}"),
-        (true, None) => " for a checkpointer".to_owned(),
-        (false, _) => String::new(),
-    }
-}
-
-fn tell_end(status: &Status) {
-    let cgroup = cgroups(status);
-    let told = format!(
-        "held for {:.1} s, {}",
-        status.held_seconds,
-        refusals(status)
-    );
-    if status.violation_count() == 0 {
-        info!(
-            guard = status.id,
-            cgroup,
-            kind = "ended",
-            "{} is not guarded any more: {told}",
-            escaped(&cgroup)
-        );
-        return;
-    }
-    error!(
-        guard = status.id,
-        cgroup,
-        kind = "violated",
-        "VIOLATED: {} was disturbed while it was CHECKPOINTING: {}; {told}; \
-         do not trust this checkpoint",
-        escaped(&cgroup),
-        violations(status).join("; ")
-    );
-}
-
-/// Logs which cgroups of a dead holder's guard were thawed.
-fn tell_thawed(thawed: Vec<CgroupKey>, not_thawed: Option<guard::Error>) {
-    for cgroup in thawed.into_iter().map(guard::path) {
-        warn!(
-            cgroup = %cgroup.display(),
-            "thawed {}: it was frozen for a guard whose holder is gone",
-            escaped(&cgroup.display().to_string())
-        );
-    }
-    if let Some(error) = not_thawed {
-        warn!(
-            "cannot thaw what was frozen for a guard whose holder is gone: {}; this is tried \
-             again when another guard has ended",
-            guard::chain(&error)
-        );
     }
 }

@@ -1,7 +1,10 @@
 //! Guards that nobody asks for: the kernel side notices a checkpointer and begins
 //! them; what user space has to do for that is here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, MAX_ENDED, Protection};
 
@@ -143,7 +146,7 @@ pub fn expect() -> Result<(), Error> {
     let levels = level::numbers(lock.levels(hierarchies));
     let store: &dyn GuardStore = &maps;
     for id in candidates {
-        // Misses count from the begin of the guard.
+        // `arm` sets it.
         store.arm(id, levels, GuardEntry::UNKNOWN)?;
     }
     Ok(())
@@ -161,7 +164,8 @@ pub fn is_any_expected() -> Result<bool, Error> {
     }
 }
 
-/// Kills the checkpointer of an automatic guard. Returns its processes.
+/// Kills the checkpointer of an automatic guard, and no other program that it has started or
+/// restored. Returns its processes.
 ///
 /// # Errors
 /// When the kernel cannot be asked, or does not permit it.
@@ -175,7 +179,11 @@ pub fn kill_holder(id: GuardId) -> Result<Vec<u32>, Error> {
         .filter_map(|pid| PidFd::open(pid).ok())
         .collect();
     // A pid may have been another process's by the time it was opened.
-    let pids = holder_pids(&maps, id)?;
+    let mut pids = holder_pids(&maps, id)?;
+    pids.retain(|pid| {
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        exe.file_name() == Some("criu".as_ref())
+    });
     let mut killed = Vec::new();
     for process in processes {
         if let Ok(pid) = process.pid()

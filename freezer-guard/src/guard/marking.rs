@@ -71,6 +71,10 @@ fn mark(
     // The kernel side marks what a checkpointer writes, and waits for no lock of
     // ours: it may be in the way by now.
     wait_quiescent();
+    if store.candidates()? != 0 {
+        // It marks a cgroup that a checkpointer reads, or seizes tasks of, under no mutex.
+        store.wait_for_programs()?;
+    }
     refuse_guarded(store, targets, Some(id))?;
     for target in targets {
         store.tell_marked(id, target.key)?;

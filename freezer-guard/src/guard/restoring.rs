@@ -25,6 +25,8 @@ impl Found {
     /// As the entry remembers it, of all targets alike.
     fn remembered(entry: &GuardEntry) -> Self {
         match entry.flags {
+            // An engine has paused it.
+            flags if flags & GuardEntry::CLAIMED_FROZEN != 0 => Self::Untouched,
             flags if flags & GuardEntry::FROZEN_BY_US != 0 => Self::Thawed,
             flags if flags & GuardEntry::FOUND_FROZEN != 0 && entry.checkpointing_ns != 0 => {
                 Self::Frozen

@@ -260,8 +260,8 @@ impl Snapshot {
             0 => ([0; Protection::COUNT], entry.disturbances),
             _ => (entry.violations(), entry.repaired),
         };
-        let seized = entry.flags & GuardEntry::SEIZES != 0 && self.targets.is_empty();
-        let first = seized.then_some(&entry.target);
+        let seized = entry.flags & GuardEntry::SEIZES != 0;
+        let first = (seized && self.targets.is_empty()).then_some(&entry.target);
         let targets = self.targets.iter().chain(first);
         let cgroups: Vec<_> = targets.map(|key| store.name(*key)).collect();
         Ok(Status {

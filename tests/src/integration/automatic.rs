@@ -47,6 +47,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("dump_by_an_engine", dumps::engine);
         list.add("dump_where_paused_before", dumps::paused);
         list.add("restore", dumps::restore);
+        list.add("restore_in_the_foreground", dumps::attached_restore);
         list.add("dump_without_a_freezer", seized::without_freezer);
         list.add("dump_with_a_stray", seized::dump_of_stray);
         list.add("violated_before_the_seize", |h| {

@@ -9,7 +9,7 @@ use super::{
     super::{
         cgroups::{Cgroup, Hierarchy, Workload, unique},
         dump,
-        process::{LONG, Process, last_guard, run},
+        process::{LONG, Process, guards, last_guard, run},
         scratch, scratch_folder,
         service::{eventually, expect_idle},
     },
@@ -113,6 +113,40 @@ pub(super) fn restore(hierarchy: Hierarchy) -> Result<()> {
     target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
     workload.expect_counting()?;
     target.kill_all()
+}
+
+/// CRIU stays, as the parent of what it has restored, for as long as that lives.
+pub(super) fn attached_restore(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 2)?;
+    workload.expect_counting()?;
+    let since = workload.counters()?;
+    let images = scratch_folder("images")?;
+    let mut command = Command::new("env");
+    dump::criu_dump(&mut command, workload.pid, &target, &images);
+    run(&mut command)?
+        .expect(0)
+        .with_context(|| dump::log(&images, "dump.log"))?;
+    expect_idle()?;
+    let mut command = Command::new("criu");
+    command.args(["restore", "-o", "restore.log", "-v4", "-D"]);
+    let mut criu = Process::spawn(command.arg(&images))?;
+    eventually("the tasks are restored", || {
+        Ok(workload
+            .counters()?
+            .iter()
+            .zip(&since)
+            .all(|(now, then)| now > then))
+    })
+    .with_context(|| dump::log(&images, "restore.log"))?;
+    ensure!(!criu.has_ended()?, "CRIU has ended");
+    ensure!(guards()?.is_empty(), "{:?}", guards()?);
+    target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
+    target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    target.kill_all()?;
+    criu.close_input();
+    criu.wait(LONG)?;
+    expect_idle()
 }
 
 /// A child that is put into a cgroup is a process that is being restored: it is no part of
