@@ -28,6 +28,7 @@
 //! | `signal_generate` | each signal that takes effect | with interrupts off, for every sender |
 //! | `ptrace_attach`, `security_ptrace_access_check` | tracing that was permitted | the permission may be older than the guard |
 //! | `access_remote_vm` | each page of a write to `/proc/PID/mem` | a write lands page by page, and may fail after the first |
+//! | `process_vm_rw` | a write by `process_vm_writev` that was permitted before (Linux 6.6) | no other function has the task at hand |
 //! | `set_swbp` | breakpoints of uprobes | they are written into every process that maps the file, and no LSM hook sees it |
 //! | `clear_refs_write` | dirty bits that are cleared | no LSM hook sees it |
 //! | `proc_dointvec` | function tracing that is switched off, after which no program is called | the switch's own function cannot be traced |
@@ -241,6 +242,13 @@ fn seize_exit(ctx: FExitContext) -> i32 {
 #[fexit(function = "access_remote_vm")]
 fn remote_vm_exit(ctx: FExitContext) -> i32 {
     memory::accessed(ctx.arg(0), ctx.arg(4), ctx.arg(5));
+    0
+}
+
+/// `process_vm_rw(pid, lvec, liovcnt, rvec, riovcnt, flags, vm_write)`
+#[fexit(function = "process_vm_rw")]
+fn process_vm_exit(ctx: FExitContext) -> i32 {
+    memory::copied(ctx.arg(0), ctx.arg(6), ctx.arg(7));
     0
 }
 

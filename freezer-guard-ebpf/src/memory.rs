@@ -23,6 +23,18 @@ pub(crate) fn accessed(mm: Pointer, flags: u32, result: i32) {
     }
 }
 
+/// The return of `process_vm_rw`, which has asked for the permission and then copied.
+#[inline(always)]
+pub(crate) fn copied(pid: i32, is_write: i32, bytes: i64) {
+    if is_write == 0 || bytes <= 0 {
+        return;
+    }
+    let victim = pid::find(kernel::number(kernel::current()), pid as u64);
+    if victim != 0 && victim != pid::UNKNOWN {
+        Attempt::new(Act::WriteMemory, 0, victim as Pointer).done();
+    }
+}
+
 /// The return of `set_swbp`, with the memory that was written.
 ///
 /// A process that maps a file writes its breakpoints by itself.

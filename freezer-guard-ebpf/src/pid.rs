@@ -169,7 +169,7 @@ extern "C" fn parse_byte(
 /// [`UNKNOWN`]. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn find(current: u64, number: u64) -> u64 {
+pub(crate) extern "C" fn find(current: u64, number: u64) -> u64 {
     find_in_namespace(current as Pointer, number as u32).map_or(UNKNOWN, |task| task as u64)
 }
 

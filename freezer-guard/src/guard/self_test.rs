@@ -15,6 +15,7 @@ use nix::{
     sys::{
         ptrace,
         signal::{Signal, kill},
+        uio::process_vm_readv,
     },
     unistd::Pid,
 };
@@ -164,6 +165,9 @@ fn make_attempts() -> Vec<&'static str> {
             read_cmdline(Path::new(&file("cmdline"))),
             &["remote_vm_exit"],
         );
+        let copied = process_vm_readv(child.pid(), &mut [], &[]);
+        let copied = copied.map(drop).map_err(io::Error::from);
+        tried(copied, &["process_vm_exit"]);
         // `CLEAR_REFS_MM_HIWATER_RSS`: the dirty bits stay.
         tried(fs::write(file("clear_refs"), "5"), &["clear_refs_exit"]);
         for mount in [cgroup::freezer_mount(), cgroup::unified_mount()] {

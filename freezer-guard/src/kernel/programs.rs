@@ -10,6 +10,7 @@ use aya_obj::generated::{
     bpf_prog_type::{self, *},
 };
 use freezer_guard_abi::{Level, Protection};
+use nix::sys::utsname::uname;
 
 use super::Error;
 
@@ -47,6 +48,8 @@ enum Role {
     Notices(Protection),
     /// Notices the same, in a function that only root can cause the kernel to call.
     NoticesRoot(Protection),
+    /// Notices what no older kernel can show. The levels do not depend on it.
+    NoticesMore,
     /// Notices that no program is called from here on.
     Proof,
     /// Refuses what these protections are about.
@@ -68,6 +71,8 @@ enum At {
     Below,
     /// Where something is refused.
     AboveDetect,
+    /// Where a program can be attached to a function with more than six arguments.
+    LongFunctions,
 }
 
 /// Which kinds of target the guards in force have.
@@ -116,12 +121,12 @@ const fn program_on(
 /// preemptible kernel. So each that notices sits where that cannot happen, but
 /// for those that notice ptrace and writes to memory: see `report::missed`.
 #[rustfmt::skip]
-pub(super) const PROGRAMS: [Program; 26] = {
-    use At::{AboveDetect, Any, Below, Enforce};
+pub(super) const PROGRAMS: [Program; 27] = {
+    use At::{AboveDetect, Any, Below, Enforce, LongFunctions};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, OnlyV2, V1, V2};
     use Protection::{Freeze, Kill, Migrate, Ptrace};
-    use Role::{Membership, Notices, NoticesRoot, Proof, Refuses, RefusesMoves, Trigger};
+    use Role::{Membership, Notices, NoticesMore, NoticesRoot, Proof, Refuses, RefusesMoves, Trigger};
     [
         program_on("move_task_exit", Exit("css_set_move_task"), All, Membership, Any),
         program_on("task_free", Lsm("task_free"), All, Membership, Enforce),
@@ -130,6 +135,7 @@ pub(super) const PROGRAMS: [Program; 26] = {
         program_on("signal_generate", Tracepoint, All, Notices(Kill), Any),
         program_on("ptrace_attach_exit", Exit("ptrace_attach"), All, Notices(Ptrace), Any),
         program_on("remote_vm_exit", Exit("access_remote_vm"), All, Notices(Ptrace), Any),
+        program_on("process_vm_exit", Exit("process_vm_rw"), All, NoticesMore, LongFunctions),
         program_on("set_swbp_exit", Exit("set_swbp"), All, NoticesRoot(Ptrace), Any),
         program_on("clear_refs_exit", Exit("clear_refs_write"), All, Notices(Ptrace), Any),
         program_on("ptrace_access_exit", Exit("security_ptrace_access_check"), All, Notices(Ptrace), Below),
@@ -172,7 +178,20 @@ pub(super) fn at(level: Level) -> impl Iterator<Item = &'static Program> {
         At::Enforce => level == Level::Enforce,
         At::Below => level < Level::Enforce,
         At::AboveDetect => level > Level::Detect,
+        At::LongFunctions => takes_long_functions(),
     })
+}
+
+/// Whether the kernel attaches a program to a function with more than six arguments: since Linux 6.6
+/// (commit 473e3150e30a, on x86).
+fn takes_long_functions() -> bool {
+    const SINCE: (u32, u32) = (6, 6);
+    let release = uname().map(|system| system.release().to_string_lossy().into_owned());
+    let release = release.unwrap_or_default();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= SINCE
 }
 
 /// How far each protection of guards in these hierarchies goes with what is
@@ -182,7 +201,7 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
         at(level)
             .filter(|program| program.is_needed(hierarchies))
             .filter(|program| match program.role {
-                Role::Trigger => false,
+                Role::Trigger | Role::NoticesMore => false,
                 // A guard without proof only detects.
                 Role::Proof => refusing,
                 Role::Membership => !refusing && protection == Protection::Migrate,
@@ -240,7 +259,7 @@ impl Program {
             Role::Notices(what) => what != Protection::Ptrace || level == Level::Detect,
             Role::Refuses(what) => what.contains(&Protection::Ptrace),
             // Every user makes the kernel call the function of `Proof`.
-            Role::RefusesMoves | Role::Trigger | Role::Proof => false,
+            Role::RefusesMoves | Role::Trigger | Role::Proof | Role::NoticesMore => false,
         }
     }
 
@@ -294,6 +313,7 @@ impl Program {
             Role::Membership
                 | Role::Notices(_)
                 | Role::NoticesRoot(_)
+                | Role::NoticesMore
                 | Role::Proof
                 | Role::Trigger
         )

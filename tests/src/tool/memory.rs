@@ -30,6 +30,8 @@ pub(super) enum Way {
     PartialMem,
     /// Write with a write that hangs in the kernel, print `ready`, wait for a line, let it go on
     StalledMem,
+    /// The same with `process_vm_writev`
+    StalledVm,
     /// Write 4 to /proc/PID/clear_refs
     ClearRefs,
 }
@@ -78,6 +80,7 @@ pub(super) fn access(way: Way, pid: i32) -> Result<()> {
             file.seek(SeekFrom::Start(address))?;
             super::stalled::write_stalled(&file, &[0])
         }
+        Way::StalledVm => super::stalled::copy_stalled(pid, address(pid)?, 0),
         Way::ClearRefs => Ok(fs::write(format!("/proc/{pid}/clear_refs"), "4")?),
     }
 }

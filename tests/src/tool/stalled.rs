@@ -57,6 +57,16 @@ pub(super) fn write_stalled(file: &File, value: &[u8]) -> Result<()> {
     )
 }
 
+/// Copies a byte into another process, from a page that is filled at the word to go.
+pub(super) fn copy_stalled(pid: i32, address: u64, value: u8) -> Result<()> {
+    let (userfault, page) = sys::stalling_page().context("make a page that stalls")?;
+    stalled(
+        move || Ok(sys::write_memory(pid, address, &page[..1])?),
+        "userfault",
+        || Ok(sys::fill_page(&userfault, page, &[value])?),
+    )
+}
+
 fn open(path: &Path) -> Result<File> {
     let file = OpenOptions::new().write(true).open(path);
     file.with_context(|| format!("open {}", path.display()))
