@@ -99,6 +99,7 @@ kernel_fields! {
     task_struct_pid_links = "task_struct"."pid_links";
     linux_binprm_file = "linux_binprm"."file";
     mm_struct_owner = "mm_struct"."owner";
+    mm_struct_exe_file = "mm_struct"."exe_file";
     vm_area_struct_vm_mm = "vm_area_struct"."vm_mm";
     proc_inode_pid = "proc_inode"."pid";
     proc_inode_vfs_inode = "proc_inode"."vfs_inode";

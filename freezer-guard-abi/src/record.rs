@@ -151,6 +151,21 @@ pub enum Unguarded {
     Busy = 0,
     /// A map is full.
     Full = 1,
+    /// Its file could be anybody's: see the BPF side's `automatic.rs`.
+    Untrusted = 2,
+}
+
+impl Unguarded {
+    /// The name of the reason with this number, in metrics.
+    pub const fn name_of(number: u32) -> &'static str {
+        const BUSY: u32 = Unguarded::Busy as u32;
+        const UNTRUSTED: u32 = Unguarded::Untrusted as u32;
+        match number {
+            BUSY => "busy",
+            UNTRUSTED => "untrusted",
+            _ => "full",
+        }
+    }
 }
 
 impl RawEvent {

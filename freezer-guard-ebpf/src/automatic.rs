@@ -50,9 +50,9 @@ pub(crate) fn executed(bprm: Pointer) {
         return;
     }
     let pid = kernel::tgid(kernel::current()).into();
-    if !is_checkpointer(bprm, pid) {
+    let Some(is_trusted) = is_trusted(bprm, pid) else {
         return;
-    }
+    };
     // Who belongs to a holder is guarded already.
     if membership::of_current().is_some() {
         return;
@@ -69,6 +69,12 @@ pub(crate) fn executed(bprm: Pointer) {
     let leader = kernel::task(kernel::current());
     // SAFETY: no preconditions.
     let id = unsafe { bpf_ktime_get_boot_ns() };
+    if !is_trusted {
+        if owner.is_checkpointer() {
+            unguarded(id, CgroupKey::default(), Unguarded::Untrusted);
+        }
+        return;
+    }
     let mut candidate = GuardEntry {
         leader,
         flags: template.flags & GuardEntry::FAILS_DUMP,
@@ -91,9 +97,9 @@ pub(crate) fn executed(bprm: Pointer) {
     audit::emit(id, EventKind::Candidate, CgroupKey::default());
 }
 
-/// Returns whether the file is a CRIU that nobody but root can have put there.
+/// Returns whether nobody but root can have put the file there, if it is called CRIU.
 #[inline(always)]
-fn is_checkpointer(bprm: Pointer, pid: u64) -> bool {
+fn is_trusted(bprm: Pointer, pid: u64) -> Option<bool> {
     // SAFETY: `bprm` is the hook's argument; everything is loaded from it.
     let (inode, mount, name, length) = unsafe {
         let file: Pointer = load(bprm, offset!(linux_binprm_file));
@@ -106,7 +112,7 @@ fn is_checkpointer(bprm: Pointer, pid: u64) -> bool {
         (inode, mount, name, length)
     };
     if length as usize != size_of_val(&CRIU) || probe(name, 0) != Some(CRIU) {
-        return false;
+        return None;
     }
     // SAFETY: loaded from the hook's argument, as above.
     let (uid, mode, flags, level) = unsafe {
@@ -121,18 +127,35 @@ fn is_checkpointer(bprm: Pointer, pid: u64) -> bool {
     };
     if uid != 0 {
         log::write(LogLine::WrongOwner, [pid, uid.into(), 0, 0]);
-        return false;
+        return Some(false);
     }
     if mode & FILE_TYPE != REGULAR || mode & WRITABLE_BY_OTHERS != 0 {
         log::write(LogLine::WrongMode, [pid, mode.into(), 0, 0]);
-        return false;
+        return Some(false);
     }
     // A user who mounts a file system chooses the owners of its files.
     if flags & MNT_NOSUID != 0 || level != 0 {
         log::write(LogLine::WrongMount, [pid, 0, 0, 0]);
-        return false;
+        return Some(false);
     }
-    true
+    Some(true)
+}
+
+/// Whether the current task executes CRIU. Those that CRIU has started or restored do not.
+#[inline(always)]
+fn executes_criu() -> bool {
+    let dentry = || -> Option<Pointer> {
+        let mm: Pointer = probe(kernel::current(), offset!(task_struct_mm))?;
+        let file: Pointer = probe(mm, offset!(mm_struct_exe_file))?;
+        probe(file, offset!(file_f_path) + offset!(path_dentry))
+    };
+    let is_criu = |dentry| -> Option<bool> {
+        let d_name = offset!(dentry_d_name);
+        let length: u32 = probe(dentry, d_name + offset!(qstr_len))?;
+        let name: Pointer = probe(dentry, d_name + offset!(qstr_name))?;
+        Some(length as usize == size_of_val(&CRIU) && probe(name, 0) == Some(CRIU))
+    };
+    dentry().and_then(is_criu) == Some(true)
 }
 
 /// `freezer_apply_state(freezer, freeze, state)` is about to begin.
@@ -191,7 +214,7 @@ fn claim_found(id: GuardId, cgroup: Pointer) {
 #[inline(always)]
 fn read_by_candidate(seq: Pointer) -> Option<(GuardId, Pointer)> {
     let id = membership::of_current()?;
-    Entry::of(id).filter(|entry| entry.guard().is_candidate())?;
+    Entry::of(id).filter(|entry| entry.guard().is_candidate() && executes_criu())?;
     let file: Pointer = probe(seq, offset!(seq_file_private))?;
     let node: Pointer = probe(file, offset!(kernfs_open_file_kn))?;
     let directory: Pointer = probe(node, offset!(kernfs_node_parent))?;
@@ -206,7 +229,7 @@ fn claim(cgroup: Pointer, is_frozen: bool) {
     let Some(id) = membership::of_current() else {
         return;
     };
-    if Entry::of(id).is_some_and(|entry| entry.guard().is_automatic()) {
+    if Entry::of(id).is_some_and(|entry| entry.guard().is_automatic()) && executes_criu() {
         claim_for(id, kernel::number(cgroup), pack(is_frozen, was_left));
     }
 }
@@ -346,11 +369,11 @@ pub(crate) fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
 #[inline(never)]
 extern "C" fn leave_unguarded(id: GuardId, hierarchy: u64, kernfs_id: u64, why: u64) -> u64 {
     let cgroup = CgroupKey::new(hierarchy as u32, kernfs_id);
-    let line = match why == Unguarded::Busy as u64 {
-        true => LogLine::ClaimIsBusy,
-        false => LogLine::ClaimIsFull,
-    };
-    log::write_of(line, id, cgroup);
+    if why == Unguarded::Busy as u64 {
+        log::write_of(LogLine::ClaimIsBusy, id, cgroup);
+    } else if why == Unguarded::Full as u64 {
+        log::write_of(LogLine::ClaimIsFull, id, cgroup);
+    }
     audit::emit_why(id, EventKind::Unguarded, cgroup, why as u32);
     0
 }

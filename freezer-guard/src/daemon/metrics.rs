@@ -15,6 +15,14 @@ struct Kind {
     kind: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: String,
+}
+
+/// The reasons why a dump has no automatic guard.
+const REASONS: [&str; 4] = ["busy", "full", "untrusted", "failed"];
+
 type Counts = BTreeMap<String, u64>;
 
 fn add(counts: &mut Counts, more: &Counts) {
@@ -26,7 +34,7 @@ fn add(counts: &mut Counts, more: &Counts) {
 /// Counts since the service was started.
 pub(super) struct Metrics {
     begun: u64,
-    unguarded: u64,
+    unguarded: Counts,
     lost: u64,
     thawed: u64,
     long: u64,
@@ -39,7 +47,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             begun: 0,
-            unguarded: 0,
+            unguarded: Counts::new(),
             lost: 0,
             thawed: 0,
             long: 0,
@@ -56,8 +64,9 @@ impl Metrics {
         self.begun += 1;
     }
 
-    pub(super) fn was_unguarded(&mut self) {
-        self.unguarded += 1;
+    /// `reason`: why it had no guard.
+    pub(super) fn was_unguarded(&mut self, reason: &str) {
+        *self.unguarded.entry(reason.to_owned()).or_default() += 1;
     }
 
     pub(super) fn has_lost(&mut self, events: u64) {
@@ -79,14 +88,9 @@ impl Metrics {
     }
 
     /// The name, the meaning and the value of each plain counter.
-    fn counters(&self) -> [(&'static str, &'static str, u64); 5] {
+    fn counters(&self) -> [(&'static str, &'static str, u64); 4] {
         [
             ("guards_begun", "Guards begun", self.begun),
-            (
-                "unguarded_dumps",
-                "Checkpoints that could not be guarded automatically",
-                self.unguarded,
-            ),
             (
                 "lost_events",
                 "Events that came too fast to be read; the counts are complete",
@@ -103,6 +107,16 @@ impl Metrics {
                 self.long,
             ),
         ]
+    }
+
+    fn unguarded(&self) -> Family<Reason, Counter> {
+        let family = Family::<Reason, Counter>::default();
+        for reason in REASONS {
+            let count = self.unguarded.get(reason).copied().unwrap_or_default();
+            let reason = reason.to_owned();
+            family.get_or_create(&Reason { reason }).inc_by(count);
+        }
+        family
     }
 
     /// In Prometheus's text format. `held`: the guards in force.
@@ -134,6 +148,11 @@ impl Metrics {
             "violations",
             "Disturbances of checkpoints under way, by protection",
             by_kind(&self.violations, |guard| &guard.violations),
+        );
+        registry.register(
+            "unguarded_dumps",
+            "Checkpoints that could not be guarded automatically, by reason",
+            self.unguarded(),
         );
         registry.register(
             "hold_seconds",
@@ -192,13 +211,14 @@ mod tests {
     fn metrics_are_there_before_anything_happens() {
         let mut metrics = Metrics::default();
         metrics.has_begun();
-        metrics.was_unguarded();
+        metrics.was_unguarded("busy");
         metrics.has_lost(7);
         let text = metrics.text(&[], 3);
         for line in [
             "freezer_guard_guards_active 0",
             "freezer_guard_guards_begun_total 1",
-            "freezer_guard_unguarded_dumps_total 1",
+            "freezer_guard_unguarded_dumps_total{reason=\"busy\"} 1",
+            "freezer_guard_unguarded_dumps_total{reason=\"untrusted\"} 0",
             "freezer_guard_lost_events_total 7",
             "freezer_guard_thawed_total 0",
             "freezer_guard_long_dumps_total 0",

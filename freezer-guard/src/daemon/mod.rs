@@ -35,7 +35,7 @@ use freezer_guard::{
     kernel::{self, DaemonLock, KernelLog, Reader},
     words::join,
 };
-use freezer_guard_abi::{CgroupKey, EventKind, GuardId, Level, LogLevel, RawEvent};
+use freezer_guard_abi::{CgroupKey, EventKind, GuardId, Level, LogLevel, RawEvent, Unguarded};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -364,7 +364,8 @@ impl Daemon {
             // Each write to a freezer tells it.
             Some(EventKind::Unguarded) if self.is_unguarded_already(raw.guard) => {}
             Some(EventKind::Unguarded) => {
-                self.metrics.borrow_mut().was_unguarded();
+                let reason = Unguarded::name_of(raw.detail);
+                self.metrics.borrow_mut().was_unguarded(reason);
                 error!(
                     cgroup = join(&event.cgroups, " "),
                     holder_pid = raw.pid,

@@ -195,7 +195,7 @@ impl Worker {
                 begun.status
             }
             Err(error) => {
-                self.daemon.metrics.borrow_mut().was_unguarded();
+                self.daemon.metrics.borrow_mut().was_unguarded("failed");
                 error!(
                     guard = id,
                     kind = "unguarded",

@@ -179,6 +179,14 @@ pub fn path(key: CgroupKey) -> PathBuf {
 /// What an event [`EventKind::Unguarded`](freezer_guard_abi::EventKind) tells, in
 /// words.
 pub fn unguarded(event: &RawEvent) -> String {
+    let name = escaped(&comm(&event.comm)).into_owned();
+    if event.detail == Unguarded::Untrusted as u32 {
+        return format!(
+            "{name} (pid {}) is not trusted, and its dumps have no guard: root has to own its file, \
+             and nobody else may write to it; see `freezer-guard doctor`",
+            event.pid
+        );
+    }
     let why = match event.detail {
         why if why == Unguarded::Busy as u32 => {
             "another guard holds it, a cgroup above it or one below it"
@@ -186,8 +194,7 @@ pub fn unguarded(event: &RawEvent) -> String {
         _ => "there are too many guards, or checkpointers, at once",
     };
     format!(
-        "{} (pid {}) checkpoints {} without a guard of its own: {why}",
-        escaped(&comm(&event.comm)),
+        "{name} (pid {}) checkpoints {} without a guard of its own: {why}",
         event.pid,
         escaped(&path(event.cgroup).display().to_string())
     )

@@ -228,6 +228,12 @@ fn files(hierarchy: Hierarchy) -> Result<()> {
     fs::rename(&renamed.path, &other)?;
     freeze(&other)?;
     ensure!(guards()?.is_empty(), "{:?}", guards()?);
+    eventually("the journal names the two that are called criu", || {
+        Ok(journal()?
+            .matches("is not trusted, and its dumps have no guard")
+            .count()
+            >= 2)
+    })?;
     // And the same is seen when it is root's alone: that guard, and none before.
     freeze(&FakeCriu::new()?.path)?;
     expect_idle()?;

@@ -181,6 +181,15 @@ pub(super) fn restored(hierarchy: Hierarchy) -> Result<()> {
     );
     criu.close_input();
     criu.wait(LONG)?.expect(0)?;
+    // A program that CRIU has started, or restored, begins no guard.
+    let mut criu = FakeCriu::new()?.start()?;
+    let program = format!("bash -c '{}'", write(&target, hierarchy.frozen()));
+    sh(&mut criu, &program)?;
+    ensure!(guards()?.is_empty(), "{:?}", guards()?);
+    sh(&mut criu, &write(&target, hierarchy.thawed()))?;
+    armed()?;
+    criu.close_input();
+    criu.wait(LONG)?.expect(0)?;
     // The child lives.
     expect_idle()?;
     ensure!(!elsewhere.pids()?.is_empty(), "the child has ended");

@@ -90,7 +90,13 @@ pub(super) fn is_guarded_where_paused(hierarchy: Hierarchy) -> Result<()> {
         paused.freeze()?;
     }
     let mut criu = FakeCriu::new()?.start()?;
-    let read = |cgroup: &Cgroup| format!("cat {} > /dev/null", cgroup.freezer().display());
+    // A program that the checkpointer starts is none.
+    let read = |cgroup: &Cgroup| format!("read -r _ < {}", cgroup.freezer().display());
+    sh(
+        &mut criu,
+        &format!("cat {} > /dev/null", target.freezer().display()),
+    )?;
+    ensure!(guards()?.is_empty(), "{:?}", guards()?);
     for cgroup in [&target, &other] {
         sh(&mut criu, &read(cgroup))?;
     }
