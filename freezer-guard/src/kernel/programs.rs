@@ -48,7 +48,8 @@ enum Role {
     Notices(Protection),
     /// Notices the same, in a function that only root can cause the kernel to call.
     NoticesRoot(Protection),
-    /// Notices what no older kernel can show. The levels do not depend on it.
+    /// Notices a call that began before the guard, so it is there while checkpointers are watched. The
+    /// levels do not depend on it.
     NoticesMore,
     /// Notices that no program is called from here on.
     Proof,
@@ -286,7 +287,7 @@ impl Program {
     /// Whether guards with targets in these hierarchies need it.
     pub(super) fn is_needed(&self, hierarchies: Hierarchies) -> bool {
         match (self.role, self.needed_by) {
-            (Role::Trigger, _) => false,
+            (Role::Trigger | Role::NoticesMore, _) => false,
             (_, NeededBy::All) => hierarchies.v1 || hierarchies.v2,
             (_, NeededBy::V1) => hierarchies.v1,
             (_, NeededBy::V2) => hierarchies.v2,

@@ -60,6 +60,7 @@ pub(super) fn list(list: &mut List<'_>) {
     }
     list.add("violated_completes_no_image", violated::inventory);
     list.add("violated_only_warns", violated::warns);
+    list.add("memory_copy_under_way", violated::copy_under_way);
     list.add("killed_while_frozen", frozen::is_thawed);
     list.add("killed_and_paused_since", frozen::is_paused_since);
     list.add("killed_where_paused_before", frozen::was_paused_before);

@@ -37,12 +37,6 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("memory_written_in_part", |h| {
         memory::permitted(h, "partial_mem", libc::EFAULT)
     });
-    // Older kernels attach nothing to a function with so many arguments.
-    if memory::is_copy_noticed() {
-        list.add("memory_copy_under_way", |h| {
-            memory::permitted(h, "stalled_vm", 0)
-        });
-    }
     list.add("clear_refs", memory::clear_refs);
     list.add("uprobe", memory::uprobe);
     list.add("alarm", tasks::alarm);

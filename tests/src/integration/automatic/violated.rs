@@ -15,7 +15,7 @@ use super::{
         dump,
         process::{Held, LONG, Process, guards, last_guard, run, tool},
         scratch_folder,
-        service::{CONFIG, eventually, expect_idle, main_pid, systemctl},
+        service::{CONFIG, eventually, expect_idle, is_attached, main_pid, systemctl},
     },
     FakeCriu, armed, sh, write,
 };
@@ -206,5 +206,29 @@ pub(super) fn without_room(hierarchy: Hierarchy) -> Result<()> {
     eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
     kill(service, Signal::SIGCONT)?;
     eventually("its record is read", || Ok(last_guard()?["id"] == id))?;
+    expect_idle()
+}
+
+/// The tripwire is there before the guard, and before the call.
+pub(super) fn copy_under_way(hierarchy: Hierarchy) -> Result<()> {
+    let is_noticed = is_attached("process_vm_exit");
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    // Older kernels attach nothing to a function with so many arguments.
+    ensure!(is_noticed != release.starts_with("6.1."), "{release}");
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 0)?;
+    let mut command = Command::new("guest-tool");
+    command.args(["access", "stalled_vm", &workload.pid.to_string()]);
+    let mut writer = Process::spawn(&mut command)?;
+    writer.expect_line("ready")?;
+    let held = Held::new(&[&target])?;
+    writer.tell("go")?;
+    writer.wait(LONG)?.expect(0)?;
+    let what = format!("wrote to the memory of pid {}", workload.pid);
+    match is_noticed {
+        true => held.release()?.expect(73)?.says(&what)?,
+        false => held.release()?.expect(0)?,
+    };
+    workload.expect_counting()?;
     expect_idle()
 }

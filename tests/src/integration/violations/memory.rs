@@ -35,12 +35,6 @@ pub(super) fn permitted(hierarchy: Hierarchy, way: &str, errno: i32) -> Result<(
     expect_clean()
 }
 
-/// Whether `process_vm_rw` has a tripwire: since Linux 6.6.
-pub(super) fn is_copy_noticed() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    !release.starts_with("6.1.")
-}
-
 /// The pages that are dirty are those that an incremental dump writes.
 pub(super) fn clear_refs(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
