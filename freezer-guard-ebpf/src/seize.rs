@@ -54,12 +54,12 @@ extern "C" fn seize(id: GuardId, task: u64) -> u64 {
     0
 }
 
-/// The cgroup in which a task could be frozen: in v2, unless that is not in use.
+/// The cgroup in which a task could be frozen: in v1, unless it is in the root there.
 #[inline(always)]
 fn cgroup_of(task: Pointer) -> Option<Pointer> {
-    lookup::v2_of(task)
+    lookup::v1_of(task)
         .filter(|cgroup| level(*cgroup) > 0)
-        .or_else(|| lookup::v1_of(task))
+        .or_else(|| lookup::v2_of(task))
 }
 
 #[inline(always)]

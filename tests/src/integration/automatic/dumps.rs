@@ -65,6 +65,8 @@ pub(super) fn engine(hierarchy: Hierarchy) -> Result<()> {
 
 /// A real dump of a container that its engine has paused: CRIU waits right before its first seize.
 pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
+    // It tries out ptrace on its own children once after each boot (`/run/criu.kdat`).
+    run(Command::new("criu").arg("check"))?;
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 3)?;
     workload.expect_counting()?;
@@ -80,7 +82,12 @@ pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
     let mut engine = Process::spawn(&mut command)?;
     armed()?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
-    ensure!(target.state()? == "FROZEN", "it is {}", target.state()?);
+    // On v1 CRIU itself has thawed it.
+    ensure!(
+        hierarchy == Hierarchy::V1 || target.state()? == "FROZEN",
+        "it is {}",
+        target.state()?
+    );
     engine.close_input();
     engine
         .wait(LONG)?

@@ -64,7 +64,7 @@ pub(super) fn inventory(hierarchy: Hierarchy) -> Result<()> {
 pub(super) fn warns(hierarchy: Hierarchy) -> Result<()> {
     let before = fs::read_to_string(CONFIG)?;
     fs::write(CONFIG, "[automatic]\non_violation = \"warn\"\n")?;
-    systemctl(&["reload", "freezer-guard"])?.expect(0)?;
+    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
     let images = scratch_folder("images")?;
@@ -78,7 +78,7 @@ pub(super) fn warns(hierarchy: Hierarchy) -> Result<()> {
     criu.wait(LONG)?.expect(0)?;
     expect_idle()?;
     fs::write(CONFIG, before)?;
-    systemctl(&["reload", "freezer-guard"])?.expect(0)?;
+    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     Ok(())
 }
 
