@@ -49,7 +49,6 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("restore", dumps::restore);
         list.add("restore_in_the_foreground", dumps::attached_restore);
         list.add("dump_without_a_freezer", seized::without_freezer);
-        list.add("dump_with_a_stray", seized::dump_of_stray);
         list.add("violated_before_the_seize", |h| {
             dump_fails(h, Moment::BeforeTheSeize, &[])
         });

@@ -1,6 +1,10 @@
 //! Dumps by a real CRIU, and restored tasks, which are free.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -16,29 +20,53 @@ use super::{
     FakeCriu, armed, sh, write,
 };
 
+/// The begin of a command that is no descendant of ours, and that strace holds up at the system
+/// calls of `inject`: at all of them, or at those with this path.
+pub(super) fn by_engine(inject: &str, path: Option<&Path>) -> Command {
+    let mut command = Command::new("systemd-run");
+    command.args(["--quiet", "--wait", "--unit"]);
+    command.arg(format!("{}.service", unique()));
+    command.args(["strace", "-o", "/dev/null", "-e", inject]);
+    if let Some(path) = path {
+        command.arg("-P").arg(path);
+    }
+    command
+}
+
+/// The dump of an engine ends well, and its guard with it.
+pub(super) fn expect_good(mut engine: Process, images: &Path) -> Result<()> {
+    engine.close_input();
+    engine
+        .wait(LONG)?
+        .expect(0)
+        .with_context(|| dump::log(images, "dump.log"))?;
+    expect_idle()
+}
+
+/// Dumps the workload, whose tasks end.
+pub(super) fn dumped(target: &Cgroup, workload: &Workload) -> Result<PathBuf> {
+    let images = scratch_folder("images")?;
+    let mut command = Command::new("env");
+    dump::criu_dump(&mut command, workload.pid, target, &images);
+    run(&mut command)?
+        .expect(0)
+        .with_context(|| dump::log(&images, "dump.log"))?;
+    expect_idle()?;
+    Ok(images)
+}
+
 /// A real dump, by a process that is no descendant of ours.
 pub(super) fn engine(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 3)?;
     workload.expect_counting()?;
     let images = scratch_folder("images")?;
-    let unit = format!("{}.service", unique());
-    let mut command = Command::new("systemd-run");
-    command.args(["--quiet", "--wait", "--unit", &unit]);
     // Held up after its own thaw, where a freeze would hang it for ever.
-    command.args([
-        "strace",
-        "-o",
-        "/dev/null",
-        "-e",
-        "inject=write:delay_exit=3000000",
-        "-P",
-    ]);
-    command.arg(target.freezer());
+    let mut command = by_engine("inject=write:delay_exit=3000000", Some(&target.freezer()));
     dump::criu_dump(&mut command, workload.pid, &target, &images);
     // By itself it gives up after 10 s.
     command.args(["--leave-running", "--timeout", "100"]);
-    let mut engine = Process::spawn(&mut command)?;
+    let engine = Process::spawn(&mut command)?;
     let guard = armed()?;
     ensure!(guard["cgroups"][0] == target.text(), "{guard}");
     eventually("CRIU thaws", || Ok(target.state()? == "THAWED"))?;
@@ -47,12 +75,7 @@ pub(super) fn engine(hierarchy: Hierarchy) -> Result<()> {
         target.expect_refused(hierarchy.file(), value)?;
     }
     kill(criu, Signal::SIGCONT)?;
-    engine.close_input();
-    engine
-        .wait(LONG)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
+    expect_good(engine, &images)?;
     workload.expect_counting()?;
     let last = last_guard()?;
     ensure!(
@@ -72,14 +95,10 @@ pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
     workload.expect_counting()?;
     target.freeze()?;
     let images = scratch_folder("images")?;
-    let mut command = Command::new("systemd-run");
-    command.args(["--quiet", "--wait", "--unit"]);
-    command.arg(format!("{}.service", unique()));
-    command.args(["strace", "-o", "/dev/null", "-e"]);
-    command.arg("inject=ptrace:delay_enter=4000000:when=1");
+    let mut command = by_engine("inject=ptrace:delay_enter=4000000:when=1", None);
     dump::criu_dump(&mut command, workload.pid, &target, &images);
     command.args(["--leave-running", "--timeout", "100"]);
-    let mut engine = Process::spawn(&mut command)?;
+    let engine = Process::spawn(&mut command)?;
     armed()?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     // On v1 CRIU itself has thawed it.
@@ -88,12 +107,7 @@ pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
         "it is {}",
         target.state()?
     );
-    engine.close_input();
-    engine
-        .wait(LONG)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
+    expect_good(engine, &images)?;
     let last = last_guard()?;
     ensure!(last["denials"]["freeze"] == 1, "{last}");
     ensure!(last["violations"]["freeze"] == 0, "{last}");
@@ -106,13 +120,7 @@ pub(super) fn restore(hierarchy: Hierarchy) -> Result<()> {
     let workload = Workload::start(&[&target], 2)?;
     workload.expect_counting()?;
     let since = workload.counters()?;
-    let images = scratch_folder("images")?;
-    let mut command = Command::new("env");
-    dump::criu_dump(&mut command, workload.pid, &target, &images);
-    run(&mut command)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
+    let images = dumped(&target, &workload)?;
     dump::restore(&workload, &images, &since)?;
     // CRIU is gone, and what it restored lives.
     expect_idle()?;
@@ -128,13 +136,7 @@ pub(super) fn attached_restore(hierarchy: Hierarchy) -> Result<()> {
     let workload = Workload::start(&[&target], 2)?;
     workload.expect_counting()?;
     let since = workload.counters()?;
-    let images = scratch_folder("images")?;
-    let mut command = Command::new("env");
-    dump::criu_dump(&mut command, workload.pid, &target, &images);
-    run(&mut command)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
+    let images = dumped(&target, &workload)?;
     let mut command = Command::new("criu");
     command.args(["restore", "-o", "restore.log", "-v4", "-D"]);
     let mut criu = Process::spawn(command.arg(&images))?;

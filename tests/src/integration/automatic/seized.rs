@@ -1,6 +1,6 @@
 //! Dumps without a freezer, and tasks that the freezer did not reach.
 
-use std::{fs, path::Path, process::Command};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
@@ -11,26 +11,15 @@ use nix::{
 
 use super::{
     super::{
-        cgroups::{Cgroup, Hierarchy, Workload, unique},
-        dump,
+        cgroups::{Cgroup, Hierarchy, Workload},
         process::{LONG, Process, guards, last_guard},
         scratch_folder,
         service::{eventually, expect_idle},
     },
-    FakeCriu, armed, sh, write,
+    FakeCriu, armed,
+    dumps::{by_engine, expect_good},
+    sh, write,
 };
-
-/// `criu dump` by a process that is no descendant of ours, under strace with these arguments.
-fn start(strace: &[&str], root: i32, images: &Path, more: &[&str]) -> Result<Process> {
-    let mut command = Command::new("systemd-run");
-    command.args(["--quiet", "--wait", "--unit"]);
-    command.arg(format!("{}.service", unique()));
-    command.args(["strace", "-o", "/dev/null"]).args(strace);
-    command.args(["criu", "dump", "-o", "dump.log", "-v4", "-t"]);
-    command.arg(root.to_string()).arg("-D").arg(images);
-    command.args(["--leave-running", "--timeout", "100"]);
-    Process::spawn(command.args(more))
-}
 
 /// CRIU knows of no freezer. Another container is in the same cgroup.
 pub(super) fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
@@ -39,13 +28,12 @@ pub(super) fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
     let other = Workload::start(&[&target], 0)?;
     workload.expect_counting()?;
     let images = scratch_folder("images")?;
-    let wait = [
-        "-e",
-        "inject=openat:delay_enter=5000000",
-        "-P",
-        "inventory.img",
-    ];
-    let mut engine = start(&wait, workload.pid, &images, &[])?;
+    let wait = "inject=openat:delay_enter=5000000";
+    let mut command = by_engine(wait, Some(Path::new("inventory.img")));
+    command.args(["criu", "dump", "-o", "dump.log", "-v4", "-D"]);
+    command.arg(&images).arg("-t").arg(workload.pid.to_string());
+    command.args(["--leave-running", "--timeout", "100"]);
+    let engine = Process::spawn(&mut command)?;
     let guard = armed()?;
     ensure!(guard["seized"] == true, "{guard}");
     ensure!(guard["state"] == "CHECKPOINTING", "{guard}");
@@ -60,12 +48,7 @@ pub(super) fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
     other.expect_counting()?;
     elsewhere.expect_allowed("cgroup.procs", &other.pid.to_string())?;
     kill(Pid::from_raw(other.pid), Signal::SIGKILL)?;
-    engine.close_input();
-    engine
-        .wait(LONG)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
+    expect_good(engine, &images)?;
     workload.expect_counting()?;
     let last = last_guard()?;
     ensure!(last["denials"]["freeze"] == 1, "{last}");
@@ -76,26 +59,6 @@ pub(super) fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
     target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
     target.thaw()?;
     target.kill_all()
-}
-
-/// A task of the tree is in another cgroup than CRIU freezes. CRIU 4 does not dump it, and fails.
-pub(super) fn dump_of_stray(hierarchy: Hierarchy) -> Result<()> {
-    let [target, elsewhere] = [Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?];
-    let workload = Workload::start(&[&target], 3)?;
-    workload.expect_counting()?;
-    let stray = target.pids()?.into_iter().find(|pid| *pid != workload.pid);
-    let stray = stray.context("the workload has one process")?;
-    fs::write(elsewhere.path.join("cgroup.procs"), stray.to_string())?;
-    let images = scratch_folder("images")?;
-    let freeze = ["--freeze-cgroup", &target.text()];
-    let mut engine = start(&["-e", "trace=none"], workload.pid, &images, &freeze)?;
-    engine.close_input();
-    let finished = engine.wait(LONG)?;
-    ensure!(finished.code != 0, "{}", dump::log(&images, "dump.log"));
-    expect_idle()?;
-    workload.expect_counting()?;
-    target.kill_all()?;
-    elsewhere.kill_all()
 }
 
 /// A checkpointer has frozen a cgroup and seizes a task elsewhere.

@@ -1,23 +1,21 @@
 //! A dump that was violated under an automatic guard fails, and its tasks go on.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
 use super::{
     super::{
-        cgroups::{Cgroup, Hierarchy, Workload, unique},
+        cgroups::{Cgroup, Hierarchy, Workload},
         dump,
-        process::{Held, LONG, Process, guards, last_guard, run, tool},
+        process::{Held, LONG, Process, guards, last_guard, tool},
         scratch_folder,
         service::{CONFIG, eventually, expect_idle, is_attached, main_pid, systemctl},
     },
-    FakeCriu, armed, sh, write,
+    FakeCriu, armed,
+    dumps::{by_engine, dumped},
+    sh, write,
 };
 use crate::sys::{open_map, set_entry};
 
@@ -92,14 +90,16 @@ pub(super) enum Moment {
 }
 
 impl Moment {
-    /// Lets CRIU wait there, with arguments of strace.
-    fn wait(self, target: &Cgroup) -> (&'static str, PathBuf) {
+    /// The begin of a command that lets CRIU wait there.
+    fn wait(self, target: &Cgroup) -> Command {
+        let inventory = Path::new("inventory.img");
         match self {
-            Self::BeforeTheSeize => ("inject=write:delay_exit=2000000", target.freezer()),
-            Self::BeforeTheInventory => (
-                "inject=openat:delay_enter=4000000",
-                PathBuf::from("inventory.img"),
-            ),
+            Self::BeforeTheSeize => {
+                by_engine("inject=write:delay_exit=2000000", Some(&target.freezer()))
+            }
+            Self::BeforeTheInventory => {
+                by_engine("inject=openat:delay_enter=4000000", Some(inventory))
+            }
         }
     }
 }
@@ -110,12 +110,7 @@ pub(super) fn dump_fails(hierarchy: Hierarchy, moment: Moment, more: &[&str]) ->
     let workload = Workload::start(&[&target], 3)?;
     workload.expect_counting()?;
     let images = scratch_folder("images")?;
-    let mut command = Command::new("systemd-run");
-    command.args(["--quiet", "--wait", "--unit"]);
-    command.arg(format!("{}.service", unique()));
-    let (inject, path) = moment.wait(&target);
-    command.args(["strace", "-o", "/dev/null", "-e", inject, "-P"]);
-    command.arg(path);
+    let mut command = moment.wait(&target);
     dump::criu_dump(&mut command, workload.pid, &target, &images);
     command.args(["--timeout", "100"]).args(more);
     let mut engine = Process::spawn(&mut command)?;
@@ -143,13 +138,7 @@ pub(super) fn dump_fails(hierarchy: Hierarchy, moment: Moment, more: &[&str]) ->
     let last = last_guard()?;
     ensure!(last["violations"]["ptrace"] == 1, "{last}");
     // Nothing of it is in the way of the next dump.
-    let images = scratch_folder("images")?;
-    let mut command = Command::new("env");
-    dump::criu_dump(&mut command, workload.pid, &target, &images);
-    run(&mut command)?
-        .expect(0)
-        .with_context(|| dump::log(&images, "dump.log"))?;
-    expect_idle()?;
+    dumped(&target, &workload)?;
     target.kill_all()
 }
 
@@ -159,12 +148,7 @@ pub(super) fn pre_dump_fails(hierarchy: Hierarchy) -> Result<()> {
     let workload = Workload::start(&[&target], 1)?;
     workload.expect_counting()?;
     let images = scratch_folder("images")?;
-    let mut command = Command::new("systemd-run");
-    command.args(["--quiet", "--wait", "--unit"]);
-    command.arg(format!("{}.service", unique()));
-    let (inject, path) = Moment::BeforeTheSeize.wait(&target);
-    command.args(["strace", "-o", "/dev/null", "-e", inject, "-P"]);
-    command.arg(path);
+    let mut command = Moment::BeforeTheSeize.wait(&target);
     command.args([
         "criu",
         "pre-dump",
