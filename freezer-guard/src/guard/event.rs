@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
-use freezer_guard_abi::{EventKind, GuardId, RawEvent};
+use freezer_guard_abi::{CgroupKey, EventKind, GuardId, RawEvent};
 use serde::{Deserialize, Serialize};
 use zlink::{
     idl,
@@ -223,10 +223,14 @@ impl EventDecoder {
                 self.cgroups.remove(&id);
                 Event::new(&time, What::Ended, id, &known)
             }
-            Some(EventKind::Unguarded) => Event {
-                about: unguarded(raw),
-                ..Event::new(&time, What::Unguarded, id, &[path(raw.cgroup)])
-            },
+            Some(EventKind::Unguarded) => {
+                // None, if the checkpointer has not written a freezer yet.
+                let cgroup = (raw.cgroup != CgroupKey::default()).then(|| path(raw.cgroup));
+                Event {
+                    about: unguarded(raw),
+                    ..Event::new(&time, What::Unguarded, id, cgroup.as_slice())
+                }
+            }
             Some(EventKind::Candidate) => Event {
                 about: format!("pid {} has executed a checkpointer", raw.pid),
                 ..Event::new(&time, What::Candidate, id, &known)

@@ -95,7 +95,7 @@ pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
     workload.expect_counting()?;
     target.freeze()?;
     let images = scratch_folder("images")?;
-    let mut command = by_engine("inject=ptrace:delay_enter=4000000:when=1", None);
+    let mut command = by_engine("inject=ptrace:delay_enter=10000000:when=1", None);
     dump::criu_dump(&mut command, workload.pid, &target, &images);
     command.args(["--leave-running", "--timeout", "100"]);
     let engine = Process::spawn(&mut command)?;

@@ -28,7 +28,7 @@ pub(super) fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
     let other = Workload::start(&[&target], 0)?;
     workload.expect_counting()?;
     let images = scratch_folder("images")?;
-    let wait = "inject=openat:delay_enter=5000000";
+    let wait = "inject=openat:delay_enter=10000000";
     let mut command = by_engine(wait, Some(Path::new("inventory.img")));
     command.args(["criu", "dump", "-o", "dump.log", "-v4", "-D"]);
     command.arg(&images).arg("-t").arg(workload.pid.to_string());

@@ -98,7 +98,7 @@ impl Moment {
                 by_engine("inject=write:delay_exit=2000000", Some(&target.freezer()))
             }
             Self::BeforeTheInventory => {
-                by_engine("inject=openat:delay_enter=4000000", Some(inventory))
+                by_engine("inject=openat:delay_enter=8000000", Some(inventory))
             }
         }
     }
