@@ -107,6 +107,7 @@ impl Guard {
         if !sys::is_initial_pid_namespace() {
             return Err(Error::PidNamespace);
         }
+        let targets = cgroup::joined(targets)?;
         let lineages = Lineage::of_all(targets.iter().flatten())?;
         refuse_overlap(&lineages)?;
         let lock = Locked::wait()?;

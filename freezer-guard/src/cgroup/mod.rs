@@ -35,7 +35,7 @@ use crate::Kind;
 
 pub use created::CreatedCgroups;
 pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all, unified_mount};
-pub use others::{hybrid_roots, others, own_of_pid};
+pub use others::{hybrid_roots, joined, others, own_of_pid};
 pub(crate) use proc::is_gone;
 pub use state::FreezerState;
 pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
@@ -85,6 +85,12 @@ pub enum Error {
         /// Its hierarchy.
         version: Version,
     },
+    /// Cgroups in both hierarchies whose freezers would stop the same tasks, and others.
+    #[error(
+        "{} and {} share some of their tasks: name the one that holds the whole container",
+        .0.display(), .1.display()
+    )]
+    Shared(PathBuf, PathBuf),
     /// A cgroup without a process.
     #[error("{} holds no process", .0.display())]
     Empty(PathBuf),
@@ -123,6 +129,7 @@ impl Error {
             | Self::Threaded(_)
             | Self::PidInRoot(_)
             | Self::NotSeen { .. }
+            | Self::Shared(..)
             | Self::Empty(_)
             | Self::ManyTrees { .. }
             | Self::NoProcess(_)

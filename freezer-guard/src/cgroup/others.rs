@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 use freezer_guard_abi::CgroupKey;
 
 use super::{
-    Cgroup, Error, ROOT_ID, Version, find::freezer_hierarchy_id, is_gone, mounts::Mounts,
-    proc::Membership, tree,
+    Cgroup, Error, ROOT_ID, Version,
+    find::freezer_hierarchy_id,
+    is_gone,
+    mounts::Mounts,
+    proc::{Membership, status},
+    tree,
 };
 
 /// The roots of the hierarchies of a hybrid host; none on any other.
@@ -57,6 +61,54 @@ pub fn others(cgroups: &[&Cgroup]) -> Result<Vec<Cgroup>, Error> {
         }
     }
     Ok(others)
+}
+
+/// Joins cgroups of v1 and of v2 that hold the same threads to one container, v1 first. One freezer
+/// stops these; with both, v2 never reports them frozen, since a task that v1 has stopped does not
+/// answer it.
+///
+/// # Errors
+/// When two of them share some threads only, and when `/proc` or a cgroup cannot be read.
+pub fn joined(containers: Vec<Vec<Cgroup>>) -> Result<Vec<Vec<Cgroup>>, Error> {
+    let mut joined: Vec<Vec<Cgroup>> = Vec::new();
+    for container in containers {
+        let mut same = None;
+        for (place, other) in joined.iter().enumerate() {
+            if let ([one], [other]) = (&*container, &**other)
+                && one.version() != other.version()
+                && hold_the_same(one, other)?
+            {
+                same = Some(place);
+            }
+        }
+        match same {
+            Some(place) => {
+                joined[place].extend(container);
+                joined[place].sort_by_key(|cgroup| cgroup.key().hierarchy_id == 0);
+            }
+            None => joined.push(container),
+        }
+    }
+    Ok(joined)
+}
+
+/// Returns whether two cgroups hold the same threads, and at least one.
+fn hold_the_same(one: &Cgroup, other: &Cgroup) -> Result<bool, Error> {
+    let inside =
+        |cgroup| Ok::<_, Error>(tree::inside(&[cgroup])?.into_values().flatten().collect());
+    let before: BTreeSet<i32> = inside(one)?;
+    let others: BTreeSet<i32> = inside(other)?;
+    // Threads may start meanwhile: what is there before is compared with what is there after.
+    let after: BTreeSet<i32> = inside(one)?;
+    let mut alone = before.difference(&others).chain(others.difference(&after));
+    match before.is_disjoint(&others) {
+        true => Ok(false),
+        false if alone.any(|tid| matches!(status(*tid), Ok(Some(_)))) => Err(Error::Shared(
+            one.path().to_owned(),
+            other.path().to_owned(),
+        )),
+        false => Ok(true),
+    }
 }
 
 /// Whether the cgroup is one of these, or lies below one.

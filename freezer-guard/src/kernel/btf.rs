@@ -19,7 +19,7 @@ use super::{
     Error,
     lock::{RUN_DIR, make_run_dir},
     object::OBJECT_ID,
-    programs,
+    programs::{self, MEMORY_OWNER},
 };
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -66,15 +66,34 @@ impl Facts {
     }
 
     fn look_up(types: &Types) -> Result<Self, Error> {
+        let freezer = types.freezer()?;
         Ok(Self {
-            offsets: KernelOffsets::resolve(|container, member| types.offset(container, member))?,
-            freezer: types
-                .constant(SUBSYSTEMS, "freezer_cgrp_id")?
-                .unwrap_or(NO_FREEZER),
+            offsets: KernelOffsets::resolve(|container, member| {
+                match types.offset(container, member) {
+                    Err(Error::Field(..)) if is_optional(container, member, freezer) => Ok(ABSENT),
+                    found => found,
+                }
+            })?,
+            freezer,
             probes_by_vma: types.takes(SET_BREAKPOINT, 1, "vm_area_struct"),
             allocates_by_need: types.offset(HASH_MAP, ALLOCATOR).is_ok(),
             targets: types.targets(),
         })
+    }
+
+    /// Returns an error if this kernel has no such field, and does without it: see [`is_optional`].
+    pub(super) fn expect(
+        &self,
+        (container, member): (&'static str, &'static str),
+    ) -> Result<(), Error> {
+        let fields = KernelOffsets::FIELDS.iter().zip(self.offsets.values());
+        match fields
+            .into_iter()
+            .any(|(field, offset)| *field == (container, member) && offset == ABSENT)
+        {
+            true => Err(Error::Field(container, member)),
+            false => Ok(()),
+        }
     }
 
     /// The BTF id of a function, or of the type of a tracepoint.
@@ -83,13 +102,27 @@ impl Facts {
     }
 }
 
-/// Every field that the programs read and this kernel has not.
+/// Stands for the offset of a field that this kernel does not have.
+const ABSENT: u32 = u32::MAX;
+
+/// Returns whether guards do without the field: no kernel without memory cgroups knows the owner
+/// of an address space, and one without the freezer of cgroup v1 has nothing of it to look at.
+fn is_optional(container: &str, member: &str, freezer: u32) -> bool {
+    match container {
+        "freezer" => freezer == NO_FREEZER,
+        _ => (container, member) == MEMORY_OWNER,
+    }
+}
+
+/// Every field that this kernel has not, and without which there is no guard.
 pub(super) fn missing_fields() -> Result<Vec<(&'static str, &'static str)>, Error> {
     let types = Types::read(open()?)?;
+    let freezer = types.freezer()?;
     let mut missing = Vec::new();
     for (container, member) in KernelOffsets::FIELDS {
         match types.offset(container, member) {
             Ok(_) => {}
+            Err(Error::Field(..)) if is_optional(container, member, freezer) => {}
             Err(Error::Field(..)) => missing.push((*container, *member)),
             Err(error) => return Err(error),
         }
@@ -182,6 +215,12 @@ impl Types {
             }
         }
         Ok(None)
+    }
+
+    /// `freezer_cgrp_id`, or [`NO_FREEZER`].
+    fn freezer(&self) -> Result<u32, Error> {
+        let found = self.constant(SUBSYSTEMS, "freezer_cgrp_id")?;
+        Ok(found.unwrap_or(NO_FREEZER))
     }
 
     /// Returns whether a function's argument is a pointer to this struct.

@@ -79,6 +79,9 @@ impl Program {
 
     /// Where it goes on this kernel.
     pub(super) fn attachment(&self, level: Level, facts: &Facts) -> Result<Attachment, Error> {
+        if let Some(field) = self.needs() {
+            facts.expect(field)?;
+        }
         let (program_type, attach_type) = self.types(level);
         let function = self.target(level);
         match facts.target(&function) {

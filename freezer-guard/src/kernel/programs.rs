@@ -160,6 +160,10 @@ pub(super) const PROGRAMS: [Program; 27] = {
     ]
 };
 
+/// The task whose memory an address space is. The kernel has it with memory cgroups only
+/// (`CONFIG_MEMCG`).
+pub(super) const MEMORY_OWNER: (&str, &str) = ("mm_struct", "owner");
+
 /// What is attached to at any level, as BTF names it.
 pub(super) fn targets() -> BTreeSet<String> {
     Level::ALL
@@ -237,6 +241,12 @@ impl Program {
             program: self.name,
             hook: self.hook(level),
         }
+    }
+
+    /// The field of the kernel's structs without which it sees nothing, and which not every kernel has.
+    pub(super) fn needs(&self) -> Option<(&'static str, &'static str)> {
+        let asks_the_owner = matches!(self.hook, Hook::Exit("access_remote_vm" | "set_swbp"));
+        asks_the_owner.then_some(MEMORY_OWNER)
     }
 
     /// Whether it is of use only together with the others of which this is true.

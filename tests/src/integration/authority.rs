@@ -26,6 +26,12 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("criu_of_a_user_has_no_guard", no_guard);
     list.add("guard_of_a_user_yields_to_root", yields);
     list.add("guard_of_a_client_yields_to_root", client);
+    if list.is_hybrid() {
+        list.add(
+            "guard_of_a_client_yields_in_the_other_hierarchy",
+            client_in_the_other,
+        );
+    }
     list.add("guard_in_a_user_namespace_yields_to_its_owner", namespaces);
     list.add("guard_of_a_user_ends_in_time", overdue);
     list.add("a_holder_in_its_own_target_can_be_killed", own_target);
@@ -182,6 +188,30 @@ fn client(hierarchy: Hierarchy) -> Result<()> {
     client.wait(LONG)?;
     held.release()?.expect(0)?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    expect_idle()
+}
+
+/// A user keeps root from a checkpoint no more where the tasks are in two hierarchies.
+fn client_in_the_other(hierarchy: Hierarchy) -> Result<()> {
+    let (_parent, shared) = delegated(hierarchy.other())?;
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target, &shared], 1)?;
+    let mut client = hold(&shared)?;
+    ensure!(
+        shared.state()? == "FROZEN",
+        "{} is not FROZEN",
+        shared.text()
+    );
+    let mut held = Held::new(&[&target])?;
+    let guard = guards()?.pop().context("there is no guard")?;
+    ensure!(guard["owner_uid"].is_null(), "{guard}");
+    ensure!(shared.state()? == "THAWED", "left {}", shared.state()?);
+    shared.expect_refused(shared.hierarchy.file(), shared.hierarchy.frozen())?;
+    held.thaw(&target)?;
+    workload.expect_counting()?;
+    client.close_input();
+    client.wait(LONG)?;
+    held.release()?.expect(0)?;
     expect_idle()
 }
 

@@ -17,6 +17,10 @@ use super::{
 pub(super) fn list(list: &mut List<'_>) {
     list.add("no_btf", no_btf);
     list.add("missing_field", missing_field);
+    list.add("no_memory_cgroups", no_memory_cgroups);
+    if list.hierarchy == Hierarchy::V2 && !list.is_hybrid() {
+        list.add("no_freezer_of_v1", no_freezer_of_v1);
+    }
     list.add("missing_hook_that_notices", missing_tripwire);
     // Moves on v1 are refused as writes to files.
     if list.hierarchy == Hierarchy::V2 {
@@ -76,6 +80,38 @@ fn missing_field(hierarchy: Hierarchy) -> Result<()> {
     let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
     let found = run(Command::new(way[0]).args(doctor))?.expect(2)?.stdout;
     ensure!(found.contains("lacks super_block.s_magic"), "{found}");
+    expect_clean()
+}
+
+/// The programs cannot tell whose memory is written.
+fn no_memory_cgroups(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
+    let target = Cgroup::new(hierarchy)?;
+    let way = renamed(&["mm_struct.owner"]);
+    expect_too_weak(guarded(&way, &target, &[])?, &target)?
+        .says("(ptrace: missing)")?
+        .says("mm_struct.owner")?;
+    guarded(&way, &target, &["--allow", "ptrace"])?.expect(0)?;
+    let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
+    let found = run(Command::new(way[0]).args(doctor))?.expect(1)?.stdout;
+    ensure!(found.contains("mm_struct.owner"), "{found}");
+    expect_clean()
+}
+
+/// There is nothing of it to guard.
+fn no_freezer_of_v1(hierarchy: Hierarchy) -> Result<()> {
+    unload()?;
+    let target = Cgroup::new(hierarchy)?;
+    let way = renamed(&[
+        "freezer.css",
+        "freezer.state",
+        "freezer_cgrp_id=xreezer_cgrp_id",
+        "freezer_apply_state=xreezer_apply_state",
+        "freezer_read=xreezer_read",
+    ]);
+    guarded(&way, &target, &["--require", "enforce"])?.expect(0)?;
+    let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
+    run(Command::new(way[0]).args(doctor))?.expect(0)?;
     expect_clean()
 }
 

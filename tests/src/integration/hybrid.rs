@@ -15,6 +15,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("cgroup_in_the_other", beside);
         list.add_alone("both_are_told_of_a_move", told);
         list.add("two_pids_in_one_shared_cgroup", two);
+        list.add("one_guard_of_both", both);
         list.add("no_cgroup_in_the_other", none);
         list.add("frozen_in_the_other", frozen);
     }
@@ -83,6 +84,26 @@ fn told(hierarchy: Hierarchy) -> Result<()> {
         held.release()?.expect(73)?.says(&other.text())?;
     }
     Ok(())
+}
+
+/// The cgroups of the same tasks in each hierarchy are one container, and one freezer stops it.
+fn both(hierarchy: Hierarchy) -> Result<()> {
+    let [one, other] = [Cgroup::new(hierarchy)?, Cgroup::new(hierarchy.other())?];
+    let workload = Workload::start(&[&one, &other], 1)?;
+    let held = Held::new(&[&one, &other])?;
+    for cgroup in [&one, &other] {
+        for value in [cgroup.hierarchy.frozen(), cgroup.hierarchy.thawed()] {
+            cgroup.expect_refused(cgroup.hierarchy.file(), value)?;
+        }
+    }
+    held.release()?.expect(0)?;
+    workload.expect_counting()?;
+    let _more = Workload::start(&[&one], 0)?;
+    let held = Held::start(&mut Held::command(&[&one, &other]))?;
+    held.release()?
+        .expect(64)?
+        .says("share some of their tasks")?;
+    workload.expect_counting()
 }
 
 /// Neither is in the way of the other, nor of this process, which is there too.

@@ -1,5 +1,6 @@
 //! `guest-tool`: workloads to guard and every way to write to a file.
 
+mod btf;
 mod memory;
 mod process;
 mod stalled;
@@ -92,7 +93,7 @@ enum Task {
     },
     /// Run a command where names in the kernel's BTF are others
     Renamed {
-        /// OLD=NEW, of the same length
+        /// OLD=NEW, of the same length; STRUCT.MEMBER: one that has no such member
         #[arg(required = true)]
         names: Vec<String>,
         #[arg(last = true, required = true)]

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -19,7 +19,10 @@ use nix::{
     unistd::{ForkResult, setsid},
 };
 
-use super::write::{self, Method};
+use super::{
+    btf,
+    write::{self, Method},
+};
 use crate::sys;
 
 fn exec(command: &[String]) -> Result<()> {
@@ -81,30 +84,11 @@ pub(super) fn hidden(path: &Path, command: &[String]) -> Result<()> {
     exec(command)
 }
 
-/// Runs the command in a mount namespace where the kernel's BTF says `new`
-/// wherever it really says `old`, for each pair.
+/// Runs the command in a mount namespace where the kernel's BTF is another one, as `btf::change`
+/// says.
 pub(super) fn renamed(names: &[String], command: &[String]) -> Result<()> {
     const BTF: &str = "/sys/kernel/btf/vmlinux";
-    let mut bytes = fs::read(BTF)?;
-    let pairs: Vec<_> = names
-        .iter()
-        .map(|pair| pair.split_once('=').context("OLD=NEW"))
-        .collect::<Result<_>>()?;
-    // Each name stands there once, between two zeros. All at once, so that two
-    // can change places.
-    let mut places = Vec::new();
-    for (old, new) in pairs {
-        ensure!(old.len() == new.len(), "{old} and {new} differ in length");
-        let name = [b"\0", old.as_bytes(), b"\0"].concat();
-        let place = bytes.windows(name.len()).position(|window| window == name);
-        places.push((
-            place.with_context(|| format!("no {old} in {BTF}"))? + 1,
-            new,
-        ));
-    }
-    for (place, new) in places {
-        bytes[place..place + new.len()].copy_from_slice(new.as_bytes());
-    }
+    let bytes = btf::change(fs::read(BTF)?, names)?;
     private_mounts(CloneFlags::empty())?;
     let file = std::env::temp_dir().join(format!("btf.{}", std::process::id()));
     fs::write(&file, bytes)?;
