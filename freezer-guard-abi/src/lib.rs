@@ -27,7 +27,7 @@ pub use decision::{
 };
 pub use fields::KernelOffsets;
 pub use log::LogLine;
-pub use naming::NoSuchName;
+pub use naming::{FileName, NoSuchName};
 pub use record::{
     Act, BY_INTERRUPT, EventKind, Intruder, IntruderKey, KERNEL_SIGNAL, RawEvent, Unguarded,
 };
@@ -339,6 +339,8 @@ pub const MAX_MEMBERS_BY_USER: u32 = 128;
 pub const MAX_MEMBERS_BY_GUARD: u32 = MAX_MEMBERS / 8;
 /// The deepest level at which a user can guard a cgroup: its ancestors take room in a map.
 pub const MAX_DEPTH_BY_USER: u32 = 64;
+/// How many names the program of a checkpointer can have.
+pub const MAX_CHECKPOINTERS: u32 = 16;
 /// How many levels below a target something is still recognised. While any guard exists,
 /// actions in deeper cgroups are refused to everybody but root of the host: the guard may
 /// cover them.
@@ -366,6 +368,8 @@ pub mod names {
     /// candidate begins with; no `members`: there shall be none.
     /// [`ASKED_FOR`](super::ASKED_FOR) → what the next guard begins with.
     pub const TEMPLATES: &str = "TEMPLATES";
+    /// The [`FileName`](super::FileName) of a program that is a checkpointer → 1.
+    pub const CHECKPOINTERS: &str = "CHECKPOINTERS";
     /// 0 → [`Enrolling`](super::Enrolling).
     pub const ENROLLING: &str = "ENROLLING";
     /// A reader's number → the ring buffer of its [`RawEvent`](super::RawEvent)s.
@@ -409,6 +413,7 @@ const _: () = {
     assert!(size_of::<AncestorKey>() == 24);
     assert!(size_of::<GuardEntry>() == 8 * (12 + 3 * Protection::COUNT) + 4 * Protection::COUNT);
     assert!(size_of::<Enrolling>() == 16);
+    assert!(size_of::<FileName>() == 32);
     assert!(size_of::<IntruderKey>() == 24);
     assert!(size_of::<Intruder>() == 64);
     assert!(size_of::<RawEvent>() == 88);
@@ -433,6 +438,7 @@ mod pod {
         super::Intruder,
         super::RawEvent,
         super::Member,
-        super::Enrolling
+        super::Enrolling,
+        super::FileName
     );
 }

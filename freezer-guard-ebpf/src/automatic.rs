@@ -1,8 +1,5 @@
-//! Guards that nobody asked for: who executes a checkpointer is a candidate, and
-//! the freezer that a candidate writes is guarded from that very write on.
-//!
-//! A candidate has an entry among the guards, as its holder to be, and no target
-//! yet: so its descendants are counted like those of any holder.
+//! Guards that nobody asked for: the freezer that a candidate writes is guarded from that very
+//! write on.
 
 use core::ffi::c_void;
 
@@ -10,153 +7,21 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_boot_ns,
 };
-use freezer_guard_abi::{
-    AUTOMATIC, AncestorKey, CgroupKey, EventKind, GuardEntry, GuardId, LogLine, MAX_DEPTH_BY_USER,
-    Unguarded,
-};
+use freezer_guard_abi::{AncestorKey, GuardEntry, GuardId, MAX_DEPTH_BY_USER, Unguarded};
 
 use crate::{
     audit,
-    authority::Credentials,
+    candidate::{self, unguarded},
     each::{self, GO_ON, STOP},
     entry::Entry,
     freezer::{self, FREEZING_SELF},
-    kernel::{self, Pointer, load, offset, probe},
-    lifetime, log,
+    kernel::{self, Pointer, offset, probe},
+    lifetime,
     lookup::{self, Found},
-    maps::{ANCESTORS, GUARDS, MEMBERS, TARGETS, TEMPLATES, TURNS},
+    maps::{ANCESTORS, TARGETS, TURNS},
     membership,
     writes::any_below,
 };
-
-/// The name of the checkpointer's file, as it is compared.
-const CRIU: u32 = u32::from_ne_bytes(*b"criu");
-
-/// `S_IFMT`, `S_IFREG`, and `S_IWGRP | S_IWOTH` of `linux/stat.h`.
-const FILE_TYPE: u16 = 0o170_000;
-const REGULAR: u16 = 0o100_000;
-const WRITABLE_BY_OTHERS: u16 = 0o022;
-
-/// `MNT_NOSUID` of `linux/mount.h`.
-const MNT_NOSUID: u32 = 1;
-
-/// `struct linux_binprm *`: the current task executes this file from here on.
-#[inline(always)]
-pub(crate) fn executed(bprm: Pointer) {
-    let Some(template) = TEMPLATES.get(AUTOMATIC) else {
-        return;
-    };
-    if template.members == 0 {
-        return;
-    }
-    let pid = kernel::tgid(kernel::current()).into();
-    let Some(is_trusted) = is_trusted(bprm, pid) else {
-        return;
-    };
-    // Who belongs to a holder is guarded already.
-    if membership::of_current().is_some() {
-        return;
-    }
-    let Some(owner) = Credentials::of(kernel::current()) else {
-        return;
-    };
-    // A file proves nothing: `LD_PRELOAD` and ptrace make anything of a process. Only
-    // credentials do.
-    if !owner.is_checkpointer() && template.flags & GuardEntry::BY_USER == 0 {
-        let uid = owner.uid.into();
-        return log::write(LogLine::WrongCredentials, [pid, uid, 0, 0]);
-    }
-    let leader = kernel::task(kernel::current());
-    // SAFETY: no preconditions.
-    let id = unsafe { bpf_ktime_get_boot_ns() };
-    if !is_trusted {
-        if owner.is_checkpointer() {
-            unguarded(id, CgroupKey::default(), Unguarded::Untrusted);
-        }
-        return;
-    }
-    let mut candidate = GuardEntry {
-        leader,
-        flags: template.flags & GuardEntry::FAILS_DUMP,
-        ..*template
-    };
-    if !owner.is_root_of_host() {
-        candidate.flags |= GuardEntry::BY_USER;
-        candidate.owner_uid = owner.uid.into();
-        candidate.owner_ns = owner.user_ns;
-    }
-    let (candidates, most) = lifetime::candidates(candidate.flags);
-    if candidates.get() >= u64::from(most) || !Entry::make(id, &candidate) {
-        return unguarded(id, CgroupKey::default(), Unguarded::Full);
-    }
-    if MEMBERS.insert(leader, id, u64::from(BPF_ANY)).is_err() {
-        let _ = GUARDS.remove(id);
-        return unguarded(id, CgroupKey::default(), Unguarded::Full);
-    }
-    candidates.add(1);
-    audit::emit(id, EventKind::Candidate, CgroupKey::default());
-}
-
-/// Returns whether nobody but root can have put the file there, if it is called CRIU.
-#[inline(always)]
-fn is_trusted(bprm: Pointer, pid: u64) -> Option<bool> {
-    // SAFETY: `bprm` is the hook's argument; everything is loaded from it.
-    let (inode, mount, name, length) = unsafe {
-        let file: Pointer = load(bprm, offset!(linux_binprm_file));
-        let dentry: Pointer = load(file, offset!(file_f_path) + offset!(path_dentry));
-        let inode: Pointer = load(file, offset!(file_f_inode));
-        let mount: Pointer = load(file, offset!(file_f_path) + offset!(path_mnt));
-        let d_name = offset!(dentry_d_name);
-        let name: Pointer = load(dentry, d_name + offset!(qstr_name));
-        let length: u32 = load(dentry, d_name + offset!(qstr_len));
-        (inode, mount, name, length)
-    };
-    if length as usize != size_of_val(&CRIU) || probe(name, 0) != Some(CRIU) {
-        return None;
-    }
-    // SAFETY: loaded from the hook's argument, as above.
-    let (uid, mode, flags, level) = unsafe {
-        let super_block: Pointer = load(inode, offset!(inode_i_sb));
-        let user_ns: Pointer = load(super_block, offset!(super_block_s_user_ns));
-        (
-            load::<u32>(inode, offset!(inode_i_uid)),
-            load::<u16>(inode, offset!(inode_i_mode)),
-            load::<u32>(mount, offset!(vfsmount_mnt_flags)),
-            load::<u32>(user_ns, offset!(user_namespace_level)),
-        )
-    };
-    if uid != 0 {
-        log::write(LogLine::WrongOwner, [pid, uid.into(), 0, 0]);
-        return Some(false);
-    }
-    if mode & FILE_TYPE != REGULAR || mode & WRITABLE_BY_OTHERS != 0 {
-        log::write(LogLine::WrongMode, [pid, mode.into(), 0, 0]);
-        return Some(false);
-    }
-    // A user who mounts a file system chooses the owners of its files.
-    if flags & MNT_NOSUID != 0 || level != 0 {
-        log::write(LogLine::WrongMount, [pid, 0, 0, 0]);
-        return Some(false);
-    }
-    Some(true)
-}
-
-/// Whether the current task executes CRIU. Those that CRIU has started or restored do not.
-#[inline(always)]
-fn executes_criu() -> bool {
-    let dentry = || -> Option<Pointer> {
-        let mm: Pointer = probe(kernel::current(), offset!(task_struct_mm))?;
-        let file: Pointer = probe(mm, offset!(mm_struct_exe_file))?;
-        probe(file, offset!(file_f_path) + offset!(path_dentry))
-    };
-    let is_criu = |dentry| -> Option<bool> {
-        let d_name = offset!(dentry_d_name);
-        let length: u32 = probe(dentry, d_name + offset!(qstr_len))?;
-        let name: Pointer = probe(dentry, d_name + offset!(qstr_name))?;
-        Some(length as usize == size_of_val(&CRIU) && probe(name, 0) == Some(CRIU))
-    };
-    dentry().and_then(is_criu) == Some(true)
-}
 
 /// `freezer_apply_state(freezer, freeze, state)` is about to begin.
 #[inline(always)]
@@ -213,8 +78,8 @@ fn claim_found(id: GuardId, cgroup: Pointer) {
 /// something may read any freezer.
 #[inline(always)]
 fn read_by_candidate(seq: Pointer) -> Option<(GuardId, Pointer)> {
-    let id = membership::of_current()?;
-    Entry::of(id).filter(|entry| entry.guard().is_candidate() && executes_criu())?;
+    let id = candidate::of_current()?;
+    Entry::of(id).filter(|entry| entry.guard().is_candidate())?;
     let file: Pointer = probe(seq, offset!(seq_file_private))?;
     let node: Pointer = probe(file, offset!(kernfs_open_file_kn))?;
     let directory: Pointer = probe(node, offset!(kernfs_node_parent))?;
@@ -226,10 +91,7 @@ fn read_by_candidate(seq: Pointer) -> Option<(GuardId, Pointer)> {
 #[inline(always)]
 fn claim(cgroup: Pointer, is_frozen: bool) {
     let was_left = freezer::takes_over(cgroup);
-    let Some(id) = membership::of_current() else {
-        return;
-    };
-    if Entry::of(id).is_some_and(|entry| entry.guard().is_automatic()) && executes_criu() {
+    if let Some(id) = candidate::of_current() {
         claim_for(id, kernel::number(cgroup), pack(is_frozen, was_left));
     }
 }
@@ -357,23 +219,4 @@ extern "C" fn mark_and_climb(
         }
         None => STOP,
     }
-}
-
-#[inline(always)]
-pub(crate) fn unguarded(id: GuardId, cgroup: CgroupKey, why: Unguarded) {
-    leave_unguarded(id, cgroup.hierarchy_id.into(), cgroup.kernfs_id, why as u64);
-}
-
-/// The same as numbers. A global function: see `lookup`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn leave_unguarded(id: GuardId, hierarchy: u64, kernfs_id: u64, why: u64) -> u64 {
-    let cgroup = CgroupKey::new(hierarchy as u32, kernfs_id);
-    if why == Unguarded::Busy as u64 {
-        log::write_of(LogLine::ClaimIsBusy, id, cgroup);
-    } else if why == Unguarded::Full as u64 {
-        log::write_of(LogLine::ClaimIsFull, id, cgroup);
-    }
-    audit::emit_why(id, EventKind::Unguarded, cgroup, why as u32);
-    0
 }

@@ -51,6 +51,7 @@ mod atomic;
 mod audit;
 mod authority;
 mod automatic;
+mod candidate;
 mod cgroup;
 mod each;
 mod entry;
@@ -284,14 +285,14 @@ fn ptrace_access_exit(ctx: FExitContext) -> i32 {
 /// `security_bprm_committed_creds(bprm)`: the process is another program now.
 #[lsm(hook = "bprm_committed_creds")]
 fn bprm_committed_creds(ctx: LsmContext) -> i32 {
-    automatic::executed(ctx.arg(0));
+    candidate::executed(ctx.arg(0));
     0
 }
 
 /// The same below the level `enforce`.
 #[fentry(function = "security_bprm_committed_creds")]
 fn committed_creds_entry(ctx: FEntryContext) -> i32 {
-    automatic::executed(ctx.arg(0));
+    candidate::executed(ctx.arg(0));
     0
 }
 

@@ -9,9 +9,9 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use freezer_guard_abi::{
-    AncestorKey, CgroupKey, Enrolling, GuardEntry, GuardId, Intruder, IntruderKey, KernelOffsets,
-    MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS, MAX_READERS, NO_FREEZER, RING_BYTES,
-    RawEvent, TaskPointer,
+    AncestorKey, CgroupKey, Enrolling, FileName, GuardEntry, GuardId, Intruder, IntruderKey,
+    KernelOffsets, MAX_CHECKPOINTERS, MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS,
+    MAX_READERS, NO_FREEZER, RING_BYTES, RawEvent, TaskPointer,
 };
 
 /// User space sets how many, as the kernel allows.
@@ -23,6 +23,9 @@ pub(crate) static GUARDS: HashMap<GuardId, GuardEntry> = HashMap::with_max_entri
 pub(crate) static ENDED: HashMap<GuardId, GuardEntry> = HashMap::with_max_entries(MAX_ENDED, 0);
 #[map]
 pub(crate) static TEMPLATES: Array<GuardEntry> = Array::with_max_entries(2, 0);
+#[map]
+pub(crate) static CHECKPOINTERS: HashMap<FileName, u8> =
+    HashMap::with_max_entries(MAX_CHECKPOINTERS, 0);
 #[map]
 pub(crate) static ENROLLING: Array<Enrolling> = Array::with_max_entries(1, 0);
 #[map]

@@ -7,7 +7,8 @@ use freezer_guard_abi::{
 
 use crate::{
     audit::{self, Access},
-    automatic::{mark_line, unguarded},
+    automatic::mark_line,
+    candidate::{self, unguarded},
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
     lifetime,
@@ -19,7 +20,10 @@ use crate::{
 /// The current task has attached to this one by ptrace.
 #[inline(always)]
 pub(crate) fn seized(task: Pointer) {
-    if let Some(id) = membership::of_current() {
+    // A guard is that of its whole holder; a candidate has programs that are none of its business.
+    let own = membership::of_current()
+        .filter(|id| Entry::of(*id).is_some_and(|entry| !entry.guard().is_candidate()));
+    if let Some(id) = own.or_else(candidate::of_current) {
         seize(id, kernel::number(task));
     }
 }
@@ -35,7 +39,7 @@ extern "C" fn seize(id: GuardId, task: u64) -> u64 {
     };
     let victim = task as Pointer;
     // It restores that one, or tries out what the kernel can do. (The id of a candidate is the time
-    // of its `execve`.)
+    // of its `execve`, that of a worker the time of its start.)
     let start = probe::<u64>(victim, offset!(task_struct_start_boottime));
     if start.is_none_or(|start| start > id) || lookup::covers(id, victim) {
         return 0;

@@ -8,8 +8,11 @@ use std::{
     time::Duration,
 };
 
-use freezer_guard::{guard::automatic::Requirements, words};
-use freezer_guard_abi::{Level, LogLevel, NoSuchName, Protection};
+use freezer_guard::{
+    guard::automatic::{Requirements, default_names},
+    words,
+};
+use freezer_guard_abi::{FileName, Level, LogLevel, MAX_CHECKPOINTERS, NoSuchName, Protection};
 use serde::{
     Deserialize, Deserializer,
     de::{self, Error as _},
@@ -30,6 +33,7 @@ pub(crate) struct Config {
     pub(crate) group: String,
     pub(crate) automatic: Automatic,
     pub(crate) users: Users,
+    pub(crate) units: Units,
     pub(crate) metrics: Metrics,
     pub(crate) log: Log,
 }
@@ -47,6 +51,9 @@ pub(crate) struct Log {
 pub(crate) struct Automatic {
     /// Guard what a checkpointer writes that nobody has put under a guard.
     pub(crate) enabled: bool,
+    /// The file names of programs that are checkpointers.
+    #[serde(deserialize_with = "file_names")]
+    pub(crate) names: Vec<FileName>,
     /// The protections that are lifted then.
     #[serde(deserialize_with = "protections")]
     pub(crate) allow: Vec<Protection>,
@@ -89,6 +96,20 @@ impl Default for Users {
     }
 }
 
+/// About units of systemd.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Units {
+    /// At the end of a guard that has refused the stop of a unit, kill what systemd left of it.
+    pub(crate) finish_stops: bool,
+}
+
+impl Default for Units {
+    fn default() -> Self {
+        Self { finish_stops: true }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Metrics {
@@ -103,6 +124,7 @@ impl Default for Config {
             group: "freezer-guard".to_owned(),
             automatic: Automatic::default(),
             users: Users::default(),
+            units: Units::default(),
             metrics: Metrics::default(),
             log: Log::default(),
         }
@@ -113,6 +135,7 @@ impl Default for Automatic {
     fn default() -> Self {
         Self {
             enabled: true,
+            names: default_names(),
             allow: Vec::new(),
             users: false,
             on_violation: OnViolation::Fail,
@@ -168,6 +191,7 @@ impl Config {
     /// What automatic guards are to be like; `None`: there are to be none.
     pub(crate) fn automatic(&self) -> Option<Requirements> {
         self.automatic.enabled.then(|| Requirements {
+            names: self.automatic.names.clone(),
             allowed: self.automatic.allow.clone(),
             users: self.automatic.users,
             completes_violated: self.automatic.on_violation == OnViolation::Warn,
@@ -201,6 +225,25 @@ fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LogLevel, D::
 fn protections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Protection>, D::Error> {
     let names = Vec::<String>::deserialize(deserializer)?;
     names.into_iter().map(named).collect()
+}
+
+fn file_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<FileName>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    if names.is_empty() || names.len() > MAX_CHECKPOINTERS as usize {
+        return Err(D::Error::custom(format!(
+            "{} names: there are 1 to {MAX_CHECKPOINTERS}",
+            names.len()
+        )));
+    }
+    let name = |text: String| {
+        FileName::new(&text).ok_or_else(|| {
+            D::Error::custom(format!(
+                "{text:?} is no file name of at most {} bytes",
+                FileName::LONGEST
+            ))
+        })
+    };
+    names.into_iter().map(name).collect()
 }
 
 fn named<T: FromStr<Err = NoSuchName>, E: de::Error>(name: String) -> Result<T, E> {
@@ -261,6 +304,8 @@ mod tests {
                 "expected `fail` or `warn`",
             ),
             ("[automatic]\ntimeout = \"never\"\n", 2, "is no time"),
+            ("[automatic]\nnames = []\n", 2, "0 names: there are 1 to 16"),
+            ("[automatic]\nnames = [\"a/b\"]\n", 2, "is no file name"),
             ("group = 1\n", 1, "invalid type"),
             ("group = \n", 1, ""),
         ] {

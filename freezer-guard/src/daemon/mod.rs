@@ -17,6 +17,7 @@ mod replace;
 pub(crate) mod reply;
 mod routine;
 mod socket;
+mod units;
 pub(crate) mod varlink;
 mod worker;
 

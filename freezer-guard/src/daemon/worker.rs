@@ -18,6 +18,7 @@ use freezer_guard::{
 use freezer_guard_abi::GuardId;
 use tokio::{
     sync::mpsc,
+    task::spawn_local,
     time::{Instant, timeout},
 };
 use tracing::{error, info, warn};
@@ -29,6 +30,7 @@ use super::{
     journal::{by, cgroups, log, tell_end, tell_thawed},
     known::Known,
     replace::replace,
+    units::finish_stops,
 };
 
 /// How long what refuses stays attached after the last guard: the next one may
@@ -331,6 +333,9 @@ impl Worker {
             }
             tell_end(&status);
             self.daemon.metrics.borrow_mut().has_ended(&status);
+            if self.daemon.config.borrow().units.finish_stops {
+                spawn_local(finish_stops(status.clone()));
+            }
             self.daemon.history.borrow_mut().push(status);
         }
         if any {

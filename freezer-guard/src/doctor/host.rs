@@ -9,13 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use freezer_guard_abi::FileName;
 use nix::sys::statvfs::FsFlags;
 
 use super::Check;
 use crate::{
     cgroup,
     criu::{Criu, output_of},
-    guard::chain,
+    guard::{automatic, chain},
     kernel::daemon_runs,
 };
 
@@ -78,15 +79,28 @@ pub(super) fn criu() -> Vec<Check> {
     checks
 }
 
-/// Whether the service can guard the dumps of each `criu` in PATH: the same rules as those of the BPF
-/// side (`automatic.rs`).
+/// Whether the service can guard the dumps of each `criu` in PATH, and of each that an engine finds:
+/// the same rules as those of the BPF side (`candidate.rs`).
 pub(super) fn checkpointers() -> Vec<Check> {
     const NAME: &str = "automatic guards";
+    /// Of services, and so of engines that are some (`systemd.exec(5)`).
+    const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
     let path = env::var_os("PATH").unwrap_or_default();
     let files: BTreeSet<_> = env::split_paths(&path)
-        .filter_map(|dir| dir.join("criu").canonicalize().ok())
+        .chain(env::split_paths(DEFAULT_PATH))
+        .filter_map(|dir| dir.join(automatic::CRIU).canonicalize().ok())
         .collect();
-    let check = |file: PathBuf| match why_not_guarded(&file) {
+    let names = match automatic::checkpointers() {
+        Ok(names) => names,
+        Err(error) => {
+            return vec![Check::limited(
+                NAME,
+                chain(&error),
+                "see `freezer-guard status`",
+            )];
+        }
+    };
+    let check = |file: PathBuf| match why_not_guarded(&file, &names) {
         Ok(None) => Check::good(NAME, format!("the service can guard {}", file.display())),
         Ok(Some((why, remedy))) => Check::limited(
             NAME,
@@ -103,8 +117,13 @@ pub(super) fn checkpointers() -> Vec<Check> {
 }
 
 /// The reason why an executable is no checkpointer for the service, and the remedy.
-fn why_not_guarded(file: &Path) -> io::Result<Option<(&'static str, &'static str)>> {
+fn why_not_guarded(
+    file: &Path,
+    names: &[FileName],
+) -> io::Result<Option<(&'static str, &'static str)>> {
     const BY_RUN: &str = "use `freezer-guard run` for its dumps";
+    const BY_NAME: &str = "add the file name of the program that is executed at last to \
+                           `automatic.names` of /etc/freezer-guard/config.toml";
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Ok(Some(("it is no regular file", BY_RUN)));
@@ -112,11 +131,14 @@ fn why_not_guarded(file: &Path) -> io::Result<Option<(&'static str, &'static str
     let mount = nix::sys::statvfs::statvfs(file)?.flags();
     let mut start = [0; 2];
     File::open(file)?.read_exact(&mut start)?;
-    Ok(if file.file_name() != Some("criu".as_ref()) {
-        Some(("the file that PATH leads to is not called criu", BY_RUN))
+    Ok(if !automatic::is_named(names, file) {
+        Some((
+            "the file that PATH leads to has none of the names in `automatic.names`",
+            BY_NAME,
+        ))
     } else if start == *b"#!" {
         let why = "it is a script, and the kernel executes its interpreter";
-        Some((why, BY_RUN))
+        Some((why, BY_NAME))
     } else if metadata.uid() != 0 {
         Some(("it does not belong to root", "chown it to root"))
     } else if metadata.mode() & 0o022 != 0 {

@@ -4,9 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
 };
 
-use freezer_guard_abi::{CgroupKey, GuardEntry, GuardId, Level, LogLevel, MAX_ENDED, Protection};
+use freezer_guard_abi::{
+    CgroupKey, FileName, GuardEntry, GuardId, Level, LogLevel, MAX_ENDED, Protection,
+};
 
 use super::{
     Error, PidFd, Status,
@@ -27,12 +31,14 @@ use super::{
 };
 use crate::{
     cgroup,
-    kernel::{self, Locked},
+    kernel::{self, Locked, Map as _, Maps},
 };
 
 /// What automatic guards are to be like.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Requirements {
+    /// The names of the programs that are checkpointers.
+    pub names: Vec<FileName>,
     /// The protections that are lifted.
     pub allowed: Vec<Protection>,
     /// Whether checkpointers of users, who cannot dump the processes of others, have guards
@@ -41,6 +47,22 @@ pub struct Requirements {
     /// Whether CRIU can complete an image after a violation. Otherwise its dump fails, and the
     /// container goes on.
     pub completes_violated: bool,
+}
+
+impl Default for Requirements {
+    fn default() -> Self {
+        Self {
+            names: default_names(),
+            allowed: Vec::new(),
+            users: false,
+            completes_violated: false,
+        }
+    }
+}
+
+/// The name of CRIU's program.
+pub fn default_names() -> Vec<FileName> {
+    FileName::new(CRIU).into_iter().collect()
 }
 
 impl Requirements {
@@ -69,6 +91,7 @@ pub fn watch(
     } = ensure_loaded(&lock, at_most, Some(log), true)?;
     let template = match automatic {
         Some(wanted) => {
+            maps.set_checkpointers(&wanted.names)?;
             reasons.extend(lock.watch(hierarchies_there()?)?);
             GuardEntry {
                 members: 1,
@@ -180,9 +203,10 @@ pub fn kill_holder(id: GuardId) -> Result<Vec<u32>, Error> {
         .collect();
     // A pid may have been another process's by the time it was opened.
     let mut pids = holder_pids(&maps, id)?;
+    let names = checkpointers_of(&maps)?;
     pids.retain(|pid| {
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        exe.file_name() == Some("criu".as_ref())
+        is_named(&names, &exe)
     });
     let mut killed = Vec::new();
     for process in processes {
@@ -194,6 +218,39 @@ pub fn kill_holder(id: GuardId) -> Result<Vec<u32>, Error> {
         }
     }
     Ok(killed)
+}
+
+/// The name that the program of a checkpointer has if nothing is configured.
+pub const CRIU: &str = "criu";
+
+/// The names that the programs of checkpointers have for the service, if that has run.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn checkpointers() -> Result<Vec<FileName>, Error> {
+    match Locked::wait()?.open()? {
+        Some(maps) => checkpointers_of(&maps),
+        None => Ok(default_names()),
+    }
+}
+
+fn checkpointers_of(maps: &Maps) -> Result<Vec<FileName>, Error> {
+    let names: Vec<_> = maps
+        .checkpointers
+        .entries()?
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    Ok(match names.is_empty() {
+        true => default_names(),
+        false => names,
+    })
+}
+
+/// Returns whether the file has one of the names.
+pub fn is_named(names: &[FileName], file: &Path) -> bool {
+    let own = file.file_name().unwrap_or_default().as_bytes();
+    names.iter().any(|name| name.is(own))
 }
 
 /// A guard that has begun.

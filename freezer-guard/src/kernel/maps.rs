@@ -7,13 +7,18 @@ use aya::{
     maps::{Array, Map, MapData},
 };
 use freezer_guard_abi::{
-    ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, GuardEntry, GuardId, Intruder,
-    IntruderKey, Level, Member, NO_ROOM,
+    ASKED_FOR, AUTOMATIC, AncestorKey, CgroupKey, Enrolling, FileName, GuardEntry, GuardId,
+    Intruder, IntruderKey, Level, Member, NO_ROOM,
     control::{self, Operation},
     names,
 };
 
-use super::{Error, prerequisites::PIN_DIR, report, table::Table};
+use super::{
+    Error,
+    prerequisites::PIN_DIR,
+    report,
+    table::{Map as _, Table},
+};
 use crate::sys;
 
 /// The pinned maps of a loaded BPF side.
@@ -33,6 +38,8 @@ pub struct Maps {
     pub violators: Table<IntruderKey, Intruder>,
     /// The guards that have ended and of which nobody has read what became of them.
     pub ended: Table<GuardId, GuardEntry>,
+    /// The names of the programs that are checkpointers.
+    pub checkpointers: Table<FileName, u8>,
     /// The program that changes a guard.
     pub control: Control,
     /// The level that the programs were loaded for.
@@ -66,6 +73,7 @@ impl Maps {
             intruders: Table::open(dir, names::INTRUDERS)?,
             violators: Table::open(dir, names::VIOLATORS)?,
             ended: Table::open(dir, names::ENDED)?,
+            checkpointers: Table::open(dir, names::CHECKPOINTERS)?,
             control: sys::open_pin(control)
                 .map(Control)
                 .map_err(Error::failed(format!("open {}", control.display())))?,
@@ -135,6 +143,21 @@ impl Maps {
     /// When the map cannot be written.
     pub fn set_automatic(&self, template: GuardEntry) -> Result<(), Error> {
         set(names::TEMPLATES, AUTOMATIC, template)
+    }
+
+    /// Only programs with these names are checkpointers.
+    ///
+    /// # Errors
+    /// When the map cannot be changed.
+    pub fn set_checkpointers(&self, names: &[FileName]) -> Result<(), Error> {
+        for (known, _) in self.checkpointers.entries()? {
+            if !names.contains(&known) {
+                self.checkpointers.remove(&known)?;
+            }
+        }
+        names
+            .iter()
+            .try_for_each(|name| self.checkpointers.put(*name, 1))
     }
 
     /// The calls that programs have missed since they were loaded, and that may have been violations.

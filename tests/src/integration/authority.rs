@@ -14,8 +14,9 @@ use super::{
     List,
     automatic::{FakeCriu, armed, sh, write},
     cgroups::{Cgroup, Hierarchy, Workload},
+    configured::Configured,
     process::{Held, LONG, Process, as_user, guard, guards, last_guard, run},
-    service::{CONFIG, eventually, expect_idle, journal, main_pid, systemctl},
+    service::{eventually, expect_idle, journal, main_pid},
     varlink,
 };
 
@@ -36,25 +37,6 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("guard_of_a_user_ends_in_time", overdue);
     list.add("a_holder_in_its_own_target_can_be_killed", own_target);
     list.add("begin_refuses_init_and_the_service", depended_on);
-}
-
-/// A configuration of the service, until this is dropped.
-struct Configured(String);
-
-impl Configured {
-    fn new(text: &str) -> Result<Self> {
-        let configured = Self(fs::read_to_string(CONFIG)?);
-        fs::write(CONFIG, text)?;
-        systemctl(&["reload", "freezer-guard"])?.expect(0)?;
-        Ok(configured)
-    }
-}
-
-impl Drop for Configured {
-    fn drop(&mut self) {
-        let _ = fs::write(CONFIG, &self.0);
-        let _ = systemctl(&["reload", "freezer-guard"]);
-    }
 }
 
 /// A cgroup whose freezer the user may write.

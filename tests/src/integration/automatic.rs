@@ -3,17 +3,14 @@
 mod dumps;
 mod frozen;
 mod long;
+mod programs;
+mod rpc;
 mod seized;
 mod violated;
 
-use std::{
-    fs,
-    os::unix::fs::{PermissionsExt as _, chown},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
@@ -21,11 +18,11 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, unique},
     mounts::Mount,
-    process::{Held, LONG, Process, guard, guards, last_guard, run, status, tool},
+    process::{Held, LONG, Process, guard, guards, last_guard, run, tool},
     scratch,
     service::{
-        CONFIG, eventually, expect_anew, expect_idle, is_attached, journal, journal_fields,
-        main_pid, refuses_writes, systemctl,
+        eventually, expect_anew, expect_idle, journal, journal_fields, main_pid, refuses_writes,
+        systemctl,
     },
     varlink::SOCKET,
 };
@@ -36,9 +33,10 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("refuses_at_the_first_write", first_moment);
     list.add("until_the_last_process_ends", last_process);
     list.add("beside_a_mount_without_text", odd_mount);
-    list.add("not_for_the_file_of_a_user", files);
+    list.add("not_for_the_file_of_a_user", programs::files);
     list.add("not_beside_another_guard", busy);
-    list.add("not_if_switched_off", off);
+    list.add("not_if_switched_off", programs::off);
+    list.add("named_by_the_configuration", programs::names);
     list.add("check_costs_nothing", check);
     list.add("service_killed_at_each_point", killed);
     list.add("violation_is_kept", violation);
@@ -48,6 +46,9 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("dump_where_paused_before", dumps::paused);
         list.add("restore", dumps::restore);
         list.add("restore_in_the_foreground", dumps::attached_restore);
+        list.add("dumps_by_criu_service", rpc::service);
+        list.add("dump_by_a_daemon", rpc::daemon);
+        list.add("pre_dump_and_dump_by_one_process", rpc::swrk);
         list.add("dump_without_a_freezer", seized::without_freezer);
         list.add("violated_before_the_seize", |h| {
             dump_fails(h, Moment::BeforeTheSeize, &[])
@@ -79,9 +80,13 @@ pub(super) struct FakeCriu {
 
 impl FakeCriu {
     pub(super) fn new() -> Result<Self> {
+        Self::called("criu")
+    }
+
+    fn called(name: &str) -> Result<Self> {
         let dir = PathBuf::from("/var/tmp").join(unique());
         fs::create_dir_all(&dir)?;
-        let path = dir.join("criu");
+        let path = dir.join(name);
         fs::copy("/bin/bash", &path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(Self { path })
@@ -209,47 +214,6 @@ fn last_process(hierarchy: Hierarchy) -> Result<()> {
     target.thaw()
 }
 
-fn files(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let freeze = |path: &Path| -> Result<()> {
-        let writes = [hierarchy.frozen(), hierarchy.thawed()].map(|value| write(&target, value));
-        run(Command::new(path).args(["-c", &writes.join(";")]))?
-            .expect(0)
-            .map(drop)
-    };
-    let owned = FakeCriu::new()?;
-    chown(&owned.path, Some(1000), None)?;
-    freeze(&owned.path)?;
-    let writable = FakeCriu::new()?;
-    fs::set_permissions(&writable.path, fs::Permissions::from_mode(0o775))?;
-    freeze(&writable.path)?;
-    let renamed = FakeCriu::new()?;
-    let other = renamed.path.with_file_name("criu-ns");
-    fs::rename(&renamed.path, &other)?;
-    freeze(&other)?;
-    ensure!(guards()?.is_empty(), "{:?}", guards()?);
-    eventually("the journal names the two that are called criu", || {
-        Ok(journal()?
-            .matches("is not trusted, and its dumps have no guard")
-            .count()
-            >= 2)
-    })?;
-    // And the same is seen when it is root's alone: that guard, and none before.
-    freeze(&FakeCriu::new()?.path)?;
-    expect_idle()?;
-    let mut count = 0;
-    eventually("its guard is remembered", || {
-        let last = status(&["--last"])?;
-        let all = last["guards"].as_array().context("a list")?.iter();
-        count = all
-            .filter(|guard| guard["cgroups"][0] == target.text())
-            .count();
-        Ok(count >= 1)
-    })?;
-    ensure!(count == 1, "{count} guards");
-    Ok(())
-}
-
 /// CRIU is not disturbed, and it is told that it has no guard.
 fn busy(hierarchy: Hierarchy) -> Result<()> {
     let parent = Cgroup::new(hierarchy)?;
@@ -304,27 +268,6 @@ fn first_moment(hierarchy: Hierarchy) -> Result<()> {
     criu.close_input();
     criu.wait(LONG)?.expect(0)?;
     expect_idle()
-}
-
-fn off(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let before = fs::read_to_string(CONFIG)?;
-    fs::write(CONFIG, "[automatic]\nenabled = false\n")?;
-    systemctl(&["reload", "freezer-guard"])?.expect(0)?;
-    eventually("it does not watch", || {
-        Ok(!is_attached("bprm_committed_creds"))
-    })?;
-    let mut criu = FakeCriu::new()?.start()?;
-    sh(&mut criu, &write(&target, hierarchy.frozen()))?;
-    ensure!(guards()?.is_empty());
-    target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
-    criu.close_input();
-    criu.wait(LONG)?.expect(0)?;
-    fs::write(CONFIG, before)?;
-    systemctl(&["reload", "freezer-guard"])?.expect(0)?;
-    eventually("it watches again", || {
-        Ok(is_attached("bprm_committed_creds"))
-    })
 }
 
 fn check(_: Hierarchy) -> Result<()> {

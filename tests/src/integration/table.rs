@@ -4,7 +4,8 @@ use super::{
     Beside::{self, AnotherGuard, Nothing, TheService},
     List, authority, automatic, bench, checkpoint, doctor, dump, engines, events, failures,
     holders, hybrid, kernel_log, large, levels, lifecycle, misuse, outsiders, package, parallel,
-    paths, places, proof, refuse, service, shutdown, status, storms, varlink, verify, violations,
+    paths, places, proof, refuse, service, shutdown, status, storms, units, varlink, verify,
+    violations,
 };
 use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Soak};
 
@@ -19,10 +20,11 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 41] = [
+pub(super) const PARTS: [Part; 42] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
+    part("units", units::list, TheService, &[Service]),
     part("automatic", automatic::list, TheService, &[Service]),
     part("authority", authority::list, TheService, &[Service]),
     part("varlink", varlink::list, TheService, &[Service]),

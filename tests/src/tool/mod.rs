@@ -1,6 +1,7 @@
 //! `guest-tool`: workloads to guard and every way to write to a file.
 
 mod btf;
+mod criu;
 mod memory;
 mod process;
 mod stalled;
@@ -160,6 +161,8 @@ enum Task {
     CloneInto { cgroup: PathBuf },
     /// Write to /proc/self/mem for some seconds, in 16 processes
     PokeOwn,
+    /// Dump a tree by a message to CRIU
+    CriuDump(criu::Dump),
     /// Call a Varlink method
     Varlink(varlink::Call),
     /// Connect many times, and send what is no message
@@ -251,6 +254,7 @@ fn run(task: Task) -> Result<()> {
         Task::Seize { pid } => storm::seize(pid),
         Task::CloneInto { cgroup } => Ok(crate::sys::clone_into(&File::open(cgroup)?)?),
         Task::PokeOwn => storm::poke_own(),
+        Task::CriuDump(dump) => criu::dump(&dump),
         Task::Varlink(call) => varlink::call(&call),
         Task::Garbage {
             socket,

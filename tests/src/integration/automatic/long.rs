@@ -1,7 +1,5 @@
 //! Dumps that take too long.
 
-use std::fs;
-
 use anyhow::{Result, ensure};
 use nix::{
     errno::Errno,
@@ -12,20 +10,16 @@ use nix::{
 use super::{
     super::{
         cgroups::{Cgroup, Hierarchy, Workload},
+        configured::Configured,
         process::{LONG, guards},
-        service::{CONFIG, eventually, expect_idle, journal, systemctl},
+        service::{eventually, expect_idle, journal},
     },
     FakeCriu, armed, sh, write,
 };
 
 /// The service says what to do, and does it in the end.
 pub(super) fn takes_long(hierarchy: Hierarchy) -> Result<()> {
-    let before = fs::read_to_string(CONFIG)?;
-    let configure = |text: &str| -> Result<()> {
-        fs::write(CONFIG, text)?;
-        systemctl(&["reload", "freezer-guard"])?.expect(0).map(drop)
-    };
-    configure("[automatic]\nwarn_after = \"1s\"\n")?;
+    let _warns = Configured::new("[automatic]\nwarn_after = \"1s\"\n")?;
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
     let mut criu = FakeCriu::new()?.start()?;
@@ -46,11 +40,10 @@ pub(super) fn takes_long(hierarchy: Hierarchy) -> Result<()> {
         })?;
     }
     ensure!(guards()?.len() == 1, "the guard is gone");
-    configure("[automatic]\ntimeout = \"1s\"\n")?;
+    let _kills = Configured::new("[automatic]\ntimeout = \"1s\"\n")?;
     eventually("the checkpointer is killed", || criu.has_ended())?;
     criu.wait(LONG)?;
     eventually("it is thawed", || Ok(target.state()? == "THAWED"))?;
     workload.expect_counting()?;
-    expect_idle()?;
-    configure(&before)
+    expect_idle()
 }

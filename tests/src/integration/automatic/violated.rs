@@ -8,10 +8,11 @@ use nix::sys::signal::{Signal, kill};
 use super::{
     super::{
         cgroups::{Cgroup, Hierarchy, Workload},
+        configured::Configured,
         dump,
         process::{Held, LONG, Process, guards, last_guard, tool},
         scratch_folder,
-        service::{CONFIG, eventually, expect_idle, is_attached, main_pid, systemctl},
+        service::{eventually, expect_idle, is_attached, main_pid, systemctl},
     },
     FakeCriu, armed,
     dumps::{by_engine, dumped},
@@ -60,8 +61,7 @@ pub(super) fn inventory(hierarchy: Hierarchy) -> Result<()> {
 
 /// An administrator wants the image all the same.
 pub(super) fn warns(hierarchy: Hierarchy) -> Result<()> {
-    let before = fs::read_to_string(CONFIG)?;
-    fs::write(CONFIG, "[automatic]\non_violation = \"warn\"\n")?;
+    let _configured = Configured::new("[automatic]\non_violation = \"warn\"\n")?;
     systemctl(&["restart", "freezer-guard"])?.expect(0)?;
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
@@ -74,10 +74,7 @@ pub(super) fn warns(hierarchy: Hierarchy) -> Result<()> {
     sh(&mut criu, &write(&target, hierarchy.thawed()))?;
     criu.close_input();
     criu.wait(LONG)?.expect(0)?;
-    expect_idle()?;
-    fs::write(CONFIG, before)?;
-    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
-    Ok(())
+    expect_idle()
 }
 
 /// When a dump is disturbed.

@@ -1,0 +1,145 @@
+//! A client of `criu service`: `criu(8)`, and `images/rpc.proto` of CRIU.
+
+use std::{
+    fs::{self, File},
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket, socketpair,
+};
+use prost::Message;
+
+/// One dump.
+#[derive(clap::Args)]
+pub(super) struct Dump {
+    /// The socket of `criu service`; without it, the tool executes `criu swrk`
+    #[arg(long)]
+    service: Option<PathBuf>,
+    /// Dump memory only, and then dump; both in one connection
+    #[arg(long)]
+    after_pre_dump: bool,
+    /// A cgroup to freeze
+    #[arg(long)]
+    freeze_cgroup: Option<PathBuf>,
+    pid: i32,
+    images: PathBuf,
+}
+
+/// `criu_opts`, as far as it is used.
+#[derive(Clone, Message)]
+struct Options {
+    #[prost(int32, required, tag = "1")]
+    images_dir_fd: i32,
+    #[prost(int32, optional, tag = "2")]
+    pid: Option<i32>,
+    #[prost(bool, optional, tag = "3")]
+    leave_running: Option<bool>,
+    #[prost(int32, optional, tag = "9")]
+    log_level: Option<i32>,
+    #[prost(string, optional, tag = "10")]
+    log_file: Option<String>,
+    #[prost(bool, optional, tag = "15")]
+    track_mem: Option<bool>,
+    #[prost(string, optional, tag = "44")]
+    freeze_cgroup: Option<String>,
+    #[prost(uint32, optional, tag = "45")]
+    timeout: Option<u32>,
+}
+
+/// `criu_req_type`
+const DUMP: i32 = 1;
+const PRE_DUMP: i32 = 4;
+
+#[derive(Clone, Message)]
+struct Request {
+    #[prost(int32, required, tag = "1")]
+    kind: i32,
+    #[prost(message, optional, tag = "2")]
+    options: Option<Options>,
+}
+
+#[derive(Clone, Message)]
+struct Response {
+    #[prost(int32, required, tag = "1")]
+    kind: i32,
+    #[prost(bool, required, tag = "2")]
+    success: bool,
+    #[prost(string, optional, tag = "9")]
+    error: Option<String>,
+}
+
+/// Dumps a tree, which goes on. After a pre-dump, prints `pre-dumped` and waits for a line.
+pub(super) fn dump(dump: &Dump) -> Result<()> {
+    let (socket, _worker) = match &dump.service {
+        Some(path) => (connected(path)?, None),
+        None => {
+            let (socket, worker) = swrk()?;
+            (socket, Some(worker))
+        }
+    };
+    if dump.after_pre_dump {
+        let images = dump.images.join("pre");
+        fs::create_dir(&images)?;
+        ask(&socket, PRE_DUMP, dump, &images)?;
+        println!("pre-dumped");
+        std::io::stdin().read_line(&mut String::new())?;
+    }
+    ask(&socket, DUMP, dump, &dump.images)
+}
+
+fn connected(path: &Path) -> Result<OwnedFd> {
+    let kind = SockType::SeqPacket;
+    let socket = socket(AddressFamily::Unix, kind, SockFlag::empty(), None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?).context("connect to criu service")?;
+    Ok(socket)
+}
+
+/// Executes CRIU as engines do.
+fn swrk() -> Result<(OwnedFd, Child)> {
+    let (own, others) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::empty(),
+    )?;
+    let number = others.as_raw_fd().to_string();
+    let mut command = Command::new("criu");
+    let child = command.args(["swrk", &number]).stdin(Stdio::null()).spawn();
+    Ok((own, child.context("run criu")?))
+}
+
+fn ask(socket: &OwnedFd, kind: i32, dump: &Dump, images: &Path) -> Result<()> {
+    let dir = File::open(images)?;
+    let text = |path: &PathBuf| path.to_str().map(str::to_owned);
+    let request = Request {
+        kind,
+        options: Some(Options {
+            images_dir_fd: dir.as_raw_fd(),
+            pid: Some(dump.pid),
+            leave_running: Some(true),
+            log_level: Some(4),
+            log_file: Some("dump.log".to_owned()),
+            track_mem: Some(dump.after_pre_dump),
+            freeze_cgroup: dump.freeze_cgroup.as_ref().and_then(text),
+            timeout: Some(100),
+        }),
+    };
+    send(
+        socket.as_raw_fd(),
+        &request.encode_to_vec(),
+        MsgFlags::empty(),
+    )?;
+    let mut bytes = [0; 4096];
+    let length = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
+    let response = Response::decode(&bytes[..length])?;
+    ensure!(
+        response.success,
+        "CRIU failed: {}",
+        response.error.unwrap_or_default()
+    );
+    Ok(())
+}
