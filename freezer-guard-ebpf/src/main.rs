@@ -175,9 +175,15 @@ fn move_task_exit(ctx: FExitContext) -> i32 {
     0
 }
 
+/// `freezer_apply_state(freezer, freeze, state)`, for checkpointers that nobody has guarded.
+#[fentry(function = "freezer_apply_state")]
+fn apply_state_claim(ctx: FEntryContext) -> i32 {
+    automatic::writes_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
+    0
+}
+
 #[fentry(function = "freezer_apply_state")]
 fn apply_state_entry(ctx: FEntryContext) -> i32 {
-    automatic::writes_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
     freezer::before_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
     0
 }
@@ -188,9 +194,15 @@ fn apply_state_exit(ctx: FExitContext) -> i32 {
     0
 }
 
+/// `cgroup_freeze(cgrp, freeze)`, for checkpointers that nobody has guarded.
+#[fentry(function = "cgroup_freeze")]
+fn freeze_claim(ctx: FEntryContext) -> i32 {
+    automatic::writes_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
+    0
+}
+
 #[fentry(function = "cgroup_freeze")]
 fn freeze_entry(ctx: FEntryContext) -> i32 {
-    automatic::writes_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
     freezer::before_v2(ctx.arg(0), ctx.arg::<u8>(1) != 0);
     0
 }

@@ -218,12 +218,14 @@ fn freeze_and_move(
     let result = moved.and(read.map(drop).map_err(io::Error::other));
     let programs: &[_] = match cgroup.version() {
         Version::V1 => &[
+            "apply_state_claim",
             "apply_state_entry",
             "apply_state_exit",
             "freezer_read_entry",
             "file_permission",
         ],
         Version::V2 => &[
+            "freeze_claim",
             "freeze_entry",
             "freeze_exit",
             "freeze_show_entry",

@@ -122,7 +122,7 @@ const fn program_on(
 /// preemptible kernel. So each that notices sits where that cannot happen, but
 /// for those that notice ptrace and writes to memory: see `report::missed`.
 #[rustfmt::skip]
-pub(super) const PROGRAMS: [Program; 27] = {
+pub(super) const PROGRAMS: [Program; 29] = {
     use At::{AboveDetect, Any, Below, Enforce, LongFunctions};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, OnlyV2, V1, V2};
@@ -147,6 +147,8 @@ pub(super) const PROGRAMS: [Program; 27] = {
         program_on("freeze_entry", Entry("cgroup_freeze"), V2, Notices(Freeze), Any),
         program_on("bprm_committed_creds", Lsm("bprm_committed_creds"), All, Trigger, Enforce),
         program_on("committed_creds_entry", Entry("security_bprm_committed_creds"), All, Trigger, Below),
+        program_on("apply_state_claim", Entry("freezer_apply_state"), V1, Trigger, Any),
+        program_on("freeze_claim", Entry("cgroup_freeze"), V2, Trigger, Any),
         program_on("freezer_read_entry", Entry("freezer_read"), V1, Trigger, Any),
         program_on("freeze_show_entry", Entry("cgroup_freeze_show"), V2, Trigger, Any),
         program_on("seize_exit", Exit("ptrace_attach"), All, Trigger, Any),
