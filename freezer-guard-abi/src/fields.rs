@@ -88,6 +88,8 @@ kernel_fields! {
     task_struct_start_boottime = "task_struct"."start_boottime";
     task_struct_exit_code = "task_struct"."exit_code";
     task_struct_ptrace = "task_struct"."ptrace";
+    task_struct_ptraced = "task_struct"."ptraced";
+    task_struct_ptrace_entry = "task_struct"."ptrace_entry";
     task_struct_parent = "task_struct"."parent";
     task_struct_real_parent = "task_struct"."real_parent";
     task_struct_group_leader = "task_struct"."group_leader";

@@ -77,9 +77,14 @@ extern "C" fn checkpointer() -> GuardId {
     }
     let leader: Option<Pointer> = probe(current, offset!(task_struct_group_leader));
     // Tasks that are older than the process are not its own: see `seize`.
-    let Some(id) = probe::<u64>(current, offset!(task_struct_start_boottime)) else {
+    let Some(mut id) = probe::<u64>(current, offset!(task_struct_start_boottime)) else {
         return NONE;
     };
+    if Entry::of_any(id).is_some() {
+        // It has made a dump before.
+        // SAFETY: no preconditions.
+        id = unsafe { bpf_ktime_get_boot_ns() };
+    }
     if leader != Some(current) {
         return NONE;
     }

@@ -250,6 +250,13 @@ fn seize_exit(ctx: FExitContext) -> i32 {
     0
 }
 
+/// `ptrace_disable(child)`, which every detach begins with.
+#[fentry(function = "ptrace_disable")]
+fn detach_entry(ctx: FEntryContext) -> i32 {
+    seize::detaches(ctx.arg(0));
+    0
+}
+
 /// `access_remote_vm(mm, addr, buf, len, gup_flags)`: a part of a read or a write of
 /// `/proc/PID/mem`, of at most a page.
 #[fexit(function = "access_remote_vm")]

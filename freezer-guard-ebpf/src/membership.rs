@@ -157,7 +157,7 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
         Some(leader) => leader.0 == task,
         None => is_last(),
     };
-    if ends {
+    if ends && !entry.has_ended() {
         let was_held = entry.flags() & GuardEntry::HELD != 0;
         lifetime::end(id, leader.is_none());
         // Not before: or it may be looked for while it is still in force.
@@ -168,7 +168,7 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
     // The leader ends it and then looks at the count; the others count and then look
     // whether it has ended: at least one of them sees both.
     let is_unread = || entry.flags() & GuardEntry::UNREAD != 0;
-    if leader.is_some() && entry.has_ended() && is_last() && !is_unread() {
+    if entry.has_ended() && is_last() && !is_unread() {
         let _ = GUARDS.remove(id);
     }
     0

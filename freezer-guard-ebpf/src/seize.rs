@@ -58,6 +58,44 @@ extern "C" fn seize(id: GuardId, task: u64) -> u64 {
     0
 }
 
+/// `ptrace_disable(child)`: the current task is about to detach from this one.
+#[inline(always)]
+pub(crate) fn detaches(task: Pointer) {
+    if let Some(id) = membership::of_current() {
+        let_go(id, kernel::number(task));
+    }
+}
+
+/// The dump of a checkpointer is over when it traces no task any more: before it detaches from them, it
+/// has written their image and the freezer for the last time (`pstree_switch_state` of
+/// `criu/seize.c`). Its engine may thaw at that moment. A violated guard stays, since CRIU completes
+/// the image of a pre-dump later. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn let_go(id: GuardId, task: u64) -> u64 {
+    let Some(entry) = Entry::of(id) else { return 0 };
+    let (guard, flags) = (entry.guard(), entry.flags());
+    if !guard.is_automatic() || guard.is_candidate() || flags & GuardEntry::SPOILED != 0 {
+        return 0;
+    }
+    let list = kernel::current().wrapping_byte_add(offset!(task_struct_ptraced));
+    let own = (task as Pointer).wrapping_byte_add(offset!(task_struct_ptrace_entry));
+    // `struct list_head`: the next one and the one before.
+    let is = |place| probe::<Pointer>(list, place) == Some(own);
+    let start = probe::<u64>(task as Pointer, offset!(task_struct_start_boottime));
+    if !is(0) || !is(size_of::<Pointer>()) || start.is_none_or(|start| start > id) {
+        return 0;
+    }
+    if flags & GuardEntry::LEFT_FROZEN == 0 {
+        // It has left the cgroup as it wants it.
+        entry.clear_flags(GuardEntry::FROZEN_BY_US);
+    }
+    lifetime::end(id, false);
+    // Not before: see `membership`.
+    lifetime::STALE.add(1);
+    0
+}
+
 /// The cgroup in which a task could be frozen: in v1, unless it is in the root there.
 #[inline(always)]
 fn cgroup_of(task: Pointer) -> Option<Pointer> {

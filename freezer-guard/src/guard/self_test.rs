@@ -16,6 +16,7 @@ use nix::{
         ptrace,
         signal::{Signal, kill},
         uio::process_vm_readv,
+        wait::waitpid,
     },
     unistd::Pid,
 };
@@ -148,7 +149,10 @@ fn make_attempts() -> Vec<&'static str> {
     let mut made = CreatedCgroups::default();
     if let Ok(child) = OwnChild::spawn() {
         // This waits for the end of its `execve`.
-        let seized = ptrace::seize(child.pid(), ptrace::Options::empty());
+        let seized = ptrace::seize(child.pid(), ptrace::Options::empty())
+            .and_then(|()| ptrace::interrupt(child.pid()))
+            .and_then(|()| waitpid(child.pid(), None))
+            .and_then(|_| ptrace::detach(child.pid(), None));
         tried(
             seized.map_err(io::Error::from),
             &[
@@ -158,6 +162,7 @@ fn make_attempts() -> Vec<&'static str> {
                 "ptrace_access_exit",
                 "ptrace_attach_exit",
                 "seize_exit",
+                "detach_entry",
             ],
         );
         let file = |name: &str| format!("/proc/{}/{name}", child.0.id());

@@ -44,6 +44,7 @@ pub(super) fn list(list: &mut List<'_>) {
     if list.can_dump() {
         list.add("dump_by_an_engine", dumps::engine);
         list.add("dump_where_paused_before", dumps::paused);
+        list.add("over_before_the_exit", dumps::over_before_the_exit);
         list.add("restore", dumps::restore);
         list.add("restore_in_the_foreground", dumps::attached_restore);
         list.add("dumps_by_criu_service", rpc::service);

@@ -114,6 +114,40 @@ pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
     target.kill_all()
 }
 
+/// The guard is over when CRIU lets go of the tasks, and not when its process ends: an engine that has
+/// paused the container thaws it on CRIU's answer.
+pub(super) fn over_before_the_exit(hierarchy: Hierarchy) -> Result<()> {
+    for is_paused in [false, true] {
+        let target = Cgroup::new(hierarchy)?;
+        let workload = Workload::start(&[&target], 3)?;
+        workload.expect_counting()?;
+        if is_paused {
+            target.freeze()?;
+        }
+        let images = scratch_folder("images")?;
+        let mut command = by_engine("inject=exit_group:delay_enter=5000000", None);
+        dump::criu_dump(&mut command, workload.pid, &target, &images);
+        command.args(["--leave-running", "--timeout", "100"]);
+        let mut engine = Process::spawn(&mut command)?;
+        armed()?;
+        eventually("the guard is over", || Ok(guards()?.is_empty()))?;
+        ensure!(!engine.has_ended()?, "CRIU has ended");
+        let last = last_guard()?;
+        ensure!(last["cgroups"][0] == target.text(), "{last}");
+        let state = if is_paused { "FROZEN" } else { "THAWED" };
+        ensure!(target.state()? == state, "it is {}", target.state()?);
+        for value in [hierarchy.frozen(), hierarchy.thawed()] {
+            target.expect_allowed(hierarchy.file(), value)?;
+        }
+        ensure!(!engine.has_ended()?, "CRIU has ended");
+        workload.expect_counting()?;
+        expect_good(engine, &images)?;
+        ensure!(last_guard()?["id"] == last["id"], "{}", last_guard()?);
+        target.kill_all()?;
+    }
+    Ok(())
+}
+
 /// What it restores is no part of the checkpointer.
 pub(super) fn restore(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
