@@ -11,7 +11,7 @@ macro_rules! kernel_fields {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
         pub struct KernelOffsets {
             $(
-                #[doc = concat!("`", $struct, ".", $member, "`; `|` stands between names of several releases")]
+                #[doc = concat!("`", $struct, ".", $member, "`; `|` stands between names of several releases, `.` before a member of a member")]
                 pub $field: u32,
             )+
         }
@@ -79,6 +79,9 @@ kernel_fields! {
     cgroup_subsys_state_cgroup = "cgroup_subsys_state"."cgroup";
     cgroup_subsys_state_parent = "cgroup_subsys_state"."parent";
     css_set_dfl_cgrp = "css_set"."dfl_cgrp";
+    cgroup_nr_populated_csets = "cgroup"."nr_populated_csets|self.nr_populated_csets";
+    cgroup_nr_populated_domain_children = "cgroup"."nr_populated_domain_children|self.nr_populated_children";
+    css_set_nr_tasks = "css_set"."nr_tasks";
     css_set_subsys = "css_set"."subsys";
     task_struct_cred = "task_struct"."cred";
     task_struct_tgid = "task_struct"."tgid";

@@ -249,6 +249,10 @@ impl GuardEntry {
     pub const SEIZES: u64 = 4096;
     /// A checkpointer before this one, which was killed, has left the target frozen.
     pub const LEFT_FROZEN: u64 = 8192;
+    /// An automatic guard whose holder restores tasks in its target.
+    pub const RESTORES: u64 = 16_384;
+    /// A candidate that somebody has moved to another cgroup.
+    pub const MOVED: u64 = 32_768;
 
     /// Whether the guard has not ended.
     #[inline(always)]

@@ -110,7 +110,7 @@ fn pack(is_frozen: bool, was_left: bool) -> u64 {
 /// `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn claim_for(id: GuardId, cgroup: u64, flags: u64) -> u64 {
+pub(crate) extern "C" fn claim_for(id: GuardId, cgroup: u64, flags: u64) -> u64 {
     take(id, cgroup as Pointer, flags);
     0
 }

@@ -109,6 +109,12 @@ fn is_worker_of(current: Pointer, leader: u64) -> bool {
         && cgroups(current) == cgroups(leader)
 }
 
+/// Whether the current task executes a checkpointer.
+#[inline(always)]
+pub(crate) fn executes_checkpointer() -> bool {
+    executable(kernel::current()).is_some_and(is_checkpointer)
+}
+
 /// The file that the task executes.
 #[inline(always)]
 fn executable(task: Pointer) -> Option<Pointer> {

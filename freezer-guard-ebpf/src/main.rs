@@ -68,6 +68,7 @@ mod migration;
 mod operations;
 mod pid;
 mod proof;
+mod restore;
 mod seize;
 mod spoiled;
 mod task;
@@ -179,6 +180,13 @@ fn move_task_exit(ctx: FExitContext) -> i32 {
 #[fentry(function = "freezer_apply_state")]
 fn apply_state_claim(ctx: FEntryContext) -> i32 {
     automatic::writes_v1(ctx.arg(0), ctx.arg::<u8>(1) != 0, ctx.arg(2));
+    0
+}
+
+/// `css_set_move_task(task, from_cset, to_cset, use_mg_tasks)`, for checkpointers that restore.
+#[fentry(function = "css_set_move_task")]
+fn move_task_entry(ctx: FEntryContext) -> i32 {
+    restore::moves(ctx.arg(0), ctx.arg(1), ctx.arg(2));
     0
 }
 

@@ -221,7 +221,7 @@ fn count_move_beside(task: Pointer, to: Pointer, (left, entered): (GuardId, Guar
 /// longer: otherwise the guard would last as long as it lives, and nobody could stop it.
 ///
 /// An automatic guard lets each task go that is moved, but for the one that executes the
-/// checkpointer. One that comes into the target of another guard stays a member: it may have
+/// checkpointer. (One that comes into the target of a restore keeps the holder's rights.) One that comes into the target of another guard stays a member: it may have
 /// cgroups below to go to. (A guard of a user ends in time, and root can kill its target's tasks. The
 /// tasks that it restores go on to count, so that they find no more room than other members.)
 #[inline(always)]
@@ -230,11 +230,13 @@ fn let_go(task: TaskPointer, from: Pointer, to: Pointer) {
         return;
     };
     let Some(entry) = Entry::of(id) else { return };
-    if entry.guard().is_automatic() {
-        if entry.guard().leader != task {
-            membership::leave(task.0 as Pointer);
-        }
-    } else if entry.flags() & GuardEntry::BY_USER == 0
+    let (guard, flags) = (entry.guard(), entry.flags());
+    if guard.leader == task {
+        return;
+    }
+    if guard.is_automatic() && flags & GuardEntry::RESTORES == 0 {
+        membership::leave(task.0 as Pointer);
+    } else if flags & GuardEntry::BY_USER == 0
         && lookup::is_in_target(to, id)
         && !lookup::is_in_target(from, id)
     {

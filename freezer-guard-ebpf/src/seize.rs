@@ -44,7 +44,8 @@ extern "C" fn seize(id: GuardId, task: u64) -> u64 {
     if start.is_none_or(|start| start > id) || lookup::covers(id, victim) {
         return 0;
     }
-    if entry.flags() & GuardEntry::SEIZES != 0 || entry.guard().is_candidate() {
+    const WITHOUT_FREEZER: u64 = GuardEntry::SEIZES | GuardEntry::RESTORES;
+    if entry.flags() & WITHOUT_FREEZER != 0 || entry.guard().is_candidate() {
         return protect_seized(id, kernel::number(victim));
     }
     let cgroup = cgroup_of(victim);
@@ -66,7 +67,7 @@ pub(crate) fn detaches(task: Pointer) {
     }
 }
 
-/// The dump of a checkpointer is over when it traces no task any more: before it detaches from them, it
+/// The dump or restore of a checkpointer is over when it traces no task any more: before it detaches from them, it
 /// has written their image and the freezer for the last time (`pstree_switch_state` of
 /// `criu/seize.c`). Its engine may thaw at that moment. A violated guard stays, since CRIU completes
 /// the image of a pre-dump later. A global function: see `lookup`.
@@ -75,7 +76,9 @@ pub(crate) fn detaches(task: Pointer) {
 extern "C" fn let_go(id: GuardId, task: u64) -> u64 {
     let Some(entry) = Entry::of(id) else { return 0 };
     let (guard, flags) = (entry.guard(), entry.flags());
-    if !guard.is_automatic() || guard.is_candidate() || flags & GuardEntry::SPOILED != 0 {
+    let restores = flags & GuardEntry::RESTORES != 0;
+    let is_spoiled = flags & GuardEntry::SPOILED != 0 && !restores;
+    if !guard.is_automatic() || guard.is_candidate() || is_spoiled {
         return 0;
     }
     let list = kernel::current().wrapping_byte_add(offset!(task_struct_ptraced));
@@ -83,7 +86,8 @@ extern "C" fn let_go(id: GuardId, task: u64) -> u64 {
     // `struct list_head`: the next one and the one before.
     let is = |place| probe::<Pointer>(list, place) == Some(own);
     let start = probe::<u64>(task as Pointer, offset!(task_struct_start_boottime));
-    if !is(0) || !is(size_of::<Pointer>()) || start.is_none_or(|start| start > id) {
+    let is_own = start.is_none_or(|start| start > id);
+    if !is(0) || !is(size_of::<Pointer>()) || is_own != restores {
         return 0;
     }
     if flags & GuardEntry::LEFT_FROZEN == 0 {

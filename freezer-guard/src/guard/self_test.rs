@@ -139,7 +139,10 @@ fn make_attempts() -> Vec<&'static str> {
             programs.extend(those);
         }
     };
-    tried(make_thread(), &["task_alloc", LATE, "move_task_exit"]);
+    tried(
+        make_thread(),
+        &["task_alloc", LATE, "move_task_entry", "move_task_exit"],
+    );
     // A number of the kernel's.
     tried(
         fs::read("/proc/sys/kernel/panic").map(drop),

@@ -254,8 +254,8 @@ impl Types {
     fn offset(&self, container: &'static str, member: &'static str) -> Result<u32, Error> {
         // Several structs may share a name: ours is the one with the member.
         for (_, found) in self.named(container) {
-            for name in member.split('|') {
-                if let Some(bits) = self.find(found, name)? {
+            for path in member.split('|') {
+                if let Some(bits) = self.find_path(found, path)? {
                     return Ok(bits / 8);
                 }
             }
@@ -263,20 +263,35 @@ impl Types {
         Err(Error::Field(container, member))
     }
 
-    /// The offset of a member in bits, also inside anonymous structs and unions.
-    fn find(&self, container: &Type, member: &str) -> Result<Option<u32>, Error> {
+    /// The offset of a member in bits; a `.` stands before a member of a member.
+    fn find_path(&self, container: &Type, path: &str) -> Result<Option<u32>, Error> {
+        let (first, rest) = path.split_once('.').unwrap_or((path, ""));
+        match self.find(container, first)? {
+            Some((offset, _)) if rest.is_empty() => Ok(Some(offset)),
+            Some((offset, inner)) => {
+                let inside = self.find_path(&inner, rest)?;
+                Ok(inside.map(|inside| offset + inside))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The offset of a member in bits and its type, also inside anonymous structs and unions.
+    fn find(&self, container: &Type, member: &str) -> Result<Option<(u32, Type)>, Error> {
         let (Type::Struct(fields) | Type::Union(fields)) = container else {
             return Ok(None);
         };
         for field in &fields.members {
             let name = self.btf.resolve_name(field).unwrap_or_default();
             if name == member {
-                return Ok(Some(field.bit_offset()));
+                let inner = self.btf.resolve_chained_type(field)?;
+                return Ok(Some((field.bit_offset(), inner)));
             }
             if name.is_empty()
-                && let Some(inside) = self.find(&self.btf.resolve_chained_type(field)?, member)?
+                && let Some((inside, inner)) =
+                    self.find(&self.btf.resolve_chained_type(field)?, member)?
             {
-                return Ok(Some(field.bit_offset() + inside));
+                return Ok(Some((field.bit_offset() + inside, inner)));
             }
         }
         Ok(None)

@@ -122,7 +122,7 @@ const fn program_on(
 /// preemptible kernel. So each that notices sits where that cannot happen, but
 /// for those that notice ptrace and writes to memory: see `report::missed`.
 #[rustfmt::skip]
-pub(super) const PROGRAMS: [Program; 30] = {
+pub(super) const PROGRAMS: [Program; 31] = {
     use At::{AboveDetect, Any, Below, Enforce, LongFunctions};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, OnlyV2, V1, V2};
@@ -152,6 +152,7 @@ pub(super) const PROGRAMS: [Program; 30] = {
         program_on("freezer_read_entry", Entry("freezer_read"), V1, Trigger, Any),
         program_on("freeze_show_entry", Entry("cgroup_freeze_show"), V2, Trigger, Any),
         program_on("seize_exit", Exit("ptrace_attach"), All, Trigger, Any),
+        program_on("move_task_entry", Entry("css_set_move_task"), All, Trigger, Any),
         program_on("detach_entry", Entry("ptrace_disable"), All, Trigger, Any),
         program_on("task_kill", Lsm("task_kill"), All, Refuses(&[Kill]), AboveDetect),
         program_on("ptrace_access_check", Lsm("ptrace_access_check"), All, Refuses(&[Ptrace]), AboveDetect),

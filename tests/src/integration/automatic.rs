@@ -46,6 +46,10 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("dump_where_paused_before", dumps::paused);
         list.add("over_before_the_exit", dumps::over_before_the_exit);
         list.add("restore", dumps::restore);
+        list.add("restore_is_guarded", |h| dumps::guarded_restore(h, false));
+        list.add("restore_by_an_engine_is_guarded", |h| {
+            dumps::guarded_restore(h, true)
+        });
         list.add("restore_in_the_foreground", dumps::attached_restore);
         list.add("dumps_by_criu_service", rpc::service);
         list.add("dump_by_a_daemon", rpc::daemon);

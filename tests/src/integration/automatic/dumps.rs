@@ -164,6 +164,57 @@ pub(super) fn restore(hierarchy: Hierarchy) -> Result<()> {
     target.kill_all()
 }
 
+/// While CRIU restores, nobody freezes the cgroup or moves a task out of it. `by_engine`: the engine puts CRIU
+/// itself into the cgroup of the container, as runc does.
+pub(super) fn guarded_restore(hierarchy: Hierarchy, by_engine_move: bool) -> Result<()> {
+    let (target, elsewhere) = (Cgroup::new(hierarchy)?, Cgroup::new(hierarchy)?);
+    let workload = Workload::start(&[&target], 2)?;
+    workload.expect_counting()?;
+    let since = workload.counters()?;
+    let images = dumped(&target, &workload)?;
+    // Before it lets go of the first task.
+    let inject = "inject=ptrace:delay_enter=200000";
+    let criu = "exec criu restore -d -o restore.log -v4 -D \"$1\"";
+    let mut command = Command::new("strace");
+    command.args(["-o", "/dev/null", "-e", inject]);
+    match by_engine_move {
+        true => {
+            command.args(["sh", "-c"]);
+            // Moved after the begin of its program, by another process.
+            let move_it = format!(
+                "(while ! grep -qx criu /proc/$$/comm; do :; done; echo $$ > {}/cgroup.procs) & {criu}",
+                target.text()
+            );
+            command.args([&move_it, "sh"]);
+        }
+        false => {
+            command.args(["sh", "-c", criu, "sh"]);
+        }
+    }
+    let engine = Process::spawn(command.arg(&images))?;
+    let guard = armed().with_context(|| dump::log(&images, "restore.log"))?;
+    ensure!(guard["cgroups"][0] == target.text(), "{guard}");
+    target.expect_refused(hierarchy.file(), hierarchy.frozen())?;
+    eventually("the root is there", || {
+        Ok(target.pids()?.contains(&workload.pid))
+    })?;
+    elsewhere.expect_refused("cgroup.procs", &workload.pid.to_string())?;
+    engine
+        .wait(LONG)?
+        .expect(0)
+        .with_context(|| dump::log(&images, "restore.log"))?;
+    workload.expect_counting_from(&since)?;
+    expect_idle()?;
+    let last = last_guard()?;
+    for (kind, count) in last["violations"].as_object().context("counts")? {
+        ensure!(count == 0, "{kind}: {last}");
+    }
+    for value in [hierarchy.frozen(), hierarchy.thawed()] {
+        target.expect_allowed(hierarchy.file(), value)?;
+    }
+    target.kill_all()
+}
+
 /// CRIU stays, as the parent of what it has restored, for as long as that lives.
 pub(super) fn attached_restore(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
@@ -182,8 +233,8 @@ pub(super) fn attached_restore(hierarchy: Hierarchy) -> Result<()> {
             .all(|(now, then)| now > then))
     })
     .with_context(|| dump::log(&images, "restore.log"))?;
+    eventually("the guard is over", || Ok(guards()?.is_empty()))?;
     ensure!(!criu.has_ended()?, "CRIU has ended");
-    ensure!(guards()?.is_empty(), "{:?}", guards()?);
     target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
     target.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
     target.kill_all()?;
