@@ -32,14 +32,17 @@ const MNT_NOSUID: u32 = 1;
 pub(crate) fn executed(bprm: Pointer) {
     // SAFETY: `bprm` is the hook's argument.
     let file: Pointer = unsafe { load(bprm, offset!(linux_binprm_file)) };
-    // Whoever belongs to a holder is guarded already.
+    // A task of a holder is guarded already.
     if is_checkpointer(file) && membership::of_current().is_none() {
         // SAFETY: no preconditions.
         let id = unsafe { bpf_ktime_get_boot_ns() };
         let made = make(kernel::number(file), id);
         tell(made, id);
-        if made == UNTRUSTED {
-            unguarded(id, CgroupKey::default(), Unguarded::Untrusted);
+        match made {
+            UNTRUSTED => unguarded(id, CgroupKey::default(), Unguarded::Untrusted),
+            // Told once for each program: a user can attach to a task as often as he likes.
+            FULL_FOR_USERS => unguarded(id, CgroupKey::default(), Unguarded::Full),
+            _ => {}
         }
     }
 }
@@ -71,7 +74,9 @@ extern "C" fn checkpointer() -> GuardId {
         if !guard.is_automatic() {
             return NONE;
         }
-        if !guard.is_candidate() || !is_worker_of(current, guard.leader.0) {
+        // A service that was moved, or has made a restore, has workers still.
+        let is_alone = !guard.is_candidate() && entry.flags() & GuardEntry::RESTORES == 0;
+        if is_alone || !is_worker_of(current, guard.leader.0) {
             return id;
         }
     }
@@ -112,7 +117,13 @@ fn is_worker_of(current: Pointer, leader: u64) -> bool {
 /// Whether the current task executes a checkpointer.
 #[inline(always)]
 pub(crate) fn executes_checkpointer() -> bool {
-    executable(kernel::current()).is_some_and(is_checkpointer)
+    executes_one(kernel::current())
+}
+
+/// Whether this task does.
+#[inline(always)]
+pub(crate) fn executes_one(task: Pointer) -> bool {
+    executable(task).is_some_and(is_checkpointer)
 }
 
 /// The file that the task executes.
@@ -128,6 +139,7 @@ const NOT_MADE: u64 = 0;
 const MADE: u64 = 1;
 const UNTRUSTED: u64 = 2;
 const FULL: u64 = 3;
+const FULL_FOR_USERS: u64 = 4;
 
 /// Tells the readers of a candidate, or that there was no room for it. (Not in [`make`]: its
 /// stack is long, and that of all calls together short.)
@@ -177,13 +189,17 @@ extern "C" fn make(file: u64, id: GuardId) -> u64 {
         candidate.owner_uid = owner.uid.into();
         candidate.owner_ns = owner.user_ns;
     }
+    let full = match candidate.flags & GuardEntry::BY_USER {
+        0 => FULL,
+        _ => FULL_FOR_USERS,
+    };
     let (candidates, most) = lifetime::candidates(candidate.flags);
     if candidates.get() >= u64::from(most) || !Entry::make(id, &candidate) {
-        return FULL;
+        return full;
     }
     if MEMBERS.insert(leader, id, u64::from(BPF_ANY)).is_err() {
         let _ = GUARDS.remove(id);
-        return FULL;
+        return full;
     }
     candidates.add(1);
     MADE

@@ -74,10 +74,10 @@ pub(crate) fn is_held_no_more(flags: u64) {
 /// that. Of several that end it at once, the first does all this.
 ///
 /// `remove`: no member is left that will remove the entry. (An entry with members left must
-/// not be used again at once: they may be counting in it.)
+/// not be used again at once: they may be counting in it.) Returns whether this is the first.
 #[inline(always)]
-pub(crate) fn end(id: GuardId, remove: bool) {
-    end_guard(id, remove.into());
+pub(crate) fn end(id: GuardId, remove: bool) -> bool {
+    end_guard(id, remove.into()) != 0
 }
 
 /// The same as numbers. A global function: see `lookup`.
@@ -107,7 +107,7 @@ extern "C" fn end_guard(id: GuardId, remove: u64) -> u64 {
         true => was_candidate(flags),
         false => audit::emit(id, EventKind::Ended, CgroupKey::new(0, 0)),
     }
-    0
+    1
 }
 
 /// How many candidates there are. Those of users leave root's room alone.

@@ -34,9 +34,11 @@
 //! | `proc_dointvec` | function tracing that is switched off, after which no program is called | the switch's own function cannot be traced |
 //!
 //! **Automatic guards**: `bprm_committed_creds` notices that a process becomes `criu`, and
-//! the tripwires of the freezer begin its guard at the first write. `freezer_read` and
-//! `cgroup_freeze_show` begin it at the first read, if an engine has paused the container, and
-//! `ptrace_attach` at the first seize, if the checkpointer uses no freezer.
+//! programs on `freezer_apply_state` and `cgroup_freeze` begin its guard at the first write.
+//! `freezer_read` and `cgroup_freeze_show` begin it at the first read, if an engine has paused the
+//! container, `ptrace_attach` at the first seize, if the checkpointer uses no freezer, and
+//! `css_set_move_task` with the first task that the checkpointer restores. `ptrace_disable`, which
+//! every detach begins with, ends it.
 //!
 //! **Operations** that user space asks for: `control` (`BPF_PROG_TEST_RUN`), and the
 //! iterators `members` and `enrol`.

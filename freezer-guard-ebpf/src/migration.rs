@@ -234,12 +234,10 @@ fn let_go(task: TaskPointer, from: Pointer, to: Pointer) {
     if guard.leader == task {
         return;
     }
-    if guard.is_automatic() && flags & GuardEntry::RESTORES == 0 {
+    let is_put = || lookup::is_in_target(to, id);
+    if guard.is_automatic() && !(flags & GuardEntry::RESTORES != 0 && is_put()) {
         membership::leave(task.0 as Pointer);
-    } else if flags & GuardEntry::BY_USER == 0
-        && lookup::is_in_target(to, id)
-        && !lookup::is_in_target(from, id)
-    {
+    } else if flags & GuardEntry::BY_USER == 0 && is_put() && !lookup::is_in_target(from, id) {
         membership::hold_no_more(task, id);
     }
 }

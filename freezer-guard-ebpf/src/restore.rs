@@ -18,10 +18,11 @@ pub(crate) fn moves(task: Pointer, from: Pointer, to: Pointer) {
     if to.is_null() || lifetime::all_candidates() == 0 && !lifetime::is_any_held() {
         return;
     }
-    // An engine moves its checkpointer; a checkpointer moves what it restores, or that moves itself.
-    if let Some(id) = membership::of(kernel::task(task)) {
-        let number = kernel::number;
-        put(id, number(task), number(from), number(to));
+    let from = kernel::number(from);
+    // Below the level `enforce` a child becomes a member on return.
+    let parent = || membership::of_current().filter(|_| from == 0);
+    if let Some(id) = membership::of(kernel::task(task)).or_else(parent) {
+        put(id, kernel::number(task), from, kernel::number(to));
     }
 }
 
@@ -32,55 +33,82 @@ extern "C" fn put(id: GuardId, task: u64, from: u64, to: u64) -> u64 {
     let Some(entry) = Entry::of(id).filter(|entry| entry.guard().is_automatic()) else {
         return 0;
     };
-    let (is_fork, to) = (from == 0, to as Pointer);
-    let (flags, leader) = (entry.flags(), entry.guard().leader.0);
-    if flags & GuardEntry::RESTORES != 0 {
-        let is_in_target = |cgroup| lookup::is_in_target(cgroup, id);
-        let cgroups = [lookup::v2_of_set(to), lookup::v1_of_set(to)];
-        if is_fork && (cgroups[0].is_some_and(is_in_target) || cgroups[1].is_some_and(is_in_target))
-        {
-            membership::hold_no_more(kernel::task(task as Pointer), id);
+    let (task, is_fork) = (task as Pointer, from == 0);
+    let leader = entry.guard().leader.0 as Pointer;
+    let flags = entry.flags();
+    if entry.guard().is_candidate() {
+        if task == leader && !is_fork {
+            // Its engine may still write the freezer of that cgroup: not before the next fork.
+            entry.set_flags(GuardEntry::MOVED);
+            return 0;
         }
+        let begins = match is_fork {
+            true => flags & GuardEntry::MOVED != 0,
+            false => is_restored_by(task, leader),
+        };
+        if !begins || !candidate::executes_checkpointer() {
+            return 0;
+        }
+    } else if flags & GuardEntry::RESTORES == 0 || membership::of_current() != Some(id) {
         return 0;
     }
-    if !entry.guard().is_candidate() {
-        return 0;
+    if !is_fork || flags & GuardEntry::RESTORES == 0 {
+        claim_fresh(id, v2_of(to), to, from);
+        claim_fresh(id, v1_of(to), to, from);
     }
-    let is_leader = task == leader;
-    if is_leader && !is_fork {
-        // The engine may still write the freezer of that cgroup: not before the next fork.
-        entry.set_flags(GuardEntry::MOVED);
-        return 0;
+    if is_fork && (is_target(id, v2_of(to)) | is_target(id, v1_of(to))) != 0 {
+        membership::hold_no_more(kernel::task(task), id);
     }
-    if is_fork && flags & GuardEntry::MOVED == 0 || !candidate::executes_checkpointer() {
-        return 0;
-    }
-    let v2 = lookup::v2_of_set(to);
-    claim_fresh(id, v2, to, is_fork);
-    claim_fresh(
-        id,
-        lookup::v1_of_set(to).filter(|v1| Some(*v1) != v2),
-        to,
-        is_fork,
-    );
     0
 }
 
-/// Claims the cgroup if no task is in there but, at a fork, the checkpointer and its child.
+/// Whether the task is the root of what the checkpointer restores: its child, or its sibling
+/// (`rst_sibling` of `criu swrk`). A worker of `criu service` restores others, without a guard.
 #[inline(always)]
-fn claim_fresh(id: GuardId, cgroup: Option<Pointer>, set: Pointer, is_fork: bool) {
-    let Some(cgroup) = cgroup else { return };
-    let count = |base, offset| probe::<u32>(base, offset);
-    let (sets, tasks) = match is_fork {
-        true => (1, 2),
-        false => (0, 1),
+fn is_restored_by(task: Pointer, leader: Pointer) -> bool {
+    let parent = |task| probe::<Pointer>(task, offset!(task_struct_real_parent));
+    parent(task) == Some(leader) || parent(task) == parent(leader)
+}
+
+/// The cgroup of a set (`struct css_set`) in v2, or 0.
+#[inline(always)]
+fn v2_of(set: u64) -> u64 {
+    lookup::v2_of_set(set as Pointer).unwrap_or(core::ptr::null()) as u64
+}
+
+/// The one in the hierarchy of the v1 freezer, or 0.
+#[inline(always)]
+fn v1_of(set: u64) -> u64 {
+    lookup::v1_of_set(set as Pointer).unwrap_or(core::ptr::null()) as u64
+}
+
+/// Whether the guard covers the cgroup. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_target(id: GuardId, cgroup: u64) -> u64 {
+    lookup::is_in_target(cgroup as Pointer, id).into()
+}
+
+/// Claims the cgroup if no task is in there but, at a fork, the checkpointer and its child. `set`: that
+/// of the task that comes. A global function: see `lookup`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_fresh(id: GuardId, cgroup: u64, set: u64, from: u64) -> u64 {
+    let count = |base: u64, offset| probe::<u32>(base as Pointer, offset);
+    let (sets, tasks) = match from {
+        0 => (1, 2),
+        _ => (0, 1),
     };
     if count(cgroup, offset!(cgroup_level)).is_some_and(|level| level > 0)
         && count(cgroup, offset!(cgroup_nr_populated_csets)) == Some(sets)
         && count(cgroup, offset!(cgroup_nr_populated_domain_children)) == Some(0)
         && count(set, offset!(css_set_nr_tasks)) == Some(tasks)
     {
-        let flags = GuardEntry::RESTORES | GuardEntry::ENDS_WITH_LEADER;
-        claim_for(id, kernel::number(cgroup), flags);
+        claim_for(
+            id,
+            cgroup,
+            GuardEntry::RESTORES | GuardEntry::ENDS_WITH_LEADER,
+        );
     }
+    0
 }

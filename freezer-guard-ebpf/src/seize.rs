@@ -67,36 +67,40 @@ pub(crate) fn detaches(task: Pointer) {
     }
 }
 
-/// The dump or restore of a checkpointer is over when it traces no task any more: before it detaches from them, it
-/// has written their image and the freezer for the last time (`pstree_switch_state` of
-/// `criu/seize.c`). Its engine may thaw at that moment. A violated guard stays, since CRIU completes
-/// the image of a pre-dump later. A global function: see `lookup`.
+/// The dump or restore of a checkpointer is over when it traces no task any more. Before it detaches
+/// from the first one, it has read their memory and written the freezer for the last time
+/// (`pstree_switch_state` of `criu/seize.c`). Its engine may thaw at that moment. A violated guard stays,
+/// since CRIU writes the image of a pre-dump later. A global function: see `lookup`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn let_go(id: GuardId, task: u64) -> u64 {
     let Some(entry) = Entry::of(id) else { return 0 };
     let (guard, flags) = (entry.guard(), entry.flags());
-    let restores = flags & GuardEntry::RESTORES != 0;
-    let is_spoiled = flags & GuardEntry::SPOILED != 0 && !restores;
-    if !guard.is_automatic() || guard.is_candidate() || is_spoiled {
+    // Its scripts may trace anything.
+    if guard.is_candidate() || guard.leader != kernel::task(kernel::current()) {
         return 0;
     }
+    let task = task as Pointer;
+    let is_too_early = match flags & GuardEntry::RESTORES {
+        0 => flags & GuardEntry::SPOILED != 0,
+        // It seizes each child once before that is restored (`arch_shstk_unlock`).
+        _ => candidate::executes_one(task),
+    };
     let list = kernel::current().wrapping_byte_add(offset!(task_struct_ptraced));
-    let own = (task as Pointer).wrapping_byte_add(offset!(task_struct_ptrace_entry));
+    let own = task.wrapping_byte_add(offset!(task_struct_ptrace_entry));
     // `struct list_head`: the next one and the one before.
     let is = |place| probe::<Pointer>(list, place) == Some(own);
-    let start = probe::<u64>(task as Pointer, offset!(task_struct_start_boottime));
-    let is_own = start.is_none_or(|start| start > id);
-    if !is(0) || !is(size_of::<Pointer>()) || is_own != restores {
+    if is_too_early || !is(0) || !is(size_of::<Pointer>()) {
         return 0;
     }
     if flags & GuardEntry::LEFT_FROZEN == 0 {
         // It has left the cgroup as it wants it.
         entry.clear_flags(GuardEntry::FROZEN_BY_US);
     }
-    lifetime::end(id, false);
-    // Not before: see `membership`.
-    lifetime::STALE.add(1);
+    if lifetime::end(id, false) {
+        // Not before: see `membership`.
+        lifetime::STALE.add(1);
+    }
     0
 }
 

@@ -98,7 +98,7 @@ fn hold_the_same(one: &Cgroup, other: &Cgroup) -> Result<bool, Error> {
         |cgroup| Ok::<_, Error>(tree::inside(&[cgroup])?.into_values().flatten().collect());
     let before: BTreeSet<i32> = inside(one)?;
     let others: BTreeSet<i32> = inside(other)?;
-    // Threads may start meanwhile: what is there before is compared with what is there after.
+    // Threads may start and end meanwhile: each list is compared with a later one.
     let after: BTreeSet<i32> = inside(one)?;
     let mut alone = before.difference(&others).chain(others.difference(&after));
     match before.is_disjoint(&others) {

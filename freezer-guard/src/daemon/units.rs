@@ -8,7 +8,7 @@ use freezer_guard_abi::Protection;
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use tracing::warn;
-use zbus::{Connection, OwnedObjectPath, connection, proxy};
+use zbus::{Connection, OwnedObjectPath, Proxy, connection, proxy};
 
 use super::{blocking, error::Result};
 
@@ -17,6 +17,9 @@ const SYSTEMD: &str = "/run/systemd/system";
 
 /// The system bus, where systemd has it.
 const BUS: &str = "unix:path=/run/dbus/system_bus_socket";
+
+/// The name of systemd there.
+const SERVICE: &str = "org.freedesktop.systemd1";
 
 /// How long systemd may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,15 +47,6 @@ trait Unit {
     fn active_state(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn sub_state(&self) -> zbus::Result<String>;
-}
-
-#[proxy(
-    interface = "org.freedesktop.systemd1.Service",
-    default_service = "org.freedesktop.systemd1"
-)]
-trait Service {
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn kill_mode(&self) -> zbus::Result<String>;
 }
 
 /// Has systemd kill the processes of each unit that it gave up because this guard, which has ended,
@@ -115,31 +109,38 @@ async fn finish_one(
         .path(path.clone())
         .build()
         .await?;
-    let (id, active, sub) = (
-        unit.id().await?,
-        unit.active_state().await?,
-        unit.sub_state().await?,
-    );
+    let id = unit.id().await?;
+    let whom = match kill_mode(systemd, &path, &id).await.as_deref() {
+        // The others shall outlive it.
+        Ok("process" | "none") => "main",
+        _ => "all",
+    };
+    let (active, sub) = (unit.active_state().await?, unit.sub_state().await?);
     // Before its SIGKILL systemd waits for the unit, and sends that after `TimeoutStopSec`.
     if !matches!(&*active, "failed" | "inactive") && !sub.ends_with("-sigkill") {
         return Ok(());
     }
-    let service = ServiceProxy::builder(systemd).path(path).build().await?;
-    let whom = match service.kill_mode().await.as_deref() {
-        // The others shall outlive it.
-        Ok("process" | "none") => "main",
-        // Or it is no service, and has none.
-        _ => "all",
-    };
     let manager = ManagerProxy::new(systemd).await?;
     manager.kill_unit(&id, whom, Signal::SIGKILL as i32).await?;
     warn!(
         guard = status.id,
         kind = "stopped",
-        "killed what was left of {}: systemd stopped it while the guard refused that",
+        "killed the rest of {}: systemd stopped it while the guard refused that",
         escaped(&id)
     );
     Ok(())
+}
+
+/// `KillMode` of the unit: services, scopes, sockets, mounts and swaps have one.
+async fn kill_mode(systemd: &Connection, path: &OwnedObjectPath, id: &str) -> zbus::Result<String> {
+    let kind = id.rsplit('.').next().unwrap_or_default();
+    let (first, rest) = kind.split_at_checked(1).unwrap_or_default();
+    let interface = format!(
+        "org.freedesktop.systemd1.{}{rest}",
+        first.to_ascii_uppercase()
+    );
+    let unit = Proxy::new(systemd, SERVICE, path, interface).await?;
+    unit.get_property("KillMode").await
 }
 
 /// A task of each cgroup here and below.

@@ -45,6 +45,7 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add("dump_by_an_engine", dumps::engine);
         list.add("dump_where_paused_before", dumps::paused);
         list.add("over_before_the_exit", dumps::over_before_the_exit);
+        list.add("one_container_of_a_paused_pod", dumps::pod);
         list.add("restore", dumps::restore);
         list.add("restore_is_guarded", |h| dumps::guarded_restore(h, false));
         list.add("restore_by_an_engine_is_guarded", |h| {
@@ -267,8 +268,11 @@ fn first_moment(hierarchy: Hierarchy) -> Result<()> {
     eventually("the intruder is refused", || {
         Ok(guards()?[0]["denials"]["freeze"].as_u64() > Some(0))
     })?;
-    ensure!(guards()?[0]["violations"]["freeze"] == 0, "{:?}", guards()?);
-    ensure!(target.state()? == "FROZEN", "it is {}", target.state()?);
+    // One thaw can have been under way, since before the claim, and waits for the mutex meanwhile.
+    match guards()?[0]["violations"]["freeze"].as_u64() {
+        Some(0) => ensure!(target.state()? == "FROZEN", "it is {}", target.state()?),
+        count => ensure!(count == Some(1), "{:?}", guards()?),
+    }
     intruder.signal(Signal::SIGKILL)?;
     criu.close_input();
     criu.wait(LONG)?.expect(0)?;

@@ -148,6 +148,46 @@ pub(super) fn over_before_the_exit(hierarchy: Hierarchy) -> Result<()> {
     Ok(())
 }
 
+/// A runtime pauses a pod of two containers and checkpoints one of them: it is refused to thaw or freeze
+/// that one, and the pod as a whole, until CRIU has let go of it. The other one is free.
+pub(super) fn pod(hierarchy: Hierarchy) -> Result<()> {
+    let pod = Cgroup::new(hierarchy)?;
+    let (one, other) = (pod.child("one")?, pod.child("other")?);
+    let workloads = [Workload::start(&[&one], 1)?, Workload::start(&[&other], 1)?];
+    for (cgroup, workload) in [&one, &other].into_iter().zip(&workloads) {
+        workload.expect_counting()?;
+        cgroup.freeze()?;
+    }
+    let images = scratch_folder("images")?;
+    let wait = "inject=openat:delay_enter=5000000";
+    let mut command = by_engine(wait, Some(Path::new("inventory.img")));
+    dump::criu_dump(&mut command, workloads[0].pid, &one, &images);
+    command.args(["--leave-running", "--timeout", "100"]);
+    let engine = Process::spawn(&mut command)?;
+    let guard = armed()?;
+    ensure!(guard["cgroups"][0] == one.text(), "{guard}");
+    for value in [hierarchy.thawed(), hierarchy.frozen()] {
+        other.expect_allowed(hierarchy.file(), value)?;
+        for cgroup in [&one, &pod] {
+            cgroup.expect_refused(hierarchy.file(), value)?;
+        }
+    }
+    expect_good(engine, &images)?;
+    ensure!(
+        last_guard()?["violations"]["freeze"] == 0,
+        "{}",
+        last_guard()?
+    );
+    for cgroup in [&one, &other, &pod] {
+        cgroup.expect_allowed(hierarchy.file(), hierarchy.thawed())?;
+    }
+    for workload in &workloads {
+        workload.expect_counting()?;
+    }
+    one.kill_all()?;
+    other.kill_all()
+}
+
 /// What it restores is no part of the checkpointer.
 pub(super) fn restore(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
@@ -180,9 +220,9 @@ pub(super) fn guarded_restore(hierarchy: Hierarchy, by_engine_move: bool) -> Res
     match by_engine_move {
         true => {
             command.args(["sh", "-c"]);
-            // Moved after the begin of its program, by another process.
+            // Moved after the begin of its program, by a process that is no child of it.
             let move_it = format!(
-                "(while ! grep -qx criu /proc/$$/comm; do :; done; echo $$ > {}/cgroup.procs) & {criu}",
+                "((while ! grep -qx criu /proc/$$/comm; do :; done; echo $$ > {}/cgroup.procs) &); {criu}",
                 target.text()
             );
             command.args([&move_it, "sh"]);
