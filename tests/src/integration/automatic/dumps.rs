@@ -130,10 +130,11 @@ pub(super) fn over_before_the_exit(hierarchy: Hierarchy) -> Result<()> {
         command.args(["--leave-running", "--timeout", "100"]);
         let mut engine = Process::spawn(&mut command)?;
         armed()?;
-        eventually("the guard is over", || Ok(guards()?.is_empty()))?;
+        eventually("the guard is over", || {
+            Ok(guards()?.is_empty() && last_guard()?["cgroups"][0] == target.text())
+        })?;
         ensure!(!engine.has_ended()?, "CRIU has ended");
         let last = last_guard()?;
-        ensure!(last["cgroups"][0] == target.text(), "{last}");
         let state = if is_paused { "FROZEN" } else { "THAWED" };
         ensure!(target.state()? == state, "it is {}", target.state()?);
         for value in [hierarchy.frozen(), hierarchy.thawed()] {

@@ -118,15 +118,9 @@ pub(super) fn swrk(hierarchy: Hierarchy) -> Result<()> {
     client
         .expect_line("pre-dumped")
         .with_context(|| dump::log(&images.join("pre"), "dump.log"))?;
-    eventually(
-        "the guard of the pre-dump ends",
-        || Ok(guards()?.is_empty()),
-    )?;
-    ensure!(
-        last_guard()?["cgroups"][0] == target.text(),
-        "{}",
-        last_guard()?
-    );
+    eventually("the guard of the pre-dump ends", || {
+        Ok(guards()?.is_empty() && last_guard()?["cgroups"][0] == target.text())
+    })?;
     let first = last_guard()?["id"].clone();
     workload.expect_counting()?;
     client.tell("go on")?;
