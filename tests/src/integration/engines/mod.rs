@@ -6,6 +6,7 @@
 mod container;
 mod life;
 mod trouble;
+mod violated;
 
 use anyhow::Result;
 use serde_json::json;
@@ -23,6 +24,12 @@ pub(super) fn list(list: &mut List<'_>) {
         list.add(
             &format!("life_with_{}", engine.title().replace(' ', "_")),
             move |h| life::of(engine, h, &guest),
+        );
+    }
+    for engine in Engine::ALL {
+        list.add(
+            &format!("violated_with_{}", engine.title().replace(' ', "_")),
+            move |h| violated::of(engine, h),
         );
     }
     for engine in Engine::ALL {

@@ -175,7 +175,7 @@ fn one(
 }
 
 /// The guard, once everything that refuses is attached.
-fn armed(way: Way) -> Result<Value> {
+pub(super) fn armed(way: Way) -> Result<Value> {
     let mut found = Value::Null;
     within(LONG, "a guard at enforce", || {
         let held = guards()?;
@@ -233,7 +233,7 @@ fn is_criu(pid: i32) -> bool {
 }
 
 /// Stops CRIU once it has seized the tasks and thawed their cgroup.
-fn hold(
+pub(super) fn hold(
     status: &Path,
     freezer: &Path,
     hierarchy: Hierarchy,
