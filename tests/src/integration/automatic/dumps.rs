@@ -95,17 +95,18 @@ pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
     workload.expect_counting()?;
     target.freeze()?;
     let images = scratch_folder("images")?;
-    let mut command = by_engine("inject=ptrace:delay_enter=10000000:when=1", None);
+    let mut command = by_engine("inject=ptrace:delay_enter=20000000:when=1", None);
     dump::criu_dump(&mut command, workload.pid, &target, &images);
     command.args(["--leave-running", "--timeout", "100"]);
     let engine = Process::spawn(&mut command)?;
-    armed()?;
+    let guard = armed()?;
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     // On v1 CRIU itself has thawed it.
     ensure!(
         hierarchy == Hierarchy::V1 || target.state()? == "FROZEN",
-        "it is {}",
-        target.state()?
+        "it is {}: {guard}, {}",
+        target.state()?,
+        dump::log(&images, "dump.log")
     );
     expect_good(engine, &images)?;
     let last = last_guard()?;
