@@ -263,7 +263,7 @@ fn is_trusted(file: Pointer, pid: u64) -> bool {
         log::write(LogLine::WrongMode, [pid, mode.into(), 0, 0]);
         return false;
     }
-    // A user who mounts a file system chooses the owners of its files.
+    // The user that mounts a file system chooses the owners of its files.
     if flags & MNT_NOSUID != 0 || level != 0 {
         log::write(LogLine::WrongMount, [pid, 0, 0, 0]);
         return false;

@@ -62,7 +62,7 @@ extern "C" fn put(id: GuardId, task: u64, from: u64, to: u64) -> u64 {
     0
 }
 
-/// Whether the task is the root of what the checkpointer restores: its child, or its sibling
+/// Whether the task is the root of the tree that the checkpointer restores: its child, or its sibling
 /// (`rst_sibling` of `criu swrk`). A worker of `criu service` restores others, without a guard.
 #[inline(always)]
 fn is_restored_by(task: Pointer, leader: Pointer) -> bool {

@@ -100,7 +100,7 @@ impl Default for Users {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Units {
-    /// At the end of a guard that has refused the stop of a unit, kill what systemd left of it.
+    /// At the end of a guard that has refused the stop of a unit, kill the rest of that unit.
     pub(crate) finish_stops: bool,
 }
 

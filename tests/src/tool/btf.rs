@@ -31,7 +31,7 @@ pub(super) fn change(mut bytes: Vec<u8>, changes: &[String]) -> Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// A BTF blob: where what begins, bytes.
+/// A BTF blob, and where its parts begin, bytes.
 struct Btf<'a> {
     bytes: &'a [u8],
     /// The first byte of each type, by its id less 1.

@@ -27,7 +27,7 @@ fn dump_by(target: &Cgroup, workload: &Workload, images: &Path) -> Command {
     command
 }
 
-/// Nobody is kept from what the service has dumped.
+/// Every process may freeze the cgroup that the service has dumped.
 fn expect_free(target: &Cgroup, workload: &Workload) -> Result<()> {
     expect_idle()?;
     workload.expect_counting()?;
