@@ -65,6 +65,35 @@ named!(Protection, "protection");
 named!(Level, "level");
 named!(LogLevel, "log level");
 
+/// The name of a file, zeros after it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct FileName([u64; 4]);
+
+impl FileName {
+    /// The longest, bytes.
+    pub const LONGEST: usize = size_of::<Self>() - 1;
+
+    /// The name with this text; `None`: it is too long, or cannot be a file's.
+    pub fn new(text: &str) -> Option<Self> {
+        let is_name = (1..=Self::LONGEST).contains(&text.len())
+            && !text.bytes().any(|byte| matches!(byte, 0 | b'/'));
+        let mut words = [0; 4];
+        for (index, byte) in text.bytes().take(Self::LONGEST).enumerate() {
+            let mut bytes = u64::to_ne_bytes(words[index / 8]);
+            bytes[index % 8] = byte;
+            words[index / 8] = u64::from_ne_bytes(bytes);
+        }
+        is_name.then_some(Self(words))
+    }
+
+    /// Returns whether the file has this name.
+    pub fn is(&self, text: &[u8]) -> bool {
+        let bytes = self.0.iter().flat_map(|word| word.to_ne_bytes());
+        bytes.take_while(|byte| *byte != 0).eq(text.iter().copied())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -95,34 +124,5 @@ mod tests {
             .to_string();
         let right = "there is no such level: it is one of detect, best-effort, enforce";
         assert_eq!(error, right);
-    }
-}
-
-/// The name of a file, zeros after it.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct FileName([u64; 4]);
-
-impl FileName {
-    /// The longest, bytes.
-    pub const LONGEST: usize = size_of::<Self>() - 1;
-
-    /// The name with this text; `None`: it is too long, or cannot be a file's.
-    pub fn new(text: &str) -> Option<Self> {
-        let is_name = (1..=Self::LONGEST).contains(&text.len())
-            && !text.bytes().any(|byte| matches!(byte, 0 | b'/'));
-        let mut words = [0; 4];
-        for (index, byte) in text.bytes().take(Self::LONGEST).enumerate() {
-            let mut bytes = u64::to_ne_bytes(words[index / 8]);
-            bytes[index % 8] = byte;
-            words[index / 8] = u64::from_ne_bytes(bytes);
-        }
-        is_name.then_some(Self(words))
-    }
-
-    /// Returns whether the file has this name.
-    pub fn is(&self, text: &[u8]) -> bool {
-        let bytes = self.0.iter().flat_map(|word| word.to_ne_bytes());
-        bytes.take_while(|byte| *byte != 0).eq(text.iter().copied())
     }
 }

@@ -221,9 +221,10 @@ fn count_move_beside(task: Pointer, to: Pointer, (left, entered): (GuardId, Guar
 /// longer: otherwise the guard would last as long as it lives, and nobody could stop it.
 ///
 /// An automatic guard lets each task go that is moved, but for the one that executes the
-/// checkpointer. (One that comes into the target of a restore keeps the holder's rights.) One that comes into the target of another guard stays a member: it may have
-/// cgroups below to go to. (A guard of a user ends in time, and root can kill its target's tasks. The
-/// tasks that it restores go on to count, so that they find no more room than other members.)
+/// checkpointer. (One that comes into the target of a restore keeps the holder's rights.) One that
+/// comes into the target of another guard stays a member: it may have cgroups below to go to. (A
+/// guard of a user ends in time, and root can kill its target's tasks. The tasks that it restores go
+/// on to count, so that they find no more room than other members.)
 #[inline(always)]
 fn let_go(task: TaskPointer, from: Pointer, to: Pointer) {
     let Some(id) = membership::held_by(task) else {
