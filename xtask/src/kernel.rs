@@ -57,7 +57,7 @@ pub(crate) fn names() -> PossibleValuesParser {
 }
 
 /// What CRIU and the root disk need. Those that are built in are not missed.
-const MODULES: [&str; 17] = [
+const MODULES: [&str; 18] = [
     "virtio_pci",
     "virtio_blk",
     "nfnetlink",
@@ -75,6 +75,7 @@ const MODULES: [&str; 17] = [
     "bridge",
     "overlay",
     "autofs4",
+    "fuse",
 ];
 
 impl Kernel {
@@ -96,7 +97,9 @@ impl Kernel {
     }
 
     pub(crate) fn dir(&self) -> PathBuf {
-        cache::dir().join("kernels").join(self.name)
+        // A longer list of modules is another directory: that of an older list lacks some.
+        let name = format!("{}-{}-modules", self.name, MODULES.len());
+        cache::dir().join("kernels").join(name)
     }
 
     /// The kernel image.
