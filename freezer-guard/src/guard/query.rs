@@ -1,6 +1,6 @@
 //! The guards in force.
 
-use freezer_guard_abi::GuardId;
+use freezer_guard_abi::{GuardEntry, GuardId};
 
 use super::{
     Error, Status,
@@ -37,7 +37,7 @@ pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
     Ok(guards)
 }
 
-/// The guard that holds the cgroup or one above it.
+/// Returns the guard that holds the cgroup or one above it, or the tasks that CRIU has seized there.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -46,10 +46,24 @@ pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
     let Some(maps) = lock.open()? else {
         return Ok(None);
     };
-    let Some(id) = covering(&maps, &Lineage::of(cgroup)?, None)? else {
-        return Ok(None);
+    let line = Lineage::of(cgroup)?;
+    let id = match covering(&maps, &line, None)? {
+        Some(id) => Some(id),
+        None => seized_in(&maps, &line)?,
     };
-    of_id_locked(&maps, id)
+    match id {
+        Some(id) => of_id_locked(&maps, id),
+        None => Ok(None),
+    }
+}
+
+/// A guard of seized tasks has no target. Its entry keeps the cgroup of the first one.
+fn seized_in(store: &dyn GuardStore, line: &Lineage) -> Result<Option<GuardId>, Error> {
+    let mut guards = in_force(store)?.into_iter();
+    let seized = guards.find(|(_, entry)| {
+        entry.flags & GuardEntry::SEIZES != 0 && line.line().any(|key| key == entry.target)
+    });
+    Ok(seized.map(|(id, _)| id))
 }
 
 /// The guard with this id, if it is in force.

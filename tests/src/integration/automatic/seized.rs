@@ -12,7 +12,7 @@ use nix::{
 use super::{
     super::{
         cgroups::{Cgroup, Hierarchy, Workload},
-        process::{LONG, Process, guards, last_guard},
+        process::{LONG, Process, guards, last_guard, status},
         scratch_folder,
         service::{eventually, expect_idle},
     },
@@ -38,6 +38,8 @@ pub(super) fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
     ensure!(guard["seized"] == true, "{guard}");
     ensure!(guard["state"] == "CHECKPOINTING", "{guard}");
     ensure!(guard["cgroups"][0] == target.text(), "{guard}");
+    let state = status(&[&target.text()])?;
+    ensure!(state["guard"]["id"] == guard["id"], "{state}");
     eventually("the tasks are dumped", || {
         Ok(images.join("pstree.img").exists())
     })?;
