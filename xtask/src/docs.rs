@@ -36,7 +36,7 @@ const TABLES: [Table; 3] = [
         certain: 6,
     },
     Table {
-        file: "docs/runtimes.md",
+        file: "docs/data/engines.md",
         begin: "<!-- life: made by `cargo xtask test engines:: --kernel all --docs` -->\n",
         head: &[
             "guest",
@@ -53,7 +53,7 @@ const TABLES: [Table; 3] = [
         certain: 8,
     },
     Table {
-        file: "docs/runtimes.md",
+        file: "docs/data/engines.md",
         begin: "<!-- trouble: made by `cargo xtask test engines:: --kernel all --docs` -->\n",
         head: &[
             "guest",

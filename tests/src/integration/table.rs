@@ -131,7 +131,7 @@ mod tests {
     /// `module::test` anywhere.
     #[test]
     fn the_threat_model_names_tests_that_there_are() {
-        let text = include_str!("../../../THREAT-MODEL.md");
+        let text = include_str!("../../../docs/threat-model.md");
         let quoted = text.split('`').skip(1).step_by(2);
         let named: Vec<_> = quoted.filter_map(|name| name.split_once("::")).collect();
         assert!(named.len() > 20, "{named:?}");

@@ -1,7 +1,7 @@
 //! runc, crun and podman: what they do with a guard is what they do without one, and
 //! what gets in the way of a checkpoint of theirs does it no harm.
 //!
-//! Each trial prints rows for `docs/runtimes.md`.
+//! Each trial prints rows for `docs/data/engines.md`.
 
 mod container;
 mod life;
@@ -75,7 +75,7 @@ impl Way {
     }
 }
 
-/// A row of a table for `docs/runtimes.md`, to be read by xtask.
+/// A row of a table for `docs/data/engines.md`, to be read by xtask.
 fn say_row(table: &str, cells: &[&str]) {
     println!("\nruntimes: {}", json!({ "table": table, "cells": cells }));
 }
