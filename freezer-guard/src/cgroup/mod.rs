@@ -54,7 +54,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The path is no directory of a cgroup file system.
-    #[error("{} is not a cgroup: give the directory of a cgroup, below /sys/fs/cgroup", .0.display())]
+    #[error("{} is not a cgroup: name the directory of a cgroup, such as one below /sys/fs/cgroup", .0.display())]
     NotACgroup(PathBuf),
     /// A v1 hierarchy without the freezer.
     #[error("{} is in a v1 hierarchy without the freezer: look below the mount of the freezer{}", path.display(), hint.as_ref().map(|hint| format!(", {}", hint.display())).unwrap_or_default())]
@@ -77,7 +77,7 @@ pub enum Error {
     PidInRoot(i32),
     /// Tasks are in a cgroup that the mount of its hierarchy does not show.
     #[error(
-        "tasks of the target are in the cgroup {} of {version}, but the mount of {version} shows only a part of the hierarchy: run freezer-guard on the host", path.display()
+        "tasks of the target are in the {version} cgroup {}, and the {version} mount shows only a part of the hierarchy: run freezer-guard on the host", path.display()
     )]
     NotSeen {
         /// The cgroup, as `/proc/PID/cgroup` has it.
@@ -92,11 +92,11 @@ pub enum Error {
     )]
     Shared(PathBuf, PathBuf),
     /// A cgroup without a process.
-    #[error("{} holds no process", .0.display())]
+    #[error("{} holds no process: name the cgroup in which the processes run", .0.display())]
     Empty(PathBuf),
     /// Processes that have no common root in the cgroup.
     #[error(
-        "{} holds {} process trees, and CRIU dumps one: name its root with --pid, of {}",
+        "{} holds {} process trees, and CRIU dumps one: name its root with --pid (one of {})",
         path.display(), roots.len(), roots.join(", ")
     )]
     ManyTrees {
@@ -106,7 +106,7 @@ pub enum Error {
         roots: Vec<String>,
     },
     /// There is no such process.
-    #[error("no process has the pid {0}")]
+    #[error("there is no process with the pid {0}")]
     NoProcess(i32),
     /// A systemd unit without a cgroup.
     #[error("unit {unit}: {reason}")]

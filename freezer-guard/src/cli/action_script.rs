@@ -62,7 +62,7 @@ pub(super) fn asked() -> Option<ExitCode> {
 fn answer() -> Result<ExitCode> {
     if !is_awaited()? {
         say(format_args!(
-            "the program that began this checkpoint has ended: nobody would call it good"
+            "freezer-guard, which began this checkpoint, has ended: CRIU must not end the tree, since nobody would call the image good"
         ));
         return Ok(exit::VIOLATED.into());
     }
@@ -72,7 +72,9 @@ fn answer() -> Result<ExitCode> {
         guard => guard,
     };
     let Some(guard) = guard else {
-        say(format_args!("the guard of this checkpoint has been ended"));
+        say(format_args!(
+            "another process ended the guard of this checkpoint"
+        ));
         return Ok(exit::VIOLATED.into());
     };
     let dir = env::var_os(FOLDER)

@@ -197,9 +197,7 @@ fn abandon(images: Images, error: Error) -> Result<ExitCode> {
     }
     if let Some(place) = images.abandon()? {
         let place = place.display();
-        say(format_args!(
-            "what there is of the checkpoint was left in {place}"
-        ));
+        say(format_args!("the incomplete checkpoint is in {place}"));
     }
     Err(error)
 }
@@ -214,10 +212,10 @@ fn tell(args: &Args, evidence: &Evidence, place: &Path, status: ExitStatus) {
             mebibytes(evidence.image_bytes)
         )),
         Verdict::Excused => say(format_args!(
-            "the checkpoint was taken into {place} all the same"
+            "the disturbed checkpoint is in {place}, as --on-violation warn asks"
         )),
         Verdict::Violated => say(format_args!(
-            "do not trust this checkpoint: what there is of it was left in {place}"
+            "do not trust this checkpoint: its files are in {place}; remove them and take another"
         )),
         Verdict::Failed => driver::say_failure(&log, status),
     }
@@ -340,7 +338,7 @@ impl<'a> Watch<'a> {
         let (before, then) = std::mem::replace(&mut self.last, (elapsed, now));
         let rate = (now.bytes() - then.bytes()) as f64 / (elapsed - before).as_secs_f64();
         self.options.step(format_args!(
-            "{} for {:.0} s: {} processes begun, {} pages ({}) written, {}/s",
+            "{} for {:.0} s: {} processes started, {} pages ({}) written, {}/s",
             now.stage.name(),
             elapsed.as_secs_f64(),
             now.processes,

@@ -51,17 +51,17 @@ pub(super) fn print(object: &impl serde::Serialize) {
 pub(super) fn say_failure(log: &Log, status: ExitStatus) {
     let path = log.path().display();
     if status.code().is_none() {
-        say(format_args!("how far CRIU had come stands in {path}"));
+        say(format_args!("see {path} for CRIU's last steps"));
         return;
     }
     let lines = log.failure();
     if lines.is_empty() {
         say(format_args!(
-            "CRIU has failed before it wrote anything to {path}"
+            "CRIU failed before it wrote anything to {path}"
         ));
         return;
     }
-    say(format_args!("CRIU has failed; {path} says:"));
+    say(format_args!("CRIU failed; {path} says:"));
     for line in lines {
         say(format_args!("  {line}"));
     }

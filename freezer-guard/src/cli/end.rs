@@ -48,7 +48,7 @@ struct Which {
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
     if !args.force {
         say(format_args!(
-            "a guard ends by itself with its holder; to cut that off, add --force"
+            "a guard ends by itself with its holder; add --force to end it earlier, and its checkpoint is then reported as violated"
         ));
         return Ok(exit::USAGE.into());
     }

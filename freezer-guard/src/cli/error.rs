@@ -40,7 +40,9 @@ pub(super) enum Error {
         source: io::Error,
     },
     /// The options contradict each other.
-    #[error("--require {required} goes further than --level {level}: leave one of them out")]
+    #[error(
+        "--require {required} asks for more than --level {level} allows: leave one of them out"
+    )]
     Contradiction {
         /// The weakest level that will do.
         required: &'static str,
@@ -48,13 +50,13 @@ pub(super) enum Error {
         level: &'static str,
     },
     /// The service does not support `--level`.
-    #[error("the service has no guards of at most the level {0}: run it as root")]
+    #[error("the service does not support --level {0}: run freezer-guard as root")]
     ServiceLevel(&'static str),
     /// The limit of open files is too low.
-    #[error("this process may not open {0} more files: raise its limit (ulimit -n)")]
+    #[error("this process cannot open {0} more files: raise its limit (ulimit -n)")]
     FewDescriptors(usize),
     /// A signal has come.
-    #[error("interrupted by {0} before COMMAND was started")]
+    #[error("{0} interrupted freezer-guard before COMMAND started")]
     Interrupted(Signal),
     /// A system call failed.
     #[error("{doing}")]

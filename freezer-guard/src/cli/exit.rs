@@ -24,6 +24,8 @@ impl From<Kind> for Code {
 pub(super) const SUCCESS: Code = Code(0);
 /// Wrong usage.
 pub(super) const USAGE: Code = Code(Kind::Request.exit_code());
+/// The kernel cannot do it, or not as far as is required.
+const UNSUPPORTED: Code = Code(Kind::Unsupported.exit_code());
 /// Something unexpected.
 pub(super) const INTERNAL: Code = Code(Kind::Internal.exit_code());
 /// The guard did not hold to the end.
@@ -34,6 +36,22 @@ pub(super) const BUSY: Code = Code(Kind::Busy.exit_code());
 pub(super) const CANNOT_EXECUTE: Code = Code(126);
 /// COMMAND is not there, as the shell has it.
 pub(super) const NOT_FOUND: Code = Code(127);
+
+/// The page of the documentation about failures, as packages install it.
+const TROUBLESHOOTING: &str = "/usr/share/doc/freezer-guard/guide/troubleshooting.md";
+
+impl Code {
+    /// Returns the section of the troubleshooting page about this failure, if it has one.
+    pub(super) fn help(self) -> Option<String> {
+        let section = match self {
+            VIOLATED => "exit-73",
+            BUSY => "busy",
+            UNSUPPORTED => "unsupported",
+            _ => return None,
+        };
+        Some(format!("{TROUBLESHOOTING}#{section}"))
+    }
+}
 
 /// For `--help`.
 pub(super) const HELP: &str = "\

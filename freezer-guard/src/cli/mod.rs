@@ -30,7 +30,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use freezer_guard::{VERSION, guard};
 
 use error::Result;
-use say::{say, say_verifier_log};
+use say::{say, say_help, say_verifier_log};
 
 /// While a container is being checkpointed, nobody but the checkpointer
 /// freezes, thaws or otherwise disturbs its cgroup.
@@ -103,7 +103,9 @@ pub(crate) fn main() -> ExitCode {
             if verbose {
                 error.kernel_errors().into_iter().for_each(say_verifier_log);
             }
-            error.code().into()
+            let code = error.code();
+            say_help(code);
+            code.into()
         }
     }
 }

@@ -85,7 +85,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         made.keep();
         if !held {
             say(format_args!(
-                "CRIU has restored it even so: look whether it works as it should"
+                "CRIU has restored the tree although another process disturbed it: check that it works"
             ));
         }
         let pids = done.guard.as_ref().map(|guard| &guard.holder_pids[..]);
@@ -122,7 +122,7 @@ fn tell(options: &Options, roots: &[Task], strays: &[Task]) {
     }
     if let Some(stray) = strays.first() {
         say(format_args!(
-            "pid {} ({}) was restored into {}, where nobody guarded it: name that with --cgroup",
+            "CRIU restored pid {} ({}) into {}, which had no guard: name that cgroup with --cgroup next time",
             stray.pid,
             escaped(&stray.comm),
             stray.cgroup.display()

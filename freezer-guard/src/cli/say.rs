@@ -4,11 +4,20 @@ use std::io::Write as _;
 
 use freezer_guard::{kernel, words::escaped_lines};
 
+use super::exit::Code;
+
 /// One line on standard error.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
     // Nobody may be listening any more: that must not end a guard.
     let line = line.to_string();
     let _ = writeln!(std::io::stderr(), "freezer-guard: {}", escaped_lines(&line));
+}
+
+/// Names the section of the documentation about this failure, if there is one.
+pub(super) fn say_help(code: Code) {
+    if let Some(section) = code.help() {
+        say(format_args!("help: {section}"));
+    }
 }
 
 /// Text for people on standard output.

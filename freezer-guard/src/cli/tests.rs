@@ -68,6 +68,17 @@ fn the_command_line_is_consistent() {
     Cli::command().debug_assert();
 }
 
+/// Every section that a message names is in the documentation.
+#[test]
+fn sections_of_the_troubleshooting_page_are_there() {
+    let page = include_str!("../../../docs/guide/troubleshooting.md");
+    for code in (0..=u8::MAX).map(Code) {
+        let Some(help) = code.help() else { continue };
+        let (_, section) = help.split_once('#').expect("it names a section");
+        assert!(page.contains(&format!("id=\"{section}\"")), "{section}");
+    }
+}
+
 fn code(error: impl Into<Error>) -> Code {
     error.into().code()
 }

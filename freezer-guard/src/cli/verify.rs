@@ -51,7 +51,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         .map(|path| path.display().to_string())
         .collect();
     print(&format!(
-        "pid {} and all that descends from it, {count} threads, are in {}\n",
+        "pid {} and all its descendants ({count} threads) are in {}\n",
         args.pid,
         paths.join(", ")
     ))?;
@@ -64,20 +64,20 @@ pub(super) fn warn(root: Option<i32>, report: &Report) {
         && !report.foreign.is_empty()
     {
         say(format_args!(
-            "warning: in the cgroup but not of the tree of pid {root}, so held and not dumped: {}",
+            "warning: these tasks are in the cgroup and not in the tree of pid {root}: CRIU freezes them and does not dump them: {}",
             name(&report.foreign)
         ));
     }
     if !report.stopped.is_empty() {
         say(format_args!(
-            "warning: stopped, so that CRIU waits for ever on cgroup v1 (kill -CONT): {}",
+            "warning: these tasks are stopped, and CRIU waits for them for ever on cgroup v1; continue them (kill -CONT): {}",
             name(&report.stopped)
         ));
     }
     if let Some(probe) = report.probes.first() {
         say(format_args!(
-            "warning: this host has uprobes, such as {}: a process that is restored with one in its \
-             code ends with SIGTRAP; remove them before the checkpoint",
+            "warning: this host has uprobes, such as {}: a process whose image holds a breakpoint dies of \
+             SIGTRAP after the restore; remove the uprobes before the checkpoint",
             escaped(probe)
         ));
     }

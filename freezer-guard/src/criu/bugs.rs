@@ -38,14 +38,14 @@ const BUGS: [Bug; 3] = [
         criu: [(3, 17), (3, 19)],
         kernel: [(0, 0), ANY],
         when: runc_has_action_script,
-        what: "fails at every checkpoint by runc, for /etc/criu names an action-script",
+        what: "fails at every checkpoint by runc, since a file in /etc/criu names an action-script",
         remedy: "use CRIU 3.19 or later, or remove the action-script",
     },
     Bug {
         criu: [(0, 0), (3, 18)],
         kernel: [(0, 0), ANY],
         when: is_hybrid,
-        what: "takes every freezer for one of v1 where v1 and v2 are mounted",
+        what: "treats every freezer as a v1 freezer on hosts with v1 and v2",
         remedy: "use a v1 cgroup, or a newer CRIU",
     },
 ];

@@ -264,8 +264,8 @@ impl Known {
         }
         match known.verdict {
             Verdict::Good | Verdict::Excused => Ok(Some(known)),
-            Verdict::Violated => Err(not_good(dir, "it was disturbed while it was made")),
-            Verdict::Failed => Err(not_good(dir, "CRIU has failed to make it")),
+            Verdict::Violated => Err(not_good(dir, "another process disturbed its checkpoint")),
+            Verdict::Failed => Err(not_good(dir, "CRIU failed")),
         }
     }
 

@@ -27,7 +27,7 @@ pub use log::{Log, Progress, Stage};
 #[non_exhaustive]
 pub enum Error {
     /// There is no CRIU.
-    #[error("{} was not found: install it", .0.display())]
+    #[error("{} was not found: install CRIU, or name it with --criu", .0.display())]
     NotFound(PathBuf),
     /// It cannot be run.
     #[error("run {}", path.display())]
@@ -38,7 +38,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It does not say which version it is.
-    #[error("{} is no CRIU: to `--version` it says {said:?}", path.display())]
+    #[error("{} is not CRIU: its `--version` prints {said:?}", path.display())]
     NoCriu {
         /// Where it is.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum Error {
         said: String,
     },
     /// This kernel lacks what it needs.
-    #[error("`{} check` says: {said}", path.display())]
+    #[error("CRIU does not work on this kernel: `{} check` says: {said}", path.display())]
     Check {
         /// Where it is.
         path: PathBuf,
@@ -64,16 +64,16 @@ pub enum Error {
         source: io::Error,
     },
     /// There are images in this place already.
-    #[error("{} is there already, and no image is ever replaced: remove it, or choose another --images-dir", .0.display())]
+    #[error("{} already exists, and freezer-guard replaces no image: remove it, or choose another --images-dir", .0.display())]
     Exists(PathBuf),
     /// Another file system is mounted there.
-    #[error("another file system is mounted on {}, so that images cannot get this name in one step: name a folder in it", .0.display())]
+    #[error("another file system is mounted on {}, so freezer-guard cannot give images this name in one step: name a directory below it", .0.display())]
     MountPoint(PathBuf),
     /// An image that another one was begun on.
-    #[error("another checkpoint was begun on {}, since when the kernel does not know what has changed: build on that, or begin anew without --parent", .0.display())]
+    #[error("another checkpoint was already begun on {}, and the kernel only knows the changes since that one: name the later one as --parent, or start anew without --parent", .0.display())]
     Spent(PathBuf),
     /// An image of another tree.
-    #[error("{} is an image of pid {found}, not of pid {wanted}", path.display())]
+    #[error("{} is an image of pid {found}, not of pid {wanted}: name an image of the same tree as --parent", path.display())]
     OtherTree {
         /// Its directory.
         path: PathBuf,
@@ -83,16 +83,16 @@ pub enum Error {
         wanted: i32,
     },
     /// A directory without images.
-    #[error("{} holds no images of CRIU's (there is no inventory.img)", .0.display())]
+    #[error("{} holds no images of CRIU (it has no inventory.img)", .0.display())]
     NoImages(PathBuf),
     /// A checkpoint that was interrupted after its images were complete.
-    #[error("{} holds no images of CRIU's, but {} does, whose checkpoint was interrupted after they were complete: restore that", .0.display(), .1.display())]
+    #[error("{} holds no images of CRIU, but {} holds complete ones of an interrupted checkpoint: restore that one", .0.display(), .1.display())]
     Unfinished(PathBuf, PathBuf),
     /// Nothing tells what to guard while it is restored.
-    #[error("{} does not say where its tree belongs (no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
+    #[error("{} does not name the cgroup of its tree (it has no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),
     /// An image that is not good.
-    #[error("the image {} is not good: {why}, as its {} says; to use it all the same, use `criu` itself", path.display(), Evidence::FILE)]
+    #[error("the image {} is not good: {why} (see its {}). To use it nevertheless, restore it with `criu` itself", path.display(), Evidence::FILE)]
     NotGood {
         /// Its directory.
         path: PathBuf,

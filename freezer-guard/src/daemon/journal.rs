@@ -57,7 +57,7 @@ pub(super) fn tell_end(status: &Status) {
             guard = status.id,
             cgroup,
             kind = "ended",
-            "{} is not guarded any more: {told}",
+            "the guard of {} has ended: {told}",
             escaped(&cgroup)
         );
         return;
@@ -78,14 +78,14 @@ pub(super) fn tell_thawed(thawed: Vec<CgroupKey>, not_thawed: Option<guard::Erro
     for cgroup in thawed.into_iter().map(guard::path) {
         warn!(
             cgroup = %cgroup.display(),
-            "thawed {}: it was frozen for a guard whose holder is gone",
+            "thawed {}: its guard had frozen it, and the holder has ended without a thaw",
             escaped(&cgroup.display().to_string())
         );
     }
     if let Some(error) = not_thawed {
         warn!(
-            "cannot thaw what was frozen for a guard whose holder is gone: {}; this is tried \
-             again when another guard has ended",
+            "cannot thaw a cgroup that a guard had frozen and whose holder has ended: {}; the service tries \
+             again when another guard ends",
             guard::chain(&error)
         );
     }

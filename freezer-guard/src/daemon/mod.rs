@@ -180,13 +180,15 @@ async fn stop_working(
     // The guards that have just ended are logged.
     daemon.order(Job::Stop);
     if timeout(STOPPING, worker).await.is_err() {
-        warn!("something takes too long: not everything may have been told");
+        warn!("stopping takes too long: the log may lack guards that have just ended");
     }
     drop(reader);
     match timeout(STOPPING, blocking(automatic::unwatch)).await {
         Ok(ended) => ended,
         Err(_) => {
-            warn!("somebody holds the lock: checkpointers are still watched");
+            warn!(
+                "another process holds the lock on the pins: the programs that watch for checkpointers stay attached"
+            );
             Ok(())
         }
     }
@@ -290,11 +292,11 @@ impl Daemon {
         };
         *self.lines.borrow_mut() = lines;
         for reason in &reasons {
-            warn!("not everything can be refused: {}", guard::chain(reason));
+            warn!("reduced enforcement on this host: {}", guard::chain(reason));
         }
         notify(&[NotifyState::Status(match is_automatic {
             true => "guarding every checkpoint of this host",
-            false => "ready for guards that somebody begins",
+            false => "ready for guards over the socket; automatic guards are off",
         })]);
         Ok(())
     }
@@ -430,7 +432,10 @@ impl Daemon {
                 self.order(Job::Watch);
             }
             Err(error) => {
-                error!("{}; everything stays as it was", guard::chain(&error));
+                error!(
+                    "{}; the service keeps its configuration",
+                    guard::chain(&error)
+                );
             }
         }
         notify(&[NotifyState::Ready]);

@@ -125,7 +125,7 @@ async fn finish_one(
     warn!(
         guard = status.id,
         kind = "stopped",
-        "killed the rest of {}: systemd stopped it while the guard refused that",
+        "killed the remaining processes of {}: systemd had given up its stop, which the guard refused",
         escaped(&id)
     );
     Ok(())

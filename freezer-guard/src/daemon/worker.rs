@@ -191,7 +191,7 @@ impl Worker {
             Ok(begun) => {
                 if is_new {
                     for reason in &begun.weak_because {
-                        warn!(guard = id, "it is no stronger: {}", guard::chain(reason));
+                        warn!(guard = id, "reduced enforcement: {}", guard::chain(reason));
                     }
                 }
                 begun.status
@@ -201,7 +201,7 @@ impl Worker {
                 error!(
                     guard = id,
                     kind = "unguarded",
-                    "unguarded: what is done to it is noticed, and nothing refused: {}",
+                    "unguarded: the service detects disturbances and cannot refuse them: {}",
                     guard::chain(&error)
                 );
                 return;
@@ -291,7 +291,7 @@ impl Worker {
         error!(
             guard = id,
             kind = "long",
-            "`automatic.timeout`: killed {pids:?}"
+            "killed the checkpointer {pids:?}: its dump took longer than `automatic.timeout`"
         );
         if let Some(known) = self.known.get_mut(&id) {
             known.was_killed = true;

@@ -23,8 +23,8 @@ use crate::{
 /// The daemon.
 pub(super) fn service() -> Check {
     let finding = match daemon_runs() {
-        true => "it runs, and keeps everything loaded",
-        false => "it does not run: guards are begun by `run` alone",
+        true => "it runs and keeps the BPF programs loaded",
+        false => "it does not run: only `run`, `checkpoint` and `restore` begin guards",
     };
     Check::good("service", finding)
 }
@@ -59,7 +59,7 @@ pub(super) fn criu() -> Vec<Check> {
             return vec![Check::limited(
                 NAME,
                 chain(&error),
-                "install it, unless another checkpointer is used",
+                "install CRIU, unless you use another checkpointer",
             )];
         }
     };
@@ -110,7 +110,7 @@ pub(super) fn checkpointers() -> Vec<Check> {
         Err(error) => Check::limited(
             NAME,
             format!("cannot read {}: {error}", file.display()),
-            "see whether its file system answers",
+            "check that its file system answers",
         ),
     };
     files.into_iter().map(check).collect()
@@ -122,11 +122,11 @@ fn why_not_guarded(
     names: &[FileName],
 ) -> io::Result<Option<(&'static str, &'static str)>> {
     const BY_RUN: &str = "use `freezer-guard run` for its dumps";
-    const BY_NAME: &str = "add the file name of the program that is executed at last to \
+    const BY_NAME: &str = "add the file name of the last executed program to \
                            `automatic.names` of /etc/freezer-guard/config.toml";
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Ok(Some(("it is no regular file", BY_RUN)));
+        return Ok(Some(("it is not a regular file", BY_RUN)));
     }
     let mount = nix::sys::statvfs::statvfs(file)?.flags();
     let mut start = [0; 2];
@@ -140,9 +140,9 @@ fn why_not_guarded(
         let why = "it is a script, and the kernel executes its interpreter";
         Some((why, BY_NAME))
     } else if metadata.uid() != 0 {
-        Some(("it does not belong to root", "chown it to root"))
+        Some(("root does not own it", "chown it to root"))
     } else if metadata.mode() & 0o022 != 0 {
-        Some(("others than root may write to it", "chmod go-w"))
+        Some(("users other than root may write to it", "chmod go-w"))
     } else if mount.contains(FsFlags::ST_NOSUID) {
         let why = "its file system is mounted with nosuid";
         Some((why, "remount that with suid, or move the file"))

@@ -30,7 +30,7 @@ pub(super) fn version() -> Check {
     const NAME: &str = "kernel";
     let release = release();
     let Ok(version) = Version::current() else {
-        return Check::limited(NAME, release, "its version cannot be told");
+        return Check::limited(NAME, release, "its version is unknown");
     };
     let here = (version.major, version.minor);
     let [oldest, .., newest] = TESTED;
@@ -38,16 +38,18 @@ pub(super) fn version() -> Check {
     if here < oldest {
         return Check::limited(
             NAME,
-            format!("{release} is older than all that is tested: see whether a guard works below"),
+            format!(
+                "{release} is older than every tested kernel: the checks below show whether a guard works"
+            ),
             format!("use Linux {} or later", name(oldest)),
         );
     }
     let status = if TESTED.contains(&here) {
-        "each release is tested on it".to_owned()
+        "tested with each release of freezer-guard".to_owned()
     } else if here > newest {
-        format!("newer than the newest that is tested, {}", name(newest))
+        format!("newer than the newest tested kernel, {}", name(newest))
     } else {
-        "between others that each release is tested on".to_owned()
+        "between two tested kernels".to_owned()
     };
     Check::good(NAME, format!("{release}: {status}"))
 }
@@ -66,7 +68,7 @@ pub(super) fn btf() -> Check {
             Check::unusable(
                 NAME,
                 format!("lacks {}", missing.join(", ")),
-                "freezer-guard does not know this kernel yet: please report it",
+                "freezer-guard does not support this kernel yet: please report it",
             )
         }
         Err(error) => Check::unusable(
@@ -86,7 +88,9 @@ pub(super) fn security_modules() -> Check {
         (Ok(active), Ok(None)) => Check::good(NAME, format!("{active}: bpf is among them")),
         (Ok(active), Ok(Some(_))) => Check::limited(
             NAME,
-            format!("{active}: bpf is not among them, so that nothing can be enforced for certain"),
+            format!(
+                "{active}: bpf is not among them, so a disturbance can get through (and is then detected)"
+            ),
             format!("boot with the parameter lsm={active},bpf"),
         ),
         (Err(error), _) | (_, Err(error)) => Check::unusable(
@@ -101,7 +105,7 @@ pub(super) fn lockdown() -> Check {
     const NAME: &str = "lockdown";
     let modes = prerequisites::lockdown_modes();
     match prerequisites::lockdown() {
-        Ok(()) if modes.is_empty() => Check::good(NAME, "this kernel has none"),
+        Ok(()) if modes.is_empty() => Check::good(NAME, "this kernel has no lockdown"),
         Ok(()) => Check::good(NAME, format!("{modes}: BPF may read kernel memory")),
         Err(error) => Check::unusable(NAME, modes, error.to_string()),
     }
@@ -129,14 +133,16 @@ pub(super) fn preemption() -> Check {
     if built.contains("PREEMPT_RT") {
         return Check::limited(
             NAME,
-            "full, real-time: not tested, and some of what is done may go unnoticed",
+            "full, real-time: not tested, and some disturbances may go undetected",
             "use a kernel without CONFIG_PREEMPT_RT",
         );
     }
     let enforces = matches!(prerequisites::lsm_inactive(), Ok(None));
     let matters = match enforces {
-        true => "what is refused does not depend on it",
-        false => "where it is full or lazy some writes get past the refusal, and are noticed",
+        true => "it does not matter here, since bpf is a security module",
+        false => {
+            "on a full or lazy preemptible kernel some writes get past the refusal, and are detected"
+        }
     };
     Check::good(NAME, format!("{finding}; {matters}"))
 }
@@ -153,7 +159,7 @@ pub(super) fn bpffs() -> Check {
     const NAME: &str = "bpffs";
     match prerequisites::bpffs_is_mounted() {
         Ok(true) => Check::good(NAME, "mounted on /sys/fs/bpf"),
-        Ok(false) => Check::good(NAME, "not mounted: freezer-guard will do it"),
+        Ok(false) => Check::good(NAME, "not mounted: freezer-guard mounts it"),
         Err(error) => Check::unusable(
             NAME,
             chain(&error),
@@ -168,10 +174,10 @@ pub(super) fn pins() -> Check {
     let loaded = || Ok::<_, kernel::Error>(Locked::wait()?.level().is_some());
     let found = loaded().map_err(guard::Error::from);
     match found.and_then(|loaded| Ok((loaded, guard::list()?))) {
-        Ok((false, _)) => Check::good(NAME, "none; nothing is loaded"),
+        Ok((false, _)) => Check::good(NAME, "none; no BPF program is loaded"),
         Ok((true, guards)) if guards.is_empty() => Check::good(
             NAME,
-            "none; the programs of earlier ones stay loaded (`freezer-guard unload` removes them)",
+            "none; the BPF programs of earlier guards stay loaded (`freezer-guard unload` removes them)",
         ),
         Ok((true, guards)) => Check::good(NAME, format!("{} in force", guards.len())),
         Err(error) => Check::limited(NAME, chain(&error), "see `freezer-guard status`"),

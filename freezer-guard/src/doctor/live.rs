@@ -45,8 +45,8 @@ impl Live {
         if let Err(error) = made.make(&path) {
             self.checks.push(Check::unusable(
                 name,
-                format!("no cgroup can be made: {}", chain(&error)),
-                "run it as root, on the host",
+                format!("cannot make a cgroup for the trial: {}", chain(&error)),
+                "run doctor as root, on the host",
             ));
             return;
         }
@@ -185,7 +185,10 @@ impl Trial {
     /// Returns what the guard did, or as an error what it should not have done.
     fn finding(&self) -> Result<&'static str, String> {
         if let Err(error) = &self.after {
-            return Err(format!("after the guard it fails to {}", chain(error)));
+            return Err(format!(
+                "after the end of the guard, another process fails to {}",
+                chain(error)
+            ));
         }
         let refused = matches!(
             &self.during,
@@ -193,13 +196,15 @@ impl Trial {
         );
         let level = self.levels[Protection::Freeze as usize];
         match (refused, self.counted) {
-            (true, 0) => Ok("a write by another was refused (EBUSY), and works after the end"),
+            (true, 0) => Ok(
+                "the guard refuses a write by another process (EBUSY), and permits it after its end",
+            ),
             // At `best-effort` that is what may happen.
             (_, 1..) if level != Some(Level::Enforce) => {
-                Ok("a write by another went through and was noticed")
+                Ok("a write by another process went through, and the guard detected it")
             }
             _ => Err(format!(
-                "a write by another: {:?}; {} violations counted",
+                "a write by another process: {:?}; the guard counted {} violations",
                 self.during, self.counted
             )),
         }
@@ -221,13 +226,13 @@ fn limited_by_level(
         (None, _) => Check::limited(
             name,
             format!("{text} ({reasons})"),
-            "lift what is missing with --allow",
+            "lift the missing protections with --allow",
         ),
         (Some(_), Some(held)) => Check::limited(
             name,
             text,
             format!(
-                "guards are held at the level {}: see the checks above, or ask again when they have ended",
+                "guards are held at the level {}: see the checks above, or run doctor again after their end",
                 held.name()
             ),
         ),
@@ -246,7 +251,7 @@ pub(super) fn check(programs: &[ProgramReport]) -> Option<Check> {
         Check::limited(
             "programs",
             format!("the kernel never calls {}", never.join(", ")),
-            "trust no guard of what these programs protect, and please report it",
+            "do not rely on the protections of these programs, and please report it",
         )
     })
 }

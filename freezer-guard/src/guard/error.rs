@@ -20,10 +20,10 @@ pub enum Error {
     /// The kernel cannot be used.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
-    /// The kernel does not allow as much as is required.
+    /// The host does not reach the required level.
     #[error(
-        "the level {required} is required, and this host does not go so far ({}): {}; \
-         see `freezer-guard doctor`, or ask for less with --require or --allow",
+        "this host does not reach the level {required} ({}): {}; run `freezer-guard doctor` to find out \
+         why, or ask for less with --require or --allow",
         some(weak, Shortfall::to_string),
         some(reasons, |reason| chain(reason))
     )]
@@ -53,14 +53,14 @@ pub enum Error {
     Overlap(PathBuf, PathBuf),
     /// The caller holds another guard.
     #[error(
-        "this process belongs to the holder of another guard: guard several cgroups with one `run --cgroup A --cgroup B`"
+        "this process already belongs to the holder of another guard: guard several cgroups with one `run --cgroup A --cgroup B`"
     )]
     Nested,
     /// The process that was to hold it is gone.
-    #[error("there is no process to hold the guard: {0}")]
+    #[error("no process can hold the guard: {0}")]
     NoHolder(String),
     /// The cgroup is not frozen and we were not asked to freeze it.
-    #[error("{} is {state}, not FROZEN: freeze it first, or let --freeze do it", path.display())]
+    #[error("{} is {state}, not FROZEN: freeze it first, or add --freeze", path.display())]
     NotFrozen {
         /// The cgroup.
         path: PathBuf,
@@ -68,7 +68,7 @@ pub enum Error {
         state: FreezerState,
     },
     /// It was to be frozen, and some tasks cannot be.
-    #[error("{} did not freeze within {}: {}; it was left as it was found", path.display(), humantime::format_duration(*after), tasks.join(", "))]
+    #[error("{} did not freeze within {}: {}; freezer-guard has restored its earlier state. End these tasks, or raise --freeze-timeout", path.display(), humantime::format_duration(*after), tasks.join(", "))]
     DidNotFreeze {
         /// The cgroup.
         path: PathBuf,
@@ -78,7 +78,7 @@ pub enum Error {
         tasks: Vec<String>,
     },
     /// An ancestor is frozen: CRIU would hang.
-    #[error("{} is frozen, which holds {} frozen whatever the checkpointer does: thaw it first", ancestor.display(), path.display())]
+    #[error("{} is frozen, so {} stays frozen when the checkpointer thaws it: thaw the first one before", ancestor.display(), path.display())]
     FrozenAncestor {
         /// The cgroup.
         path: PathBuf,
@@ -86,7 +86,7 @@ pub enum Error {
         ancestor: PathBuf,
     },
     /// A descendant has a frozen freezer of its own: CRIU would hang.
-    #[error("{} is frozen by itself, and would stay so when the checkpointer thaws {}: thaw it first", descendant.display(), path.display())]
+    #[error("{} is frozen itself, so it stays frozen when the checkpointer thaws {}: thaw it first", descendant.display(), path.display())]
     FrozenDescendant {
         /// The cgroup.
         path: PathBuf,
@@ -114,7 +114,7 @@ pub enum Error {
         tasks: Vec<Task>,
     },
     /// Somebody traces tasks of the target: the checkpointer could not.
-    #[error("{}; end it first: a traced task cannot be checkpointed", some(.0, describe_traced))]
+    #[error("{}; CRIU cannot checkpoint a traced task: end or detach the tracer first", some(.0, describe_traced))]
     Traced(Vec<Traced>),
     /// A task was killed while the guard was being set up, or it was disturbed
     /// again and again.
@@ -127,15 +127,15 @@ pub enum Error {
     },
     /// The programs are attached, and the kernel calls none.
     #[error(
-        "the kernel does not call the BPF programs that are attached, so that nothing guards {}: \
+        "the kernel does not call the attached BPF programs, so nothing guards {}: \
          is function tracing off? `sysctl kernel.ftrace_enabled=1`", .0.display()
     )]
     NotCalled(PathBuf),
     /// Nothing shows whether the kernel calls the programs.
-    #[error("cannot show that the kernel calls the BPF programs")]
+    #[error("cannot prove that the kernel calls the BPF programs")]
     NoProof(#[source] std::io::Error),
     /// Somebody has ended the guard before the checkpointer was started.
-    #[error("the guard of {} was ended by somebody before COMMAND was started", .0.display())]
+    #[error("another process ended the guard of {} before COMMAND started: see `freezer-guard status --last`, and try again", .0.display())]
     WasGone(PathBuf),
     /// The BPF side answers what no version of this program says.
     #[error("the BPF program control answers {answer} to {operation:?}: please report it")]
@@ -151,7 +151,7 @@ pub enum Error {
     )]
     PidNamespace,
     /// The service was told to stop while it froze the target.
-    #[error("the service is being stopped, and has thawed what it froze: try again")]
+    #[error("the service is stopping and has thawed the cgroups that it had frozen: try again")]
     Stopping,
     /// Guards need the programs that were to be unloaded.
     #[error(

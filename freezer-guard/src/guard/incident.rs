@@ -116,7 +116,7 @@ impl What {
     fn text(&self, outcome: Outcome) -> String {
         let done = outcome == Outcome::Done;
         let Some(act) = self.act() else {
-            return "something that this version does not know".to_owned();
+            return "an access that this version does not know".to_owned();
         };
         // It is looked for in the kernel.
         let cgroup = || path(self.cgroup).display().to_string();
@@ -153,7 +153,7 @@ impl What {
             }
             Act::Trace if done => format!("traced {task}"),
             Act::Trace => format!("tracing {task}, or access to its memory"),
-            Act::Permit => format!("was let trace {task}, or at its memory"),
+            Act::Permit => format!("was permitted to trace {task} or to access its memory"),
             Act::WriteMemory => format!("wrote to the memory of {task}"),
             Act::ClearDirty => format!("cleared the dirty bits of {task}"),
             Act::Stray => format!("dumps {task}, which is in none of the guarded cgroups"),
@@ -182,16 +182,16 @@ pub fn unguarded(event: &RawEvent) -> String {
     let name = escaped(&comm(&event.comm)).into_owned();
     if event.detail == Unguarded::Untrusted as u32 {
         return format!(
-            "{name} (pid {}) is not trusted, and its dumps have no guard: root has to own its file, \
+            "{name} (pid {}) is not trusted, so its dumps have no guard: root has to own its file, \
              and nobody else may write to it; see `freezer-guard doctor`",
             event.pid
         );
     }
     let why = match event.detail {
         why if why == Unguarded::Busy as u32 => {
-            "another guard holds it, a cgroup above it or one below it"
+            "another guard holds this cgroup, an ancestor or a descendant"
         }
-        _ => "there are too many guards, or checkpointers, at once",
+        _ => "there are too many guards or checkpointers at once",
     };
     format!(
         "{name} (pid {}) checkpoints {} without a guard of its own: {why}",

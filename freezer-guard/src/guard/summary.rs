@@ -89,15 +89,15 @@ pub fn violations(guard: &Status) -> Vec<String> {
     }
     if guard.unproven {
         lines.push(
-            "the kernel did not call the BPF programs all the time (has somebody switched function \
-             tracing off? `sysctl kernel.ftrace_enabled`), or somebody had detached some: anything \
-             may have happened to the cgroup"
+            "the kernel did not call the BPF programs all the time: function tracing was off (`sysctl \
+             kernel.ftrace_enabled`), or another process detached a program; any disturbance may have \
+             gone undetected meanwhile"
                 .to_owned(),
         );
     }
     if guard.missed > 0 {
         lines.push(format!(
-            "{} calls went unseen, since this kernel preempts BPF programs: \
+            "{} calls may have been missed, since this kernel preempts BPF programs: \
              another process may have traced a task or written its memory",
             guard.missed
         ));

@@ -48,7 +48,7 @@ pub enum Error {
     #[error("freezer-guard needs CAP_BPF and CAP_PERFMON: run it as root")]
     Permission,
     /// Another daemon is there.
-    #[error("a daemon runs already: see `systemctl status freezer-guard`")]
+    #[error("another daemon is already running: see `systemctl status freezer-guard`")]
     DaemonRuns,
     /// The kernel does not run BPF LSM programs.
     #[error(
@@ -61,8 +61,8 @@ pub enum Error {
     },
     /// The kernel calls no program.
     #[error(
-        "function tracing is off, so that the kernel calls no BPF program that is attached to a \
-         function: `sysctl kernel.ftrace_enabled=1`"
+        "function tracing is off, so the kernel calls no BPF program that is attached to a function: \
+         `sysctl kernel.ftrace_enabled=1`"
     )]
     TracingOff,
     /// Programs may not read the kernel's memory.
@@ -137,7 +137,9 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Too many guards, or threads of holders.
-    #[error("the map {0} is full: too many guards at once")]
+    #[error(
+        "the map {0} is full: there are too many guards, or threads of holders, at once; see `freezer-guard status`"
+    )]
     Full(&'static str),
     /// Guards are held by another version of this program.
     #[error(
@@ -148,8 +150,8 @@ pub enum Error {
     OtherVersion,
     /// The pins are not those of the host.
     #[error(
-        "{PIN_DIR} is in another bpffs than that of PID 1, whose guards are not seen here: enter \
-         its mount namespace (`nsenter --mount --target 1`), and mount bpffs there if it is not"
+        "{PIN_DIR} is in another bpffs than the one of PID 1, so this process cannot see the host's guards: \
+         enter the mount namespace of PID 1 (`nsenter --mount --target 1`), and mount bpffs there if it is missing"
     )]
     OtherBpffs,
     /// Another process does not unlock the pins.
@@ -237,12 +239,12 @@ fn describe_lock(owner: Option<&Owner>) -> String {
         is_stopped,
     }) = owner
     else {
-        return format!("another process has locked {PIN_DIR}");
+        return format!("another process has locked {PIN_DIR}: try again");
     };
     let comm = escaped(comm);
     match is_stopped {
         true => format!(
-            "pid {pid} ({comm}) has locked {PIN_DIR}, and is stopped: `kill -CONT {pid}`, or end it"
+            "pid {pid} ({comm}) has locked {PIN_DIR} and is stopped: continue it (`kill -CONT {pid}`), or end it"
         ),
         false => format!(
             "pid {pid} ({comm}) has locked {PIN_DIR} for a long time: wait for it, or end it"
@@ -253,14 +255,14 @@ fn describe_lock(owner: Option<&Owner>) -> String {
 fn describe_load(program: &str, error: &io::Error) -> String {
     let why = match error.raw_os_error() {
         Some(libc::EPERM) => {
-            "bpf(2) is forbidden to this process, though it has the capabilities: look for a \
-             seccomp filter (a container's), another security module, or a limit on locked \
+            "the kernel forbids bpf(2) to this process, although it has the capabilities: look for a \
+             seccomp filter (of a container), another security module, or a limit on locked \
              memory (ulimit -l)"
         }
-        Some(libc::ENOMEM) => "not enough kernel memory",
+        Some(libc::ENOMEM) => "the kernel has not enough memory",
         // E2BIG: the verifier has given up. The others: it refuses.
         Some(libc::EINVAL | libc::EACCES | libc::E2BIG) => {
-            "this kernel's verifier refuses it: see its log with `freezer-guard run --verbose`, and please report it"
+            "the verifier of this kernel rejects it: see its log with `freezer-guard run --verbose`, and please report it"
         }
         _ => "see --verbose",
     };

@@ -64,7 +64,7 @@ fn truth(hierarchy: Hierarchy) -> Result<()> {
     ensure!(
         finding
             .as_str()
-            .is_some_and(|text| text.contains("is tested on it")),
+            .is_some_and(|text| text.contains("tested with each release")),
         "`TESTED` does not name this kernel: {finding}"
     );
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
@@ -193,9 +193,9 @@ fn not_guarded(_: Hierarchy) -> Result<()> {
     };
     fs::copy("/bin/sh", &criu)?;
     fs::set_permissions(&criu, fs::Permissions::from_mode(0o775))?;
-    expect("others than root may write to it")?;
+    expect("users other than root may write to it")?;
     chown(&criu, Some(1000), None)?;
-    expect("it does not belong to root")?;
+    expect("root does not own it")?;
     fs::remove_file(&criu)?;
     fs::write(&criu, "#!/bin/sh\n")?;
     expect("it is a script")?;

@@ -119,7 +119,7 @@ fn required(hierarchy: Hierarchy) -> Result<()> {
 pub(super) fn expect_too_weak(finished: Finished, target: &Cgroup) -> Result<Finished> {
     let finished = finished
         .expect(69)?
-        .says("is required")?
+        .says("does not reach the level")?
         .says("freezer-guard doctor")?;
     ensure!(!finished.stdout.contains("ran"), "COMMAND was run");
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
@@ -167,7 +167,7 @@ fn detect(hierarchy: Hierarchy) -> Result<()> {
     for deed in [
         format!("moved pid {pid} out of"),
         format!("sent SIGCONT to pid {pid}"),
-        format!("was let trace pid {pid}"),
+        format!("was permitted to trace pid {pid}"),
     ] {
         ensure!(violators.contains(&deed), "no {deed:?} in {violators}");
     }

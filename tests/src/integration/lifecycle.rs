@@ -152,7 +152,7 @@ fn timeout(hierarchy: Hierarchy) -> Result<()> {
         signals.contains(&finished.code),
         "unlike a signal: {finished:?}"
     );
-    let finished = finished.says("needs --thaw")?;
+    let finished = finished.says("add --thaw")?;
     ensure!(!finished.stderr.contains("VIOLATED"), "{finished:?}");
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     expect_clean()

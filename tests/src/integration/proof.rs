@@ -62,7 +62,7 @@ impl Drop for Off {
 fn beside(hierarchy: Hierarchy) -> Result<()> {
     let other = Cgroup::new(hierarchy)?;
     let held = Held::new(&[&other])?;
-    before(hierarchy, "does not call the BPF programs")?;
+    before(hierarchy, "does not call the attached BPF programs")?;
     held.release()?.expect(73)?.says("did not call")?;
     Ok(())
 }
@@ -137,7 +137,7 @@ fn at_detect_before(hierarchy: Hierarchy) -> Result<()> {
     second
         .release()?
         .expect(69)?
-        .says("does not call the BPF programs")?;
+        .says("does not call the attached BPF programs")?;
     drop(off);
     held.release()?.expect(73)?;
     expect_clean()

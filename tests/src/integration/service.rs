@@ -261,7 +261,7 @@ fn reload(_: Hierarchy) -> Result<()> {
 fn only_one(_: Hierarchy) -> Result<()> {
     guard(["daemon"])?
         .expect(75)?
-        .says("a daemon runs already")?;
+        .says("another daemon is already running")?;
     ensure!(property("freezer-guard", "ActiveState")? == "active");
     Ok(())
 }

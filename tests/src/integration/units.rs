@@ -84,7 +84,7 @@ fn given_up() -> Result<Permanent> {
 fn finished(_: Hierarchy) -> Result<()> {
     let unit = given_up()?;
     eventually("the stop is finished", || Ok(unit.pids()?.is_empty()))?;
-    ensure!(journal()?.contains(&format!("killed the rest of {}", unit.0)));
+    ensure!(journal()?.contains(&format!("killed the remaining processes of {}", unit.0)));
     systemctl(&["start", &unit.0])?.expect(0)?;
     ensure!(unit.state()? == "active", "it is {}", unit.state()?);
     ensure!(unit.pids()?.len() == 1, "{:?}", unit.pids()?);

@@ -162,7 +162,9 @@ fn mended(hierarchy: Hierarchy) -> Result<()> {
         guard["repaired"]["freeze"] == 1 && guard["violations"]["freeze"] == 0,
         "{guard}"
     );
-    held.release()?.expect(0)?.says("trying again")?;
+    held.release()?
+        .expect(0)?
+        .says("freezing and verifying again")?;
     workload.expect_counting()?;
     expect_clean()
 }

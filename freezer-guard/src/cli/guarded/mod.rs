@@ -22,8 +22,8 @@ use tokio::process::{Child, Command};
 use super::{
     client,
     error::{Error, Result},
-    exit::Code,
-    say::{say, say_verifier_log},
+    exit::{self, Code},
+    say::{say, say_help, say_verifier_log},
     verify,
 };
 
@@ -84,8 +84,9 @@ impl Outcome {
         let names = &self.names;
         let Some(guard) = &self.guard else {
             say(format_args!(
-                "the guard of {names} was ended by somebody before it was done"
+                "another process ended the guard of {names} before COMMAND had ended"
             ));
+            say_help(exit::VIOLATED);
             return false;
         };
         if guard.violation_count() == 0 {
@@ -97,6 +98,7 @@ impl Outcome {
         for line in guard::violations(guard) {
             say(format_args!("  {line}"));
         }
+        say_help(exit::VIOLATED);
         false
     }
 }
@@ -153,7 +155,10 @@ fn begin_here(
     let mut guard = Guard::begin(std::mem::take(&mut work.targets), &wanted)?;
     let names = say_guarding(options, &guard.status()?);
     for reason in guard.weak_because() {
-        options.step(format_args!("it is no stronger: {}", guard::chain(reason)));
+        options.step(format_args!(
+            "reduced enforcement: {}",
+            guard::chain(reason)
+        ));
         if options.verbose {
             say_verifier_log(reason);
         }
@@ -210,7 +215,7 @@ async fn hold_on(
         let stragglers = hold.other_pids().await?;
         if !stragglers.is_empty() {
             options.step(format_args!(
-                "still running without the guard: pid {stragglers:?}"
+                "these processes outlive COMMAND and are no longer holders of the guard: pid {stragglers:?}"
             ));
         }
     }
@@ -239,7 +244,7 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
     let report = guard.prepare(&how, |incidents| -> Result<()> {
         for incident in incidents {
             work.options.step(format_args!(
-                "{incident}, before CHECKPOINTING: trying again"
+                "{incident}, before CHECKPOINTING: freezing and verifying again"
             ));
         }
         match signals.pending()? {
@@ -250,7 +255,7 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
     for other in guard.around() {
         let other = other.display();
         work.options.step(format_args!(
-            "its tasks are also in {other}: the guard prevents a freeze of that cgroup too"
+            "its tasks are also in {other}: the guard protects that cgroup from a freeze too"
         ));
     }
     verify::warn(how.root, &report);

@@ -139,7 +139,7 @@ async fn kill_all(hold: &mut ActiveGuard, child: &mut Child) -> Result<()> {
 /// The terminal has stopped COMMAND with Ctrl-Z. Its tasks would stay frozen for as long as it is.
 async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard, command: Pid) {
     work.options.step(format_args!(
-        "Ctrl-Z would leave the tasks frozen: {} goes on; Ctrl-C ends it",
+        "Ctrl-Z is ignored, since it would leave the tasks frozen: {} goes on; Ctrl-C ends it",
         work.command[0].display()
     ));
     // Each may have ended just now.
@@ -155,15 +155,15 @@ async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard, command: Pi
 fn say_that_time_is_up(work: &GuardedCommand<'_>, hold: &ActiveGuard) {
     let options = work.options;
     options.step(format_args!(
-        "time is up: ending {}",
+        "--timeout has passed: ending {}",
         work.command[0].display()
     ));
     for cgroup in hold.cgroups() {
         // A cgroup that has gone needs no advice.
         if !work.thaw && cgroup.is_self_frozen().unwrap_or(false) {
             options.step(format_args!(
-                "{} is frozen: a checkpointer that does not thaw it by itself waits for ever, \
-                 and needs --thaw",
+                "{} is still frozen: add --thaw if the checkpointer does not thaw it by itself, \
+                 since it then waits for ever",
                 cgroup.path().display()
             ));
         }

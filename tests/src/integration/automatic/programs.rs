@@ -40,7 +40,7 @@ pub(super) fn files(hierarchy: Hierarchy) -> Result<()> {
     ensure!(guards()?.is_empty(), "{:?}", guards()?);
     eventually("the journal names the two that are called criu", || {
         Ok(journal()?
-            .matches("is not trusted, and its dumps have no guard")
+            .matches("is not trusted, so its dumps have no guard")
             .count()
             >= 2)
     })?;

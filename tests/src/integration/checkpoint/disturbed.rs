@@ -84,7 +84,7 @@ fn violated(hierarchy: Hierarchy) -> Result<()> {
     scene.expect_unharmed()?;
     run(&mut scene.restore("image.violated"))?
         .expect(64)?
-        .says("it was disturbed while it was made")?;
+        .says("another process disturbed its checkpoint")?;
     // The place is free for one that is good.
     scene.expect_good(
         run(scene.checkpoint("image").arg("--leave-running"))?,
@@ -102,7 +102,7 @@ fn ended(hierarchy: Hierarchy) -> Result<()> {
     process
         .wait(LONG)?
         .expect(73)?
-        .says("was ended by somebody")?
+        .says("another process ended the guard")?
         .says("was left running")?;
     scene.expect_names(&["image.violated"])?;
     // Whoever takes the guard away takes care of the state too.
@@ -161,7 +161,7 @@ fn timeout(hierarchy: Hierarchy) -> Result<()> {
     process
         .wait(LONG)?
         .expect(128 + Signal::SIGTERM as i32)?
-        .says("time is up")?;
+        .says("--timeout has passed")?;
     scene.expect_names(&["image.failed"])?;
     scene.go_on()?;
     scene.expect_unharmed()
@@ -208,7 +208,7 @@ fn killed_late(hierarchy: Hierarchy) -> Result<()> {
     ensure!(evidence(&scene.place("image.unfinished"))?["verdict"] == "good");
     run(&mut scene.restore("image"))?
         .expect(64)?
-        .says("image.unfinished does")?;
+        .says("image.unfinished holds complete ones")?;
     run(&mut scene.restore("image.unfinished"))?
         .expect(0)
         .with_context(|| log(&scene.place("image.unfinished"), "restore.log"))?;
@@ -299,7 +299,7 @@ fn restore_violated(hierarchy: Hierarchy) -> Result<()> {
         .wait(LONG)?
         .expect(73)?
         .says(&scene.cgroup.text())?
-        .says("CRIU has restored it even so")?;
+        .says("CRIU has restored the tree although")?;
     scene.workload.expect_counting_from(&since)?;
     scene.expect_unharmed()
 }

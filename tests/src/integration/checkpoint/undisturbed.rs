@@ -207,8 +207,8 @@ fn built_on_once(hierarchy: Hierarchy) -> Result<()> {
     scene.expect_unharmed()?;
     run(&mut on_first("third"))?
         .expect(64)?
-        .says("another checkpoint was begun on")?
-        .says("begin anew without --parent")?;
+        .says("another checkpoint was already begun on")?
+        .says("start anew without --parent")?;
     scene.expect_names(&["first", "second.failed"])?;
     // Nor is it an image of another tree.
     let other = Scene::new(hierarchy)?;

@@ -36,7 +36,7 @@ fn never_replaces(hierarchy: Hierarchy) -> Result<()> {
     fs::write(image.join("precious"), "x")?;
     run(&mut scene.checkpoint("image"))?
         .expect(64)?
-        .says("is there already")?;
+        .says("already exists")?;
     scene.expect_names(&["image"])?;
     // What cannot get its name is told before the tree has gone.
     let link = scene.place("link");
@@ -134,7 +134,7 @@ fn wrong_criu(hierarchy: Hierarchy) -> Result<()> {
     for (criu, code, words) in [
         ("/nowhere/criu", 127, "was not found"),
         (file, 126, file),
-        ("/bin/true", 69, "is no CRIU"),
+        ("/bin/true", 69, "is not CRIU"),
         (old, 69, "check` says: no soft-dirty tracking"),
     ] {
         run(scene.checkpoint("image").args(["--criu", criu]))?
@@ -198,7 +198,7 @@ fn restore_elsewhere(hierarchy: Hierarchy) -> Result<()> {
     run(scene.restore("image").arg("--cgroup").arg(&other.path))?
         .expect(75)?
         .says(&format!(
-            "pid {} (guest-tool) was restored into",
+            "CRIU restored pid {} (guest-tool) into",
             scene.workload.pid
         ))?;
     scene.workload.expect_counting_from(&since)?;

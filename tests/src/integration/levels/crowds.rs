@@ -209,7 +209,7 @@ fn unseen(hierarchy: Hierarchy) -> Result<()> {
     let finished = held.release()?;
     match missed {
         0 => finished.expect(0)?,
-        _ => finished.expect(73)?.says("went unseen")?,
+        _ => finished.expect(73)?.says("may have been missed")?,
     };
     drop((workload, target));
     expect_clean()
