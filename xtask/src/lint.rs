@@ -1,13 +1,13 @@
-//! Lints: clippy, the BPF crate for its own target, rustdoc.
+//! Lints: clippy, the BPF crate for its own target, rustdoc, the book.
 
 use anyhow::Result;
 
-use crate::{build, ebpf, run};
+use crate::{book, build, ebpf, run};
 
 /// The name of a lint, and its command.
 type Lint = (&'static str, fn() -> Result<()>);
 
-const LINTS: [Lint; 3] = [
+const LINTS: [Lint; 4] = [
     ("clippy", || {
         run(build::cargo()
             .args(["clippy", "--workspace", "--all-targets", "--locked"])
@@ -19,6 +19,7 @@ const LINTS: [Lint; 3] = [
             .args(["doc", "--workspace", "--no-deps", "--locked"])
             .env("RUSTDOCFLAGS", "-D warnings"))
     }),
+    ("the book", || book::check().map(|_| ())),
 ];
 
 /// Runs them all; returns a sentence for each that fails.

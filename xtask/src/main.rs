@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod book;
 mod bpf_stats;
 mod build;
 mod cache;
@@ -69,6 +70,8 @@ enum Task {
     Demo(demo::Args),
     /// Make the Debian package and the tarball
     Dist(dist::Args),
+    /// Build docs/ as a book
+    Docs(book::Args),
 }
 
 fn main() -> ExitCode {
@@ -91,6 +94,7 @@ fn try_main() -> Result<ExitCode> {
         Task::Bench(args) => bench::main(&args),
         Task::Demo(args) => demo::main(&args),
         Task::Dist(args) => dist::main(&args).map(|()| ExitCode::SUCCESS),
+        Task::Docs(args) => book::main(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 

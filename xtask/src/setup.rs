@@ -35,10 +35,11 @@ const CARGO_DEB: &str = "3.8.0";
 pub(crate) struct Needs {
     guests: Vec<(&'static Kernel, Image)>,
     package: bool,
+    book: bool,
 }
 
 impl Needs {
-    /// Every kernel with both images, and the package.
+    /// Every kernel with both images, the package and the book.
     fn everything() -> Self {
         let images = [Image::Initramfs, Image::Systemd];
         let guests = KERNELS
@@ -47,6 +48,7 @@ impl Needs {
         Self {
             guests: guests.collect(),
             package: true,
+            book: true,
         }
     }
 
@@ -54,7 +56,7 @@ impl Needs {
     pub(crate) fn guests(guests: impl IntoIterator<Item = (&'static Kernel, Image)>) -> Self {
         Self {
             guests: guests.into_iter().collect(),
-            package: false,
+            ..Self::default()
         }
     }
 
@@ -64,6 +66,11 @@ impl Needs {
             package: true,
             ..self
         }
+    }
+
+    /// Adds the tool that builds the book.
+    pub(crate) fn with_book(self) -> Self {
+        Self { book: true, ..self }
     }
 
     fn boots(&self, kernel: &Kernel) -> bool {
@@ -85,6 +92,9 @@ impl Needs {
                 tools::dir(),
                 tools::fetch,
             ));
+        }
+        if self.book {
+            steps.push(mdbook_step());
         }
         for kernel in KERNELS.iter().filter(|kernel| self.boots(kernel)) {
             let name = format!("kernel {} (~40 MB)", kernel.name);
@@ -198,6 +208,24 @@ pub(crate) fn setup(needs: &Needs) -> Result<()> {
 /// Fetches the missing parts, and compiles the programs of the guest meanwhile.
 pub(crate) fn guest_programs(needs: &Needs, profile: Profile) -> Result<Vec<PathBuf>> {
     setup_and(needs, || build::guest_programs(profile))
+}
+
+/// Fetches mdBook, and nothing else, if it is missing.
+pub(crate) fn mdbook() -> Result<()> {
+    let step = mdbook_step();
+    if (step.there)() {
+        return Ok(());
+    }
+    let _lock = cache::lock()?;
+    step.take()
+}
+
+fn mdbook_step() -> Step {
+    Step::file(
+        "mdBook (Debian's, unpacked only; ~6 MB)",
+        tools::mdbook_dir(),
+        tools::fetch_mdbook,
+    )
 }
 
 fn setup_and<T>(needs: &Needs, compile: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -86,6 +86,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         true => needs.with_package(),
         false => needs,
     };
+    let needs = match args.lint {
+        true => needs.with_book(),
+        false => needs,
+    };
     let programs = setup::guest_programs(&needs, Profile::Release)?;
     let run = Run::new(args, guests, programs, history, sum);
     run.everything()?;

@@ -1,11 +1,14 @@
-//! QEMU and mke2fs: Debian's, unpacked and run with libraries of their own,
+//! QEMU, mke2fs and mdBook: Debian's, unpacked and run with libraries of their own,
 //! whatever this machine has.
 //!
 //! QEMU before 8.1 can run code that another CPU of the guest is just replacing
 //! (`tb_gen_code` read it before it locked the page). Attaching BPF programs
 //! does that all the time: such guests die of a stray `int3`.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Result;
 
@@ -14,7 +17,7 @@ use crate::{cache, debian::Apt};
 const RELEASE: &str = "trixie";
 const PACKAGES: [&str; 2] = ["qemu-system-x86", "e2fsprogs"];
 
-/// The directory they are unpacked into.
+/// The directory that QEMU and mke2fs are unpacked into.
 pub(crate) fn dir() -> PathBuf {
     cache::dir().join("tools").join(RELEASE)
 }
@@ -24,8 +27,20 @@ pub(crate) fn fetch() -> Result<()> {
     cache::put(&dir(), |root| apt.unpack_closure(&PACKAGES, root))
 }
 
-fn command(program: &str) -> Command {
-    let usr = dir().join("usr");
+/// The directory that mdBook is unpacked into. Later releases of Debian have an mdBook that
+/// looks for icons in `/usr/share`.
+pub(crate) fn mdbook_dir() -> PathBuf {
+    cache::dir().join("tools").join(format!("mdbook-{RELEASE}"))
+}
+
+pub(crate) fn fetch_mdbook() -> Result<()> {
+    let apt = Apt::open(RELEASE)?;
+    cache::put(&mdbook_dir(), |root| apt.unpack_closure(&["mdbook"], root))
+}
+
+/// A program that is unpacked into this directory, with its libraries.
+fn command(root: &Path, program: &str) -> Command {
+    let usr = root.join("usr");
     let mut command = Command::new(usr.join("lib64/ld-linux-x86-64.so.2"));
     command
         .arg("--library-path")
@@ -36,16 +51,21 @@ fn command(program: &str) -> Command {
 
 /// `qemu-system-x86_64`, which finds its firmware.
 pub(crate) fn qemu() -> Command {
-    let mut command = command("bin/qemu-system-x86_64");
+    let mut command = command(&dir(), "bin/qemu-system-x86_64");
     for firmware in ["share/qemu", "share/seabios"] {
         command.arg("-L").arg(dir().join("usr").join(firmware));
     }
     command
 }
 
+/// `mdbook`.
+pub(crate) fn mdbook() -> Command {
+    command(&mdbook_dir(), "bin/mdbook")
+}
+
 /// `mke2fs`. In a user namespace of its own an ordinary user's files become root's.
 pub(crate) fn mke2fs() -> Command {
-    let mke2fs = command("sbin/mke2fs");
+    let mke2fs = command(&dir(), "sbin/mke2fs");
     if nix::unistd::geteuid().is_root() {
         return mke2fs;
     }
