@@ -2,6 +2,7 @@
 //! clock counts them, and compares them to budgets.
 
 mod budget;
+mod summary;
 mod tables;
 
 use std::{fs, path::PathBuf, process::ExitCode, thread};
@@ -42,7 +43,8 @@ pub(crate) struct Args {
     /// Fail when something costs more than its budget
     #[arg(long)]
     check: bool,
-    /// Write those tables of docs/performance.md that are counted; with `--kernel all`
+    /// Write the tables and pictures of docs/performance.md that there are figures for; with
+    /// `--kernel all`
     #[arg(long)]
     docs: bool,
     /// Draw what guards add into this file, as SVG
@@ -168,22 +170,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             counted.len() == KERNELS.len() && args.cgroup.is_none(),
             "--docs goes with --kernel all: each table is about all kernels"
         );
-        if counted
-            .iter()
-            .any(|counted| !counted.report.rows.is_empty())
-        {
-            docs::put(DOCS, tables::BEGIN, &tables::operations(&counted))?;
-            plot::draw(&build::workspace().join(PICTURE), &tables::panels(&counted))?;
-        }
-        for more in tables::MORE {
-            let table = more.table(&counted);
-            if !table.is_empty() {
-                docs::put(DOCS, more.begin, &table)?;
-            }
-        }
+        write_docs(&counted)?;
     }
     if let Some(path) = &args.plot {
-        plot::draw(path, &tables::panels(&counted))?;
+        plot::draw(path, &summary::operations_on_all(&counted))?;
     }
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_vec_pretty(&counted)?)
@@ -229,8 +219,32 @@ fn over_budget(counted: &[Counted]) -> Vec<String> {
     over
 }
 
-const DOCS: &str = "docs/performance.md";
-const PICTURE: &str = "docs/performance.svg";
+/// Every figure.
+const DATA: &str = "docs/data/performance.md";
+/// The ratios.
+const CHAPTER: &str = "docs/performance.md";
+
+/// Writes the tables and pictures that there are figures for.
+fn write_docs(counted: &[Counted]) -> Result<()> {
+    let put = |file, begin, table: &str| match table {
+        "" => Ok(()),
+        _ => docs::put(file, begin, table),
+    };
+    put(DATA, tables::BEGIN, &tables::operations(counted))?;
+    for more in tables::MORE {
+        put(DATA, more.begin, &more.table(counted))?;
+    }
+    for summary in summary::SUMMARIES {
+        put(CHAPTER, summary.begin, &summary.table(counted))?;
+    }
+    for (file, picture) in summary::PICTURES {
+        let picture = picture(counted);
+        if !picture.panels.is_empty() {
+            plot::draw(&build::workspace().join(file), &picture)?;
+        }
+    }
+    Ok(())
+}
 
 impl Row {
     /// What it takes under a condition.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{build, outcome::Outcome};
 
 const PROTECTIONS: [&str; 4] = ["freeze", "kill", "migrate", "ptrace"];
-const END: &str = "<!-- end -->\n";
+pub(crate) const END: &str = "<!-- end -->\n";
 
 /// A table in one of the files, between a mark of its own and [`END`].
 struct Table {

@@ -1,10 +1,7 @@
-//! What was counted, as tables for people and for the docs, and as a picture.
+//! What was counted, as tables on the terminal and in the docs.
 
 use super::{Counted, Found, Report, Row, budget::exactness};
-use crate::{
-    docs,
-    plot::{Bar, Panel},
-};
+use crate::docs;
 
 /// Where the operations go in the docs.
 pub(super) const BEGIN: &str = "<!-- made by `cargo xtask bench --kernel all --docs` -->\n";
@@ -165,34 +162,6 @@ impl More {
         let head: Vec<_> = ["kernel"].iter().chain(self.head).collect();
         docs::line(&head) + "|" + &"---|".repeat(head.len()) + "\n" + &text
     }
-}
-
-/// What is added to the operations that hosts live by.
-pub(super) fn panels(counted: &[Counted]) -> Vec<Panel> {
-    let bar = |row: &Row| {
-        let none = row.at("none");
-        let percent = |instructions: f64| 100.0 * (instructions / none - 1.0).max(0.0);
-        Bar {
-            operation: row.operation.clone(),
-            by_empty: percent(row.at("empty")),
-            by_guard: percent(row.guarded().map(|(_, most)| most).fold(none, f64::max)),
-        }
-    };
-    let panel = |kernel: &str, hierarchy: &str, rows: &[Row]| Panel {
-        title: format!("{kernel}, guards on {hierarchy}"),
-        bars: rows
-            .iter()
-            .filter(|row| row.hierarchy == hierarchy && !row.operation.ends_with("freezer"))
-            .map(bar)
-            .collect(),
-    };
-    counted
-        .iter()
-        .flat_map(|counted| {
-            ["v1", "v2"].map(|name| panel(counted.kernel, name, &counted.report.rows))
-        })
-        .filter(|panel| !panel.bars.is_empty())
-        .collect()
 }
 
 /// For people.
