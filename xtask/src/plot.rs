@@ -3,6 +3,7 @@
 use std::{io, path::Path};
 
 use anyhow::{Result, anyhow};
+pub(crate) use plotters::chart::SeriesLabelPosition;
 use plotters::{coord::Shift, drawing::DrawingAreaErrorKind, prelude::*};
 
 /// The size of a panel, pixels.
@@ -32,6 +33,8 @@ pub(crate) struct Panel {
 /// A picture.
 pub(crate) struct Picture {
     pub(crate) unit: &'static str,
+    /// Where no bar is.
+    pub(crate) legend: SeriesLabelPosition,
     pub(crate) series: &'static [Series],
     pub(crate) panels: Vec<Panel>,
 }
@@ -80,6 +83,7 @@ fn draw_panel(
         .x_max_light_lines(0)
         .y_labels(count)
         .y_label_formatter(&name)
+        .x_label_formatter(&|value| format!("{value:.0}"))
         .x_desc(picture.unit)
         .draw()?;
     let thickness = 0.8 / picture.series.len() as f64;
@@ -98,7 +102,7 @@ fn draw_panel(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(picture.legend.clone())
         .border_style(BLACK)
         .background_style(WHITE)
         .draw()?;

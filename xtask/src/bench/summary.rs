@@ -4,7 +4,7 @@
 use super::{Counted, Dump, Found, Row};
 use crate::{
     docs,
-    plot::{Bars, Panel, Picture, Series},
+    plot::{Bars, Panel, Picture, Series, SeriesLabelPosition},
 };
 
 /// The hierarchy of the summary. Most hosts have v2 only, and there guards cost more.
@@ -137,7 +137,7 @@ pub(super) fn operations_on_all(counted: &[Counted]) -> Picture {
     let panels = counted.iter().flat_map(|counted| {
         ["v1", "v2"].map(|name| operations_panel(counted.kernel, name, &counted.report.rows))
     });
-    added(panels.collect())
+    added(panels.collect(), SeriesLabelPosition::MiddleRight)
 }
 
 /// The same on the newest kernel.
@@ -148,13 +148,17 @@ fn operations(counted: &[Counted]) -> Picture {
         panel.bars.retain(of_summary);
         panel
     });
-    added(panels.into_iter().collect())
+    added(
+        panels.into_iter().collect(),
+        SeriesLabelPosition::LowerRight,
+    )
 }
 
-fn added(mut panels: Vec<Panel>) -> Picture {
+fn added(mut panels: Vec<Panel>, legend: SeriesLabelPosition) -> Picture {
     panels.retain(|panel| !panel.bars.is_empty());
     Picture {
         unit: "% more instructions",
+        legend,
         series: &[
             Series {
                 label: "empty programs",
@@ -212,6 +216,7 @@ fn dump_times(counted: &[Counted]) -> Picture {
     });
     Picture {
         unit: "million instructions",
+        legend: SeriesLabelPosition::UpperRight,
         series: &[
             Series {
                 label: "without a guard",
