@@ -222,6 +222,26 @@ mod tests {
     }
 
     #[test]
+    fn the_docs_list_the_guests_of_a_change() {
+        let chapter = include_str!("../../docs/testing.md");
+        let (_, table) = chapter
+            .split_once("| guest of a change |\n|---|\n")
+            .expect("the chapter has a table of guests");
+        let rows = table.lines().take_while(|line| line.starts_with('|'));
+        let listed = rows.map(|row| row.trim_matches(['|', ' ', '`']).to_owned());
+        assert_eq!(listed.collect::<BTreeSet<_>>(), labels(&change()));
+    }
+
+    #[test]
+    fn the_docs_list_every_suite() {
+        let chapter = include_str!("../../docs/testing.md");
+        for guest in whole_release().iter().chain(&change()) {
+            let row = format!("| `{}` | ", guest.suite.name());
+            assert!(chapter.contains(&row), "{}", guest.suite.name());
+        }
+    }
+
+    #[test]
     fn every_layout_of_a_userland_is_tested() {
         let all = whole_release();
         for kernel in &KERNELS {

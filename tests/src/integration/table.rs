@@ -86,13 +86,13 @@ mod tests {
 
     use super::PARTS;
 
-    /// The second column of README's table of promises.
+    /// The second column of the table of promises.
     #[test]
-    fn the_readme_names_every_module_and_no_other() {
-        let readme = include_str!("../../../README.md");
-        let (_, table) = readme
+    fn the_docs_name_every_module_and_no_other() {
+        let chapter = include_str!("../../../docs/testing.md");
+        let (_, table) = chapter
             .split_once("| promise | module |")
-            .expect("README has a table of promises");
+            .expect("the chapter has a table of promises");
         let rows = table
             .lines()
             .skip(2)
