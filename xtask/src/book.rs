@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{build, setup, tools};
+use crate::{build, mdbook, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
-    setup::mdbook()?;
+    setup::book()?;
     let book = match args.check {
         true => check()?,
         false => build()?,
@@ -42,7 +42,7 @@ pub(crate) fn check() -> Result<PathBuf> {
 fn build() -> Result<PathBuf> {
     let book = build::target_dir().join("docs/book");
     fs::create_dir_all(&book).with_context(|| format!("create {}", book.display()))?;
-    let output = tools::mdbook()
+    let output = mdbook::command()
         .arg("build")
         .arg(build::workspace().join(check::BOOK))
         .arg("--dest-dir")
@@ -52,7 +52,11 @@ fn build() -> Result<PathBuf> {
         .context("run mdbook")?;
     let log = String::from_utf8_lossy(&output.stderr);
     // mdBook builds a book without the files that it cannot include.
-    let is_fine = output.status.success() && !log.contains("[WARN]") && !log.contains("[ERROR]");
-    ensure!(is_fine, "mdbook ended with {}:\n{log}", output.status);
+    let complains = ["WARN", "ERROR"].iter().any(|level| log.contains(level));
+    ensure!(
+        output.status.success() && !complains,
+        "mdbook ended with {}:\n{log}",
+        output.status
+    );
     Ok(book)
 }

@@ -31,6 +31,7 @@ mod kernel;
 mod layers;
 mod lint;
 mod matrix;
+mod mdbook;
 mod object;
 mod outcome;
 mod plot;

@@ -19,7 +19,7 @@ use crate::{
     debian::{Apt, host_release},
     image::{USERLANDS, Userland},
     kernel::{KERNELS, Kernel},
-    run,
+    mdbook, run,
     toolchain::{self, Toolchain},
     tools,
 };
@@ -211,7 +211,7 @@ pub(crate) fn guest_programs(needs: &Needs, profile: Profile) -> Result<Vec<Path
 }
 
 /// Fetches mdBook, and nothing else, if it is missing.
-pub(crate) fn mdbook() -> Result<()> {
+pub(crate) fn book() -> Result<()> {
     let step = mdbook_step();
     if (step.there)() {
         return Ok(());
@@ -222,9 +222,9 @@ pub(crate) fn mdbook() -> Result<()> {
 
 fn mdbook_step() -> Step {
     Step::file(
-        "mdBook (Debian's, unpacked only; ~6 MB)",
-        tools::mdbook_dir(),
-        tools::fetch_mdbook,
+        "mdBook (Debian's, unpacked only; ~9 MB)",
+        mdbook::dir(),
+        mdbook::fetch,
     )
 }
 

@@ -1,4 +1,4 @@
-//! QEMU, mke2fs and mdBook: Debian's, unpacked and run with libraries of their own,
+//! QEMU and mke2fs: Debian's, unpacked and run with libraries of their own,
 //! whatever this machine has.
 //!
 //! QEMU before 8.1 can run code that another CPU of the guest is just replacing
@@ -27,19 +27,8 @@ pub(crate) fn fetch() -> Result<()> {
     cache::put(&dir(), |root| apt.unpack_closure(&PACKAGES, root))
 }
 
-/// The directory that mdBook is unpacked into. Later releases of Debian have an mdBook that
-/// looks for icons in `/usr/share`.
-pub(crate) fn mdbook_dir() -> PathBuf {
-    cache::dir().join("tools").join(format!("mdbook-{RELEASE}"))
-}
-
-pub(crate) fn fetch_mdbook() -> Result<()> {
-    let apt = Apt::open(RELEASE)?;
-    cache::put(&mdbook_dir(), |root| apt.unpack_closure(&["mdbook"], root))
-}
-
 /// A program that is unpacked into this directory, with its libraries.
-fn command(root: &Path, program: &str) -> Command {
+pub(crate) fn command(root: &Path, program: &str) -> Command {
     let usr = root.join("usr");
     let mut command = Command::new(usr.join("lib64/ld-linux-x86-64.so.2"));
     command
@@ -56,11 +45,6 @@ pub(crate) fn qemu() -> Command {
         command.arg("-L").arg(dir().join("usr").join(firmware));
     }
     command
-}
-
-/// `mdbook`.
-pub(crate) fn mdbook() -> Command {
-    command(&mdbook_dir(), "bin/mdbook")
 }
 
 /// `mke2fs`. In a user namespace of its own an ordinary user's files become root's.
