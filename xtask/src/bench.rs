@@ -22,35 +22,34 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The kernel to count on, or `all`
+    /// Boot this kernel, or `all` kernels one after the other
     #[arg(long, value_name = "KERNEL", default_value = "6.12")]
     kernel: Vec<String>,
-    /// How many guards to hold while it counts
+    /// Count while this many guards are held
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 100])]
     guards: Vec<usize>,
-    /// How many tasks to put into the cgroup that `run` guards
+    /// Guard a cgroup with this many tasks by `run`
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10, 1000, 10_000])]
     tasks: Vec<usize>,
-    /// How much memory a process has that CRIU dumps with and without a guard, MiB
+    /// Dump a process with this much memory, with and without a guard (MiB)
     #[arg(long, value_name = "MIB", value_delimiter = ',', default_values_t = [1, 100, 500])]
     dumps: Vec<usize>,
-    /// Count only in this cgroup layout: v1 or v2
+    /// Count only with this cgroup layout: v1 or v2
     #[arg(long, value_name = "LAYOUT")]
     cgroup: Option<Cgroup>,
-    /// Only what has a name that contains this, or one of these
+    /// Count only operations with this text in their name
     #[arg(long, value_name = "TEXT", value_delimiter = ',')]
     only: Vec<String>,
-    /// Fail when something costs more than its budget
+    /// Exit with 1 if a figure is over its budget
     #[arg(long)]
     check: bool,
-    /// Write the tables and pictures of docs/performance.md that there are figures for; with
-    /// `--kernel all`
+    /// Write the counted tables and pictures of docs/performance.md. Needs `--kernel all`
     #[arg(long)]
     docs: bool,
-    /// Draw what guards add into this file, as SVG
+    /// Draw the instructions that guards add, into this SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// Write what was counted into this file, as JSON
+    /// Write all figures into this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -168,7 +167,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if args.docs {
         ensure!(
             counted.len() == KERNELS.len() && args.cgroup.is_none(),
-            "--docs goes with --kernel all: each table is about all kernels"
+            "--docs needs --kernel all without --cgroup: each table has all kernels and layouts"
         );
         write_docs(&counted)?;
     }
@@ -312,7 +311,10 @@ impl Args {
             Ok(said) => report = Some(said),
             Err(_) => eprintln!("{} {}: {line}", kernel.name, cgroup.name()),
         })?;
-        ensure!(code == 0, "`freezer-guard-bench` ended with {code}");
-        report.context("`freezer-guard-bench` has printed no result")
+        ensure!(
+            code == 0,
+            "`freezer-guard-bench` exited with {code} in the guest"
+        );
+        report.context("`freezer-guard-bench` printed no result in the guest")
     }
 }

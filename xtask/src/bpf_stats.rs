@@ -22,7 +22,7 @@ const MARGIN: u64 = 50;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Take what is found for the new baseline
+    /// Write the results into the baseline, instead of a comparison with it
     #[arg(long)]
     update: bool,
 }
@@ -160,7 +160,7 @@ fn missing(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> Result<Vec<S
     Ok(known
         .iter()
         .filter(is_missing)
-        .map(|known| format!("{key}: there is no BPF program {} any more", known.name))
+        .map(|known| format!("{key}: the BPF program {} is missing: if you removed it, run `cargo xtask bpf-stats --update`", known.name))
         .collect())
 }
 
@@ -182,7 +182,8 @@ pub(crate) fn compare(kernel: &Kernel, boot: &[&str], programs: &[Program]) -> R
                 None => "is not in the baseline".to_owned(),
             };
             Some(format!(
-                "{key}: the BPF program {name} {why}: see `cargo xtask bpf-stats`, and its --update"
+                "{key}: the BPF program {name} {why}: run `cargo xtask bpf-stats` for all numbers, and \
+                 with --update to accept them"
             ))
         })
         .collect())
@@ -194,7 +195,8 @@ fn grown(known: &Program, program: &Program) -> Option<String> {
     }
     let grown = |what: &str, known: Option<u32>, now: Option<u32>| {
         let (known, now) = (u64::from(known?), u64::from(now?));
-        (now * 100 > known * (100 + MARGIN)).then(|| format!("has {now} {what}, and had {known}"))
+        (now * 100 > known * (100 + MARGIN))
+            .then(|| format!("has grown from {known} to {now} {what}"))
     };
     grown(
         "instructions to verify",

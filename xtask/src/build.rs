@@ -101,18 +101,18 @@ fn compile(profile: Profile) -> Result<()> {
             "RUSTFLAGS",
             "-C target-feature=+crt-static -C strip=debuginfo",
         ))
-    .context("build the programs of the guest")
+    .context("compile the programs for the guests")
 }
 
 /// Compiles the programs where freezer-guard's build script looks for them.
 fn ebpf() -> Result<()> {
-    run(&mut toolchain()?.build(workspace(), &ebpf_dir())).context("build the BPF programs")?;
+    run(&mut toolchain()?.build(workspace(), &ebpf_dir())).context("compile the BPF programs")?;
     object::check(&ebpf_dir().join("bpfel-unknown-none/release/freezer-guard-ebpf"))
 }
 
 /// The toolchain of the BPF programs.
 pub(crate) fn toolchain() -> Result<Toolchain> {
-    Toolchain::find().context("no BPF toolchain: run `cargo xtask setup`")
+    Toolchain::find().context("there is no compiler for BPF: run `cargo xtask setup`")
 }
 
 /// Cargo's directory for them. `.cargo/config.toml` has it too.

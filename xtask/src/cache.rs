@@ -20,7 +20,10 @@ pub(crate) fn lock() -> Result<File> {
     let path = dir.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     if file.try_lock().is_err() {
-        eprintln!("waiting for another set-up to finish ({})", path.display());
+        eprintln!(
+            "waiting for another set-up, which has locked {}",
+            path.display()
+        );
         file.lock()
             .with_context(|| format!("lock {}", path.display()))?;
     }
@@ -37,5 +40,5 @@ pub(crate) fn put(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result
         .tempdir_in(parent)?;
     let inside = unfinished.path().join("it");
     make(&inside)?;
-    fs::rename(&inside, path).with_context(|| format!("put {} in place", path.display()))
+    fs::rename(&inside, path).with_context(|| format!("move the result to {}", path.display()))
 }

@@ -36,7 +36,7 @@ impl Apt {
         let apt = Self { dir, _lock: lock };
         if !apt.dir.join("updated").is_file() {
             apt.update(release)
-                .with_context(|| format!("fetch the package lists of Debian {release}"))?;
+                .with_context(|| format!("download the package lists of Debian {release}"))?;
         }
         Ok(apt)
     }
@@ -99,7 +99,7 @@ impl Apt {
             .map(str::to_owned)
             .with_context(|| {
                 format!(
-                    "no package matches {regex}; if it should, remove {} and try again",
+                    "no package of this release matches {regex}: if there is a newer list, remove {} and try again",
                     self.dir.display()
                 )
             })
@@ -188,7 +188,7 @@ fn mirrors() -> Result<(String, String)> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(SITE) $(RELEASE)"])
         .output()
-        .context("run apt-get: set-up needs Debian 12 or later, or another system with its apt")?;
+        .context("run apt-get: the set-up needs Debian 12 or later, or another system with apt and Debian's sources")?;
     let output = String::from_utf8(output.stdout)?;
     let targets: Vec<_> = output
         .lines()
@@ -203,8 +203,8 @@ fn mirrors() -> Result<(String, String)> {
         }
     }
     bail!(
-        "apt knows no Debian release together with its security updates: \
-         set up both in /etc/apt/sources.list and run `apt-get update`"
+        "apt has no Debian release with its security updates: \
+         add both to /etc/apt/sources.list and run `apt-get update`"
     )
 }
 
@@ -215,7 +215,7 @@ pub(crate) fn host_release() -> Result<String> {
         .lines()
         .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
         .map(|name| name.trim_matches('"').to_owned())
-        .context("/etc/os-release names no release (VERSION_CODENAME)")
+        .context("/etc/os-release has no VERSION_CODENAME")
 }
 
 #[cfg(test)]

@@ -20,13 +20,13 @@ const SCRIPT: &str = "/guest/demo.sh";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Show what happens without freezer-guard: CRIU hangs
+    /// Show the same dump without a guard: CRIU hangs
     #[arg(long)]
     without_guard: bool,
-    /// Kernel to boot
+    /// Boot this kernel
     #[arg(long, default_value = "6.12", value_parser = kernel::names())]
     kernel: String,
-    /// cgroup layout: v1, v2 or hybrid
+    /// Mount cgroups in this layout: v1, v2 or hybrid
     #[arg(long, default_value = "v2")]
     cgroup: Cgroup,
 }

@@ -23,7 +23,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The directory they are put into [default: target/dist]
+    /// Put the packages into this directory [default: target/dist]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -66,7 +66,9 @@ fn time_of_sources() -> Result<String> {
         .output()
         .context("run git")?;
     if !output.status.success() {
-        bail!("this is no clone, so its time is not known: set SOURCE_DATE_EPOCH");
+        bail!(
+            "git cannot tell the time of this commit: set SOURCE_DATE_EPOCH to seconds since 1970"
+        );
     }
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

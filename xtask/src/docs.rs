@@ -98,10 +98,10 @@ pub(crate) fn put(name: &str, begin: &str, what: &str) -> Result<()> {
     let text = fs::read_to_string(&path).with_context(|| format!("read {name}"))?;
     let (before, rest) = text
         .split_once(begin)
-        .with_context(|| format!("{name} has no begin mark"))?;
+        .with_context(|| format!("{name} lacks the line before the table: {begin}"))?;
     let (_, after) = rest
         .split_once(END)
-        .with_context(|| format!("{name} has no end mark"))?;
+        .with_context(|| format!("{name} lacks the line after the table: {END}"))?;
     let all = format!("{before}{begin}\n{what}\n{END}{after}");
     fs::write(&path, all).with_context(|| format!("write {name}"))
 }
@@ -114,7 +114,7 @@ pub(crate) fn compare(outcome: &Outcome) -> Result<Vec<String>> {
         let rows = (table.rows)(outcome).into_iter();
         let lines = rows.map(|cells| line(&cells[..table.certain.min(cells.len())]));
         let missing = lines.filter(|line| !text.contains(line.trim_end()));
-        complaints.extend(missing.map(|line| format!("{} does not say: {line}", table.file)));
+        complaints.extend(missing.map(|line| format!("{} lacks this row: {line}", table.file)));
     }
     Ok(complaints)
 }

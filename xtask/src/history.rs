@@ -57,7 +57,7 @@ impl History {
     pub(crate) fn ensure_clean(&self) -> Result<()> {
         ensure!(
             !self.commit.ends_with(DIRTY),
-            "--resume skips guests by commit, and the work tree has changes: commit or stash them"
+            "--resume skips guests that have passed at this commit, but the work tree has changes: commit or stash them"
         );
         Ok(())
     }

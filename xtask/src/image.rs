@@ -237,7 +237,10 @@ impl Userland {
             files.insert(program.to_owned(), source);
             for library in tree.libraries.values() {
                 let source = library.realpath.clone().with_context(|| {
-                    format!("{program} needs {}, which no package has", library.name)
+                    format!(
+                        "{program} needs the library {}, but no package of the guest has it",
+                        library.name
+                    )
                 })?;
                 let folder = match library.name.starts_with("ld-linux") {
                     true => "usr/lib64",
@@ -281,7 +284,11 @@ impl Userland {
                 .arg(&root)
                 .arg(path)
                 .arg("2G"))?;
-            ensure!(path.is_file(), "mke2fs made no {}", path.display());
+            ensure!(
+                path.is_file(),
+                "mke2fs exited without an error, but there is no {}",
+                path.display()
+            );
             Ok(())
         })
     }

@@ -85,7 +85,7 @@ impl Kernel {
         KERNELS
             .iter()
             .find(|kernel| kernel.name == name)
-            .with_context(|| format!("no kernel is called {name}: there are {}", names()))
+            .with_context(|| format!("there is no kernel {name}: choose one of {}", names()))
     }
 
     /// Those that are called so, or with `all` every one.
@@ -139,7 +139,7 @@ impl Kernel {
                 .map(|folder| unpacked.join(folder))
                 .into_iter()
                 .find(|folder| folder.is_dir())
-                .with_context(|| format!("{package} holds no modules"))?;
+                .with_context(|| format!("the package {package} has no modules"))?;
             // Beside its modules since 7.0.
             let image = match only_entry(&lib, "")?.join("vmlinuz") {
                 image if image.is_file() => image,

@@ -46,7 +46,7 @@ mod vm;
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Set-up, guests, tests and the demo of freezer-guard"
+    about = "Sets up, tests, measures, shows and packages freezer-guard"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -55,23 +55,23 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Fetch everything a fresh machine lacks
+    /// Download and compile everything that the other commands need
     Setup,
-    /// Check the BPF crate for its own target
+    /// Check that the BPF programs compile
     Ebpf,
-    /// Boot a guest and run a command in it, or a shell
+    /// Boot a guest, and run a command or a shell in it
     Vm(vm::Args),
-    /// Run the unit tests here and the integration tests in guests
+    /// Run the host tests on this machine, and the integration tests in guests
     Test(test::Args),
-    /// Show what the BPF programs cost on each kernel
+    /// Show the BPF programs' size and their cost for the verifier, on each kernel
     BpfStats(bpf_stats::Args),
-    /// Count the instructions that guards cost
+    /// Count the instructions that guards add to operations and dumps
     Bench(bench::Args),
-    /// Show a guarded dump and restore
+    /// Show a guarded dump, an intruder, and a restore in a guest
     Demo(demo::Args),
     /// Make the Debian package and the tarball
     Dist(dist::Args),
-    /// Build docs/ as a book
+    /// Build docs/ as a book, in target/docs/book
     Docs(book::Args),
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn check(path: &Path) -> Result<()> {
         for parameter in &prototype.parameters {
             ensure!(
                 is_taken(&btf, parameter),
-                "the verifier would refuse the BPF function {name}: an argument is no number"
+                "the verifier would refuse the BPF function {name}: make each argument a number or a pointer"
             );
         }
     }

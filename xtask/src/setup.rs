@@ -183,13 +183,16 @@ impl Step {
     fn take(&self) -> Result<()> {
         let name = &self.name;
         if (self.there)() {
-            eprintln!("{name}: there");
+            eprintln!("{name}: already there");
             return Ok(());
         }
         eprintln!("{name} …");
         let start = Instant::now();
-        (self.fetch)().with_context(|| format!("set up {name}"))?;
-        ensure!((self.there)(), "{name} is still missing after its set-up");
+        (self.fetch)().with_context(|| format!("set-up of {name}"))?;
+        ensure!(
+            (self.there)(),
+            "{name}: the set-up has finished, but the result is missing"
+        );
         eprintln!("{name}: done in {} s", start.elapsed().as_secs());
         Ok(())
     }
@@ -247,7 +250,7 @@ fn take<T>(needs: &Needs, compile: impl FnOnce() -> Result<T>) -> Result<T> {
         let fetched = fetch.join();
         fetched.map_err(|_| anyhow!("a thread that downloads has panicked"))??;
         let compiled = compiled?;
-        eprintln!("everything is there, in {}", cache::dir().display());
+        eprintln!("the set-up is complete: {}", cache::dir().display());
         Ok(compiled)
     })
 }
@@ -257,7 +260,9 @@ fn fetch_compiler() -> Result<()> {
     let apt = Apt::open(&host_release()?)?;
     let std = apt.newest("^libstd-rust-web-[0-9.]+$")?;
     let rustc = toolchain::prebuilt_rustc();
-    let dir = rustc.parent().context("the wrapper lies in a folder")?;
+    let dir = rustc
+        .parent()
+        .context("the path of the compiler has a parent")?;
     cache::put(dir, |unfinished| {
         let packages = [
             "rustc-web",
@@ -286,7 +291,9 @@ fn fetch_compiler() -> Result<()> {
 /// Builds bpf-linker against the LLVM that came with the compiler.
 fn build_linker() -> Result<()> {
     let compiler = toolchain::prebuilt_rustc();
-    let compiler = compiler.parent().context("the wrapper lies in a folder")?;
+    let compiler = compiler
+        .parent()
+        .context("the path of the compiler has a parent")?;
     let llvm = compiler.join("usr/lib/x86_64-linux-gnu/libLLVM.so.22.1");
     ensure!(
         llvm.exists(),
@@ -307,7 +314,7 @@ fn build_linker() -> Result<()> {
     let root = root
         .ancestors()
         .nth(2)
-        .context("the linker lies in root/bin")?;
+        .context("the path of the linker ends with bin/bpf-linker")?;
     run(cargo_install("bpf-linker", BPF_LINKER, root)
         .args(["--no-default-features", "--features", "llvm-22"])
         .env("LLVM_PREFIX", &prefix))
@@ -323,7 +330,7 @@ fn build_cargo_deb() -> Result<()> {
     let root = program
         .ancestors()
         .nth(2)
-        .context("the program lies in root/bin")?;
+        .context("the path of the program ends with bin/cargo-deb")?;
     run(&mut cargo_install("cargo-deb", CARGO_DEB, root))
 }
 

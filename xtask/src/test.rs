@@ -30,33 +30,32 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run only the tests whose names contain this
+    /// Run only tests with this text in their name, such as `v2::dump::`
     name: Option<String>,
-    /// Run all tests on this kernel, or on `all`. The default is a few guests that differ
-    /// in what matters most
+    /// Run all tests on this kernel, or on `all` kernels, as a release does. The default is a
+    /// choice of guests that differ in the most important points
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
-    /// Only these cgroup layouts: v1, v2 or hybrid
+    /// Boot only guests with this cgroup layout: v1, v2 or hybrid
     #[arg(long, value_name = "LAYOUT")]
     cgroup: Vec<Cgroup>,
-    /// Only these images: initramfs or systemd
+    /// Boot only guests with this root file system: initramfs or systemd
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
-    /// Only this part in each guest: levels, lockdown, service, engines, core, full or
-    /// soak
+    /// Run only this suite: levels, lockdown, service, engines, mixed, core, full or soak
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
-    /// Skip the guests that have passed at this commit
+    /// Skip guests that have passed at this commit
     #[arg(long, conflicts_with_all = ["name", "docs"])]
     resume: bool,
-    /// Write the tables of docs/ from results; with `--kernel all`, and
-    /// `doctor::tells` or `engines::` for a NAME
+    /// Write the tables of docs/ from the results. Needs `--kernel all`, and `doctor::tells` or
+    /// `engines::` as NAME
     #[arg(long)]
     docs: bool,
-    /// Lint while guests run; a complaint counts as a failure
+    /// Also run the lints and build docs/, while guests run. A complaint counts as a failure
     #[arg(long)]
     lint: bool,
-    /// Guests to run at the same time
+    /// Run this many guests at the same time
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
 }
@@ -68,11 +67,11 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let guests = args.guests()?;
     ensure!(
         !args.docs || (args.kernel == ["all"] && args.cgroup.is_empty() && args.image.is_empty()),
-        "--docs goes with --kernel all alone: the tables are about all guests"
+        "--docs needs --kernel all without --cgroup and --image: the tables have all guests"
     );
     ensure!(
         !guests.is_empty(),
-        "no guest of the matrix has this kernel, layout, image and suite"
+        "no guest has this kernel, cgroup layout, image and suite together"
     );
     let history = History::open()?;
     let mut sum = Sum::default();
@@ -126,7 +125,7 @@ fn skip(guests: Vec<Guest>, history: &History, sum: &mut Sum) -> Result<Vec<Gues
         match history.passed(&label) {
             Some(earlier) => {
                 println!(
-                    "{label}: has passed at this commit ({} tests)",
+                    "{label}: skipped, {} tests have passed at this commit",
                     earlier.passed
                 );
                 sum.passed += earlier.passed;
@@ -241,7 +240,7 @@ impl Run {
     /// Runs a guest, shows its output and stores its result.
     fn in_guest(&self, guest: &Guest) -> Result<()> {
         let label = guest.label();
-        println!("{label}: begins");
+        println!("{label}: boots");
         let mut kept = String::new();
         let mut outcome = self.test(guest, |line| {
             if self.threads > 1 {
@@ -304,7 +303,7 @@ impl Run {
         let left = lock(&self.left);
         let seconds = left_seconds(left.iter().map(|(_, seconds)| *seconds), self.threads);
         let minutes = seconds.div_ceil(60);
-        println!("guests left: {}, about {minutes} min", left.len());
+        println!("guests left: {}, for about {minutes} min", left.len());
     }
 
     /// Shows times and the sum, and writes `docs/` on request.
@@ -314,7 +313,7 @@ impl Run {
         if args.docs {
             ensure!(
                 sum.failed == 0,
-                "failed tests make no tables: {:#?}",
+                "some tests failed, so the tables of docs/ stay as they are: {:#?}",
                 sum.failures
             );
             docs::write(&outcomes)?;
@@ -324,7 +323,7 @@ impl Run {
             .as_deref()
             .filter(|_| sum.passed + sum.failed == 0)
         {
-            anyhow::bail!("no test has a name that contains {name}");
+            anyhow::bail!("no test has {name} in its name");
         }
         print_times(&outcomes);
         for line in &sum.failures {

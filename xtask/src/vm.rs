@@ -45,25 +45,25 @@ const KVM_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Kernel to boot
+    /// Boot this kernel
     #[arg(long, default_value = "6.12", value_parser = kernel::names())]
     kernel: String,
-    /// Root file system: initramfs or systemd
+    /// Use this root file system: initramfs or systemd
     #[arg(long, default_value = "initramfs")]
     image: Image,
-    /// cgroup layout: v1, v2 or hybrid
+    /// Mount cgroups in this layout: v1, v2 or hybrid
     #[arg(long, default_value = "v2")]
     cgroup: Cgroup,
-    /// Security modules to activate, as the boot parameter lsm= has them
+    /// Activate these security modules (boot parameter lsm=)
     #[arg(long, value_name = "LIST")]
     lsm: Option<String>,
-    /// More boot parameters
+    /// Add these boot parameters
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     cmdline: Option<String>,
     /// Copy a file of this machine into the guest
     #[arg(long, value_name = "SRC:DST")]
     copy: Vec<String>,
-    /// The command to run; without one there is a shell
+    /// Run this command in the guest [default: a shell]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
 }
@@ -104,7 +104,9 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         let (source, destination) = copy
             .split_once(':')
             .filter(|(_, destination)| destination.starts_with('/'))
-            .with_context(|| format!("--copy {copy}: write SRC:DST with an absolute DST"))?;
+            .with_context(|| {
+                format!("--copy {copy}: write SRC:DST, where DST is an absolute path in the guest")
+            })?;
         vm.copies.push((source.into(), destination.to_owned()));
     }
     let kernel = Kernel::named(&args.kernel)?;
@@ -135,10 +137,12 @@ impl Vm {
                 return Ok(code);
             }
             remember_kvm_is_broken()?;
-            eprintln!("KVM is there but cannot boot a guest: going on without it (TCG)");
+            eprintln!(
+                "KVM cannot boot a guest on this machine: continuing without KVM, which is slower"
+            );
         }
         self.boot_with(TCG, programs, &mut line)?
-            .context("the guest did not start")
+            .context("the guest has not started")
     }
 
     /// `None`: with KVM, init was not reached.
@@ -186,7 +190,7 @@ impl Vm {
         }
         let Some(code) = said.lines().find_map(|line| line.strip_prefix("exit ")) else {
             bail!(
-                "the guest ended before its command did\n{}",
+                "the guest ended before its command exited\n{}",
                 console(dir.path())
             );
         };
@@ -231,7 +235,7 @@ impl Vm {
             };
             ensure!(
                 last_sign.elapsed() < silence,
-                "the guest ({}) has been silent for {} s\n{}",
+                "the guest ({}) has written nothing for {} s\n{}",
                 self.config.label(),
                 silence.as_secs(),
                 console(dir)
@@ -397,7 +401,7 @@ fn check_power_off(console: &str) -> Result<()> {
         console.contains("Waiting for process")
             && console.contains("All filesystems unmounted")
             && !console.contains("Could not kill"),
-        "the guest did not power off as it should\n{console}"
+        "at the power-off, systemd could not end all processes or unmount all file systems\n{console}"
     );
     Ok(())
 }
@@ -412,7 +416,7 @@ fn console(dir: &Path) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().collect();
     let end = &lines[lines.len().saturating_sub(120)..];
-    format!("the end of its console:\n{}", end.join("\n"))
+    format!("the last lines on its console:\n{}", end.join("\n"))
 }
 
 /// Where we remember, until the next boot of this machine, that KVM is broken.

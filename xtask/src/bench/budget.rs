@@ -70,7 +70,7 @@ pub(super) fn life_complaint(kernel: &str, life: &Life, all: &[Life]) -> Option<
     let millions = |number: f64| number / 1e6;
     (is > limit).then(|| {
         format!(
-            "{what} {:.1} million instructions, of {:.0}",
+            "{what} {:.1} million instructions; the budget is {:.0}",
             millions(is),
             millions(limit)
         )
@@ -85,7 +85,7 @@ const IDLE_MEMORY: u64 = 4 << 20;
 pub(super) fn memory_complaint(kernel: &str, memory: &Memory) -> Option<String> {
     let is = memory.maps + memory.programs;
     (kernel != "6.1" && memory.guards == 0 && is > IDLE_MEMORY)
-        .then(|| format!("{is} bytes without a guard, of {IDLE_MEMORY}"))
+        .then(|| format!("{is} bytes without a guard; the budget is {IDLE_MEMORY}"))
 }
 
 /// What is not as it has to be: with the service a dump of 100 MiB takes hardly longer.
@@ -93,7 +93,7 @@ pub(super) fn dump_complaint(dump: &Dump) -> Option<String> {
     const LIMIT: f64 = 1.06;
     let ratio = dump.guarded / dump.bare;
     (dump.found == Found::Service && dump.mib >= 100 && ratio > LIMIT)
-        .then(|| format!("takes {ratio:.3} times as long under a guard, of {LIMIT}"))
+        .then(|| format!("takes {ratio:.3} times as long under a guard; the budget is {LIMIT}"))
 }
 
 /// What is not as it has to be.
@@ -104,7 +104,9 @@ pub(super) fn complaints(kernel: &str, row: &Row) -> Vec<String> {
     for condition in ["idle", "after"] {
         let more = row.at(condition) - none;
         if more.abs() > exactness {
-            complaints.push(format!("{condition}: {more:+.2} instructions"));
+            complaints.push(format!(
+                "{condition}: {more:+.2} instructions, compared with none"
+            ));
         }
     }
     if let Some(limit) = budget(kernel, &row.hierarchy, &row.operation) {
@@ -112,7 +114,7 @@ pub(super) fn complaints(kernel: &str, row: &Row) -> Vec<String> {
             let is = (instructions - none - exactness) / (empty - none + exactness);
             if is > limit {
                 complaints.push(format!(
-                    "{condition}: adds {is:.3} times what empty programs add, of {limit}"
+                    "{condition}: adds {is:.3} times as much as empty programs; the budget is {limit}"
                 ));
             }
         }
@@ -124,7 +126,9 @@ pub(super) fn complaints(kernel: &str, row: &Row) -> Vec<String> {
         for (condition, many) in row.guarded().skip(1) {
             let more = many - few;
             if more.abs() > exactness {
-                complaints.push(format!("{condition}: {more:+.2} instructions to {fewest}"));
+                complaints.push(format!(
+                    "{condition}: {more:+.2} instructions, compared with {fewest}"
+                ));
             }
         }
     }
