@@ -2,10 +2,16 @@
 //! clock counts them, and compares them to budgets.
 
 mod budget;
+mod figures;
 mod summary;
 mod tables;
 
-use std::{fs, path::PathBuf, process::ExitCode, thread};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -172,11 +178,11 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         write_docs(&counted)?;
     }
     if let Some(path) = &args.plot {
-        plot::draw(path, &summary::operations_on_all(&counted))?;
+        let picture = summary::operations_on_all(&counted);
+        write(path, &plot::draw(&picture)?)?;
     }
     if let Some(path) = &args.json {
-        fs::write(path, serde_json::to_vec_pretty(&counted)?)
-            .with_context(|| format!("write {}", path.display()))?;
+        write(path, &serde_json::to_string_pretty(&counted)?)?;
     }
     let over = over_budget(&counted);
     for complaint in &over {
@@ -223,26 +229,39 @@ const DATA: &str = "docs/data/performance.md";
 /// The ratios.
 const CHAPTER: &str = "docs/performance.md";
 
-/// Writes the tables and pictures that there are figures for.
+/// Writes the tables that there are figures for, and what is made of them.
 fn write_docs(counted: &[Counted]) -> Result<()> {
-    let put = |file, begin, table: &str| match table {
+    let put = |begin, table: &str| match table {
         "" => Ok(()),
-        _ => docs::put(file, begin, table),
+        _ => docs::put(DATA, begin, table),
     };
-    put(DATA, tables::BEGIN, &tables::operations(counted))?;
+    put(tables::BEGIN, &tables::operations(counted))?;
     for more in tables::MORE {
-        put(DATA, more.begin, &more.table(counted))?;
+        put(more.begin, &more.table(counted))?;
     }
+    let counted = figures::in_docs()?;
     for summary in summary::SUMMARIES {
-        put(CHAPTER, summary.begin, &summary.table(counted))?;
+        let table = summary.table(&counted);
+        ensure!(!table.is_empty(), "{DATA} lacks figures for {CHAPTER}");
+        docs::put(CHAPTER, summary.begin, &table)?;
     }
-    for (file, picture) in summary::PICTURES {
-        let picture = picture(counted);
-        if !picture.panels.is_empty() {
-            plot::draw(&build::workspace().join(file), &picture)?;
-        }
+    for (file, picture) in pictures()? {
+        write(&build::workspace().join(file), &picture)?;
     }
     Ok(())
+}
+
+/// Returns the pictures of the figures in the docs, with their files.
+pub(crate) fn pictures() -> Result<Vec<(&'static str, String)>> {
+    let counted = figures::in_docs()?;
+    let pictures = summary::PICTURES.into_iter();
+    pictures
+        .map(|(file, picture)| Ok((file, plot::draw(&picture(&counted))?)))
+        .collect()
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
 impl Row {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{build, outcome::Outcome};
 
 const PROTECTIONS: [&str; 4] = ["freeze", "kill", "migrate", "ptrace"];
-pub(crate) const END: &str = "<!-- end -->\n";
+const END: &str = "<!-- end -->\n";
 
 /// A table in one of the files, between a mark of its own and [`END`].
 struct Table {
@@ -104,6 +104,19 @@ pub(crate) fn put(name: &str, begin: &str, what: &str) -> Result<()> {
         .with_context(|| format!("{name} lacks the line after the table: {END}"))?;
     let all = format!("{before}{begin}\n{what}\n{END}{after}");
     fs::write(&path, all).with_context(|| format!("write {name}"))
+}
+
+/// Returns what a file has between a mark of its own and [`END`].
+pub(crate) fn get(name: &str, begin: &str) -> Result<String> {
+    let path = build::workspace().join(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {name}"))?;
+    let (_, rest) = text
+        .split_once(begin)
+        .with_context(|| format!("{name} lacks the line before the table: {begin}"))?;
+    let (table, _) = rest
+        .split_once(END)
+        .with_context(|| format!("{name} lacks the line after the table: {END}"))?;
+    Ok(table.trim().to_owned())
 }
 
 /// Returns a sentence for each row of the guest that a file lacks.

@@ -1,16 +1,19 @@
 //! Pictures of bars.
 
-use std::{io, path::Path};
+use std::io;
 
 use anyhow::{Result, anyhow};
-pub(crate) use plotters::chart::SeriesLabelPosition;
 use plotters::{coord::Shift, drawing::DrawingAreaErrorKind, prelude::*};
 
 /// The size of a panel, pixels.
 const WIDTH: u32 = 640;
 const HEIGHT: u32 = 360;
-/// How many panels stand side by side.
+/// The height of a line of the legend, pixels.
+const LEGEND: u32 = 30;
+/// How many panels, and entries of the legend, stand side by side.
 const COLUMNS: usize = 2;
+
+type Drawn = Result<(), DrawingAreaErrorKind<io::Error>>;
 
 /// A group of bars that lie together, one for each [`Series`].
 pub(crate) struct Bars {
@@ -24,6 +27,13 @@ pub(crate) struct Series {
     pub(crate) color: (u8, u8, u8),
 }
 
+impl Series {
+    fn style(&self) -> ShapeStyle {
+        let (red, green, blue) = self.color;
+        RGBColor(red, green, blue).filled()
+    }
+}
+
 /// A part of a picture, with a title of its own.
 pub(crate) struct Panel {
     pub(crate) title: String,
@@ -33,29 +43,42 @@ pub(crate) struct Panel {
 /// A picture.
 pub(crate) struct Picture {
     pub(crate) unit: &'static str,
-    /// Where no bar is.
-    pub(crate) legend: SeriesLabelPosition,
     pub(crate) series: &'static [Series],
     pub(crate) panels: Vec<Panel>,
 }
 
-/// Draws the panels into an SVG file, with one scale for all.
-pub(crate) fn draw(path: &Path, picture: &Picture) -> Result<()> {
-    let failed = |error: &dyn std::fmt::Display| anyhow!("draw {}: {error}", path.display());
+/// Draws the panels as an SVG document, with one scale for all.
+///
+/// It has a white background, so that it is readable on a dark page.
+pub(crate) fn draw(picture: &Picture) -> Result<String> {
+    let mut svg = String::new();
+    draw_into(&mut svg, picture).map_err(|error| anyhow!("draw a picture: {error}"))?;
+    Ok(svg)
+}
+
+fn draw_into(svg: &mut String, picture: &Picture) -> Drawn {
     let panels = &picture.panels;
     let columns = COLUMNS.min(panels.len());
     let rows = panels.len().div_ceil(COLUMNS);
-    let size = (WIDTH * columns as u32, HEIGHT * rows as u32);
-    let root = SVGBackend::new(path, size).into_drawing_area();
-    root.fill(&WHITE).map_err(|error| failed(&error))?;
+    let legend = LEGEND * picture.series.len().div_ceil(COLUMNS) as u32;
+    let (width, height) = (WIDTH * columns as u32, legend + HEIGHT * rows as u32);
+    let root = SVGBackend::with_string(svg, (width, height)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let (legend, panel_areas) = root.split_vertically(legend);
+    for (number, series) in picture.series.iter().enumerate() {
+        let x = (number % COLUMNS) as i32 * (width / 2) as i32 + 24;
+        let y = (number / COLUMNS) as i32 * LEGEND as i32 + 12;
+        legend.draw(&Rectangle::new([(x, y), (x + 16, y + 16)], series.style()))?;
+        legend.draw(&Text::new(series.label, (x + 24, y), ("sans-serif", 17)))?;
+    }
     let bars = panels.iter().flat_map(|panel| &panel.bars);
     let values = bars.flat_map(|bars| bars.values.iter().copied());
     let most = values.fold(1.0, f64::max);
-    let areas = root.split_evenly((rows, columns));
+    let areas = panel_areas.split_evenly((rows, columns));
     for (area, panel) in areas.iter().zip(panels) {
-        draw_panel(area, panel, picture, most).map_err(|error| failed(&error))?;
+        draw_panel(area, panel, picture, most)?;
     }
-    root.present().map_err(|error| failed(&error))
+    root.present()
 }
 
 /// Draws a panel whose axis goes to `most`.
@@ -64,7 +87,7 @@ fn draw_panel(
     panel: &Panel,
     picture: &Picture,
     most: f64,
-) -> Result<(), DrawingAreaErrorKind<io::Error>> {
+) -> Drawn {
     let count = panel.bars.len();
     let name = |place: &f64| {
         let bars = panel.bars.get(place.round() as usize);
@@ -72,10 +95,10 @@ fn draw_panel(
     };
     let longest = panel.bars.iter().map(|bars| bars.name.len()).max();
     let mut chart = ChartBuilder::on(area)
-        .caption(&panel.title, ("sans-serif", 18))
+        .caption(&panel.title, ("sans-serif", 20))
         .margin(12)
-        .x_label_area_size(40)
-        .y_label_area_size(20 + 7 * longest.unwrap_or(0) as u32)
+        .x_label_area_size(50)
+        .y_label_area_size(30 + 8 * longest.unwrap_or(0) as u32)
         .build_cartesian_2d(0.0..most * 1.02, (count as f64 - 0.5)..-0.5)?;
     chart
         .configure_mesh()
@@ -84,27 +107,18 @@ fn draw_panel(
         .y_labels(count)
         .y_label_formatter(&name)
         .x_label_formatter(&|value| format!("{value:.0}"))
+        .label_style(("sans-serif", 16))
+        .axis_desc_style(("sans-serif", 16))
         .x_desc(picture.unit)
         .draw()?;
     let thickness = 0.8 / picture.series.len() as f64;
     for (number, series) in picture.series.iter().enumerate() {
-        let (red, green, blue) = series.color;
-        let color = RGBColor(red, green, blue);
         let bars = panel.bars.iter().enumerate().map(|(place, bars)| {
             let top = place as f64 - 0.4 + number as f64 * thickness;
             let value = bars.values.get(number).copied().unwrap_or(0.0);
-            Rectangle::new([(0.0, top), (value, top + thickness)], color.filled())
+            Rectangle::new([(0.0, top), (value, top + thickness)], series.style())
         });
-        chart
-            .draw_series(bars)?
-            .label(series.label)
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], color.filled()));
+        chart.draw_series(bars)?;
     }
-    chart
-        .configure_series_labels()
-        .position(picture.legend.clone())
-        .border_style(BLACK)
-        .background_style(WHITE)
-        .draw()?;
     Ok(())
 }

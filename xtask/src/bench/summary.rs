@@ -4,7 +4,7 @@
 use super::{Counted, Dump, Found, Row};
 use crate::{
     docs,
-    plot::{Bars, Panel, Picture, Series, SeriesLabelPosition},
+    plot::{Bars, Panel, Picture, Series},
 };
 
 /// The hierarchy of the summary. Most hosts have v2 only, and there guards cost more.
@@ -25,8 +25,8 @@ const OPERATIONS: [&str; 8] = [
 /// What a guard can find, with the words for it.
 const STATES: [(Found, &str); 3] = [
     (Found::Service, "the service runs"),
-    (Found::Programs, "no service, a later guard"),
-    (Found::Nothing, "no service, the first guard after a boot"),
+    (Found::Programs, "no service, later guard"),
+    (Found::Nothing, "no service, first guard after a boot"),
 ];
 
 /// A table with one column for each kernel.
@@ -49,7 +49,7 @@ pub(super) const SUMMARIES: [Summary; 3] = [
             let mut rows = counted.report.rows.iter();
             let row = rows.find(|row| is(row, OPERATIONS[number]))?;
             let most = row.guarded().map(|(_, most)| most).fold(0.0, f64::max);
-            Some(format!("{:.2}", most.round() / row.at("none").round()))
+            Some(format!("{:.2}", most / row.at("none")))
         },
     },
     Summary {
@@ -64,7 +64,7 @@ pub(super) const SUMMARIES: [Summary; 3] = [
         cell: |counted, number| {
             let (found, _, mib) = dumps()[number];
             let dump = dump(counted, found, mib)?;
-            Some(format!("{:.2}", shown(dump.guarded) / shown(dump.bare)))
+            Some(format!("{:.2}", dump.guarded / dump.bare))
         },
     },
     Summary {
@@ -76,15 +76,10 @@ pub(super) const SUMMARIES: [Summary; 3] = [
             let life = lives.find(|life| {
                 (&*life.hierarchy, life.tasks, life.found) == (HIERARCHY, 10, STATES[number].0)
             })?;
-            Some(format!("{:.1}", shown(life.begin)))
+            Some(format!("{:.1}", life.begin / 1e6))
         },
     },
 ];
-
-/// Milliseconds, as exact as they stand in the tables.
-fn shown(ns: f64) -> f64 {
-    (ns / 1e5).round() / 10.0
-}
 
 fn is(row: &Row, operation: &str) -> bool {
     (&*row.hierarchy, &*row.operation) == (HIERARCHY, operation)
@@ -137,7 +132,7 @@ pub(super) fn operations_on_all(counted: &[Counted]) -> Picture {
     let panels = counted.iter().flat_map(|counted| {
         ["v1", "v2"].map(|name| operations_panel(counted.kernel, name, &counted.report.rows))
     });
-    added(panels.collect(), SeriesLabelPosition::MiddleRight)
+    added(panels.collect())
 }
 
 /// The same on the newest kernel.
@@ -148,17 +143,13 @@ fn operations(counted: &[Counted]) -> Picture {
         panel.bars.retain(of_summary);
         panel
     });
-    added(
-        panels.into_iter().collect(),
-        SeriesLabelPosition::LowerRight,
-    )
+    added(panels.into_iter().collect())
 }
 
-fn added(mut panels: Vec<Panel>, legend: SeriesLabelPosition) -> Picture {
+fn added(mut panels: Vec<Panel>) -> Picture {
     panels.retain(|panel| !panel.bars.is_empty());
     Picture {
         unit: "% more instructions",
-        legend,
         series: &[
             Series {
                 label: "empty programs",
@@ -175,8 +166,8 @@ fn added(mut panels: Vec<Panel>, legend: SeriesLabelPosition) -> Picture {
 
 fn operations_panel(kernel: &str, hierarchy: &str, rows: &[Row]) -> Panel {
     let bars = |row: &Row| {
-        let none = row.at("none").round();
-        let percent = |instructions: f64| 100.0 * (instructions.round() / none - 1.0).max(0.0);
+        let none = row.at("none");
+        let percent = |instructions: f64| 100.0 * (instructions / none - 1.0).max(0.0);
         let guarded = row.guarded().map(|(_, most)| most).fold(none, f64::max);
         Bars {
             name: row.operation.clone(),
@@ -200,7 +191,7 @@ fn dump_times(counted: &[Counted]) -> Picture {
         let bare = times[0].map(|dump| dump.bare);
         let guarded = times.into_iter().map(|dump| Some(dump?.guarded));
         let ns: Option<Vec<_>> = std::iter::once(bare).chain(guarded).collect();
-        let values = ns?.into_iter().map(shown).collect();
+        let values = ns?.into_iter().map(|ns| ns / 1e6).collect();
         let name = format!("{mib} MiB");
         Some(Bars { name, values })
     };
@@ -216,7 +207,6 @@ fn dump_times(counted: &[Counted]) -> Picture {
     });
     Picture {
         unit: "million instructions",
-        legend: SeriesLabelPosition::UpperRight,
         series: &[
             Series {
                 label: "without a guard",
@@ -247,110 +237,26 @@ mod tests {
     use std::fs;
 
     use super::{
-        super::{CHAPTER, Counted, DATA, Figure, Life, Report, tables},
-        Dump, Found, PICTURES, Row, SUMMARIES,
+        super::{CHAPTER, figures, pictures},
+        SUMMARIES,
     };
-    use crate::{build::workspace, docs, kernel::KERNELS, plot};
-
-    fn text(file: &str) -> String {
-        fs::read_to_string(workspace().join(file)).expect("a file of the docs")
-    }
-
-    /// The cells of a table of figures, its head first.
-    fn cells(begin: &str) -> Vec<Vec<String>> {
-        let data = text(DATA);
-        let (_, rest) = data.split_once(begin).expect("the file has the mark");
-        let (table, _) = rest.split_once(docs::END).expect("the table ends");
-        let lines = table.lines().filter(|line| line.starts_with("| "));
-        let words = |line: &str| {
-            let line = line.trim_matches('|');
-            line.split('|').map(|cell| cell.trim().to_owned()).collect()
-        };
-        lines.map(words).collect()
-    }
-
-    fn number(cell: &str) -> f64 {
-        cell.parse().expect("a number")
-    }
-
-    fn found(cell: &str) -> Found {
-        serde_json::from_value(cell.into()).expect("a state")
-    }
-
-    fn row(head: &[String], cells: &[String]) -> Row {
-        let figure = |(condition, cell): (&String, &String)| Figure {
-            condition: condition.clone(),
-            median: number(cell),
-            p10: number(cell),
-            p90: number(cell),
-        };
-        let figures = head.iter().zip(cells).take(head.len() - 1).skip(3);
-        Row {
-            hierarchy: cells[1].clone(),
-            operation: cells[2].clone(),
-            figures: figures.map(figure).collect(),
-        }
-    }
-
-    /// The figures in the docs.
-    fn counted() -> Vec<Counted> {
-        let (rows, tables) = (
-            cells(tables::BEGIN),
-            tables::MORE.map(|more| cells(more.begin)),
-        );
-        let [lives, _, _, dumps] = &tables;
-        let counted = KERNELS.iter().map(|kernel| {
-            let here = |row: &&Vec<String>| row[0] == kernel.name;
-            let mut report = Report::default();
-            let of = rows.iter().filter(here).map(|cells| row(&rows[0], cells));
-            report.rows = of.collect();
-            let of = lives.iter().filter(here).map(|cells| Life {
-                hierarchy: cells[1].clone(),
-                tasks: number(&cells[2]) as usize,
-                found: found(&cells[3]),
-                begin: number(&cells[4]) * 1e6,
-                end: number(&cells[5]) * 1e6,
-            });
-            report.lives = of.collect();
-            let of = dumps.iter().filter(here).map(|cells| Dump {
-                hierarchy: cells[1].clone(),
-                mib: number(&cells[2]) as usize,
-                found: found(&cells[3]),
-                bare: number(&cells[4]) * 1e6,
-                guarded: number(&cells[5]) * 1e6,
-            });
-            report.dumps = of.collect();
-            Counted {
-                kernel: kernel.name,
-                report,
-            }
-        });
-        counted.collect()
-    }
+    use crate::{build::workspace, docs};
 
     #[test]
-    fn the_summary_says_what_the_figures_say() {
-        let counted = counted();
-        let chapter = text(CHAPTER);
+    fn the_chapter_has_the_ratios_of_the_figures() {
+        let counted = figures::in_docs().expect("the docs have figures");
         for summary in SUMMARIES {
             let table = summary.table(&counted);
-            let found = chapter.contains(&format!("{}\n{table}\n{}", summary.begin, docs::END));
-            assert!(
-                found && !table.is_empty(),
-                "{CHAPTER} does not say:\n{table}"
-            );
+            let chapter = docs::get(CHAPTER, summary.begin).expect("the chapter has the table");
+            assert!(!table.is_empty() && table.trim() == chapter, "{table}");
         }
     }
 
     #[test]
-    fn the_pictures_show_what_the_figures_say() {
-        let counted = counted();
-        let dir = tempfile::tempdir().expect("a directory");
-        for (file, picture) in PICTURES {
-            let path = dir.path().join("picture.svg");
-            plot::draw(&path, &picture(&counted)).expect("a picture");
-            let drawn = fs::read_to_string(&path).expect("the picture");
-            assert!(drawn == text(file), "{file} shows other figures");
+    fn the_pictures_show_the_figures() {
+        for (file, picture) in pictures().expect("the docs have figures") {
+            let drawn = fs::read_to_string(workspace().join(file)).expect("a picture");
+            assert!(drawn == picture, "{file} shows other figures");
         }
     }
 }
