@@ -229,7 +229,7 @@ const DATA: &str = "docs/data/performance.md";
 /// The ratios.
 const CHAPTER: &str = "docs/performance.md";
 
-/// Writes the tables that there are figures for, and what is made of them.
+/// Writes the tables that there are figures for, and then the ratios and pictures of all figures.
 fn write_docs(counted: &[Counted]) -> Result<()> {
     let put = |begin, table: &str| match table {
         "" => Ok(()),

@@ -21,7 +21,7 @@ pub(crate) struct Bars {
     pub(crate) values: Vec<f64>,
 }
 
-/// What the bars of one colour stand for.
+/// The meaning of the bars of one colour.
 pub(crate) struct Series {
     pub(crate) label: &'static str,
     pub(crate) color: (u8, u8, u8),

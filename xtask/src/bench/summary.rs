@@ -1,5 +1,5 @@
-//! What was counted, as ratios and pictures. `docs/performance.md` shows them; the figures
-//! themselves are in `docs/data/performance.md`.
+//! Ratios and pictures of the figures. `docs/performance.md` shows them, and
+//! `docs/data/performance.md` has the figures.
 
 use super::{Counted, Dump, Found, Row};
 use crate::{
@@ -22,7 +22,7 @@ const OPERATIONS: [&str; 8] = [
     "exec",
 ];
 
-/// What a guard can find, with the words for it.
+/// The states of the host at the begin of a guard, with their names in the docs.
 const STATES: [(Found, &str); 3] = [
     (Found::Service, "the service runs"),
     (Found::Programs, "no service, later guard"),
@@ -127,7 +127,7 @@ pub(super) const PICTURES: [(&str, Drawing); 3] = [
     ("docs/pictures/dumps.svg", dump_times),
 ];
 
-/// What is added to the operations that hosts live by, on each kernel.
+/// Draws the instructions that guards add to operations, on each kernel.
 pub(super) fn operations_on_all(counted: &[Counted]) -> Picture {
     let panels = counted.iter().flat_map(|counted| {
         ["v1", "v2"].map(|name| operations_panel(counted.kernel, name, &counted.report.rows))
@@ -135,7 +135,7 @@ pub(super) fn operations_on_all(counted: &[Counted]) -> Picture {
     added(panels.collect())
 }
 
-/// The same on the newest kernel.
+/// Draws the same for the newest kernel.
 fn operations(counted: &[Counted]) -> Picture {
     let panels = counted.last().map(|counted| {
         let mut panel = operations_panel(counted.kernel, HIERARCHY, &counted.report.rows);
@@ -184,7 +184,7 @@ fn operations_panel(kernel: &str, hierarchy: &str, rows: &[Row]) -> Panel {
     }
 }
 
-/// How long dumps take on the newest kernel.
+/// Draws the time of dumps on the newest kernel.
 fn dump_times(counted: &[Counted]) -> Picture {
     let bars = |counted: &Counted, mib: usize| {
         let times = STATES.map(|(found, _)| dump(counted, found, mib));

@@ -198,8 +198,8 @@ mod tests {
         ("docs/.hidden/c.md", "[no](nowhere.md)\n"),
     ];
 
-    /// What is said of a book with this file instead, or besides.
-    fn said(file: &str, text: Option<&str>) -> Vec<String> {
+    /// Returns the complaints about the good book with this file added, replaced or removed.
+    fn faults(file: &str, text: Option<&str>) -> Vec<String> {
         let top = tempfile::tempdir().expect("a directory");
         let put = |file: &str, text: &str| {
             let path = top.path().join(file);
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_good_book_has_no_fault() {
-        assert!(said("LICENSE", Some("")).is_empty());
+        assert!(faults("LICENSE", Some("")).is_empty());
     }
 
     /// A file to put into the good book, its text, and the begin of the complaint.
@@ -314,13 +314,13 @@ mod tests {
     #[test]
     fn each_fault_is_found() {
         for (file, text, complaint) in FAULTS {
-            let said = said(file, Some(text));
+            let found = faults(file, Some(text));
             assert!(
-                said.len() == 1 && said[0].starts_with(complaint),
-                "{complaint}: {said:?}"
+                found.len() == 1 && found[0].starts_with(complaint),
+                "{complaint}: {found:?}"
             );
         }
-        let said = said("docs/p.svg", None);
-        assert_eq!(said, ["docs/a.md:7: there is no docs/p.svg"]);
+        let found = faults("docs/p.svg", None);
+        assert_eq!(found, ["docs/a.md:7: there is no docs/p.svg"]);
     }
 }

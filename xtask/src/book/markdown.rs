@@ -1,4 +1,4 @@
-//! What a Markdown file holds that can be wrong: links, anchors, code blocks, included files.
+//! Parses the parts of a Markdown file that can be wrong: links, anchors, code blocks, includes.
 
 use std::{collections::BTreeSet, fs, ops::Range, path::Path};
 
@@ -89,7 +89,7 @@ impl Page {
         }
     }
 
-    /// Does what mdBook's preprocessor does: puts files in the place of `{{#include …}}`.
+    /// Puts files in the place of `{{#include …}}`, as mdBook's preprocessor does.
     fn with_includes(&mut self, text: &str, dir: &Path) -> String {
         let mut all = String::new();
         for (number, line) in text.lines().enumerate() {
