@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, fs, ops::Range, path::Path};
 
-use pulldown_cmark::{BrokenLink, CodeBlockKind, CowStr, Event, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{
+    BrokenLink, CodeBlockKind, CowStr, Event, LinkType, Options, Parser, Tag, TagEnd,
+};
 
 /// A place in a file's text.
 pub(super) struct At<T> {
@@ -66,6 +68,11 @@ impl Page {
             Event::End(TagEnd::Heading(_)) => {
                 self.add_heading(reader.heading.take().unwrap_or_default());
             }
+            // An address such as `<name@example.org>`.
+            Event::Start(Tag::Link {
+                link_type: LinkType::Email,
+                ..
+            }) => {}
             Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
                 let what = dest_url.into_string();
                 self.links.push(At { line, what });
@@ -225,7 +232,7 @@ mod tests {
     fn links_are_found_wherever_they_are() {
         let text = "[a](a.md) ![b](b.svg) [c]\n\n\
                     <picture><source srcset=\"d.svg 1x, e.svg 2x\"><img src=\"f.svg\"></picture>\n\n\
-                    `[no](no.md)` [g][h]\n\n[c]: c.md\n";
+                    `[no](no.md)` <a@b.c> [g][h]\n\n[c]: c.md\n";
         let page = Page::parse(text, Path::new("."));
         let links: Vec<_> = page.links.iter().map(|link| &*link.what).collect();
         assert_eq!(links, ["a.md", "b.svg", "c.md", "d.svg", "e.svg", "f.svg"]);
