@@ -7,16 +7,22 @@ use std::{fs, path::PathBuf, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{build, mdbook, setup};
+use crate::{build, mdbook, pictures, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Also check links, anchors, pictures, the table of contents and code blocks
     #[arg(long)]
     check: bool,
+    /// Draw the pictures in docs/pictures instead
+    #[arg(long, conflicts_with = "check")]
+    pictures: bool,
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
+    if args.pictures {
+        return pictures::draw();
+    }
     setup::book()?;
     let book = match args.check {
         true => check()?,

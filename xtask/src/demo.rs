@@ -1,21 +1,22 @@
 //! `cargo xtask demo`: a real dump by a real CRIU, an intruder, and a restore.
 //!
-//! What is shown, and whether it is as promised, is decided by `demo.sh`, which
-//! runs in the guest.
+//! `demo.sh` runs in the guest. It decides what the demo shows, and checks it.
 
 use std::{process::ExitCode, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{
     build::{self, Profile},
     config::{Cgroup, Image},
     kernel::{self, Kernel},
+    pictures,
     setup::{self, Needs},
+    terminal::Recording,
     vm::Vm,
 };
 
-/// Where the guest has the script.
+/// The path of the script in the guest.
 const SCRIPT: &str = "/guest/demo.sh";
 
 #[derive(clap::Args)]
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// Mount cgroups in this layout: v1, v2 or hybrid
     #[arg(long, default_value = "v2")]
     cgroup: Cgroup,
+    /// Also record the demo, and draw docs/pictures/demo.svg from the recording
+    #[arg(long, conflicts_with = "without_guard")]
+    record: bool,
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
@@ -56,7 +60,19 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         build::workspace().join("xtask/src/demo.sh"),
         SCRIPT.to_owned(),
     ));
-    let code = vm.boot(&programs, |line| println!("{line}"))?;
+    let mut recording = Recording::default();
+    let code = vm.boot(&programs, |line| {
+        println!("{line}");
+        recording.push(start.elapsed(), line);
+    })?;
     eprintln!("the guest ran for {} s", start.elapsed().as_secs());
+    if args.record {
+        ensure!(
+            code == 0,
+            "the demo has failed: its picture stays as it was"
+        );
+        recording.save(&build::workspace().join(pictures::RECORDING))?;
+        pictures::draw()?;
+    }
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }

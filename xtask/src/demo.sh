@@ -1,6 +1,6 @@
 # What `cargo xtask demo` runs in the guest: demo.sh v1|v2|hybrid with-guard|without-guard
 #
-# Ends with 0 when everything was as it says, else with 1 and a plain sentence.
+# It checks everything that it shows. If something differs, it says so and exits with 1.
 
 set -u
 layout=$1 guard=$2
@@ -13,8 +13,9 @@ pod=$top/pod
 app=$pod/app
 counters=/tmp/counters
 refused='Device or resource busy'
-# How long CRIU may write nothing to its log before we say that it hangs, s.
+# CRIU hangs if it writes nothing to its log for this long, s.
 hang=8
+cd /tmp || exit 1
 
 number=0
 step() {
@@ -31,12 +32,12 @@ fail() {
     exit 1
 }
 
-# Each process of the workload counts in a file of its own.
+# Reads the counters. Each process of the workload writes its counter to a file of its own.
 read_counters() {
     local path value
     values=()
     for path in "$counters"/[0-9]*; do
-        # The file may be in the middle of a write: then the next look counts.
+        # The process may be writing the file right now. Then the value is 0.
         value=$(tr -cd 0-9 <"$path")
         values+=($((10#0$value)))
     done
@@ -47,7 +48,7 @@ show_counters() {
     echo "counters: ${values[*]}"
 }
 
-# Each counter is beyond what it was: `grown AT_LEAST EARLIER...`
+# Tests whether each counter has grown: `grown AT_LEAST EARLIER...`
 grown() {
     local at_least=$1 index=0 earlier
     shift
@@ -58,8 +59,9 @@ grown() {
     done
 }
 
-# The intruder: waits until CRIU has frozen the cgroup and thawed it again,
-# then writes. A program of its own, so that it has a name of its own.
+# The intruder is a program of its own, so that freezer-guard reports it by its own name. It waits
+# until CRIU has frozen the cgroup and thawed it again. Then it writes. Its arguments come in
+# threes: the text, the file, the purpose.
 write_intruder() {
     cat >/tmp/intruder <<'END'
 #!/usr/bin/bash
@@ -72,15 +74,15 @@ wait_until !=
 wait_until =
 echo '  [intruder] CRIU has thawed the cgroup. Now!'
 while [ $# -gt 0 ]; do
-    echo "  [intruder] \$ echo $1 > $2"
+    echo "  [intruder] \$ echo $1 > $2  # $3"
     if { echo "$1" >"$2"; } 2>/tmp/intruder.error; then
-        outcome='went through'
+        outcome='The kernel allows it.'
     else
         outcome=$(sed 's/.*: //' /tmp/intruder.error)
     fi
     echo "  [intruder] $outcome"
     echo "$outcome" >>"$said"
-    shift 2
+    shift 3
 done
 echo done >>"$said"
 END
@@ -94,23 +96,31 @@ start_intruder() {
     intruder=$!
 }
 
-# strace holds CRIU for 1.5 s after each of its writes to the freezer.
-slow_criu=(strace -o /dev/null -P "$app/$file" -e "inject=write:delay_exit=1500000")
+# slow-criu is CRIU under strace. After each write of CRIU to the freezer strace stops it for 1.5 s.
+write_slow_criu() {
+    mkdir -p /tmp/bin
+    cat >/tmp/bin/slow-criu <<END
+#!/usr/bin/bash
+exec strace -o /dev/null -P $app/$file -e inject=write:delay_exit=1500000 criu "\$@"
+END
+    chmod +x /tmp/bin/slow-criu
+    PATH=/tmp/bin:$PATH
+}
 
 show_command() {
     local prefix='$ ' part
     for part; do
-        echo "  $prefix$part"
+        echo "$prefix$part"
         prefix='      '
     done
 }
 
 echo
-echo "This is Linux $(uname -r), cgroup $layout, with CRIU $(criu --version | sed -n "s/^Version: //p")."
+echo "Linux $(uname -r), cgroup $layout, CRIU $(criu --version | sed -n "s/^Version: //p")"
 
-step 'A workload starts in a cgroup.'
+step 'A workload runs in a cgroup: three processes, and each one counts up.'
 mkdir -p "$pod" "$app" "$counters" /tmp/image || fail "the cgroup $app could not be made"
-echo "  \$ guest-tool workload $counters --cgroup $app --processes 2"
+show_command "guest-tool workload counters --cgroup $app --processes 2"
 root=$(guest-tool workload "$counters" --cgroup "$app" --processes 2) ||
     fail 'the workload did not start'
 sleep 1
@@ -119,19 +129,24 @@ first=("${values[@]}")
 sleep 1
 show_counters
 grown 1 "${first[@]}" || fail 'the counters do not grow'
-echo "It is a small tree of processes, its root is pid $root. Each counts every 10 ms."
+echo "Its root process is pid $root."
 
-criu_dump=(criu dump -t "$root" -D /tmp/image -o dump.log -v4 --freeze-cgroup "$app")
+write_slow_criu
+criu_dump=(slow-criu dump -t "$root" -D image -o dump.log -v4 --freeze-cgroup "$app")
 log=/tmp/image/dump.log
 
+explain_dump() {
+    echo 'CRIU freezes the cgroup, seizes the tasks, and thaws the cgroup to work in them.'
+    echo "$1"
+    echo '(slow-criu: strace stops CRIU for 1.5 s after each of its writes to the freezer.)'
+}
+
 if [ "$guard" = without-guard ]; then
-    step 'CRIU dumps it. Nobody guards the cgroup.'
-    echo 'CRIU freezes the cgroup, seizes its tasks, and thaws it again to work in them.'
-    echo 'An intruder freezes it just then: a container engine, an administrator, a suspend.'
-    echo '(strace slows CRIU down a little, so that there is time to hit that moment.)'
-    show_command "${slow_criu[*]} \\" "${criu_dump[*]}"
-    start_intruder "$freeze" "$app/$file"
-    "${slow_criu[@]}" "${criu_dump[@]}" >/dev/null 2>&1 &
+    step 'CRIU dumps the workload. No guard protects the cgroup.'
+    explain_dump 'Then an intruder freezes it: a container engine, an administrator, a suspend.'
+    show_command "${criu_dump[*]}"
+    start_intruder "$freeze" "$app/$file" 'freeze the cgroup'
+    "${criu_dump[@]}" >/dev/null 2>&1 &
     dump=$!
     quiet=0 size=-1
     while [ -d "/proc/$dump" ] && [ "$quiet" -lt "$hang" ]; do
@@ -143,50 +158,48 @@ if [ "$guard" = without-guard ]; then
             quiet=0 size=${now:-0}
         fi
     done
-    grep -q 'went through' /tmp/intruder.said || fail "the intruder's freeze did not go through"
+    grep -q 'The kernel allows it' /tmp/intruder.said || fail "the intruder's freeze was refused"
     [ -d "/proc/$dump" ] || fail 'CRIU did not hang'
 
     step 'CRIU hangs.'
-    echo "It has done nothing for $hang s, and it has no time-out. Its last words:"
+    echo "It has written nothing to its log for $hang s, and it has no time-out. The last line:"
     tail -n 1 "$log" | sed 's/^/  /'
-    echo 'It waits for code of its own to run inside a task, and a frozen task runs no code.'
-    echo "The workload is frozen too:"
+    echo 'CRIU waits for its own code in a task to run, but a frozen task runs no code.'
+    echo 'The workload is frozen, too:'
     show_counters
     frozen=("${values[@]}")
     sleep 1
     show_counters
     [ "${frozen[*]}" = "${values[*]}" ] || fail 'the workload still runs'
 
-    step 'Somebody kills CRIU and thaws the cgroup.'
+    step 'An administrator kills CRIU and thaws the cgroup.'
     kill -KILL "$dump"
     wait "$dump" 2>/dev/null
     killall -q -KILL criu
     sleep 1
-    echo "  \$ echo $thaw > $app/$file"
+    show_command "echo $thaw > $app/$file"
     echo "$thaw" >"$app/$file"
     sleep 2
     if [ -d "/proc/$root" ] && ! grep -q '^State:.*[ZX]' "/proc/$root/status"; then
-        echo 'The workload goes on this time. There is no checkpoint.'
+        echo 'This time the workload survives. There is no checkpoint.'
     else
-        echo "The root of the workload, pid $root, died of it. There is no checkpoint either."
+        echo "This kills the workload's root process, pid $root. There is no checkpoint either."
     fi
     echo
-    echo 'THE HANG WAS SHOWN. `cargo xtask demo` shows the same with the guard.'
+    echo 'CRIU HANGS WITHOUT A GUARD. `cargo xtask demo` shows the same dump with a guard.'
     exit 0
 fi
 
-step 'CRIU dumps it under freezer-guard, and an intruder tries to interfere.'
-echo 'CRIU freezes the cgroup, seizes its tasks, and thaws it again to work in them.'
-echo 'A freeze by anybody else would hang it just then. The intruder tries.'
-echo '(strace slows CRIU down a little, so that there is time to hit that moment.)'
-show_command "freezer-guard run --cgroup $app --freeze --timeout 2m -- \\" "${slow_criu[*]} \\" "${criu_dump[*]}"
+step 'CRIU dumps the workload under freezer-guard, and an intruder interferes.'
+explain_dump 'If another process freezes the cgroup then, CRIU hangs. The intruder tries it.'
+show_command "freezer-guard run --cgroup $app --pid $root --freeze --timeout 2m -- \\" "${criu_dump[*]}"
 start_intruder \
-    "$freeze" "$app/$file" "$thaw" "$app/$file" \
-    "$freeze" "$pod/$file" "$thaw" "$pod/$file"
-freezer-guard run --cgroup "$app" --freeze --timeout 2m -- "${slow_criu[@]}" "${criu_dump[@]}"
+    "$freeze" "$app/$file" 'freeze the cgroup' "$thaw" "$app/$file" 'thaw it' \
+    "$freeze" "$pod/$file" 'freeze its parent' "$thaw" "$pod/$file" 'thaw its parent'
+freezer-guard run --cgroup "$app" --pid "$root" --freeze --timeout 2m -- "${criu_dump[@]}"
 code=$?
 [ "$code" -eq 0 ] || fail "freezer-guard run ended with $code"
-# The intruder is done, or never had its moment.
+# The intruder may need some more time. Or it has found no moment to write: then it waits for ever.
 for _ in 1 2 3 4 5; do
     grep -q done /tmp/intruder.said && break
     sleep 1
@@ -196,10 +209,10 @@ kill "$intruder" 2>/dev/null
     log='' fail 'not all four writes of the intruder were refused'
 tail -n 1 "$log" | grep -q 'Dumping finished successfully' ||
     fail 'CRIU does not say that the dump is good'
-echo 'All four writes were refused, and the dump is good:'
+echo 'The kernel has refused all four writes, and the dump is good:'
 tail -n 1 "$log" | sed 's/^/  /'
 
-step 'The workload is gone: it is in the image now.'
+step 'The processes are gone: they are in the image now.'
 for _ in 1 2 3 4 5; do
     [ -z "$(<"$app/cgroup.procs")" ] && break
     sleep 1
@@ -210,18 +223,18 @@ dumped=("${values[@]}")
 grown 0 "${first[@]}" || fail 'the counters went back'
 sleep 1
 read_counters
-[ "${dumped[*]}" = "${values[*]}" ] || fail 'somebody still counts'
-echo '  $ freezer-guard status'
+[ "${dumped[*]}" = "${values[*]}" ] || fail 'a process still counts'
+show_command 'freezer-guard status'
 status=$(freezer-guard status) || fail 'freezer-guard status failed'
 echo "$status"
 [ "$status" = 'no cgroup is guarded' ] || fail 'the guard is still there'
 state=$(<"$app/$file")
 [ "$state" = "$thaw" ] || fail "$app/$file says $state"
 
-step 'CRIU restores it.'
-echo '  $ criu restore -D /tmp/image -o restore.log -v4 -d'
+step 'CRIU restores the workload from the image.'
+show_command 'criu restore -D image -o restore.log -v4 -d'
 log=/tmp/image/restore.log
-criu restore -D /tmp/image -o restore.log -v4 -d </dev/null || fail 'the restore failed'
+criu restore -D image -o restore.log -v4 -d </dev/null || fail 'the restore failed'
 sleep 1
 show_counters
 grown 0 "${dumped[@]}" || fail 'the counters went back'
@@ -229,6 +242,6 @@ again=("${values[@]}")
 sleep 1
 show_counters
 grown 1 "${again[@]}" || fail 'the counters do not grow'
-echo 'The counters go on from where they were.'
+echo 'The counters continue from where they stopped.'
 echo
 echo 'AS PROMISED: four refusals, a good dump, a good restore.'

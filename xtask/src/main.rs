@@ -34,9 +34,12 @@ mod matrix;
 mod mdbook;
 mod object;
 mod outcome;
+mod pictures;
 mod plot;
 mod report;
 mod setup;
+mod shapes;
+mod terminal;
 mod test;
 #[path = "../../freezer-guard/build/toolchain.rs"]
 mod toolchain;
