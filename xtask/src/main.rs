@@ -41,6 +41,7 @@ mod setup;
 mod shapes;
 mod terminal;
 mod test;
+mod timeline;
 #[path = "../../freezer-guard/build/toolchain.rs"]
 mod toolchain;
 mod tools;

@@ -4,7 +4,11 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, terminal::Recording};
+use crate::{
+    build,
+    terminal::Recording,
+    timeline::{self, Theme},
+};
 
 /// What `cargo xtask demo --record` has recorded.
 pub(crate) const RECORDING: &str = "docs/pictures/demo.cast";
@@ -20,9 +24,19 @@ pub(crate) fn draw() -> Result<()> {
 }
 
 /// Returns each picture with the name of its file.
-fn all() -> Result<[(&'static str, String); 1]> {
+fn all() -> Result<[(&'static str, String); 3]> {
     let recording = Recording::load(&build::workspace().join(RECORDING))?;
-    Ok([("docs/pictures/demo.svg", recording.draw("cargo xtask demo"))])
+    Ok([
+        ("docs/pictures/demo.svg", recording.draw("cargo xtask demo")),
+        (
+            "docs/pictures/timeline-light.svg",
+            timeline::draw(Theme::Light),
+        ),
+        (
+            "docs/pictures/timeline-dark.svg",
+            timeline::draw(Theme::Dark),
+        ),
+    ])
 }
 
 #[cfg(test)]
