@@ -186,9 +186,7 @@ async fn stop_working(
     match timeout(STOPPING, blocking(automatic::unwatch)).await {
         Ok(ended) => ended,
         Err(_) => {
-            warn!(
-                "another process holds the lock on the pins: the programs that watch for checkpointers stay attached"
-            );
+            warn!("the lock on the pins is taken: the programs that watch stay attached");
             Ok(())
         }
     }
