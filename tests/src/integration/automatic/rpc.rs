@@ -40,12 +40,20 @@ fn expect_free(target: &Cgroup, workload: &Workload) -> Result<()> {
 /// `criu service` in the foreground: a guard ends with the worker that has made the dump.
 pub(super) fn service(hierarchy: Hierarchy) -> Result<()> {
     let socket = scratch("criu.socket");
+    let mut command = Command::new("criu");
+    command.args(["service", "--address"]).arg(&socket);
+    let mut service = Process::spawn(&mut command)?;
+    eventually("criu service listens", || Ok(socket.exists()))?;
+    // Only now: CRIU 3.17 tests at its start whether it can trace a child, which strace does already.
     let mut command = Command::new("strace");
     command.args(["-f", "-o", "/dev/null", "-P", "inventory.img"]);
     command.args(["-e", "inject=openat:delay_enter=3000000"]);
-    command.args(["criu", "service", "--address"]);
-    let mut service = Process::spawn(command.arg(&socket))?;
-    eventually("criu service listens", || Ok(socket.exists()))?;
+    command.arg("-p").arg(service.pid().to_string());
+    let strace = Process::spawn(&mut command)?;
+    eventually("strace follows criu service", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", service.pid()))?;
+        Ok(status.contains(&format!("TracerPid:\t{}\n", strace.pid())))
+    })?;
     for _ in 0..2 {
         let target = Cgroup::new(hierarchy)?;
         let workload = Workload::start(&[&target], 1)?;
@@ -80,6 +88,7 @@ pub(super) fn service(hierarchy: Hierarchy) -> Result<()> {
         kill(criu, Signal::SIGTERM)?;
     }
     service.wait(LONG)?;
+    strace.wait(LONG)?;
     Ok(())
 }
 
