@@ -22,6 +22,9 @@ pub(super) struct Dump {
     /// Dump memory only, and then dump; both in one connection
     #[arg(long)]
     after_pre_dump: bool,
+    /// Print `dumped` and wait for a line while CRIU still holds the tasks
+    #[arg(long)]
+    hold: bool,
     /// A cgroup to freeze
     #[arg(long)]
     freeze_cgroup: Option<PathBuf>,
@@ -42,6 +45,8 @@ struct Options {
     log_level: Option<i32>,
     #[prost(string, optional, tag = "10")]
     log_file: Option<String>,
+    #[prost(bool, optional, tag = "12")]
+    notify_scripts: Option<bool>,
     #[prost(bool, optional, tag = "15")]
     track_mem: Option<bool>,
     #[prost(string, optional, tag = "44")]
@@ -53,6 +58,7 @@ struct Options {
 /// `criu_req_type`
 const DUMP: i32 = 1;
 const PRE_DUMP: i32 = 4;
+const NOTIFY: i32 = 6;
 
 #[derive(Clone, Message)]
 struct Request {
@@ -60,6 +66,8 @@ struct Request {
     kind: i32,
     #[prost(message, optional, tag = "2")]
     options: Option<Options>,
+    #[prost(bool, optional, tag = "3")]
+    notify_success: Option<bool>,
 }
 
 #[derive(Clone, Message)]
@@ -68,8 +76,17 @@ struct Response {
     kind: i32,
     #[prost(bool, required, tag = "2")]
     success: bool,
+    #[prost(message, optional, tag = "5")]
+    notify: Option<Notification>,
     #[prost(string, optional, tag = "9")]
     error: Option<String>,
+}
+
+/// `criu_notify`
+#[derive(Clone, Message)]
+struct Notification {
+    #[prost(string, optional, tag = "1")]
+    script: Option<String>,
 }
 
 /// Dumps a tree, which goes on. After a pre-dump, prints `pre-dumped` and waits for a line.
@@ -123,23 +140,38 @@ fn ask(socket: &OwnedFd, kind: i32, dump: &Dump, images: &Path) -> Result<()> {
             leave_running: Some(true),
             log_level: Some(4),
             log_file: Some("dump.log".to_owned()),
+            notify_scripts: Some(dump.hold),
             track_mem: Some(dump.after_pre_dump),
             freeze_cgroup: dump.freeze_cgroup.as_ref().and_then(text),
             timeout: Some(100),
         }),
+        notify_success: None,
     };
-    send(
-        socket.as_raw_fd(),
-        &request.encode_to_vec(),
-        MsgFlags::empty(),
-    )?;
-    let mut bytes = [0; 4096];
-    let length = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
-    let response = Response::decode(&bytes[..length])?;
+    let mut response = exchange(socket, &request)?;
+    while let Some(notification) = response.notify.take() {
+        if notification.script.as_deref() == Some("post-dump") {
+            println!("dumped");
+            std::io::stdin().read_line(&mut String::new())?;
+        }
+        let go_on = Request {
+            kind: NOTIFY,
+            options: None,
+            notify_success: Some(true),
+        };
+        response = exchange(socket, &go_on)?;
+    }
     ensure!(
         response.success,
         "CRIU failed: {}",
         response.error.unwrap_or_default()
     );
     Ok(())
+}
+
+fn exchange(socket: &OwnedFd, request: &Request) -> Result<Response> {
+    let request = request.encode_to_vec();
+    send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut bytes = [0; 4096];
+    let length = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::empty())?;
+    Ok(Response::decode(&bytes[..length])?)
 }

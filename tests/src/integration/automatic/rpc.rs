@@ -44,22 +44,13 @@ pub(super) fn service(hierarchy: Hierarchy) -> Result<()> {
     command.args(["service", "--address"]).arg(&socket);
     let mut service = Process::spawn(&mut command)?;
     eventually("criu service listens", || Ok(socket.exists()))?;
-    // Only now: CRIU 3.17 tests at its start whether it can trace a child, which strace does already.
-    let mut command = Command::new("strace");
-    command.args(["-f", "-o", "/dev/null", "-P", "inventory.img"]);
-    command.args(["-e", "inject=openat:delay_enter=3000000"]);
-    command.arg("-p").arg(service.pid().to_string());
-    let strace = Process::spawn(&mut command)?;
-    eventually("strace follows criu service", || {
-        let status = fs::read_to_string(format!("/proc/{}/status", service.pid()))?;
-        Ok(status.contains(&format!("TracerPid:\t{}\n", strace.pid())))
-    })?;
     for _ in 0..2 {
         let target = Cgroup::new(hierarchy)?;
         let workload = Workload::start(&[&target], 1)?;
         let images = scratch_folder("images")?;
         let mut command = dump_by(&target, &workload, &images);
-        let client = Process::spawn(command.arg("--service").arg(&socket))?;
+        let mut client = Process::spawn(command.arg("--service").arg(&socket).arg("--hold"))?;
+        client.expect_line("dumped")?;
         let guard = armed()?;
         ensure!(guard["cgroups"][0] == target.text(), "{guard}");
         // The service itself holds nothing.
@@ -73,6 +64,7 @@ pub(super) fn service(hierarchy: Hierarchy) -> Result<()> {
         for value in [hierarchy.frozen(), hierarchy.thawed()] {
             target.expect_refused(hierarchy.file(), value)?;
         }
+        client.tell("")?;
         client
             .wait(LONG)?
             .expect(0)
@@ -88,7 +80,6 @@ pub(super) fn service(hierarchy: Hierarchy) -> Result<()> {
         kill(criu, Signal::SIGTERM)?;
     }
     service.wait(LONG)?;
-    strace.wait(LONG)?;
     Ok(())
 }
 
