@@ -89,6 +89,8 @@ pub struct Guard {
     levels: Levels,
     weak_because: Vec<kernel::Error>,
     maps: Maps,
+    /// When all targets were FROZEN, `CLOCK_BOOTTIME`, ns.
+    frozen_ns: Option<u64>,
     entered: bool,
     ended: bool,
 }
@@ -125,6 +127,7 @@ impl Guard {
             levels: Levels::default(),
             weak_because: loaded.reasons,
             maps: loaded.maps,
+            frozen_ns: None,
             entered: false,
             ended: true,
         };
@@ -289,7 +292,15 @@ impl Guard {
     pub fn status(&self) -> Result<Status, Error> {
         let entry = self.entry()?;
         let targets = self.cgroups().map(Cgroup::key).collect();
-        Snapshot::of_one(&self.maps, self.id, &entry, targets)?.status(&self.maps, self.id, &entry)
+        let seen = Snapshot::of_one(&self.maps, self.id, &entry, targets)?;
+        let status = seen.status(&self.maps, self.id, &entry)?;
+        Ok(self.with_frozen(status))
+    }
+
+    /// Adds the time that this process alone knows.
+    fn with_frozen(&self, mut status: Status) -> Status {
+        status.frozen = self.frozen_ns.map(wall_clock);
+        status
     }
 
     /// How many violations have been counted, and one more if the guard has no proof.
@@ -402,7 +413,7 @@ impl Guard {
         detach_idle(&lock, &maps)?;
         match (end, restored) {
             (Some(status), Err(error)) if status.violation_count() == 0 => Err(error),
-            (end, _) => Ok(end),
+            (end, _) => Ok(end.map(|status| self.with_frozen(status))),
         }
     }
 }

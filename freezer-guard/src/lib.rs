@@ -10,11 +10,12 @@ pub mod doctor;
 pub mod guard;
 pub mod kernel;
 mod kind;
+pub mod report;
 mod sys;
 pub mod words;
 
 pub use kind::Kind;
-pub use sys::{is_ignored, passed_descriptor, unblock_in_child, watch_signals};
+pub use sys::{is_ignored, passed_descriptor, unblock_in_child, watch_input, watch_signals};
 
 /// The version, and which BPF object is built in.
 pub const VERSION: &str = concat!(

@@ -8,7 +8,7 @@ use std::{
     borrow::Cow,
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -39,6 +39,16 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("is no time: {error}")),
     }
+}
+
+/// Returns a time as RFC 3339 in UTC, with milliseconds.
+pub fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// Returns the time that such a text names, if it is one.
+pub fn time_of(text: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(text).ok()
 }
 
 fn escape(text: &str, is_dangerous: impl Fn(char) -> bool) -> Cow<'_, str> {

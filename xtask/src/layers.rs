@@ -24,8 +24,8 @@ const CRATES: [&str; 6] = [
 ];
 
 /// The rooms of `freezer-guard`: each imports from those before it only.
-const ROOMS: [&str; 9] = [
-    "sys", "words", "cgroup", "kernel", "guard", "criu", "doctor", "daemon", "cli",
+const ROOMS: [&str; 10] = [
+    "sys", "words", "cgroup", "kernel", "guard", "criu", "report", "doctor", "daemon", "cli",
 ];
 
 /// A module's path below its crate: `guard::marks`, or nothing for the crate's root.

@@ -13,7 +13,7 @@ use freezer_guard::{
     criu::{self, Criu, Draft, Evidence, Images, Known, Log, Progress, Verdict},
     doctor,
     guard::{Target, chain},
-    words::{self, escaped},
+    words::{self, escaped, timestamp},
 };
 
 use super::{
@@ -137,6 +137,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     evidence.left_running = cgroup::process(pid).is_ok_and(|process| process.is_some());
     evidence.memory_bytes = images.bytes("pages-");
     evidence.image_bytes = images.bytes("");
+    evidence.started = Some(timestamp(done.started));
+    evidence.log_begun = Log::new(images.dir(), LOG).begun().map(timestamp);
+    evidence.ended = Some(timestamp(done.ended));
     evidence.guard = done.guard;
     let written = conclude(&mut evidence, images.dir());
     let place = images.publish(evidence.verdict)?;
@@ -261,6 +264,9 @@ impl Args {
             parent,
             memory_bytes: 0,
             image_bytes: 0,
+            started: None,
+            log_begun: None,
+            ended: None,
             guard: None,
         }
     }

@@ -1,6 +1,6 @@
 //! Why a subcommand fails, and its exit code.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use freezer_guard::{Kind, cgroup, criu, guard, kernel};
 use nix::{errno::Errno, sys::signal::Signal};
@@ -55,6 +55,22 @@ pub(super) enum Error {
     /// The limit of open files is too low.
     #[error("this process cannot open {0} more files: raise its limit (ulimit -n)")]
     FewDescriptors(usize),
+    /// A file that the user has named cannot be written.
+    #[error("write {}", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The service remembers fewer guards.
+    #[error("the service remembers {known} guards that have ended: there is no --last {wanted}")]
+    NotRemembered {
+        /// How many there are.
+        known: usize,
+        /// The one that was asked for.
+        wanted: usize,
+    },
     /// A signal has come.
     #[error("{0} interrupted freezer-guard before COMMAND started")]
     Interrupted(Signal),
@@ -123,7 +139,10 @@ impl Error {
             Self::Criu(error) => return of_criu(error),
             Self::Daemon(error) => error.kind(),
             Self::Service(error) => error.kind(),
-            Self::Contradiction { .. } | Self::ServiceLevel(_) => Kind::Request,
+            Self::Contradiction { .. } | Self::ServiceLevel(_) | Self::NotRemembered { .. } => {
+                Kind::Request
+            }
+            Self::Output { source, .. } => of_file(source),
             Self::FewDescriptors(_) => Kind::Unsupported,
             Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 return NOT_FOUND;
@@ -150,16 +169,22 @@ fn of_criu(error: &criu::Error) -> Code {
         criu::Error::NotFound(_) => return NOT_FOUND,
         criu::Error::Run { .. } => return CANNOT_EXECUTE,
         criu::Error::NoCriu { .. } | criu::Error::Check { .. } => Kind::Unsupported,
-        criu::Error::Io { source, .. } => match source.kind() {
-            io::ErrorKind::NotFound
-            | io::ErrorKind::NotADirectory
-            | io::ErrorKind::InvalidInput
-            | io::ErrorKind::InvalidData
-            | io::ErrorKind::UnexpectedEof => Kind::Request,
-            io::ErrorKind::PermissionDenied => Kind::Permission,
-            _ => Kind::Internal,
-        },
+        criu::Error::Io { source, .. } => of_file(source),
         _ => Kind::Request,
     };
     kind.into()
+}
+
+/// Of a file or directory that the user has named.
+fn of_file(error: &io::Error) -> Kind {
+    match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::InvalidData
+        | io::ErrorKind::UnexpectedEof => Kind::Request,
+        io::ErrorKind::PermissionDenied => Kind::Permission,
+        _ => Kind::Internal,
+    }
 }

@@ -14,11 +14,13 @@ mod exit;
 mod generate;
 mod guarded;
 mod names;
+mod report;
 mod restore;
 mod run;
 mod say;
 mod status;
 mod target;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod unload;
@@ -53,6 +55,13 @@ enum Command {
     Verify(verify::Args),
     /// Show every guard, or the state of one cgroup
     Status(status::Args),
+    /// Show one checkpoint as a timeline: its guard, what CRIU did, who disturbed it
+    ///
+    /// For an image it uses the evidence that `freezer-guard checkpoint` leaves in the image's
+    /// directory, and CRIU's log and statistics there. For a guard that has ended (--last) it uses
+    /// what the service remembers, and the journal. It says what they do not tell. It succeeds for
+    /// a checkpoint that was violated, too.
+    Report(report::Args),
     /// Show what happens to guarded cgroups: refusals, violations, begins, ends
     Events(events::Args),
     /// Check whether this host can guard checkpoints, and what to do if not
@@ -118,6 +127,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Verify(args) => verify::main(&args),
         Command::Events(args) => events::main(&args),
         Command::Status(args) => status::main(&args),
+        Command::Report(args) => report::main(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::End(args) => end::main(&args),
         Command::Unload => unload::main(),

@@ -4,6 +4,7 @@ use std::{
     io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use freezer_guard::{
@@ -11,6 +12,8 @@ use freezer_guard::{
     guard::{self, Status, describe_level, refusals, violations},
 };
 use serde_json::json;
+
+mod watch;
 
 use super::{
     client::{self, Daemon as _, answer},
@@ -27,12 +30,28 @@ pub(super) struct Args {
     /// Show the guards that have ended, as far as the service remembers them
     #[arg(long, conflicts_with = "path")]
     last: bool,
-    /// Print one JSON object
+    /// Show a table of all guards in force and of the last that ended, and look again every so
+    /// many seconds, until Ctrl-C or q. Without a terminal, print the table again when it has
+    /// changed
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = watch::seconds,
+        conflicts_with_all = ["path", "last"]
+    )]
+    watch: Option<Duration>,
+    /// Print one JSON object; with --watch, one each time
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    if let Some(interval) = args.watch {
+        return watch::main(interval, args.json);
+    }
     let text = match &args.path {
         None => {
             let guards = client::block_on(async {
@@ -78,7 +97,8 @@ pub(super) async fn list() -> Result<Vec<Status>> {
     .await
 }
 
-async fn last() -> Result<Vec<Status>> {
+/// The last guards that have ended, the oldest first, as far as the service has kept them.
+pub(super) async fn last() -> Result<Vec<Status>> {
     let failed = || Error::io(format!("read {}", history::LAST));
     client::ask(
         async |daemon| Ok(answer(daemon.list_ended()).await?.guards),

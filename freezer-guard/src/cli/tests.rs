@@ -1,7 +1,7 @@
 //! The command line, and the exit codes of errors.
 
 use clap::{CommandFactory as _, Parser as _};
-use freezer_guard::{Kind, cgroup, guard, kernel};
+use freezer_guard::{Kind, cgroup, criu, guard, kernel};
 
 use super::{
     Cli,
@@ -51,6 +51,21 @@ lines! {
     restore_wants_images: false "freezer-guard restore",
     status_takes_a_path: true "freezer-guard status /x",
     status_of_the_last_takes_no_path: false "freezer-guard status --last /x",
+    status_watches: true "freezer-guard status --watch",
+    status_watches_in_other_steps: true "freezer-guard status --watch=0.5 --json",
+    status_watches_no_single_cgroup: false "freezer-guard status --watch /x",
+    status_watches_nothing_that_ended: false "freezer-guard status --watch --last",
+    status_takes_no_steps_of_nothing: false "freezer-guard status --watch=0",
+    status_takes_no_steps_without_end: false "freezer-guard status --watch=inf",
+    status_takes_no_steps_with_a_unit: false "freezer-guard status --watch=1s",
+    report_takes_an_image: true "freezer-guard report /d",
+    report_takes_the_last: true "freezer-guard report --last",
+    report_takes_one_before: true "freezer-guard report --last 3 --json",
+    report_counts_from_one: false "freezer-guard report --last 0",
+    report_wants_something: false "freezer-guard report",
+    report_takes_no_two: false "freezer-guard report /d --last",
+    report_draws_into_a_file: true "freezer-guard report /d --svg -o /f",
+    report_has_one_form: false "freezer-guard report /d --svg --html",
     events_follow: true "freezer-guard events -f --json",
     end_takes_an_id: true "freezer-guard end --force --guard 12",
     end_takes_all: true "freezer-guard end --all --force",
@@ -95,6 +110,28 @@ fn io(kind: std::io::ErrorKind) -> cgroup::Error {
 fn a_wrong_path_is_wrong_usage() {
     assert_eq!(code(io(std::io::ErrorKind::NotFound)), USAGE);
     assert_eq!(code(cgroup::Error::NotACgroup("/x".into())), USAGE);
+}
+
+#[test]
+fn an_image_of_another_program_is_wrong_usage() {
+    assert_eq!(code(criu::Error::NoEvidence("/x".into())), USAGE);
+    assert_eq!(
+        code(Error::NotRemembered {
+            known: 0,
+            wanted: 1
+        }),
+        USAGE
+    );
+}
+
+#[test]
+fn a_wrong_file_for_output_is_wrong_usage() {
+    let error = |kind: std::io::ErrorKind| Error::Output {
+        path: "/x".into(),
+        source: kind.into(),
+    };
+    assert_eq!(code(error(std::io::ErrorKind::NotFound)), USAGE);
+    assert_eq!(code(error(std::io::ErrorKind::StorageFull)), INTERNAL);
 }
 
 #[test]

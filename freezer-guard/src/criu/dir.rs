@@ -10,6 +10,9 @@ use super::{Error, failed};
 /// The name of the evidence, with which that of its draft begins.
 pub(super) const EVIDENCE: &str = "freezer-guard.json";
 
+/// The name of the draft.
+pub(super) const DRAFT: &str = "freezer-guard.json.draft";
+
 /// The end of a directory's name while CRIU writes images into it.
 pub(super) const UNFINISHED: &str = "unfinished";
 
@@ -27,9 +30,14 @@ pub(super) fn bytes(dir: &Path, prefix: &str) -> u64 {
 
 /// Where images for this place are being written, if nothing was there before.
 pub(super) fn unfinished(place: &Path) -> PathBuf {
+    beside(place, UNFINISHED)
+}
+
+/// Where images for this place are that are of this kind, the first of them.
+pub(super) fn beside(place: &Path, kind: &str) -> PathBuf {
     let mut name = place.file_name().unwrap_or_default().to_owned();
     name.push(".");
-    name.push(UNFINISHED);
+    name.push(kind);
     place.with_file_name(name)
 }
 

@@ -98,6 +98,15 @@ pub struct Evidence {
     pub memory_bytes: u64,
     /// The size of the images, bytes.
     pub image_bytes: u64,
+    /// When CRIU was started, RFC 3339 in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
+    /// When CRIU began its log: the times in it count from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_begun: Option<String>,
+    /// When CRIU had ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
     /// The guard at its end; none when somebody has ended it before.
     pub guard: Option<Status>,
 }
@@ -142,7 +151,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    pub(super) const FILE: &str = "freezer-guard.json.draft";
+    pub(super) const FILE: &str = dir::DRAFT;
     /// Its size, bytes: room for the guard's refusals.
     const BYTES: usize = 64 * 1024;
 

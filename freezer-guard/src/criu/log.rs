@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use super::dir;
@@ -101,6 +102,12 @@ impl Log {
     fn stamp(&self) -> Option<Stamp> {
         let metadata = self.path.metadata().ok()?;
         Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+    }
+
+    /// When it was created, if its file system knows that: CRIU creates it when it sets its clock
+    /// (`log_init` of `log.c`).
+    pub fn begun(&self) -> Option<SystemTime> {
+        self.path.metadata().ok()?.created().ok()
     }
 
     /// Where it is.

@@ -7,6 +7,9 @@ mod dir;
 mod evidence;
 mod images;
 mod log;
+mod record;
+mod stages;
+mod stats;
 
 use std::{
     fmt,
@@ -21,6 +24,9 @@ pub use dir::sync;
 pub use evidence::{Draft, Evidence, Known, Verdict};
 pub use images::Images;
 pub use log::{Log, Progress, Stage};
+pub use record::Record;
+pub use stages::{Action, Stages, Step};
+pub use stats::DumpStats;
 
 /// The reason why CRIU or a directory of images cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +94,12 @@ pub enum Error {
     /// A checkpoint that was interrupted after its images were complete.
     #[error("{} holds no images of CRIU, but {} holds complete ones of an interrupted checkpoint: restore that one", .0.display(), .1.display())]
     Unfinished(PathBuf, PathBuf),
+    /// Images that `freezer-guard checkpoint` did not make.
+    #[error("{} has no {}: only `freezer-guard checkpoint` writes it beside the images; for an image that an engine or `freezer-guard run` has made, `freezer-guard report --last` shows the guards that the service remembers", .0.display(), Evidence::FILE)]
+    NoEvidence(PathBuf),
+    /// The checkpoint for this place was not good, or goes on.
+    #[error("there is no image {}: look at {}", .0.display(), .1.display())]
+    OtherName(PathBuf, PathBuf),
     /// Nothing tells what to guard while it is restored.
     #[error("{} does not name the cgroup of its tree (it has no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),

@@ -15,7 +15,10 @@ use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
 use super::now;
-use crate::{cgroup, words::escaped};
+use crate::{
+    cgroup,
+    words::{escaped, timestamp},
+};
 
 /// Whether it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,5 +216,5 @@ fn comm(bytes: &[u8; 16]) -> String {
 pub fn wall_clock(boot_ns: u64) -> String {
     let ago = Duration::from_nanos(now().saturating_sub(boot_ns));
     let time = SystemTime::now().checked_sub(ago);
-    humantime::format_rfc3339_millis(time.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
+    timestamp(time.unwrap_or(SystemTime::UNIX_EPOCH))
 }

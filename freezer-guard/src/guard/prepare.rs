@@ -8,7 +8,7 @@ use std::{
 
 use freezer_guard_abi::GuardEntry;
 
-use super::{Before, Error, Guard, Incident};
+use super::{Before, Error, Guard, Incident, now};
 use crate::cgroup::Report;
 
 /// The pause after the first look whether the freezer is done, and the longest: each pause is
@@ -47,6 +47,7 @@ impl Guard {
             let before = self.before()?;
             self.freeze(how.freeze)?;
             self.wait_frozen(how, before, deadline, &mut progress)?;
+            self.frozen_ns = Some(now());
             let report = self.verify(how.root)?;
             // Tasks may have come since.
             self.surround()?;

@@ -74,6 +74,10 @@ pub struct Status {
     pub owner_uid: Option<u32>,
     /// When it was begun, RFC 3339 in UTC.
     pub begun: String,
+    /// When all its cgroups were FROZEN, before it entered CHECKPOINTING. Only the process that has
+    /// begun the guard knows it, and its answer has it: the kernel does not keep it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub frozen: Option<String>,
     /// When it entered CHECKPOINTING.
     pub checkpointing: Option<String>,
     /// How long it has been held, seconds.
@@ -278,6 +282,7 @@ impl Snapshot {
             holder_pids: self.pids,
             owner_uid: (entry.flags & GuardEntry::BY_USER != 0).then_some(entry.owner_uid as u32),
             begun: wall_clock(entry.begun_ns),
+            frozen: None,
             checkpointing: (entry.checkpointing_ns != 0)
                 .then(|| wall_clock(entry.checkpointing_ns)),
             held_seconds: held.as_secs_f64(),

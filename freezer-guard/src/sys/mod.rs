@@ -22,7 +22,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::SignalFd,
 };
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 pub(crate) use bpf::{
     Attachment, Functions, HashMapFd, attach, attach_iterator, create_map, load, load_btf,
@@ -38,6 +38,18 @@ pub fn watch_signals(descriptor: SignalFd) -> io::Result<AsyncFd<SignalFd>> {
     // SAFETY: a `SignalFd` owns one descriptor, always returns it, and closes it
     // only when it is dropped.
     unsafe { AsyncFd::register(descriptor) }.map_err(|error| error.into_parts().1)
+}
+
+/// Lets a tokio runtime wait until something can be read from a descriptor. The read itself has to
+/// be one that does not wait.
+///
+/// # Errors
+/// When the descriptor cannot be registered: a regular file cannot.
+pub fn watch_input(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` owns one descriptor, always returns it, and closes it only when it is
+    // dropped.
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
+        .map_err(|error| error.into_parts().1)
 }
 
 /// Lets a tokio runtime wait for events.

@@ -176,7 +176,7 @@ impl ActiveGuard {
             Self::Here { guard, .. } => Ok(guard.end()?),
             Self::Service {
                 mut daemon,
-                guard,
+                mut guard,
                 cgroup,
                 ..
             } => {
@@ -187,7 +187,7 @@ impl ActiveGuard {
                     return Ok(None);
                 }
                 match answer(daemon.end(Some(&cgroup), Some(guard.id), false)).await {
-                    Ok(ended) => Ok(Some(ended.guard)),
+                    Ok(ended) => Ok(Some(with_frozen(ended.guard, &mut guard))),
                     Err(Error::Service(reply::Error::NotGuarded { .. })) => Ok(None),
                     Err(error) => Err(error),
                 }
@@ -198,9 +198,17 @@ impl ActiveGuard {
 
 fn remember(guard: &mut Status, seen: Option<Status>) {
     match seen {
-        Some(now) => *guard = now,
+        Some(now) => *guard = with_frozen(now, guard),
         // Their numbers may be others' by now.
         None => guard.holder_pids.clear(),
+    }
+}
+
+/// Adds the time that only the answer to the begin has.
+fn with_frozen(now: Status, begun: &mut Status) -> Status {
+    Status {
+        frozen: begun.frozen.take(),
+        ..now
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::PathBuf,
     process::ExitStatus,
+    time::SystemTime,
 };
 
 use freezer_guard::{
@@ -59,6 +60,9 @@ pub(super) struct GuardedCommand<'a> {
 /// What came of it.
 pub(super) struct Outcome {
     pub(super) status: ExitStatus,
+    /// When COMMAND was started, and when it had ended.
+    pub(super) started: SystemTime,
+    pub(super) ended: SystemTime,
     /// What was guarded, in words.
     pub(super) names: String,
     /// What the guard did; `None`: somebody has ended it before.
@@ -199,6 +203,7 @@ async fn hold_on(
         guard::thaw(hold.cgroups())?;
     }
 
+    let started = SystemTime::now();
     let mut child = spawn(command, &signals)?;
     let supervised = supervise::supervise(&mut work, &mut hold, reader, &mut child, &mut signals);
     let status = match supervised.await {
@@ -210,6 +215,7 @@ async fn hold_on(
             return Err(error);
         }
     };
+    let ended = SystemTime::now();
     options.step(format_args!("{} ended with {status}", command[0].display()));
     if !work.restores {
         let stragglers = hold.other_pids().await?;
@@ -229,6 +235,8 @@ async fn hold_on(
     }
     Ok(Outcome {
         status,
+        started,
+        ended,
         names,
         guard,
     })

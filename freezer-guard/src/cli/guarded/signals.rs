@@ -40,7 +40,7 @@ impl Signals {
     }
 
     /// The same, and nobody stops this process from a terminal.
-    pub(super) fn catch_stops_too() -> io::Result<Self> {
+    pub(in crate::cli) fn catch_stops_too() -> io::Result<Self> {
         Self::catch_those(PASSED_ON.into_iter().chain([Signal::SIGTSTP]))
     }
 

@@ -1,0 +1,122 @@
+//! `freezer-guard report`: one checkpoint as a timeline.
+
+use std::{
+    fs,
+    io::{ErrorKind, Write as _},
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+};
+
+use freezer_guard::{
+    guard::Status,
+    report::{JournalLine, Report, Sources, journal_line, of_guard, of_image},
+};
+
+use super::{
+    client,
+    error::{Error, Result},
+    status,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    what: What,
+    #[command(flatten)]
+    form: Form,
+    /// Write to this file instead of standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// The directory of an image that `freezer-guard checkpoint` has made, be it good or not
+    image_dir: Option<PathBuf>,
+    /// Show the guard that ended last, or the Nth from the end, as far as the service remembers it
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    last: Option<u32>,
+}
+
+#[derive(clap::Args)]
+#[group(multiple = false)]
+struct Form {
+    /// Draw an SVG picture
+    #[arg(long)]
+    svg: bool,
+    /// Write an HTML page, which loads nothing from elsewhere
+    #[arg(long)]
+    html: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    let report = match (&args.what.image_dir, args.what.last) {
+        (Some(dir), _) => of_image(Sources::read(dir)?),
+        (None, number) => {
+            let guard = remembered(number.unwrap_or(1) as usize)?;
+            let journal = journal(&guard);
+            of_guard(guard, journal.as_deref())
+        }
+    };
+    let text = args.form.render(&report)?;
+    match &args.output {
+        Some(path) => fs::write(path, text).map_err(|source| Error::Output {
+            path: path.clone(),
+            source,
+        })?,
+        None => match std::io::stdout().write_all(text.as_bytes()) {
+            // The reader has seen enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            written => written?,
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Form {
+    fn render(&self, report: &Report) -> Result<String> {
+        Ok(match self {
+            Self { svg: true, .. } => report.to_svg(),
+            Self { html: true, .. } => report.to_html(),
+            Self { json: true, .. } => serde_json::to_string(report)? + "\n",
+            _ => report.to_text(),
+        })
+    }
+}
+
+/// The guard that ended last is the first.
+fn remembered(wanted: usize) -> Result<Status> {
+    let mut guards = client::block_on(status::last())?;
+    let known = guards.len();
+    match known.checked_sub(wanted) {
+        Some(place) => Ok(guards.swap_remove(place)),
+        None => Err(Error::NotRemembered { known, wanted }),
+    }
+}
+
+/// What the service has logged about a guard, if the journal can be read. Root's lines only: any
+/// user may log under our name.
+fn journal(guard: &Status) -> Option<Vec<JournalLine>> {
+    let output = Command::new("journalctl")
+        .args(["--quiet", "--no-pager", "-t", "freezer-guard", "-o", "json"])
+        .args(["_UID=0", &format!("GUARD={}", guard.id)])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    output
+        .status
+        .success()
+        .then(|| text.lines().filter_map(journal_line).collect())
+}

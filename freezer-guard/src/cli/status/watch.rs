@@ -1,0 +1,323 @@
+//! `freezer-guard status --watch`: a table of all guards that is always new.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{ErrorKind, Write as _},
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use freezer_guard::{
+    guard::{Status, chain},
+    report::{Line, Row, Style, table},
+    words::{escaped, timestamp},
+};
+use freezer_guard_abi::GuardId;
+use nix::sys::signal::{Signal, raise};
+use serde_json::json;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::{last, list};
+use crate::{
+    cli::{
+        client,
+        error::Result,
+        guarded::signals::Signals,
+        terminal::{Keys, Screen},
+    },
+    daemon::history,
+};
+
+/// How many guards that have ended are shown.
+const ENDED: usize = 5;
+/// How often the service is asked for a guard that has gone, before what was seen last is shown.
+const ASKED: u32 = 5;
+
+/// Takes a number of seconds.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    const SHORTEST: f64 = 0.1;
+    const LONGEST: f64 = 86_400.0;
+    match text.parse::<f64>() {
+        Ok(seconds) if (SHORTEST..=LONGEST).contains(&seconds) => {
+            Ok(Duration::from_secs_f64(seconds))
+        }
+        _ => Err(format!(
+            "is no number of seconds from {SHORTEST} to {LONGEST}"
+        )),
+    }
+}
+
+pub(super) fn main(every: Duration, json: bool) -> Result<ExitCode> {
+    client::block_on(async {
+        let mut view = View::default();
+        // An error now is one of the command; later ones are shown and may pass.
+        view.look().await?;
+        let screen = match json {
+            true => None,
+            false => Screen::take()?,
+        };
+        match screen {
+            Some(screen) => view.show(screen, every).await,
+            None => view.print(every, json).await,
+        }
+    })
+}
+
+/// What is shown.
+#[derive(Default)]
+struct View {
+    guards: Vec<Status>,
+    /// The last that have ended, the newest first.
+    ended: Vec<Status>,
+    /// Guards that have gone and of whose end nobody has told, the newest first.
+    gone: Vec<Gone>,
+    /// When the service has written its history last.
+    written: Option<SystemTime>,
+    is_begun: bool,
+    /// Why the last look failed.
+    error: Option<String>,
+}
+
+/// A guard that was in force, and of whose end nobody has told.
+#[derive(Clone)]
+struct Gone {
+    guard: Status,
+    /// How often the history did not have it.
+    asked: u32,
+}
+
+impl View {
+    /// Looks at the guards once more.
+    async fn look(&mut self) -> Result<()> {
+        let guards = list().await?;
+        let ids: BTreeSet<GuardId> = guards.iter().map(|guard| guard.id).collect();
+        for mut guard in std::mem::replace(&mut self.guards, guards) {
+            if !ids.contains(&guard.id) {
+                guard.holder_pids.clear();
+                self.gone.insert(0, Gone { guard, asked: 0 });
+            }
+        }
+        // It is written when guards have ended. Not everybody may look at it.
+        let written = fs::metadata(history::LAST).and_then(|file| file.modified());
+        let written = written.ok();
+        let is_asked = self.gone.iter().any(|gone| gone.asked < ASKED);
+        if !self.is_begun || is_asked || written != self.written {
+            let ended = last().await?;
+            self.ended = ended.into_iter().rev().take(ENDED).collect();
+            self.written = written;
+            self.is_begun = true;
+        }
+        let ended = &self.ended;
+        self.gone
+            .retain(|gone| !ended.iter().any(|guard| guard.id == gone.guard.id));
+        self.gone.iter_mut().for_each(|gone| gone.asked += 1);
+        self.gone.truncate(ENDED);
+        Ok(())
+    }
+
+    /// Looks, and keeps the error if it fails.
+    async fn look_or_keep(&mut self) {
+        self.error = self.look().await.err().map(|error| chain(&error));
+    }
+
+    /// The guards that have ended, the newest first, and whether they are as they were seen last.
+    fn ended(&self) -> Vec<(&Status, bool)> {
+        let gone = self.gone.iter().map(|gone| (&gone.guard, true));
+        let known = self.ended.iter().map(|guard| (guard, false));
+        let mut ended: Vec<_> = gone.chain(known).collect();
+        ended.sort_by(|one, other| other.0.begun.cmp(&one.0.begun));
+        ended.truncate(ENDED);
+        ended
+    }
+
+    fn lines(&self, width: Option<usize>) -> Vec<Line> {
+        let row = |guard, has_ended, is_last_seen| Row {
+            guard,
+            holder: holder(guard),
+            has_ended,
+            is_last_seen,
+        };
+        let ended = self.ended();
+        let rows = self.guards.iter().map(|guard| row(guard, false, false));
+        let rows: Vec<_> = rows.collect();
+        let rows_ended = ended.iter().map(|(guard, gone)| row(guard, true, *gone));
+        let rows_ended: Vec<_> = rows_ended.collect();
+        let mut lines = match rows.is_empty() {
+            true => vec![plain("no cgroup is guarded")],
+            false => table(&rows, width),
+        };
+        if !rows_ended.is_empty() {
+            lines.extend([plain(""), plain("The last guards that have ended:")]);
+            lines.extend(table(&rows_ended, width));
+        }
+        if ended.iter().any(|(_, is_last_seen)| *is_last_seen) {
+            lines.push(plain(
+                "~ as it was seen last: only the service keeps how a guard ended",
+            ));
+        }
+        lines
+    }
+
+    /// What has to be different for a new table where no terminal is.
+    fn without_times(&self) -> Vec<Line> {
+        let still = |guard: &Status| Status {
+            held_seconds: 0.0,
+            ..guard.clone()
+        };
+        let view = Self {
+            guards: self.guards.iter().map(still).collect(),
+            ended: self.ended.clone(),
+            gone: self.gone.clone(),
+            ..Self::default()
+        };
+        view.lines(None)
+    }
+
+    fn json(&self, now: &str) -> String {
+        let gone: Vec<_> = self.gone.iter().map(|gone| &gone.guard).collect();
+        let object = json!({
+            "time": now, "guards": self.guards, "ended": self.ended, "gone": gone
+        });
+        format!("{object}\n")
+    }
+
+    /// Shows it on a terminal until the user has seen enough.
+    async fn show(mut self, mut screen: Screen, every: Duration) -> Result<ExitCode> {
+        let mut signals = Signals::catch_stops_too()?;
+        let mut keys = screen.keys()?;
+        let mut tick = ticks(every);
+        // An error: the terminal has gone.
+        while screen.draw(&self.screenful(&screen)).is_ok() {
+            tokio::select! {
+                caught = signals.next() => match caught?.signal {
+                    Signal::SIGTSTP => {
+                        screen.leave()?;
+                        raise(Signal::SIGSTOP)?;
+                        // Somebody lets us go on.
+                        screen.enter()?;
+                    }
+                    signal if ends(signal) => break,
+                    _ => {}
+                },
+                key = pressed(&mut keys) => match key? {
+                    Some(b'q' | b'Q') => break,
+                    Some(_) => {}
+                    None => keys = None,
+                },
+                _ = tick.tick() => self.look_or_keep().await,
+            }
+        }
+        screen.leave()?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The lines for the terminal as it is now.
+    fn screenful(&self, screen: &Screen) -> Vec<Line> {
+        let (width, height) = screen.size();
+        let now = timestamp(SystemTime::now());
+        let count = self.guards.len();
+        let way_out = match screen.has_keys() {
+            true => "q: quit",
+            false => "Ctrl-C: quit",
+        };
+        let mut lines = vec![
+            plain(&format!("{now}  guards in force: {count}  ({way_out})")),
+            plain(""),
+        ];
+        lines.extend(self.lines(Some(width)));
+        if let Some(error) = &self.error {
+            let text = format!("cannot look again, trying on: {}", escaped(error));
+            lines.insert(
+                1,
+                Line {
+                    text,
+                    style: Style::Alarm,
+                },
+            );
+        }
+        if lines.len() > height {
+            let left = lines.len() - height + 1;
+            lines.truncate(height - 1);
+            lines.push(plain(&format!("… {left} more lines")));
+        }
+        lines
+    }
+
+    /// Prints it until a signal comes or nobody reads any more.
+    async fn print(mut self, every: Duration, json: bool) -> Result<ExitCode> {
+        let mut signals = Signals::catch()?;
+        let mut tick = ticks(every);
+        let mut printed = None;
+        loop {
+            let now = timestamp(SystemTime::now());
+            let seen = self.without_times();
+            let text = match json {
+                true => self.json(&now),
+                false if printed.as_ref() == Some(&seen) => String::new(),
+                false => {
+                    let lines = self.lines(None).into_iter();
+                    let text: String = lines.map(|line| line.text + "\n").collect();
+                    format!("{now}\n{text}\n")
+                }
+            };
+            printed = Some(seen);
+            let mut stdout = std::io::stdout();
+            let written = stdout.write_all(text.as_bytes());
+            match written.and_then(|()| stdout.flush()) {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+                written => written?,
+            }
+            tokio::select! {
+                caught = signals.next() => if ends(caught?.signal) { break },
+                _ = tick.tick() => self.look().await?,
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Whether a signal ends the view.
+fn ends(signal: Signal) -> bool {
+    !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2)
+}
+
+/// The first look has been made before the first of them.
+fn ticks(every: Duration) -> Interval {
+    let mut tick = interval_at(Instant::now() + every, every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+async fn pressed(keys: &mut Option<Keys>) -> std::io::Result<Option<u8>> {
+    match keys {
+        Some(keys) => keys.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn plain(text: &str) -> Line {
+    Line {
+        text: text.to_owned(),
+        style: Style::Plain,
+    }
+}
+
+/// The checkpointer, which is not freezer-guard itself if there is another: its pid and name, and
+/// how many more processes there are.
+fn holder(guard: &Status) -> String {
+    /// The first ones are older than their children.
+    const LOOKED_AT: usize = 8;
+    let name = |pid: &u32| {
+        let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let comm = String::from_utf8_lossy(&comm);
+        (*pid, comm.trim_end_matches('\n').to_owned())
+    };
+    let named: Vec<_> = guard.holder_pids.iter().take(LOOKED_AT).map(name).collect();
+    let other = named.iter().find(|(_, comm)| comm != "freezer-guard");
+    match (other.or(named.first()), guard.holder_pids.len()) {
+        (None, _) => "-".to_owned(),
+        (Some((pid, comm)), 1) => format!("{pid} {comm}"),
+        (Some((pid, comm)), count) => format!("{pid} {comm} +{}", count - 1),
+    }
+}

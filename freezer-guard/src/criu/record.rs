@@ -1,0 +1,190 @@
+//! The evidence of an image as a reader finds it: of this version or another.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Error, INVENTORY, Verdict, dir, failed};
+use crate::guard::Status;
+
+/// What the evidence says. A field that its version did not have is empty.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// How good the image is; `None` while the checkpoint goes on, or if it was interrupted.
+    pub verdict: Option<Verdict>,
+    /// The version of freezer-guard.
+    pub freezer_guard: String,
+    /// `uname -r`
+    pub kernel: String,
+    /// What CRIU says of its version.
+    pub criu: String,
+    /// CRIU's command line.
+    pub command: Vec<String>,
+    /// Its exit code.
+    pub exit_code: Option<u8>,
+    /// The root of the tree.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// The cgroups that were guarded.
+    pub cgroups: Vec<PathBuf>,
+    /// Whether the image holds memory only.
+    pub pre_dump: bool,
+    /// Whether the root was there afterwards.
+    pub left_running: bool,
+    /// The size of the memory in the image, bytes.
+    pub memory_bytes: u64,
+    /// The size of the images, bytes.
+    pub image_bytes: u64,
+    /// When CRIU was started.
+    pub started: Option<String>,
+    /// When CRIU began its log.
+    pub log_begun: Option<String>,
+    /// When CRIU had ended.
+    pub ended: Option<String>,
+    /// The guard at its end.
+    guard: Value,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            verdict: None,
+            freezer_guard: String::new(),
+            kernel: String::new(),
+            criu: String::new(),
+            command: Vec::new(),
+            exit_code: None,
+            pid: 0,
+            comm: String::new(),
+            cgroups: Vec::new(),
+            pre_dump: false,
+            left_running: false,
+            memory_bytes: 0,
+            image_bytes: 0,
+            started: None,
+            log_begun: None,
+            ended: None,
+            guard: Value::Null,
+        }
+    }
+}
+
+/// The evidence before CRIU has ended: see [`Draft`](super::Draft).
+#[derive(Deserialize)]
+struct Unfinished {
+    evidence: Record,
+}
+
+impl Record {
+    /// Reads the evidence of the images in a directory, be they good or not.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of_images(dir: &Path) -> Result<Self, Error> {
+        if let Some(record) = read(&dir.join(dir::EVIDENCE))? {
+            return Ok(record);
+        }
+        if let Some(Unfinished { evidence }) = read(&dir.join(dir::DRAFT))? {
+            return Ok(Self {
+                verdict: None,
+                exit_code: None,
+                ..evidence
+            });
+        }
+        if dir.join(INVENTORY).exists() {
+            return Err(Error::NoEvidence(dir.to_owned()));
+        }
+        let kinds = [
+            Verdict::Violated.name(),
+            Verdict::Failed.name(),
+            dir::UNFINISHED,
+        ];
+        let mut others = kinds.into_iter().map(|kind| dir::beside(dir, kind));
+        match others.find(|other| other.is_dir()) {
+            Some(other) => Err(Error::OtherName(dir.to_owned(), other)),
+            None => match fs::read_dir(dir) {
+                Ok(_) => Err(Error::NoImages(dir.to_owned())),
+                Err(source) => Err(failed("read", dir, source)),
+            },
+        }
+    }
+
+    /// The guard, if there is one and this version understands it.
+    pub fn guard(&self) -> Option<Status> {
+        Status::deserialize(&self.guard).ok()
+    }
+
+    /// Whether the evidence has a guard that this version does not understand.
+    pub fn has_foreign_guard(&self) -> bool {
+        !self.guard.is_null() && self.guard().is_none()
+    }
+}
+
+/// Reads a file, if it is there.
+fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>, Error> {
+    let understand = |error: serde_json::Error| failed("understand", path, error.into());
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(understand),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(source) => Err(failed("read", path, source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{Error, Record};
+    use crate::criu::Verdict;
+
+    #[test]
+    fn an_image_that_is_not_good_has_a_record() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let text = r#"{"verdict":"violated","pid":7,"guard":{"id":"of another version"}}"#;
+        fs::write(temp.path().join("freezer-guard.json"), text).expect("a file");
+        let record = Record::of_images(temp.path()).expect("a record");
+        assert_eq!((record.verdict, record.pid), (Some(Verdict::Violated), 7));
+        assert!(record.has_foreign_guard() && record.guard().is_none());
+    }
+
+    #[test]
+    fn an_interrupted_checkpoint_has_no_verdict() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let text = r#"{"excuses":false,"evidence":{"verdict":"failed","pid":7}}   "#;
+        fs::write(temp.path().join("freezer-guard.json.draft"), text).expect("a file");
+        let record = Record::of_images(temp.path()).expect("a record");
+        assert_eq!((record.verdict, record.pid), (None, 7));
+    }
+
+    #[test]
+    fn an_image_of_another_program_has_none() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("image");
+        let found = || Record::of_images(&place).expect_err("no record");
+        assert!(matches!(found(), Error::Io { .. }));
+        fs::create_dir(&place).expect("a folder");
+        assert!(matches!(found(), Error::NoImages(_)));
+        fs::write(place.join("inventory.img"), "x").expect("an image");
+        assert!(matches!(found(), Error::NoEvidence(_)));
+    }
+
+    #[test]
+    fn the_place_of_a_violated_image_leads_to_it() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let violated = temp.path().join("image.violated");
+        fs::create_dir(&violated).expect("a folder");
+        match Record::of_images(&temp.path().join("image")) {
+            Err(Error::OtherName(_, other)) => assert_eq!(other, violated),
+            other => panic!("{other:?}"),
+        }
+    }
+}
