@@ -34,6 +34,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("thaws_for_a_holder_that_died", thaws);
     list.add("thaws_no_other_cgroup_of_that_name", thaws_no_other);
     list.add("metrics", metrics);
+    list.add("report_of_the_last", report);
 }
 
 /// How long systemd and the service may take for what they do.
@@ -442,5 +443,42 @@ fn metrics(hierarchy: Hierarchy) -> Result<()> {
     })?;
     fs::write(CONFIG, before)?;
     systemctl(&["reload", "freezer-guard"])?.expect(0)?;
+    Ok(())
+}
+
+/// What the service remembers of a guard, and what it has logged.
+fn report(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    held.release()?.expect(0)?;
+    let mut report = Value::Null;
+    eventually("it is remembered", || {
+        let shown = guard(["report", "--last", "--json"])?;
+        report = serde_json::from_str(&shown.stdout).unwrap_or_default();
+        Ok(report["about"]
+            .as_str()
+            .is_some_and(|about| about.ends_with(&target.text())))
+    })?;
+    ensure!(report["verdict"] == "undisturbed", "{report}");
+    let moments = report["timeline"].as_array().context("a timeline")?;
+    let kinds: Vec<_> = moments
+        .iter()
+        .filter_map(|moment| moment["kind"].as_str())
+        .collect();
+    ensure!(
+        kinds == ["begun", "checkpointing", "refused", "ended"],
+        "{report}"
+    );
+    let facts = report["facts"].as_array().context("facts")?;
+    ensure!(
+        facts.iter().any(|fact| fact["name"] == "holder"),
+        "nothing of the journal: {report}"
+    );
+    let text = guard(["report", "--last"])?.expect(0)?.stdout;
+    ensure!(text.contains("  verdict       undisturbed"), "{text}");
+    guard(["report", "--last", "100000"])?
+        .expect(64)?
+        .says("there is no --last 100000")?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! What `status` and the summary tell.
 
+mod watch;
+
 use std::{ffi::OsStr, fs, os::unix::ffi::OsStrExt as _, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,6 +18,8 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("guard", one_guard);
     list.add("text", text);
     list.add("without_text", without_text);
+    list.add("watch", watch::on_a_terminal);
+    list.add("watch_into_a_pipe", watch::into_a_pipe);
     list.add("of_no_cgroup", |_| {
         guard(["status", "/tmp"])?.expect(64)?;
         Ok(())

@@ -58,7 +58,7 @@ fn refused(hierarchy: Hierarchy) -> Result<()> {
 }
 
 /// Somebody lets it go, and freezes it again, while nothing is refused.
-fn disturb(scene: &Scene) -> Result<()> {
+pub(super) fn disturb(scene: &Scene) -> Result<()> {
     scene.cgroup.thaw()?;
     scene.cgroup.freeze()
 }

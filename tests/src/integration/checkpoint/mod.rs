@@ -2,6 +2,7 @@
 //! real CRIU, undisturbed and disturbed.
 
 mod disturbed;
+mod report;
 mod undisturbed;
 mod wrong;
 
@@ -41,6 +42,7 @@ pub(super) fn list_unit(list: &mut List<'_>) {
 pub(super) fn list_disturbed(list: &mut List<'_>) {
     if list.can_dump() {
         disturbed::list(list);
+        list.add_alone("report", report::of_images);
         wrong::list(list);
     }
 }
