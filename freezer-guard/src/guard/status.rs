@@ -48,6 +48,8 @@ impl introspect::Type for State {
 
 /// What a guard did.
 #[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
+// The interface has a method `Status`: systemd allows no type of that name beside it.
+#[zlink(rename = "Guard")]
 pub struct Status {
     /// Its id.
     pub id: GuardId,
