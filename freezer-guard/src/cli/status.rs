@@ -6,28 +6,35 @@ use std::{
     process::ExitCode,
 };
 
+use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::{
     cgroup::Cgroup,
-    guard::{self, Status, describe_level, refusals, violations},
+    guard::{Status, describe_level, refusals, violations},
+    json::Versioned,
 };
-use serde_json::json;
+use serde::Serialize;
 
 use super::{
     client::{self, Daemon as _, answer},
+    complete,
     error::{Error, Result},
     say::print,
     target,
 };
-use crate::daemon::{history, reply::State};
+use crate::daemon::{
+    history,
+    reply::{Guards, State},
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A cgroup's directory or a systemd unit; without it, every guard
+    /// Show this cgroup: its directory, or a systemd unit; by default all guards
+    #[arg(add = ArgValueCompleter::new(complete::cgroups_and_units))]
     path: Option<PathBuf>,
-    /// Show the guards that have ended, as far as the service remembers them
+    /// Show the guards that have ended: the service keeps the last 64
     #[arg(long, conflicts_with = "path")]
     last: bool,
-    /// Print one JSON object
+    /// Print one JSON object; for a unit with several cgroups, one a line
     #[arg(long)]
     json: bool,
 }
@@ -38,11 +45,11 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
             let guards = client::block_on(async {
                 match args.last {
                     true => last().await,
-                    false => list().await,
+                    false => client::list().await,
                 }
             })?;
             match (args.json, guards.is_empty(), args.last) {
-                (true, ..) => format!("{}\n", json!({ "guards": guards })),
+                (true, ..) => one_line(Guards { guards })?,
                 (false, true, false) => "no cgroup is guarded\n".to_owned(),
                 (false, true, true) => "no guard that has ended is remembered\n".to_owned(),
                 (false, false, _) => guards.iter().map(describe).collect(),
@@ -53,7 +60,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
             for cgroup in target::resolve(path)? {
                 let found = client::block_on(state(cgroup.path()))?;
                 text += &match (&found.guard, args.json) {
-                    (_, true) => format!("{}\n", serde_json::to_string(&found)?),
+                    (_, true) => one_line(found)?,
                     (Some(guard), false) => describe(guard),
                     (None, false) => {
                         format!("{}: {}, not guarded\n", found.path.display(), found.state)
@@ -70,12 +77,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn list() -> Result<Vec<Status>> {
-    client::ask(
-        async |daemon| Ok(answer(daemon.list()).await?.guards),
-        || Ok(guard::list()?),
-    )
-    .await
+/// Returns the object and its version as one line of JSON.
+fn one_line(object: impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string(&Versioned::new(object))? + "\n")
 }
 
 async fn last() -> Result<Vec<Status>> {

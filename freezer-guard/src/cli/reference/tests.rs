@@ -1,0 +1,112 @@
+//! The committed reference is what the code generates, and every command line in the documents is
+//! valid.
+
+mod documents;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::CommandFactory as _;
+use freezer_guard::Kind;
+
+use super::{commands::COMMANDS, for_packages, of_repository};
+use crate::cli::{
+    Cli,
+    exit::{Code, MEANINGS},
+};
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.parent().unwrap_or(crate_dir).to_owned()
+}
+
+#[test]
+fn the_committed_reference_is_current() {
+    let files = of_repository(&Cli::command(), &root()).expect("it is generated");
+    assert!(files.len() > 10, "{} files", files.len());
+    let stale: Vec<_> = files
+        .iter()
+        .filter(|(path, text)| fs::read_to_string(root().join(path)).ok().as_ref() != Some(text))
+        .map(|(path, _)| path.display().to_string())
+        .collect();
+    assert!(
+        stale.is_empty(),
+        "these files differ from what the code generates: {}\n\
+         update them with: cargo run -- generate --reference .",
+        stale.join(", ")
+    );
+}
+
+/// A schema of an object that is no more would stay.
+#[test]
+fn no_schema_is_left_over() {
+    let files = of_repository(&Cli::command(), &root()).expect("it is generated");
+    let dir = Path::new("docs/reference/schemas");
+    for entry in fs::read_dir(root().join(dir)).expect("it is there") {
+        let path = dir.join(entry.expect("it can be read").file_name());
+        let is_made = files.iter().any(|(made, _)| *made == path);
+        assert!(is_made, "nothing generates {}: remove it", path.display());
+    }
+}
+
+#[test]
+fn every_page_has_its_sections() {
+    let files = for_packages(&Cli::command()).expect("they are generated");
+    let mut pages = 0;
+    for (path, text) in &files {
+        let sections: &[&str] = match path.extension().and_then(|section| section.to_str()) {
+            Some("1") => &["SYNOPSIS", "OPTIONS", "EXIT STATUS"],
+            Some("5") => &["SYNOPSIS", "KEYS", "FILES"],
+            Some("7") => &["SYNOPSIS", "ACCESS", "FILES"],
+            _ => continue,
+        };
+        pages += 1;
+        let common = ["NAME", "DESCRIPTION", "EXAMPLES", "SEE ALSO"];
+        for section in common.iter().chain(sections) {
+            let line = match section.contains(' ') {
+                true => format!(".SH \"{section}\""),
+                false => format!(".SH {section}"),
+            };
+            let count = text.lines().filter(|found| *found == line).count();
+            assert_eq!(count, 1, "{section} in {}", path.display());
+        }
+        // What man(1) and lintian warn of, and what our markup leaves.
+        let mut is_as_it_is = false;
+        for (number, line) in text.lines().enumerate().skip(3) {
+            is_as_it_is = line == ".nf" || is_as_it_is && line != ".fi";
+            let is_fine = !line.is_empty() && (is_as_it_is || !line.contains('`'));
+            assert!(is_fine, "{}:{}: {line:?}", path.display(), number + 1);
+        }
+    }
+    // The program, each command, and those of sections 5 and 7.
+    assert_eq!(pages, 1 + COMMANDS.len() + 2);
+}
+
+#[test]
+fn pages_refer_to_pages_that_there_are() {
+    let files = for_packages(&Cli::command()).expect("they are generated");
+    let known = |page: &str| {
+        let name = page.trim_end_matches(')').replace('(', ".");
+        files.iter().any(|(path, _)| *path == Path::new(&name))
+    };
+    for reference in COMMANDS {
+        for page in reference.see_also {
+            let is_ours = page.contains("freezer");
+            assert!(!is_ours || known(page), "{page}");
+        }
+    }
+}
+
+#[test]
+fn every_exit_code_has_a_meaning() {
+    for kind in Kind::ALL {
+        let code = Code(kind.exit_code());
+        let count = MEANINGS.iter().filter(|meaning| meaning.code == code);
+        assert_eq!(count.count(), 1, "{kind:?}");
+    }
+    let codes: Vec<_> = MEANINGS.iter().map(|meaning| meaning.code.0).collect();
+    assert!(codes.is_sorted(), "{codes:?}");
+}
