@@ -45,7 +45,7 @@ const NAME: &str = "freezer-guard";
 /// (Device or resource busy), also to root, and detects each disturbance that still happens. So a
 /// guarded checkpoint that reports success was not disturbed.
 #[derive(Parser)]
-#[command(name = NAME, version = VERSION, after_help = exit::help())]
+#[command(name = NAME, version = VERSION, after_help = exit::help(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -35,7 +35,8 @@ pub(in crate::cli) struct Options {
     pub(super) require: Option<Level>,
     /// Use no stronger level than this, although the host could
     ///
-    /// With detect, the guard refuses nothing: it detects disturbances, and the run ends with 73.
+    /// With detect, the guard refuses nothing. It detects each disturbance, and the command exits
+    /// with 73.
     #[arg(long, value_name = "LEVEL", default_value = "enforce", value_parser = one_of::<Level>(Level::NAMES))]
     pub(super) level: Level,
     /// The effect of a violation, which is a disturbance that the guard could not prevent
