@@ -11,7 +11,7 @@ pub(super) struct Reference {
     pub(super) command: &'static str,
     /// What an example shows, and its command lines.
     pub(super) examples: &'static [(&'static str, &'static str)],
-    /// The exit codes that only this command has, with their meanings.
+    /// The exit codes that only this command has, or that mean something special for it.
     pub(super) own_codes: &'static [(&'static str, &'static str)],
     /// The exit codes of [`MEANINGS`](crate::cli::exit::MEANINGS) that it has.
     pub(super) codes: &'static [Code],
@@ -153,10 +153,16 @@ pub(super) const COMMANDS: &[Reference] = &[
                  freezer-guard checkpoint --cgroup /sys/fs/cgroup/foo --images-dir image --parent pre",
             ),
         ],
-        own_codes: &[(
-            "N",
-            "the exit code of CRIU, or 128+N if signal N has ended it",
-        )],
+        own_codes: &[
+            (
+                "N",
+                "the exit code of CRIU, or 128+N if signal N has ended it",
+            ),
+            (
+                "64",
+                "wrong usage, or the directory of the image exists and is not empty",
+            ),
+        ],
         codes: OF_RUN,
         files: &[
             EVIDENCE,
@@ -188,10 +194,17 @@ pub(super) const COMMANDS: &[Reference] = &[
                  --cgroup-root /bar",
             ),
         ],
-        own_codes: &[(
-            "N",
-            "the exit code of CRIU, or 128+N if signal N has ended it",
-        )],
+        own_codes: &[
+            (
+                "N",
+                "the exit code of CRIU, or 128+N if signal N has ended it",
+            ),
+            ("64", "wrong usage, or the image is not good"),
+            (
+                "75",
+                "busy, or CRIU has restored a task outside of the guarded cgroups",
+            ),
+        ],
         codes: OF_RUN,
         files: &[EVIDENCE, ("DIR/restore.log", "The log of CRIU.")],
         environment: &[PATH],
@@ -209,10 +222,16 @@ pub(super) const COMMANDS: &[Reference] = &[
                 "freezer-guard verify --pid PID --cgroup foo.service",
             ),
         ],
-        own_codes: &[(
-            "0",
-            "the whole tree is in the cgroups, and no process traces it",
-        )],
+        own_codes: &[
+            (
+                "0",
+                "the whole tree is in the cgroups, and no process traces it",
+            ),
+            (
+                "75",
+                "a task of the tree is outside of the cgroups, or another process traces it",
+            ),
+        ],
         codes: &[USAGE, INTERNAL, BUSY, PERMISSION],
         files: &[],
         environment: &[],
@@ -231,7 +250,10 @@ pub(super) const COMMANDS: &[Reference] = &[
                 "freezer-guard status --last --json",
             ),
         ],
-        own_codes: &[SUCCESS],
+        own_codes: &[
+            SUCCESS,
+            ("75", "another version of freezer-guard holds guards"),
+        ],
         codes: OF_QUERY,
         files: &[SOCKET, PINS, HISTORY],
         environment: &[],
@@ -249,7 +271,13 @@ pub(super) const COMMANDS: &[Reference] = &[
                 "freezer-guard events --follow --json | jq 'select(.event == \"violation\")'",
             ),
         ],
-        own_codes: &[SUCCESS],
+        own_codes: &[
+            SUCCESS,
+            (
+                "75",
+                "another version of freezer-guard holds guards, or 16 processes follow the events already",
+            ),
+        ],
         codes: OF_QUERY,
         files: &[SOCKET, PINS],
         environment: &[],
@@ -287,7 +315,13 @@ pub(super) const COMMANDS: &[Reference] = &[
             ),
             ("End all guards:", "freezer-guard end --all --force"),
         ],
-        own_codes: &[SUCCESS],
+        own_codes: &[
+            SUCCESS,
+            (
+                "75",
+                "there is no such guard in force, or another version of freezer-guard holds it (see `--all`)",
+            ),
+        ],
         codes: &[USAGE, UNSUPPORTED, INTERNAL, BUSY, PERMISSION],
         files: &[SOCKET, PINS],
         environment: &[],
@@ -299,7 +333,7 @@ pub(super) const COMMANDS: &[Reference] = &[
             "Stop the service, and unload the BPF programs:",
             "systemctl stop freezer-guard.socket freezer-guard.service\nfreezer-guard unload",
         )],
-        own_codes: &[SUCCESS],
+        own_codes: &[SUCCESS, ("75", "a guard is in force, or the service runs")],
         codes: &[USAGE, INTERNAL, BUSY, PERMISSION],
         files: &[PINS],
         environment: &[],
@@ -317,7 +351,11 @@ pub(super) const COMMANDS: &[Reference] = &[
                 "freezer-guard daemon --kernel-log debug",
             ),
         ],
-        own_codes: &[("0", "a signal has ended the service")],
+        own_codes: &[
+            ("0", "a signal has ended the service"),
+            ("64", "the configuration is not valid"),
+            ("75", "another service runs"),
+        ],
         codes: &[USAGE, UNSUPPORTED, INTERNAL, PERMISSION],
         files: &[CONFIGURATION, SOCKET, PINS, HISTORY],
         environment: &[(
@@ -338,7 +376,10 @@ pub(super) const COMMANDS: &[Reference] = &[
             "Check the configuration, and reload it:",
             "freezer-guard config check && systemctl reload freezer-guard",
         )],
-        own_codes: &[SUCCESS],
+        own_codes: &[
+            SUCCESS,
+            ("64", "wrong usage, or the configuration is not valid"),
+        ],
         codes: &[USAGE, INTERNAL],
         files: &[CONFIGURATION],
         environment: &[],
@@ -353,7 +394,10 @@ pub(super) const COMMANDS: &[Reference] = &[
                 "freezer-guard config check ./config.toml",
             ),
         ],
-        own_codes: &[("0", "the configuration is valid")],
+        own_codes: &[
+            ("0", "the configuration is valid"),
+            ("64", "the configuration is not valid"),
+        ],
         codes: &[USAGE, INTERNAL],
         files: &[CONFIGURATION],
         environment: &[],

@@ -125,12 +125,18 @@ fn page(command: &Command, reference: &Reference) -> io::Result<String> {
 /// Returns the exit codes of a command with their meanings, as sentences.
 pub(super) fn codes(reference: &Reference) -> Vec<(String, String)> {
     let own = reference.own_codes.iter();
-    let own = own.map(|(code, meaning)| ((*code).to_owned(), capitalized(meaning)));
-    let common = MEANINGS
-        .iter()
-        .filter(|meaning| reference.codes.contains(&meaning.code))
-        .map(|meaning| (meaning.code.0.to_string(), capitalized(meaning.cause)));
-    own.chain(common).collect()
+    let mut codes: Vec<_> = own
+        .map(|(code, meaning)| ((*code).to_owned(), capitalized(meaning)))
+        .collect();
+    for meaning in &MEANINGS {
+        let code = meaning.code.0.to_string();
+        let is_known = codes.iter().any(|(known, _)| *known == code);
+        if !is_known && reference.codes.contains(&meaning.code) {
+            codes.push((code, capitalized(meaning.cause)));
+        }
+    }
+    codes.sort_by_key(|(code, _)| code.parse().unwrap_or(0_u8));
+    codes
 }
 
 /// Makes a sentence of a meaning.
