@@ -82,10 +82,10 @@ pub(super) fn cgroups(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates
 }
 
-/// Completes a systemd unit that is running.
+/// Completes a systemd unit that is running and whose cgroup has a freezer.
 pub(super) fn units(current: &OsStr) -> Vec<CompletionCandidate> {
     let mut units = Vec::new();
-    for root in systemd_roots() {
+    for root in mounts() {
         find_units(&root, &mut units);
     }
     units.sort();
@@ -141,7 +141,10 @@ pub(super) fn guards(current: &OsStr) -> Vec<CompletionCandidate> {
 /// service.
 fn in_force() -> Result<Vec<Status>> {
     let unit = "system.slice/freezer-guard.service";
-    if systemd_roots().iter().any(|root| root.join(unit).is_dir()) {
+    // In v2, or in systemd's own hierarchy beside v1's freezer.
+    let mounts = mounts().into_iter();
+    let mut roots = mounts.flat_map(|mount| [mount.with_file_name("systemd"), mount]);
+    if roots.any(|root| root.join(unit).is_dir()) {
         return client::block_on(client::list());
     }
     may_use_bpf()?;
@@ -164,14 +167,6 @@ fn candidates_of(guards: &[Status], current: &OsStr) -> Vec<CompletionCandidate>
 fn mounts() -> Vec<PathBuf> {
     let mounts = [cgroup::freezer_mount(), cgroup::unified_mount()];
     mounts.into_iter().flatten().flatten().collect()
-}
-
-/// Where units may have their cgroups: in v2, or in systemd's own hierarchy on v1.
-fn systemd_roots() -> Vec<PathBuf> {
-    let mounts = mounts().into_iter();
-    mounts
-        .flat_map(|mount| [mount.with_file_name("systemd"), mount])
-        .collect()
 }
 
 /// A directory ends with a slash. One whose name a shell would not take as it is gets no candidate.

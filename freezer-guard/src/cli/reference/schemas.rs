@@ -75,7 +75,8 @@ fn schema<T: JsonSchema>() -> Schema {
 }
 
 impl Object {
-    fn schema(&self) -> Schema {
+    /// Returns its JSON schema.
+    pub(super) fn schema(&self) -> Schema {
         let mut schema = (self.schema)();
         schema.insert("title".to_owned(), self.name.into());
         let text = format!("Printed by {}.", self.printed_by.replace('`', ""));

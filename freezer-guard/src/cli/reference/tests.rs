@@ -9,12 +9,22 @@ use std::{
 };
 
 use clap::CommandFactory as _;
-use freezer_guard::Kind;
+use freezer_guard::{
+    Kind,
+    doctor::{Report, Verdict},
+    guard::{Event, Status},
+    json::Versioned,
+};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::{commands::COMMANDS, for_packages, of_repository};
-use crate::cli::{
-    Cli,
-    exit::{Code, MEANINGS},
+use super::{commands::COMMANDS, for_packages, of_repository, schemas::OBJECTS};
+use crate::{
+    cli::{
+        Cli,
+        exit::{Code, MEANINGS},
+    },
+    daemon::reply::Guards,
 };
 
 /// The root of the repository.
@@ -97,6 +107,64 @@ fn pages_refer_to_pages_that_there_are() {
             let is_ours = page.contains("freezer");
             assert!(!is_ours || known(page), "{page}");
         }
+    }
+}
+
+/// What is printed has the fields of its schema: those that are required, and no others.
+#[test]
+fn a_schema_describes_what_is_printed() {
+    let status = r#"{
+        "id": 7, "state": "ENDED", "automatic": true, "cgroups": [], "holder_pids": [],
+        "begun": "", "checkpointing": null, "held_seconds": 1.5, "level": "", "levels": {},
+        "allowed": [], "denials": {}, "violations": {}, "repaired": {}, "missed": 0,
+        "froze": false, "intruders": [], "violators": []
+    }"#;
+    let guard: Status = serde_json::from_str(status).expect("a guard");
+    let printed = [
+        (
+            "status",
+            json(Guards {
+                guards: vec![guard],
+            }),
+        ),
+        ("event", json(Event::lost(3))),
+        ("doctor", json(doctor())),
+    ];
+    for (name, printed) in printed {
+        let object = OBJECTS.iter().find(|object| object.name == name);
+        let schema = object.expect("it is there").schema();
+        assert_eq!(printed["version"], 1);
+        expect_described(schema.as_value(), &printed);
+        if name == "status" {
+            expect_described(&schema.as_value()["$defs"]["Guard"], &printed["guards"][0]);
+        }
+    }
+}
+
+fn json(object: impl Serialize) -> Value {
+    serde_json::to_value(Versioned::new(object)).expect("it is JSON")
+}
+
+fn doctor() -> Report {
+    Report {
+        verdict: Verdict::Good,
+        kernel: String::new(),
+        levels: None,
+        checks: Vec::new(),
+        programs: Vec::new(),
+    }
+}
+
+fn expect_described(schema: &Value, printed: &Value) {
+    let (properties, required) = (&schema["properties"], &schema["required"]);
+    for field in printed.as_object().expect("an object").keys() {
+        assert!(properties[field].is_object(), "{field} is not described");
+    }
+    let required = required.as_array().expect("a list");
+    assert!(!required.is_empty());
+    for field in required {
+        let field = field.as_str().expect("a name");
+        assert!(printed.get(field).is_some(), "{field} is not printed");
     }
 }
 
