@@ -169,7 +169,7 @@ fn mounts() -> Vec<PathBuf> {
     mounts.into_iter().flatten().flatten().collect()
 }
 
-/// A directory ends with a slash. One whose name a shell would not take as it is gets no candidate.
+/// Returns the directory with a slash at its end; `None`: a shell would change its name.
 fn candidate(path: &Path) -> Option<CompletionCandidate> {
     let text = path.to_str()?;
     is_plain(text).then(|| CompletionCandidate::new(format!("{}/", text.trim_end_matches('/'))))

@@ -83,7 +83,7 @@ pub(crate) struct Automatic {
     #[schemars(with = "Vec<String>", extend("default" = ["criu"], "example" = ["criu", ".criu-wrapped"]))]
     pub(crate) names: Vec<FileName>,
     /// The protections that automatic guards do not have. The guard neither refuses nor detects
-    /// what they would prevent.
+    /// the accesses that they cover.
     #[serde(deserialize_with = "protections")]
     #[schemars(with = "Vec<String>", extend("items" = names_of(&Protection::NAMES), "default" = [], "example" = ["ptrace"]))]
     pub(crate) allow: Vec<Protection>,

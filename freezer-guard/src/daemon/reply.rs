@@ -152,9 +152,9 @@ pub(crate) struct Check {
     pub(super) name: String,
     /// The verdict: `good`, `limited` or `unusable`.
     pub(super) verdict: String,
-    /// What the check has found.
+    /// The finding of the check.
     pub(super) finding: String,
-    /// What to do about it.
+    /// The remedy.
     pub(super) remedy: Option<String>,
 }
 

@@ -33,9 +33,9 @@ pub struct Check {
     pub name: &'static str,
     /// The verdict of the check.
     pub verdict: Verdict,
-    /// What the check has found.
+    /// The finding of the check.
     pub finding: String,
-    /// What to do about it, or null.
+    /// The remedy, or null.
     pub remedy: Option<String>,
 }
 

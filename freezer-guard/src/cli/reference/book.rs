@@ -1,5 +1,5 @@
-//! The chapters of the book in `docs/reference`. Some have text of their own around what is made
-//! here, which stands between two marks.
+//! The chapters of the book in `docs/reference`. Some have text of their own around the
+//! generated parts, which stand between two marks.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ use crate::{
 /// Where the chapters are.
 const DIR: &str = "docs/reference";
 
-/// A part that is made here.
+/// A generated part.
 struct Part {
     chapter: &'static str,
     name: &'static str,

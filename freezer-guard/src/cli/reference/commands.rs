@@ -9,7 +9,7 @@ use crate::cli::exit::{
 pub(super) struct Reference {
     /// The command, without `freezer-guard`.
     pub(super) command: &'static str,
-    /// What an example shows, and its command lines.
+    /// The purpose and the command lines of each example.
     pub(super) examples: &'static [(&'static str, &'static str)],
     /// The exit codes that only this command has, or that mean something special for it.
     pub(super) own_codes: &'static [(&'static str, &'static str)],
@@ -168,7 +168,7 @@ pub(super) const COMMANDS: &[Reference] = &[
             EVIDENCE,
             ("DIR/dump.log", "The log of CRIU."),
             ("DIR.unfinished", "The image while CRIU writes it."),
-            ("DIR.failed", "What CRIU has left if it failed."),
+            ("DIR.failed", "The files of a checkpoint that failed."),
             (
                 "DIR.violated",
                 "An image that was disturbed. Do not restore it.",

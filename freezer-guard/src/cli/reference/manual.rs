@@ -151,7 +151,7 @@ fn emphasized(rendered: &str) -> String {
     lines.collect()
 }
 
-/// Returns text as pieces: what is between backticks is bold.
+/// Returns text as pieces: those between backticks are bold.
 fn inlines(text: &str) -> Vec<Inline> {
     let text = text.replace('\n', " ");
     let pieces = text.split('`').enumerate();

@@ -1,4 +1,4 @@
-//! The JSON schemas of what `--json` prints, and the tables of `json.md`.
+//! The JSON schemas of the objects that `--json` prints, and the tables of `json.md`.
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -1,5 +1,4 @@
-//! The committed reference is what the code generates, and every command line in the documents is
-//! valid.
+//! The committed reference equals the generated one, and every command line in the documents is valid.
 
 mod documents;
 
@@ -83,7 +82,7 @@ fn every_page_has_its_sections() {
             let count = text.lines().filter(|found| *found == line).count();
             assert_eq!(count, 1, "{section} in {}", path.display());
         }
-        // What man(1) and lintian warn of, and what our markup leaves.
+        // man(1) and lintian warn of empty lines; a backtick is markup of ours.
         let mut is_as_it_is = false;
         for (number, line) in text.lines().enumerate().skip(3) {
             is_as_it_is = line == ".nf" || is_as_it_is && line != ".fi";
@@ -110,7 +109,7 @@ fn pages_refer_to_pages_that_there_are() {
     }
 }
 
-/// What is printed has the fields of its schema: those that are required, and no others.
+/// A printed object has all fields that its schema requires, and no field that the schema lacks.
 #[test]
 fn a_schema_describes_what_is_printed() {
     let status = r#"{

@@ -189,7 +189,7 @@ fn check_options(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns how many command lines a document has, and what is wrong with them.
+/// Returns the number of command lines of a document, and its errors.
 fn check(name: &str, document: &str) -> (usize, Vec<String>) {
     let (mut count, mut wrong) = (0, Vec::new());
     for code in code_of(document) {
