@@ -60,7 +60,7 @@ pub(super) const MEANINGS: [Meaning; 8] = [
     },
     Meaning {
         code: UNSUPPORTED,
-        cause: "the kernel or CRIU does not support it, or not at the level of `--require`",
+        cause: "the kernel or CRIU does not support it, or not at the required level",
         remedy: "Run `freezer-guard doctor`: it names a remedy for each problem.",
     },
     Meaning {

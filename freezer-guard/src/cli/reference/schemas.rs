@@ -8,7 +8,7 @@ use freezer_guard::{
     guard::{Event, Incident},
     json::Versioned,
 };
-use schemars::{JsonSchema, Schema, generate::SchemaSettings};
+use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::Value;
 
 use super::File;
@@ -66,8 +66,17 @@ pub(super) const OBJECTS: [Object; 7] = [
 ];
 
 fn generate<T: JsonSchema>() -> Schema {
-    let settings = SchemaSettings::draft2020_12().for_serialize();
+    let settings = SchemaSettings::draft2020_12()
+        .for_serialize()
+        .with_transform(RecursiveTransform(join_description));
     settings.into_generator().into_root_schema_for::<T>()
+}
+
+/// The lines of a doc comment are one text.
+fn join_description(schema: &mut Schema) {
+    if let Some(Value::String(text)) = schema.get_mut("description") {
+        *text = joined(text);
+    }
 }
 
 fn schema<T: JsonSchema>() -> Schema {
@@ -119,7 +128,7 @@ pub(super) fn tables() -> String {
             true => fields(schema),
             false => values(schema),
         };
-        text += &format!("### {name}\n\n{}\n\n{table}\n", joined(description));
+        text += &format!("### {name}\n\n{}\n\n{table}\n", description);
     }
     text.trim_end().to_owned() + "\n"
 }
@@ -152,7 +161,7 @@ fn fields(schema: &Value) -> String {
         table += &format!(
             "| `{name}` | {}{optional} | {} |\n",
             kind(property),
-            joined(description)
+            description
         );
     }
     table
@@ -163,7 +172,7 @@ fn values(schema: &Value) -> String {
     for variant in schema["oneOf"].as_array().into_iter().flatten() {
         let value = variant["const"].as_str().unwrap_or_default();
         let description = variant["description"].as_str().unwrap_or_default();
-        table += &format!("| `{value}` | {} |\n", joined(description));
+        table += &format!("| `{value}` | {} |\n", description);
     }
     table
 }
