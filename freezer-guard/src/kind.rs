@@ -1,34 +1,48 @@
-//! What kind of failure an error is: it decides over exit codes and Varlink errors.
+//! The kinds of errors, which decide over exit codes and Varlink errors.
 
 use std::io;
 
 /// A kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// What was asked for makes no sense.
+    /// An argument is wrong.
     Request,
-    /// Another guard is in the way, or what guards need.
+    /// Another guard is in the way, or a resource of guards is used up.
     Busy,
-    /// A cgroup is not FROZEN, or cannot be frozen.
+    /// A cgroup is not FROZEN, or does not freeze.
     NotFrozen,
-    /// Tasks of the checkpoint are elsewhere, or are being traced.
+    /// Tasks of the checkpoint are elsewhere, or another process traces them.
     Stray,
-    /// Somebody disturbed a guard that was being set up.
+    /// Another process disturbed a guard during its setup.
     Disturbed,
     /// There is no such guard.
     NotGuarded,
-    /// Somebody has ended the guard.
+    /// A process has ended the guard by force.
     Gone,
-    /// The kernel cannot do it, or not as far as is required.
+    /// The kernel does not support it, or not at the required level.
     Unsupported,
-    /// The caller may not do it.
+    /// The caller has no permission.
     Permission,
-    /// Something else.
+    /// Another cause.
     Internal,
 }
 
 impl Kind {
-    /// The exit code of the command line. Scripts go by it: it never changes.
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Request,
+        Self::Busy,
+        Self::NotFrozen,
+        Self::Stray,
+        Self::Disturbed,
+        Self::NotGuarded,
+        Self::Gone,
+        Self::Unsupported,
+        Self::Permission,
+        Self::Internal,
+    ];
+
+    /// Returns the exit code of the command line. Scripts depend on it: it never changes.
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::Request => 64,

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod criu;
 pub mod doctor;
 pub mod guard;
+pub mod json;
 pub mod kernel;
 mod kind;
 pub mod report;

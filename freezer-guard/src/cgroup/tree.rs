@@ -8,6 +8,7 @@ use std::{
 };
 
 use procfs::process::Process;
+use schemars::JsonSchema;
 
 use super::{
     Cgroup, Error,
@@ -15,52 +16,53 @@ use super::{
 };
 use crate::words::{self, escaped};
 
-/// A thread and where it is.
-#[derive(Debug, Clone, serde::Serialize)]
+/// A thread and its cgroup.
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub struct Task {
-    /// Its process.
+    /// The pid of its process.
     pub pid: i32,
-    /// Its thread id.
+    /// The id of the thread.
     pub tid: i32,
-    /// Its name.
+    /// The name of the thread (`comm`).
     pub comm: String,
-    /// Its cgroup, as `/proc/PID/cgroup` has it.
+    /// The path of its cgroup, as in `/proc/PID/cgroup`.
     #[serde(serialize_with = "words::text")]
     pub cgroup: PathBuf,
-    /// The same in Base64, if it is no text.
+    /// The path in Base64, if it is not valid UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_base64: Option<String>,
 }
 
-/// A thread that somebody has under ptrace.
-#[derive(Debug, Clone, serde::Serialize)]
+/// A thread that another process traces.
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
+#[schemars(rename = "TracedTask")]
 pub struct Traced {
     /// The thread.
     #[serde(flatten)]
     pub task: Task,
-    /// The process that traces it.
+    /// The pid of the process that traces it.
     pub tracer: i32,
-    /// Its name.
+    /// The name of that process (`comm`).
     pub tracer_comm: String,
 }
 
-/// What [`examine`] found.
-#[derive(Debug, Default, serde::Serialize)]
+/// The threads of a process tree and of its cgroups.
+#[derive(Debug, Default, serde::Serialize, JsonSchema)]
+#[schemars(rename = "Tree")]
 pub struct Report {
-    /// The threads that are in the cgroups.
+    /// The number of threads in the cgroups.
     pub tasks: usize,
-    /// Threads of the tree that are not in the cgroups. Without a root: threads
-    /// of processes that are there with others of their threads only.
+    /// The threads of the tree that are outside of the cgroups.
     pub strays: Vec<Task>,
-    /// Threads in the cgroups that are not of the tree: a checkpointer holds
-    /// them and does not dump them.
+    /// The threads in the cgroups that do not belong to the tree. A checkpointer freezes them and
+    /// does not dump them.
     pub foreign: Vec<Task>,
-    /// Threads in the cgroups that are being traced.
+    /// The threads in the cgroups that a process traces.
     pub traced: Vec<Traced>,
-    /// Threads in v1 cgroups that are stopped, for instance by SIGSTOP: CRIU waits for them for ever.
+    /// The stopped threads in v1 cgroups, for instance after SIGSTOP. CRIU waits for them forever.
     pub stopped: Vec<Task>,
-    /// The uprobes of this host (`uprobe_events` of tracefs). Their breakpoints stand in the code of
-    /// every process that maps their file, and come into its image.
+    /// The uprobes of this host (`uprobe_events` of tracefs). Their breakpoints are in the code of
+    /// every process that maps their file, and get into its image.
     pub probes: Vec<String>,
 }
 

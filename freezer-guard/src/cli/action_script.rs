@@ -21,7 +21,6 @@ use super::{
     error::{Error, Result},
     exit,
     say::say,
-    status,
 };
 
 /// criu(8), `--action-script`: the stage that it has come to.
@@ -105,7 +104,7 @@ fn own_guard() -> Result<Option<Status>> {
     let own = std::process::id();
     let guards = match kernel::may_use_bpf() {
         Ok(()) => guard::list()?,
-        Err(_) => client::block_on(status::list())?,
+        Err(_) => client::block_on(client::list())?,
     };
     let mut guards = guards.into_iter();
     Ok(guards.find(|guard| guard.holder_pids.contains(&own)))

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::ValueHint;
+use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::{
     VERSION,
     cgroup::{self, Cgroup, Task},
@@ -17,7 +19,7 @@ use freezer_guard::{
 };
 
 use super::{
-    action_script,
+    action_script, complete,
     driver::{self, Driver},
     error::{Error, Result},
     exit::{self, Code},
@@ -30,25 +32,29 @@ use super::{
 pub(super) struct Args {
     #[command(flatten)]
     what: What,
-    /// Where the images go. They are made beside it, in DIR.unfinished, and get this
-    /// name when they are complete and undisturbed: what is there must be nothing, or
-    /// an empty directory. Else they are left as DIR.failed or DIR.violated
-    #[arg(long, short = 'D', value_name = "DIR")]
+    /// The directory of the image, which must not exist yet or must be empty
+    ///
+    /// CRIU writes the image into DIR.unfinished. freezer-guard renames it to DIR once it is
+    /// complete, undisturbed and on the disk, to DIR.failed if CRIU fails, and to DIR.violated after
+    /// a violation.
+    #[arg(long, short = 'D', value_name = "DIR", value_hint = ValueHint::DirPath)]
     images_dir: PathBuf,
-    /// Let the tree run on afterwards
+    /// Let the tree run on after the checkpoint; by default CRIU ends it
     #[arg(long, short = 'R')]
     leave_running: bool,
-    /// Dump memory only and let the tree run on: a later checkpoint with --parent then
-    /// has less to write while it holds the tree
+    /// Dump the memory only, and let the tree run on
+    ///
+    /// A later checkpoint with --parent DIR then writes only the memory that has changed since, so
+    /// it stops the tree for a shorter time.
     #[arg(long, conflicts_with = "leave_running")]
     pre_dump: bool,
-    /// Write only the memory that has changed since this checkpoint, and refer to it for
-    /// the rest. It has to be the last one that was taken of this tree, be it with
-    /// --pre-dump or with --parent: only one can build on it
-    #[arg(long, value_name = "DIR")]
+    /// Write only the memory that has changed since the checkpoint in this directory
+    ///
+    /// The new image refers to that one for the rest. It has to be the last checkpoint of this tree
+    /// that --pre-dump or --parent has made, and only one image can build on it.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     parent: Option<PathBuf>,
-    /// Print what is known of the image as one JSON object: the same as in
-    /// DIR/freezer-guard.json
+    /// Print the evidence of the image as one JSON object, as in DIR/freezer-guard.json
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -58,14 +64,14 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct What {
-    /// The root of the tree to checkpoint; guarded are the cgroups it is in
+    /// Checkpoint the tree of this process, and guard the cgroups that it is in
     #[arg(long, short = 't', value_name = "PID")]
     pid: Option<i32>,
-    /// The cgroup whose tree to checkpoint: its directory
-    #[arg(long, value_name = "PATH")]
+    /// Checkpoint the process tree in this cgroup: its directory
+    #[arg(long, value_name = "PATH", add = ArgValueCompleter::new(complete::cgroups))]
     cgroup: Option<PathBuf>,
-    /// The systemd unit whose tree to checkpoint
-    #[arg(long, value_name = "NAME")]
+    /// Checkpoint the process tree of this systemd unit, such as foo.service
+    #[arg(long, value_name = "NAME", add = ArgValueCompleter::new(complete::units))]
     unit: Option<String>,
 }
 

@@ -8,7 +8,10 @@
 
 use std::{fs::File, io::ErrorKind, os::fd::OwnedFd, time::Duration};
 
-use freezer_guard::kernel::may_use_bpf;
+use freezer_guard::{
+    guard::{self, Status},
+    kernel::may_use_bpf,
+};
 use freezer_guard_abi::GuardId;
 use nix::unistd::getuid;
 use tokio_stream::Stream;
@@ -111,6 +114,15 @@ pub(super) async fn ask<T>(
         Err(error) if !matches!(error, Error::Service(_)) && may_use_bpf().is_ok() => kernel(),
         answer => answer,
     }
+}
+
+/// Returns the guards in force.
+pub(super) async fn list() -> Result<Vec<Status>> {
+    ask(
+        async |daemon| Ok(answer(daemon.list()).await?.guards),
+        || Ok(guard::list()?),
+    )
+    .await
 }
 
 /// Checks that there is room for descriptors: tokio panics where it gets none.

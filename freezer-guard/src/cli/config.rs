@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use clap::ValueHint;
+
 use super::{error::Result, say::say};
 use crate::daemon::{
     self,
@@ -16,11 +18,13 @@ pub(super) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Say what is wrong with it, if anything; the service reads it at its start
-    /// and when it is reloaded
+    /// Check a configuration, and name the first error with its line
+    ///
+    /// The service reads the configuration when it starts and when systemd reloads it. A reload with
+    /// an error changes nothing.
     Check {
-        /// The configuration
-        #[arg(default_value = config::PATH)]
+        /// The file to check
+        #[arg(default_value = config::PATH, value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
 }

@@ -2,28 +2,34 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use freezer_guard::doctor::{self, Report, Verdict};
+use freezer_guard::{
+    doctor::{self, Report, Verdict},
+    json::Versioned,
+};
 
 use super::{error::Result, say::print};
 
-/// Ends with 0 when all is good, 1 when it is usable with limits, 2 when not.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Print one JSON object
+    /// Print the outcome as one JSON object
     #[arg(long)]
     json: bool,
-    /// Print what has become of each BPF program, too
+    /// Also print the state of each BPF program
     #[arg(short, long, conflicts_with = "json")]
     verbose: bool,
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let report = doctor::examine();
+    let verdict = report.verdict as u8;
     match args.json {
-        true => writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?,
+        true => {
+            let text = serde_json::to_string(&Versioned::new(report))?;
+            writeln!(std::io::stdout(), "{text}")?;
+        }
         false => print(&describe(&report, args.verbose))?,
     }
-    Ok(ExitCode::from(report.verdict as u8))
+    Ok(ExitCode::from(verdict))
 }
 
 fn describe(report: &Report, verbose: bool) -> String {

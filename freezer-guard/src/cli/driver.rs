@@ -2,19 +2,23 @@
 
 use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitStatus};
 
-use freezer_guard::criu::{Criu, Log};
+use clap::ValueHint;
+use freezer_guard::{
+    criu::{Criu, Log},
+    json::Versioned,
+};
 
 use super::{error::Result, guarded::Options, say::say};
 
 /// What both are told.
 #[derive(clap::Args)]
 pub(super) struct Driver {
-    /// The CRIU to use, if not the one in PATH
-    #[arg(long, value_name = "FILE")]
+    /// The CRIU to execute; by default the `criu` in PATH
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::ExecutablePath)]
     criu: Option<PathBuf>,
     #[command(flatten)]
     pub(super) options: Options,
-    /// More options for CRIU, such as --tcp-established
+    /// More options for CRIU after `--`, such as --tcp-established
     #[arg(last = true, value_name = "CRIU OPTIONS")]
     pub(super) more: Vec<OsString>,
 }
@@ -39,7 +43,7 @@ impl Driver {
 /// One JSON object on standard output. What has come about counts, whether somebody
 /// reads it or not.
 pub(super) fn print(object: &impl serde::Serialize) {
-    let written = serde_json::to_string(object)
+    let written = serde_json::to_string(&Versioned::new(object))
         .map_err(std::io::Error::from)
         .and_then(|text| writeln!(std::io::stdout(), "{text}"));
     if let Err(error) = written {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::{
     cgroup::Cgroup,
     guard::{self, Status},
@@ -16,6 +17,7 @@ use nix::{
 
 use super::{
     client::{self, Daemon as _, answer},
+    complete,
     error::{Error, Result},
     exit,
     say::say,
@@ -27,7 +29,11 @@ use crate::daemon::reply;
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
-    /// End it although its holder is still running; its checkpoint is then reported as violated
+    /// End the guard although its holder is still running
+    ///
+    /// The checkpoint of that holder is then violated: its `run` or `checkpoint` exits with 73.
+    /// Without this option `end` does nothing and exits with 64, because a guard ends with its
+    /// holder anyway.
     #[arg(long)]
     force: bool,
 }
@@ -35,12 +41,13 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct Which {
-    /// The guarded cgroup's directory, or a systemd unit
+    /// End the guard of this cgroup: its directory, or a systemd unit
+    #[arg(add = ArgValueCompleter::new(complete::cgroups_and_units))]
     path: Option<PathBuf>,
-    /// The guard with this number, as `status` shows it: its cgroup may be gone
-    #[arg(long, value_name = "ID")]
+    /// End the guard with this id, which `status` shows; its cgroup may be gone
+    #[arg(long, value_name = "ID", add = ArgValueCompleter::new(complete::guards))]
     guard: Option<GuardId>,
-    /// Every guard, also those that another version of freezer-guard holds
+    /// End all guards, also those of another version of freezer-guard
     #[arg(long)]
     all: bool,
 }
@@ -105,7 +112,7 @@ fn end_all() -> Result<ExitCode> {
 
 async fn end_all_by_service() -> Result<Vec<Status>> {
     let mut ended = Vec::new();
-    for guard in super::status::list().await? {
+    for guard in client::list().await? {
         ended.extend(end(None, Some(guard.id), || Ok(guard::end_by_force(guard.id)?)).await?);
     }
     Ok(ended)

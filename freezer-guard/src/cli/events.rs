@@ -4,6 +4,7 @@ use std::{io::Write as _, pin::pin, process::ExitCode};
 
 use freezer_guard::{
     guard::{self, Event, EventDecoder, Status},
+    json::Versioned,
     words::escaped,
 };
 use nix::sys::signal::Signal;
@@ -19,10 +20,10 @@ use super::{
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Go on, with what happens from now on, until Ctrl-C
+    /// Also print new events as they happen, until Ctrl-C
     #[arg(short, long)]
     follow: bool,
-    /// Print one JSON object a line
+    /// Print each event as one JSON object on a line
     #[arg(long)]
     json: bool,
 }
@@ -112,7 +113,7 @@ fn print(args: &Args, events: &[Event]) -> Result<bool> {
     let mut text = String::new();
     for event in events {
         match args.json {
-            true => text += &serde_json::to_string(event)?,
+            true => text += &serde_json::to_string(&Versioned::new(event))?,
             false => text += &escaped(&event.to_string()),
         }
         text.push('\n');

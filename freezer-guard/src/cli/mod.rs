@@ -3,6 +3,7 @@
 mod action_script;
 mod checkpoint;
 mod client;
+mod complete;
 mod config;
 mod daemon;
 mod doctor;
@@ -11,9 +12,9 @@ mod end;
 mod error;
 mod events;
 mod exit;
-mod generate;
 mod guarded;
 mod names;
+mod reference;
 mod report;
 mod restore;
 mod run;
@@ -34,10 +35,19 @@ use freezer_guard::{VERSION, guard};
 use error::Result;
 use say::{say, say_help, say_verifier_log};
 
-/// While a container is being checkpointed, nobody but the checkpointer
-/// freezes, thaws or otherwise disturbs its cgroup.
+/// The name of the program.
+const NAME: &str = "freezer-guard";
+
+/// Prevent other processes from disturbing a checkpoint
+///
+/// A checkpointer such as CRIU freezes the cgroup of a container, and thaws it again to work in it. If
+/// another process freezes, thaws, kills, moves or traces the tasks meanwhile, the checkpoint can
+/// hang, fail or, worst of all, report success for a corrupt image. freezer-guard puts the cgroup
+/// under a guard while the checkpointer runs. The kernel then refuses such an access with EBUSY
+/// (Device or resource busy), also to root, and detects each disturbance that still happens. So a
+/// guarded checkpoint that reports success was not disturbed.
 #[derive(Parser)]
-#[command(version = VERSION, about, after_help = exit::HELP)]
+#[command(name = NAME, version = VERSION, after_help = exit::help(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -45,43 +55,76 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a checkpointer while its container's cgroup is guarded
+    /// Run a checkpointer while a guard protects the cgroup
+    ///
+    /// freezer-guard begins the guard, checks that the whole process tree is in the cgroup, and then
+    /// runs COMMAND. Only COMMAND and its descendants may freeze, thaw, signal, move or trace the
+    /// tasks of the cgroup. The guard ends with the last of these processes, even if freezer-guard
+    /// itself has crashed.
     Run(run::Args),
-    /// Checkpoint a process tree with CRIU, guarded from its freeze to its end
+    /// Checkpoint a process tree with CRIU under a guard
+    ///
+    /// freezer-guard checks that CRIU works on this kernel, freezes the cgroup, checks that the whole
+    /// process tree is in it, and has CRIU dump the tree. The image gets its name only if it is
+    /// complete and undisturbed. After a violation CRIU lets the tree run on.
     Checkpoint(checkpoint::Args),
-    /// Restore such a checkpoint, guarded likewise
+    /// Restore a checkpoint with CRIU under a guard
+    ///
+    /// freezer-guard guards the cgroup that CRIU restores the tree into. It refuses an image whose
+    /// evidence (freezer-guard.json) does not call it good.
     Restore(restore::Args),
-    /// Check that a process tree is all in one cgroup, as `run` does
+    /// Check that a whole process tree is in a cgroup
+    ///
+    /// `run` and `checkpoint` make the same check before they start CRIU. The command needs no BPF.
     Verify(verify::Args),
-    /// Show every guard, or the state of one cgroup
+    /// Show all guards, or the state of one cgroup
+    ///
+    /// For each guard it shows the cgroups, the holder, the refused attempts and the violations. It
+    /// asks the service, or the kernel if there is no service, which takes root.
     Status(status::Args),
-    /// Show one checkpoint as a timeline: its guard, what CRIU did, who disturbed it
+    /// Show one checkpoint as a timeline
     ///
-    /// For an image it uses the evidence that `freezer-guard checkpoint` leaves in the image's
-    /// directory, and CRIU's log and statistics there. For a guard that has ended (--last) it uses
-    /// what the service remembers, and the journal. It says what they do not tell. It succeeds for
-    /// a checkpoint that was violated, too.
+    /// The timeline shows the guard, the steps of CRIU, and the processes that disturbed the checkpoint or
+    /// tried to. For an image it uses the evidence that `freezer-guard checkpoint` leaves in the directory
+    /// of the image, and CRIU's log and statistics there. With --last it uses the history of the service
+    /// and the journal. It names each fact that these do not hold. It exits with 0 also for a violated
+    /// checkpoint.
     Report(report::Args),
-    /// Show what happens to guarded cgroups: refusals, violations, begins, ends
-    Events(events::Args),
-    /// Check whether this host can guard checkpoints, and what to do if not
-    Doctor(doctor::Args),
-    /// End a guard by force: an administrator's way out
-    End(end::Args),
-    /// Take the BPF programs out of the kernel; the next guard loads them again
+    /// Show the events of guards: begins, refusals, violations, ends
     ///
-    /// They stay loaded after the last guard, detached, so that the next one begins quickly.
-    /// This fails with 75 while a guard is in force or the service runs. It also removes what
-    /// another version of freezer-guard has loaded.
+    /// Without --follow it prints the events of the guards in force and exits.
+    Events(events::Args),
+    /// Check whether this host can guard checkpoints
+    ///
+    /// It names a remedy for each problem. At the end it guards a cgroup of its own for a moment and
+    /// tries to disturb it.
+    Doctor(doctor::Args),
+    /// End a guard by force
+    ///
+    /// This is an administrator's way out if a checkpointer hangs. The cgroup keeps its state: thaw
+    /// it if it is FROZEN.
+    End(end::Args),
+    /// Unload the BPF programs; the next guard loads them again
+    ///
+    /// After the last guard the programs stay loaded and detached, so that the next guard begins
+    /// quickly. `unload` exits with 75 while a guard is in force or the service runs. It also removes
+    /// the programs of another version of freezer-guard.
     Unload,
-    /// Run the host's service: guard every checkpoint, answer on a socket
+    /// Run the service: guard all checkpoints of this host, and answer on a socket
+    ///
+    /// systemd starts it as freezer-guard.service. The service guards each checkpoint that no other
+    /// guard covers, keeps the history of guards, and serves the Varlink interface io.freezerguard.
+    /// Guards are in the kernel: if the service stops, they stay in force.
     Daemon(daemon::Args),
     /// Check the configuration of the service
+    ///
+    /// freezer-guard.toml(5) describes the configuration.
     Config(config::Args),
 }
 
 pub(crate) fn main() -> ExitCode {
-    if let Some(code) = generate::asked(Cli::command) {
+    complete::asked(Cli::command);
+    if let Some(code) = reference::asked(Cli::command) {
         return code;
     }
     if let Some(code) = action_script::asked() {

@@ -9,6 +9,7 @@ use std::{
 
 use freezer_guard::{
     guard::Status,
+    json::Versioned,
     report::{JournalLine, Report, Sources, journal_line, of_guard, of_image},
 };
 
@@ -32,9 +33,9 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct What {
-    /// The directory of an image that `freezer-guard checkpoint` has made, be it good or not
+    /// Report on this image of `freezer-guard checkpoint`, good or not
     image_dir: Option<PathBuf>,
-    /// Show the guard that ended last, or the Nth from the end, as far as the service remembers it
+    /// Report on the guard that ended last, or on the Nth from the end: the service keeps the last 64
     #[arg(
         long,
         value_name = "N",
@@ -51,7 +52,7 @@ struct Form {
     /// Draw an SVG picture
     #[arg(long)]
     svg: bool,
-    /// Write an HTML page, which loads nothing from elsewhere
+    /// Write one HTML page without any other file
     #[arg(long)]
     html: bool,
     /// Print one JSON object
@@ -88,7 +89,7 @@ impl Form {
         Ok(match self {
             Self { svg: true, .. } => report.to_svg(),
             Self { html: true, .. } => report.to_html(),
-            Self { json: true, .. } => serde_json::to_string(report)? + "\n",
+            Self { json: true, .. } => serde_json::to_string(&Versioned::new(report))? + "\n",
             _ => report.to_text(),
         })
     }

@@ -2,14 +2,19 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStrExt as _, path::PathBuf, process::ExitCode};
 
+use clap::ValueHint;
+use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::{
     cgroup::{self, CreatedCgroups, Task},
     criu::{self, Criu, Known, Log},
+    guard::Status,
     words::escaped,
 };
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{
+    complete,
     driver::{self, Driver},
     error::Result,
     exit,
@@ -19,18 +24,36 @@ use super::{
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Where the images are
-    #[arg(long, short = 'D', value_name = "DIR")]
+    /// The directory of the image
+    #[arg(long, short = 'D', value_name = "DIR", value_hint = ValueHint::DirPath)]
     images_dir: PathBuf,
-    /// Guard this cgroup: the directory of the one that the tree is put into. Without
-    /// it, the one that it was in, as DIR/freezer-guard.json says
-    #[arg(long = "cgroup", value_name = "PATH")]
+    /// Guard this cgroup: the directory of the one that CRIU restores the tree into
+    ///
+    /// Repeat the option to guard several. By default freezer-guard takes the cgroups from
+    /// DIR/freezer-guard.json, and makes those that do not exist. The option does not move the tree:
+    /// only options of CRIU do.
+    #[arg(long = "cgroup", value_name = "PATH", add = ArgValueCompleter::new(complete::cgroups))]
     cgroups: Vec<PathBuf>,
-    /// Print what came of it as one JSON object
+    /// Print the outcome as one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     driver: Driver,
+}
+
+/// The object that `--json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Restored {
+    /// Whether CRIU has restored the tree.
+    restored: bool,
+    /// The exit code of CRIU, or 128+N if signal N ended it.
+    exit_code: u8,
+    /// The roots of the restored trees.
+    roots: Vec<Task>,
+    /// The restored threads outside of the guarded cgroups. No guard protected them.
+    strays: Vec<Task>,
+    /// The guard at its end, or null if a process has ended it before.
+    guard: Option<Status>,
 }
 
 impl Args {
@@ -95,18 +118,19 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         driver::say_failure(&log, done.status);
     }
     tell(options, &roots, &strays);
+    let has_strays = !strays.is_empty();
     if args.json {
-        driver::print(&json!({
-            "restored": restored,
-            "exit_code": code.0,
-            "roots": roots,
-            "strays": strays,
-            "guard": done.guard,
-        }));
+        driver::print(&Restored {
+            restored,
+            exit_code: code.0,
+            roots,
+            strays,
+            guard: done.guard,
+        });
     }
     Ok(match held || excused {
         false => exit::VIOLATED.into(),
-        true if !strays.is_empty() => exit::BUSY.into(),
+        true if has_strays => exit::BUSY.into(),
         true => code.into(),
     })
 }

@@ -2,9 +2,11 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
+use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::criu;
 
 use super::{
+    complete,
     error::Result,
     exit,
     guarded::{self, GuardedCommand, Options},
@@ -15,25 +17,38 @@ use super::{
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Guard this cgroup: its directory, or a systemd unit such as foo.service
-    #[arg(long = "cgroup", value_name = "PATH", required_unless_present = "pid")]
+    ///
+    /// Repeat the option to guard several cgroups.
+    #[arg(long = "cgroup", value_name = "PATH", required_unless_present = "pid", add = ArgValueCompleter::new(complete::cgroups_and_units))]
     cgroups: Vec<PathBuf>,
-    /// The root of the tree to be dumped: it has to be in the cgroup with all its
-    /// descendants. Without --cgroup, guard the cgroups it is in. Known by itself
-    /// when COMMAND is `criu dump -t PID`
+    /// The root of the process tree that COMMAND dumps
+    ///
+    /// freezer-guard exits with 75 if a task of this tree is outside of the cgroups. Without
+    /// --cgroup, it guards the cgroups that this process is in. By default the PID of
+    /// `criu dump -t PID`, if that is COMMAND.
     #[arg(long, value_name = "PID")]
     pid: Option<i32>,
-    /// Freeze the cgroup first if it is thawed, and thaw it at the end
+    /// Freeze the cgroup before COMMAND starts, and thaw it at the end
+    ///
+    /// A cgroup that is FROZEN already is FROZEN again at the end. Without this option the cgroup
+    /// has to be FROZEN, or freezer-guard exits with 75.
     #[arg(long)]
     freeze: bool,
-    /// Thaw the cgroup as soon as it is CHECKPOINTING: for a checkpointer that does not
-    /// use the freezer, and so would wait for the frozen tasks for ever. Such are `criu`
-    /// without --freeze-cgroup, and crun's pre-dump
+    /// Thaw the cgroup as soon as the guard is CHECKPOINTING
+    ///
+    /// A checkpointer that does not use the freezer needs it, because it would wait for the frozen
+    /// tasks forever: `criu` without --freeze-cgroup, and the pre-dump of crun.
     #[arg(long)]
     thaw: bool,
     #[command(flatten)]
     options: Options,
-    /// The checkpointer and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// The checkpointer and its arguments, after `--`
+    #[arg(
+        last = true,
+        required = true,
+        value_name = "COMMAND",
+        add = ArgValueCompleter::new(complete::CommandCompleter)
+    )]
     command: Vec<OsString>,
 }
 

@@ -7,32 +7,40 @@ use std::{
     time::Duration,
 };
 
+use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::{
     cgroup::Cgroup,
-    guard::{self, Status, describe_level, refusals, violations},
+    guard::{Status, describe_level, refusals, violations},
+    json::Versioned,
 };
-use serde_json::json;
+use serde::Serialize;
 
-mod watch;
+pub(super) mod watch;
 
 use super::{
     client::{self, Daemon as _, answer},
+    complete,
     error::{Error, Result},
     say::print,
     target,
 };
-use crate::daemon::{history, reply::State};
+use crate::daemon::{
+    history,
+    reply::{Guards, State},
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A cgroup's directory or a systemd unit; without it, every guard
+    /// Show this cgroup: its directory, or a systemd unit; by default all guards
+    #[arg(add = ArgValueCompleter::new(complete::cgroups_and_units))]
     path: Option<PathBuf>,
-    /// Show the guards that have ended, as far as the service remembers them
+    /// Show the guards that have ended: the service keeps the last 64
     #[arg(long, conflicts_with = "path")]
     last: bool,
-    /// Show a table of all guards in force and of the last that ended, and look again every so
-    /// many seconds, until Ctrl-C or q. Without a terminal, print the table again when it has
-    /// changed
+    /// Show a live table of the guards in force and of the last ones that ended, until Ctrl-C or q
+    ///
+    /// It refreshes the table every SECONDS. Without a terminal it prints the table again when it has
+    /// changed.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -43,7 +51,7 @@ pub(super) struct Args {
         conflicts_with_all = ["path", "last"]
     )]
     watch: Option<Duration>,
-    /// Print one JSON object; with --watch, one each time
+    /// Print one JSON object; for a unit with several cgroups, one a line; with --watch, one at each refresh
     #[arg(long)]
     json: bool,
 }
@@ -57,11 +65,11 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
             let guards = client::block_on(async {
                 match args.last {
                     true => last().await,
-                    false => list().await,
+                    false => client::list().await,
                 }
             })?;
             match (args.json, guards.is_empty(), args.last) {
-                (true, ..) => format!("{}\n", json!({ "guards": guards })),
+                (true, ..) => one_line(Guards { guards })?,
                 (false, true, false) => "no cgroup is guarded\n".to_owned(),
                 (false, true, true) => "no guard that has ended is remembered\n".to_owned(),
                 (false, false, _) => guards.iter().map(describe).collect(),
@@ -72,7 +80,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
             for cgroup in target::resolve(path)? {
                 let found = client::block_on(state(cgroup.path()))?;
                 text += &match (&found.guard, args.json) {
-                    (_, true) => format!("{}\n", serde_json::to_string(&found)?),
+                    (_, true) => one_line(found)?,
                     (Some(guard), false) => describe(guard),
                     (None, false) => {
                         format!("{}: {}, not guarded\n", found.path.display(), found.state)
@@ -89,12 +97,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn list() -> Result<Vec<Status>> {
-    client::ask(
-        async |daemon| Ok(answer(daemon.list()).await?.guards),
-        || Ok(guard::list()?),
-    )
-    .await
+/// Returns the object and its version as one line of JSON.
+fn one_line(object: impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string(&Versioned::new(object))? + "\n")
 }
 
 /// The last guards that have ended, the oldest first, as far as the service has kept them.

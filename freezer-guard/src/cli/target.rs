@@ -8,7 +8,8 @@ use freezer_guard::{
 };
 
 /// The suffixes of units that have a cgroup (`systemd.unit(5)`).
-const UNIT_SUFFIXES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+pub(super) const UNIT_SUFFIXES: [&str; 6] =
+    [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
 
 /// The cgroups that a path or a unit's name stands for.
 pub(super) fn resolve(name: &Path) -> Result<Target, Error> {

@@ -2,14 +2,18 @@
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
+use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::{
     cgroup::{self, Cgroup, Report, Task},
     guard,
-    words::escaped,
+    json::Versioned,
+    words::{self, escaped},
 };
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{
+    complete,
     error::Result,
     exit,
     say::{print, say},
@@ -18,26 +22,48 @@ use super::{
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The root of the process tree that is to be checkpointed
+    /// The root of the process tree
     #[arg(long, value_name = "PID")]
     pid: i32,
-    /// Where the tree should be; without it, the cgroups of PID itself
-    #[arg(long = "cgroup", value_name = "PATH")]
+    /// Check that the tree is in this cgroup: its directory, or a systemd unit
+    ///
+    /// Repeat the option to name several. The default is the cgroups of PID.
+    #[arg(long = "cgroup", value_name = "PATH", add = ArgValueCompleter::new(complete::cgroups_and_units))]
     cgroups: Vec<PathBuf>,
-    /// Print one JSON object
+    /// Print the outcome as one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// The object that `--json` prints.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Verified {
+    /// The pid of the root of the tree.
+    pid: i32,
+    /// The paths of the cgroups.
+    #[serde(serialize_with = "words::texts")]
+    cgroups: Vec<PathBuf>,
+    /// Whether the whole tree is in the cgroups, and no process traces it.
+    good: bool,
+    /// The threads that the check has found.
+    report: Report,
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let targets = target::all(&args.cgroups, Some(args.pid))?;
     let cgroups: Vec<&Cgroup> = targets.iter().flatten().collect();
-    let paths: Vec<_> = cgroups.iter().map(|cgroup| cgroup.path()).collect();
+    let paths = cgroups.iter().map(|cgroup| cgroup.path().to_owned());
+    let paths: Vec<_> = paths.collect();
     if args.json {
         let report = cgroup::examine(&cgroups, Some(args.pid))?;
         let good = report.strays.is_empty() && report.traced.is_empty();
-        let object = json!({ "pid": args.pid, "cgroups": paths, "good": good, "report": report });
-        writeln!(std::io::stdout(), "{object}")?;
+        let object = Versioned::new(Verified {
+            pid: args.pid,
+            cgroups: paths,
+            good,
+            report,
+        });
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&object)?)?;
         return Ok(match good {
             true => ExitCode::SUCCESS,
             false => exit::BUSY.into(),
@@ -46,14 +72,10 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let report = guard::verify(&cgroups, Some(args.pid))?;
     warn(Some(args.pid), &report);
     let count = report.tasks - report.foreign.len();
-    let paths: Vec<_> = paths
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
     print(&format!(
         "pid {} and all its descendants ({count} threads) are in {}\n",
         args.pid,
-        paths.join(", ")
+        words::join(&paths, ", ")
     ))?;
     Ok(ExitCode::SUCCESS)
 }

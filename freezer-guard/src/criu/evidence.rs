@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -16,20 +17,22 @@ use super::{
 };
 use crate::{
     guard::Status,
+    json::Versioned,
     words::{self, from_base64},
 };
 
-/// How good an image is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The verdict on an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "ImageVerdict")]
 pub enum Verdict {
-    /// CRIU has succeeded, and nobody has disturbed it.
+    /// CRIU has succeeded, and no process has disturbed the checkpoint.
     Good,
-    /// CRIU has succeeded, somebody has disturbed it, and whoever made it has taken it
-    /// all the same (`--on-violation warn`).
+    /// CRIU has succeeded although a process has disturbed the checkpoint, and `--on-violation warn`
+    /// accepts that.
     Excused,
-    /// Somebody has disturbed it, or has ended the guard: not to be trusted, whatever
-    /// CRIU says.
+    /// A process has disturbed the checkpoint or ended the guard. Do not trust the image, even if
+    /// CRIU has succeeded.
     Violated,
     /// CRIU has failed.
     Failed,
@@ -63,51 +66,51 @@ impl Verdict {
     }
 }
 
-/// How an image came about: what was held, for how long, who tried to disturb it.
-#[derive(Debug, Clone, Serialize)]
+/// The evidence of an image: the verdict, the guard and the processes that tried to disturb it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Evidence {
-    /// How good it is.
+    /// The verdict on the image.
     pub verdict: Verdict,
-    /// The version of freezer-guard.
+    /// The version of freezer-guard that made the image.
     pub freezer_guard: String,
-    /// `uname -r`
+    /// The release of the kernel, as `uname -r` prints it.
     pub kernel: String,
-    /// What CRIU says of its version.
+    /// The version that CRIU reports.
     pub criu: String,
-    /// CRIU's command line.
+    /// CRIU's command line, one word each.
     pub command: Vec<String>,
-    /// Its exit code, or 128 and the signal that ended it.
+    /// The exit code of CRIU, or 128+N if signal N ended it.
     pub exit_code: u8,
-    /// The root of the tree.
+    /// The pid of the root of the tree.
     pub pid: i32,
-    /// Its name.
+    /// The name of that process (`comm`).
     pub comm: String,
-    /// The cgroups that were guarded, by their paths on that host.
+    /// The paths of the guarded cgroups on that host.
     #[serde(serialize_with = "words::texts")]
     pub cgroups: Vec<PathBuf>,
-    /// Their paths in Base64, if one of them is no text.
+    /// The paths in Base64, if one of them is not valid UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroups_base64: Option<Vec<String>>,
-    /// Whether it holds memory only, for a dump to build on.
+    /// Whether the image is a pre-dump: it has memory only, and a dump builds on it.
     pub pre_dump: bool,
-    /// Whether the root was there afterwards.
+    /// Whether the root of the tree was still running afterwards.
     pub left_running: bool,
-    /// The image it builds on, seen from its directory.
+    /// The image that this image builds on, relative to its directory, or null.
     pub parent: Option<PathBuf>,
-    /// The size of the memory in it, bytes.
+    /// The size of the memory in the image, in bytes.
     pub memory_bytes: u64,
-    /// The size of the images, bytes.
+    /// The size of the whole image, in bytes.
     pub image_bytes: u64,
-    /// When CRIU was started, RFC 3339 in UTC.
+    /// The time when CRIU was started (RFC 3339, UTC).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started: Option<String>,
-    /// When CRIU began its log: the times in it count from then on.
+    /// The time when CRIU began its log (RFC 3339, UTC). The times in the log count from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_begun: Option<String>,
-    /// When CRIU had ended.
+    /// The time when CRIU had ended (RFC 3339, UTC).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
-    /// The guard at its end; none when somebody has ended it before.
+    /// The guard at its end, or null if a process has ended it before.
     pub guard: Option<Status>,
 }
 
@@ -200,6 +203,7 @@ impl Draft {
 
 /// Writes evidence into the room of the draft, if that is there, and gives it its name.
 fn put(dir: &Path, evidence: &impl Serialize) -> Result<(), Error> {
+    let evidence = &Versioned::new(evidence);
     let (draft, path) = (dir.join(Draft::FILE), dir.join(Evidence::FILE));
     let failed = |source| failed("write", &path, source);
     let mut text = serde_json::to_string_pretty(evidence).map_err(|error| failed(error.into()))?;
@@ -295,5 +299,76 @@ fn not_good(dir: &Path, why: &'static str) -> Error {
     Error::NotGood {
         path: dir.to_owned(),
         why,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json;
+
+    /// The evidence of an image as version 0.1.0 wrote it, but for its guard.
+    const OLD: &str = r#"{
+        "verdict": "good", "freezer_guard": "0.1.0 (BPF object 0)", "kernel": "6.12.0",
+        "criu": "Version: 4.1", "command": ["criu", "dump"], "exit_code": 0, "pid": 12,
+        "comm": "app", "cgroups": ["/sys/fs/cgroup/app"], "pre_dump": false,
+        "left_running": true, "parent": null, "memory_bytes": 4096, "image_bytes": 8192,
+        "guard": null
+    }"#;
+
+    fn images() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::write(dir.path().join(INVENTORY), "x").expect("an image");
+        dir
+    }
+
+    #[test]
+    fn evidence_without_a_version_is_read() {
+        let dir = images();
+        fs::write(dir.path().join(Evidence::FILE), OLD).expect("evidence");
+        let known = Known::of_whole_images(dir.path()).expect("it is good");
+        let known = known.expect("there is evidence");
+        assert_eq!((known.pid, known.verdict), (12, Verdict::Good));
+    }
+
+    #[test]
+    fn evidence_has_its_version_also_if_it_is_completed() {
+        let evidence = Evidence {
+            verdict: Verdict::Good,
+            freezer_guard: "0.1.0".to_owned(),
+            kernel: String::new(),
+            criu: String::new(),
+            command: Vec::new(),
+            exit_code: 0,
+            pid: 12,
+            comm: String::new(),
+            cgroups: vec!["/sys/fs/cgroup/app".into()],
+            cgroups_base64: None,
+            pre_dump: false,
+            left_running: true,
+            parent: None,
+            memory_bytes: 0,
+            image_bytes: 0,
+            started: None,
+            log_begun: None,
+            ended: None,
+            guard: None,
+        };
+        let guard: Status = serde_json::from_str(Status::OLD).expect("a guard");
+        let complete = |dir: &Path| {
+            Draft::write(dir, &evidence, false)?;
+            Draft::read(dir)?.complete(dir, &guard)
+        };
+        let write = |dir: &Path| evidence.write(dir);
+        for write in [&write as &dyn Fn(&Path) -> Result<(), Error>, &complete] {
+            let dir = images();
+            write(dir.path()).expect("it is written");
+            let text = fs::read(dir.path().join(Evidence::FILE)).expect("evidence");
+            let value: Value = serde_json::from_slice(&text).expect("JSON");
+            assert_eq!(value["version"], json::VERSION);
+            assert_eq!(value["pid"], 12);
+            let known = Known::of_images(dir.path()).expect("it is good");
+            assert!(known.is_some());
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::{fs, io::ErrorKind, path::Path};
 
 use prost::Message;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Error, failed};
@@ -13,34 +14,34 @@ const FILE: &str = "stats-dump";
 const MAGIC: [u8; 8] = [0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57];
 
 /// Times and counts of a dump: `dump_stats_entry` of CRIU's `images/stats.proto`.
-#[derive(Clone, Copy, PartialEq, Eq, Message, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Message, Serialize, JsonSchema)]
 pub struct DumpStats {
-    /// How long it took to freeze and seize the tasks, µs.
+    /// The time that CRIU took to freeze and seize the tasks, in µs.
     #[prost(uint32, required, tag = "1")]
     #[serde(rename = "freezing_us")]
     pub freezing_time: u32,
-    /// How long the tasks were stopped, µs.
+    /// The time that the tasks were stopped, in µs.
     #[prost(uint32, required, tag = "2")]
     #[serde(rename = "frozen_us")]
     pub frozen_time: u32,
-    /// How long it took to take the memory, µs.
+    /// The time that CRIU took to collect the memory, in µs.
     #[prost(uint32, required, tag = "3")]
     #[serde(rename = "memdump_us")]
     pub memdump_time: u32,
-    /// How long it took to write the memory, µs.
+    /// The time that CRIU took to write the memory, in µs.
     #[prost(uint32, required, tag = "4")]
     #[serde(rename = "memwrite_us")]
     pub memwrite_time: u32,
-    /// The pages of private memory that CRIU looked at.
+    /// The number of pages of private memory that CRIU scanned.
     #[prost(uint64, required, tag = "5")]
     pub pages_scanned: u64,
-    /// Those that the parent image has.
+    /// The number of pages that the parent image has.
     #[prost(uint64, required, tag = "6")]
     pub pages_skipped_parent: u64,
-    /// Those that CRIU wrote.
+    /// The number of pages that CRIU wrote.
     #[prost(uint64, required, tag = "7")]
     pub pages_written: u64,
-    /// The pages of shared memory that CRIU wrote.
+    /// The number of pages of shared memory that CRIU wrote.
     #[prost(uint64, optional, tag = "14")]
     pub shpages_written: Option<u64>,
 }

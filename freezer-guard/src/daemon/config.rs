@@ -1,5 +1,9 @@
 //! `/etc/freezer-guard/config.toml`.
 
+pub(crate) mod keys;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs,
     io::ErrorKind,
@@ -13,6 +17,7 @@ use freezer_guard::{
     words,
 };
 use freezer_guard_abi::{FileName, Level, LogLevel, MAX_CHECKPOINTERS, NoSuchName, Protection};
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
     de::{self, Error as _},
@@ -21,70 +26,108 @@ use serde::{
 /// Where it is looked for.
 pub(crate) const PATH: &str = "/etc/freezer-guard/config.toml";
 
-/// What an administrator can choose. Everything has a default.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+/// The configuration. Every key has a default.
+///
+/// The doc comments and attributes of the keys are their documentation: [`keys`] makes the manual
+/// page, the installed file and the chapter of the book from them.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// The weakest level that will do for a guard that the daemon begins.
+    /// The weakest level that is enough for a guard that begins over the socket, if the call does
+    /// not say `require`. The call fails if the host cannot reach that level. `enforce`: the guard
+    /// refuses each disturbance. `best-effort`: a preemptible kernel may let one through, and the
+    /// guard detects it. `detect`: the guard refuses nothing, and detects all.
     #[serde(deserialize_with = "level")]
+    #[schemars(with = "String", extend("enum" = Level::NAMES, "default" = "best-effort", "example" = "enforce"))]
     pub(crate) require: Level,
-    /// Besides root, the members of this group may use the interface. It need not
-    /// exist.
+    /// The name or the number of a group. Its members may do everything over the socket, as root
+    /// may. The group need not exist. (The group that may connect to the socket is in
+    /// freezer-guard.socket.)
+    #[schemars(extend("default" = "freezer-guard", "example" = "criu"))]
     pub(crate) group: String,
+    /// Automatic guards: the service guards each checkpoint that no other guard covers.
     pub(crate) automatic: Automatic,
+    /// Guards of users who are not root.
     pub(crate) users: Users,
+    /// Units of systemd.
     pub(crate) units: Units,
+    /// Metrics for a monitoring system.
     pub(crate) metrics: Metrics,
+    /// Diagnostics.
     pub(crate) log: Log,
 }
 
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Log {
-    /// How much the kernel side tells of why it does what it does.
+    /// How much the BPF programs log of their decisions. `warn` logs each checkpoint without a
+    /// guard, `debug` also the reason why a `criu` is no checkpointer, `trace` also each refusal.
+    /// The lines are in the journal with `KIND=kernel`. A change takes effect when no guard is in
+    /// force.
     #[serde(deserialize_with = "log_level")]
+    #[schemars(with = "String", extend("enum" = LogLevel::NAMES, "default" = "off", "example" = "debug"))]
     pub(crate) kernel: LogLevel,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Automatic {
-    /// Guard what a checkpointer writes that nobody has put under a guard.
+    /// Whether the service guards each checkpoint that no other guard covers. The guard begins when
+    /// the checkpointer freezes a cgroup, and ends when it has detached from the last task.
+    #[schemars(extend("default" = true, "example" = false))]
     pub(crate) enabled: bool,
-    /// The file names of programs that are checkpointers.
+    /// The file names of the programs that are checkpointers: 1 to 16 names of at most 31 bytes. If
+    /// your `criu` is a script or a wrapper, add the last program that it executes, such as
+    /// `.criu-wrapped` on NixOS.
     #[serde(deserialize_with = "file_names")]
+    #[schemars(with = "Vec<String>", extend("default" = ["criu"], "example" = ["criu", ".criu-wrapped"]))]
     pub(crate) names: Vec<FileName>,
-    /// The protections that are lifted then.
+    /// The protections that automatic guards do not have. The guard neither refuses nor detects
+    /// the accesses that they cover.
     #[serde(deserialize_with = "protections")]
+    #[schemars(with = "Vec<String>", extend("items" = names_of(&Protection::NAMES), "default" = [], "example" = ["ptrace"]))]
     pub(crate) allow: Vec<Protection>,
-    /// Whether checkpointers of users have such guards too. A guard of a user refuses
-    /// nothing to tasks with authority over him.
+    /// Whether the service also guards the checkpoints of users whose CRIU has none of
+    /// CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE on the host. Such a guard refuses
+    /// nothing to root and to other processes with authority over the user.
+    #[schemars(extend("default" = false, "example" = true))]
     pub(crate) users: bool,
+    /// The effect of a violation. `fail`: CRIU cannot write the rest of its image, so the dump fails
+    /// and the container goes on. `warn`: CRIU completes its image, and the journal and the metrics
+    /// report that you must not trust it.
+    #[schemars(extend("default" = "fail", "example" = "warn"))]
     pub(crate) on_violation: OnViolation,
-    /// The service warns of a dump that takes longer.
+    /// The time after which the service warns of a dump that still runs: once in the journal, and in
+    /// the metric `freezer_guard_long_dumps_total`. `off` never warns.
     #[serde(deserialize_with = "limit")]
+    #[schemars(with = "String", extend("format" = LIMIT, "default" = "5m", "example" = "off"))]
     pub(crate) warn_after: Option<Duration>,
-    /// The service kills a checkpointer that takes longer, and ends its guard.
+    /// The time after which the service kills the checkpointer of a dump with SIGKILL and ends its
+    /// guard. The container goes on. `off` never kills.
     #[serde(deserialize_with = "limit")]
+    #[schemars(with = "String", extend("format" = LIMIT, "default" = "off", "example" = "30m"))]
     pub(crate) timeout: Option<Duration>,
 }
 
-/// What becomes of a dump under an automatic guard that was violated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// The effect of a violation on a dump under an automatic guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub(crate) enum OnViolation {
     /// CRIU cannot complete the image: its dump fails, and the container goes on.
     Fail,
-    /// The journal and the metrics report it.
+    /// The journal and the metrics report the violation.
     Warn,
 }
 
 /// Limits for the guards of users, which they begin or which their checkpointers have.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Users {
-    /// The service ends a guard that is held for longer, whatever its holder does.
+    /// The longest time that a user may hold a guard. Then the service ends the guard, even if its
+    /// holder is still running.
     #[serde(deserialize_with = "duration")]
+    #[schemars(with = "String", extend("format" = TIME, "default" = "10m", "example" = "1h 30m"))]
     pub(crate) longest_hold: Duration,
 }
 
@@ -97,10 +140,13 @@ impl Default for Users {
 }
 
 /// About units of systemd.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Units {
-    /// At the end of a guard that has refused the stop of a unit, kill the rest of that unit.
+    /// Whether the service finishes the stop of a unit at the end of a guard. If a guard refuses
+    /// systemd's SIGKILL, systemd gives the unit up, and the next start of the unit would make a
+    /// second instance beside the first. So the service has systemd kill the rest of such a unit.
+    #[schemars(extend("default" = true, "example" = false))]
     pub(crate) finish_stops: bool,
 }
 
@@ -110,11 +156,24 @@ impl Default for Units {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Metrics {
-    /// A file for the textfile collector of node_exporter; empty for none.
+    /// The path of a file in Prometheus's text format, for the textfile collector of node_exporter.
+    /// The service replaces it every 10 seconds. An empty path writes no file. Another directory
+    /// than that of the example needs `ReadWritePaths=` in a drop-in of freezer-guard.service.
+    #[schemars(extend("default" = "", "example" = "/var/lib/prometheus/node-exporter/freezer-guard.prom"))]
     pub(crate) textfile: PathBuf,
+}
+
+/// The type of a time.
+const TIME: &str = "time";
+/// The type of a time that may be `off`.
+const LIMIT: &str = "time or \"off\"";
+
+/// The JSON schema of one of these names.
+fn names_of(names: &[&str]) -> serde_json::Value {
+    serde_json::json!({ "type": "string", "enum": names })
 }
 
 impl Default for Config {
@@ -249,89 +308,4 @@ fn file_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<FileName
 fn named<T: FromStr<Err = NoSuchName>, E: de::Error>(name: String) -> Result<T, E> {
     name.parse()
         .map_err(|error| E::custom(format!("{name:?}: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::{Config, Level, Protection};
-
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("config.toml"), text).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn what_is_not_said_is_as_by_default() {
-        assert_eq!(parse(""), Ok(Config::default()));
-        let output = parse("require = \"enforce\"\n[automatic]\nallow = [\"ptrace\"]\n");
-        let mut expected = Config {
-            require: Level::Enforce,
-            ..Config::default()
-        };
-        expected.automatic.allow = vec![Protection::Ptrace];
-        assert_eq!(output, Ok(expected));
-    }
-
-    #[test]
-    fn an_error_names_its_line() {
-        for (text, line, what) in [
-            ("group = \"a\"\nfoo = 1\n", 2, "unknown field `foo`"),
-            (
-                "\n[automatic]\nenable = true\n",
-                3,
-                "unknown field `enable`",
-            ),
-            (
-                "require = \"most\"\n",
-                1,
-                "\"most\": there is no such level: it is one of detect, best-effort, enforce",
-            ),
-            (
-                "[automatic]\nallow = [\"x\"]\n",
-                2,
-                "there is no such protection: it is one of freeze, kill, migrate, ptrace",
-            ),
-            ("[users]\nlongest_hold = \"long\"\n", 2, "is no time"),
-            (
-                "[users]\nlongest_hold = \"9000y\"\n",
-                2,
-                "longer than a year",
-            ),
-            (
-                "[automatic]\non_violation = \"x\"\n",
-                2,
-                "expected `fail` or `warn`",
-            ),
-            ("[automatic]\ntimeout = \"never\"\n", 2, "is no time"),
-            ("[automatic]\nnames = []\n", 2, "0 names: there are 1 to 16"),
-            ("[automatic]\nnames = [\"a/b\"]\n", 2, "is no file name"),
-            ("group = 1\n", 1, "invalid type"),
-            ("group = \n", 1, ""),
-        ] {
-            let error = parse(text).expect_err(text);
-            let start = format!("config.toml:{line}: ");
-            assert!(error.starts_with(&start) && error.contains(what), "{error}");
-        }
-    }
-
-    /// The file that is installed says what is so without it.
-    #[test]
-    fn the_installed_file_holds_the_defaults() {
-        let text = include_str!("../../../packaging/config.toml");
-        assert_eq!(parse(text), Ok(Config::default()));
-        let uncommented: String = text
-            .lines()
-            .filter_map(|line| match line.strip_prefix('#') {
-                Some(line) if line.starts_with(|first: char| first.is_ascii_lowercase()) => {
-                    Some(line)
-                }
-                Some(_) => None,
-                None => Some(line),
-            })
-            .map(|line| format!("{line}\n"))
-            .collect();
-        assert!(uncommented.contains("enabled = true"), "{uncommented}");
-        assert_eq!(parse(&uncommented), Ok(Config::default()));
-    }
 }

@@ -1,4 +1,6 @@
 //! Counters of the service since its start, for a monitoring system.
+//!
+//! The help texts are the documentation: docs/reference/metrics.md has them.
 
 use std::collections::BTreeMap;
 
@@ -90,15 +92,15 @@ impl Metrics {
     /// The name, the meaning and the value of each plain counter.
     fn counters(&self) -> [(&'static str, &'static str, u64); 4] {
         [
-            ("guards_begun", "Guards begun", self.begun),
+            ("guards_begun", "Guards that have begun", self.begun),
             (
                 "lost_events",
-                "Events that came too fast to be read; the counts are complete",
+                "Events that the service has lost, because they came too fast. The other metrics are complete",
                 self.lost,
             ),
             (
                 "thawed",
-                "Cgroups that a dead checkpointer had left frozen, and that the service thawed",
+                "Cgroups that a killed checkpointer had left frozen, and that the service has thawed",
                 self.thawed,
             ),
             (
@@ -141,27 +143,27 @@ impl Metrics {
         registry.register("guards_active", "Guards in force", gauge(held.len() as u64));
         registry.register(
             "denied",
-            "Operations refused, by protection",
+            "Attempts that guards have refused, by protection",
             by_kind(&self.denied, |guard| &guard.denials),
         );
         registry.register(
             "violations",
-            "Disturbances of checkpoints under way, by protection",
+            "Violations, by protection. Alert on any increase: a checkpoint cannot be trusted",
             by_kind(&self.violations, |guard| &guard.violations),
         );
         registry.register(
             "unguarded_dumps",
-            "Checkpoints that could not be guarded automatically, by reason",
+            "Checkpoints without a guard, by reason. Alert on any increase",
             self.unguarded(),
         );
         registry.register(
             "hold_seconds",
-            "How long guards were held",
+            "The time for which guards were held, in seconds",
             self.held.clone(),
         );
         registry.register(
             "recursion_misses",
-            "Runs of BPF programs that the kernel left out since they were loaded",
+            "Runs of BPF programs that a preemptible kernel has left out since their load",
             gauge(recursion_misses),
         );
         let mut text = String::new();
@@ -169,6 +171,12 @@ impl Metrics {
         let _ = encode(&mut text, &registry);
         of_the_old_format(&text)
     }
+}
+
+/// Returns the metrics of a service that has just started: with all their names, types and help
+/// texts.
+pub(crate) fn description() -> String {
+    Metrics::default().text(&[], 0)
 }
 
 fn counter(count: u64) -> Counter {
@@ -225,7 +233,7 @@ mod tests {
             "freezer_guard_recursion_misses 3",
             "freezer_guard_hold_seconds_count 0",
             "# TYPE freezer_guard_denied_total counter",
-            "# HELP freezer_guard_guards_begun_total Guards begun.",
+            "# HELP freezer_guard_guards_begun_total Guards that have begun.",
             "freezer_guard_denied_total{kind=\"kill\"} 0",
         ] {
             assert!(

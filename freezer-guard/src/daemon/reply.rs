@@ -12,33 +12,34 @@ use freezer_guard::{
     words,
 };
 use freezer_guard_abi::GuardId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zlink::{
     ReplyError,
     introspect::{self, CustomType, Type},
 };
 
-/// Why something was not done. Each says it in words.
+/// The errors of the interface. The message of each says the reason in words.
 #[derive(Debug, Clone, PartialEq, ReplyError, introspect::ReplyError)]
 #[zlink(interface = "io.freezerguard")]
 pub(crate) enum Error {
-    /// Another guard is in the way.
+    /// Another guard is in the way, or the caller holds too many guards.
     Busy { message: String },
-    /// The cgroup is not FROZEN, or cannot be frozen.
+    /// The cgroup is not FROZEN, or does not freeze in time.
     NotFrozen { message: String },
-    /// Tasks of the checkpoint are elsewhere, or are being traced.
+    /// Tasks of the checkpoint are outside of the cgroups, or another process traces them.
     Stray { message: String },
-    /// The kernel cannot do it, or not as far as is required.
+    /// The kernel does not support it, or not at the required level.
     Unsupported { message: String },
-    /// The caller may not do that.
+    /// The caller has no permission.
     PermissionDenied { message: String },
-    /// There is no such guard.
+    /// There is no such guard in force.
     NotGuarded { message: String },
-    /// Somebody disturbed it before it was CHECKPOINTING.
+    /// Another process disturbed the cgroup again and again before CHECKPOINTING.
     Disturbed { message: String },
-    /// Something that was asked for makes no sense.
+    /// A parameter is wrong.
     BadRequest { message: String },
-    /// Something else went wrong.
+    /// An internal error.
     Failed { message: String },
 }
 
@@ -87,27 +88,33 @@ impl Error {
     }
 }
 
-/// A guard.
+/// One guard.
 #[derive(Debug, Serialize, Deserialize, Type)]
 pub(crate) struct OneGuard {
+    /// The guard.
     pub(crate) guard: Status,
 }
 
-/// Guards.
-#[derive(Debug, Serialize, Deserialize, Type)]
+/// Several guards.
+#[derive(Debug, Serialize, Deserialize, Type, JsonSchema)]
 pub(crate) struct Guards {
+    /// The guards: those in force by their ids, those that have ended from the oldest on.
     pub(crate) guards: Vec<Status>,
 }
 
-/// What became of a cgroup.
-#[derive(Debug, Serialize, Deserialize, Type)]
+/// The state of a cgroup.
+#[derive(Debug, Serialize, Deserialize, Type, JsonSchema)]
 pub(crate) struct State {
+    /// The path of the cgroup.
     #[serde(serialize_with = "words::text")]
     pub(crate) path: PathBuf,
-    /// The same in Base64, if it is no text.
+    /// The path in Base64, if it is not valid UTF-8.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) path_base64: Option<String>,
+    /// The state of the guard (`PREPARING`, `CHECKPOINTING`), or without a guard that of the
+    /// freezer (`THAWED`, `FREEZING`, `FROZEN`).
     pub(crate) state: String,
+    /// The guard of the cgroup, or null.
     pub(crate) guard: Option<Status>,
 }
 
@@ -131,31 +138,40 @@ impl State {
     }
 }
 
-/// What has happened.
+/// Events.
 #[derive(Debug, Serialize, Deserialize, Type)]
 pub(crate) struct Events {
+    /// The events, in their order.
     pub(crate) happenings: Vec<Event>,
 }
 
-/// What the doctor has found.
+/// One check of the host.
 #[derive(Debug, Serialize, Deserialize, CustomType)]
 pub(crate) struct Check {
+    /// The name of the check.
     pub(super) name: String,
+    /// The verdict: `good`, `limited` or `unusable`.
     pub(super) verdict: String,
+    /// The finding of the check.
     pub(super) finding: String,
+    /// The remedy.
     pub(super) remedy: Option<String>,
 }
 
-/// What the doctor says.
+/// All checks of the host.
 #[derive(Debug, Serialize, Deserialize, Type)]
 pub(crate) struct Examination {
+    /// The verdict of the worst check: `good`, `limited` or `unusable`.
     pub(super) verdict: String,
+    /// The release of the kernel.
     pub(super) kernel: String,
+    /// The checks, in their order.
     pub(super) checks: Vec<Check>,
 }
 
 /// Text.
 #[derive(Debug, Serialize, Deserialize, Type)]
 pub(crate) struct Text {
+    /// The text.
     pub(super) text: String,
 }

@@ -18,7 +18,7 @@ use super::{
     Daemon,
     access::Peer,
     accounts::{Share, account},
-    begin, blocking, error,
+    begin, blocking, error, idl,
     reply::{Check, Error, Events, Examination, Guards, OneGuard, State, Text},
 };
 
@@ -27,6 +27,12 @@ pub(crate) const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
 
 /// How many guards a user may hold who is not trusted.
 const GUARDS_OF_ONE: usize = 8;
+
+/// Returns the description of the interface, which `GetInterfaceDescription` answers too. (The macro
+/// `service` of zlink makes the constant.)
+pub(crate) fn description() -> String {
+    idl::formatted(__Client_INTERFACE_0)
+}
 
 /// One connection.
 pub(super) struct Client {
@@ -116,6 +122,7 @@ fn pid(number: Option<i64>) -> Result<Option<i32>, Error> {
 
 type BoxedStream = Pin<Box<dyn Stream<Item = Result<Reply<Events>, Error>>>>;
 
+/// Guards of cgroups that a checkpointer such as CRIU works in. See io.freezerguard(7).
 #[service(
     interface = "io.freezerguard",
     types = [Status, Incident, Event, Check],
@@ -127,11 +134,15 @@ impl<Sock> Client
 where
     Sock::ReadHalf: FetchPeerCredentials,
 {
-    /// Guards cgroups until `End`, or until the holder's last process has ended.
-    /// The holder is the calling process, or the one whose pidfd is the
-    /// `holderFd`th of the descriptors that come with the call. Without
-    /// permission, descriptors of the cgroups' freezer files, open for writing,
-    /// have to come with it.
+    /// Begins a guard, and replies when it is CHECKPOINTING.
+    /// The guard protects the directories in `cgroups`, or the cgroups of the process `pid`. With
+    /// `freeze` the service freezes them first, for at most `freezeTimeoutSeconds` (10 by default);
+    /// without, they have to be FROZEN. If `pid` is there, the tree below it has to be in the cgroups.
+    /// `allow` lifts protections (freeze, kill, migrate, ptrace), and `require` is the weakest level
+    /// that is enough (detect, best-effort, enforce).
+    /// The holder is the calling process, or the process whose pidfd is descriptor number `holderFd`
+    /// of the call. The guard ends with `End`, or with the last process of the holder. A caller
+    /// without permission sends descriptors of the cgroups' freezer files, open for writing.
     async fn begin(
         &self,
         cgroups: Option<Vec<PathBuf>>,
@@ -183,8 +194,10 @@ where
         Ok(OneGuard { guard })
     }
 
-    /// Ends the guard that `guard` names by its id, or else that of a cgroup, and thaws what
-    /// was frozen for it: for its holder; or for whoever may, if `force` is set.
+    /// Ends the guard with the id `guard`, or else the guard of a cgroup.
+    /// The holder gets the cgroups back in the state that they had before the guard. Any other caller
+    /// needs permission and `force`; the cgroups then keep their state, and the checkpoint of the
+    /// holder is violated.
     async fn end(
         &self,
         cgroup: Option<PathBuf>,
@@ -233,7 +246,7 @@ where
         Ok(OneGuard { guard })
     }
 
-    /// Every guard in force.
+    /// Returns the guards in force.
     async fn list(
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
@@ -243,7 +256,7 @@ where
         Ok(Guards { guards })
     }
 
-    /// The last guards that have ended, the oldest first.
+    /// Returns the last 64 guards that have ended, the oldest first.
     async fn list_ended(
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
@@ -253,8 +266,9 @@ where
         Ok(Guards { guards })
     }
 
-    /// The state of a cgroup, and its guard: for its holder, and for whoever may. The
-    /// holder may name the guard by its id, for its cgroup may have gone.
+    /// Returns the state of a cgroup, and its guard.
+    /// The holder of a guard may call it without permission, and may name its guard by the id in
+    /// `guard`, since the cgroup may be gone.
     async fn status(
         &self,
         cgroup: PathBuf,
@@ -276,8 +290,8 @@ where
         Ok(state)
     }
 
-    /// Checks that the processes below `pid`, or all threads of those in the
-    /// cgroups, are in the cgroups.
+    /// Checks that the whole tree below `pid` is in the cgroups, and that no process traces it.
+    /// Without `pid`: that all threads of the processes in the cgroups are there.
     async fn verify(
         &self,
         cgroups: Vec<PathBuf>,
@@ -295,8 +309,7 @@ where
         Ok(())
     }
 
-    /// What has happened to the guards in force, and with `more` what happens from
-    /// then on.
+    /// Returns the events of the guards in force, and with `more` each new event as it happens.
     #[zlink(more)]
     async fn monitor(
         &self,
@@ -329,7 +342,7 @@ where
         stream
     }
 
-    /// Checks what this host can do, with a guard of its own for a moment.
+    /// Checks whether this host can guard checkpoints, with a guard of its own for a moment.
     async fn doctor(
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
@@ -353,7 +366,7 @@ where
         })
     }
 
-    /// Metrics in Prometheus's text format.
+    /// Returns the metrics in Prometheus's text format.
     async fn metrics(
         &self,
         #[zlink(connection)] connection: &mut Connection<Sock>,
@@ -361,5 +374,20 @@ where
         self.trust(&self.peer(connection).await?)?;
         let text = self.daemon.metrics().await?;
         Ok(Text { text })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zlink::idl::Interface;
+
+    use super::{__Client_INTERFACE_0, description};
+
+    #[test]
+    fn the_description_is_that_of_the_interface() {
+        let text = description();
+        let parsed = Interface::try_from(text.as_str()).expect("it is valid");
+        assert_eq!(&parsed, __Client_INTERFACE_0);
+        assert_eq!(parsed.methods().count(), 9);
     }
 }

@@ -8,31 +8,34 @@ use std::collections::BTreeMap;
 
 use freezer_guard_abi::{Level, Protection};
 
+use schemars::JsonSchema;
+
 use crate::kernel::ProgramReport;
 pub use kernel::{TESTED, release};
 
-/// How good it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+/// The verdict of a check, or of all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "CheckVerdict")]
 pub enum Verdict {
-    /// As it should be.
+    /// It is as it should be.
     Good,
-    /// Something works less well, or not at all.
+    /// Something works with limits, or not at all.
     Limited,
-    /// No guard can be had.
+    /// This host can have no guard.
     Unusable,
 }
 
-/// One thing that was looked at.
-#[derive(Debug, Clone, serde::Serialize)]
+/// One check.
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub struct Check {
-    /// What.
+    /// The name of the check.
     pub name: &'static str,
-    /// How good it is.
+    /// The verdict of the check.
     pub verdict: Verdict,
-    /// What was found.
+    /// The finding of the check.
     pub finding: String,
-    /// What to do about it.
+    /// The remedy, or null.
     pub remedy: Option<String>,
 }
 
@@ -62,18 +65,18 @@ impl Check {
     }
 }
 
-/// All that was found.
-#[derive(Debug, Clone, serde::Serialize)]
+/// Everything that the checks of this host have found.
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub struct Report {
-    /// That of the worst check.
+    /// The verdict of the worst check.
     pub verdict: Verdict,
-    /// The kernel's release, as `uname -r` has it.
+    /// The release of the kernel, as `uname -r` prints it.
     pub kernel: String,
-    /// The level of each protection on this host; `None` when there can be no guard.
+    /// The level of each protection on this host, or null if it can have no guard.
     pub levels: Option<BTreeMap<&'static str, &'static str>>,
-    /// Everything that was looked at, in this order.
+    /// The checks, in their order.
     pub checks: Vec<Check>,
-    /// The BPF programs of such a guard.
+    /// The BPF programs of a guard on this host.
     pub programs: Vec<ProgramReport>,
 }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use freezer_guard_abi::{CgroupKey, EventKind, GuardId, RawEvent};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zlink::{
     idl,
@@ -12,29 +13,30 @@ use zlink::{
 use super::{Incident, Outcome, Status, path, unguarded, wall_clock};
 use crate::words::{self, escaped, join};
 
-/// The kind of an event. JSON and Varlink have its name in lower case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The kind of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "EventKind")]
 pub enum What {
     /// A cgroup has become a target of the guard.
     Begun,
     /// The guard has entered CHECKPOINTING.
     Checkpointing,
-    /// Something was refused.
+    /// The guard has refused an access: the process got EBUSY.
     Denial,
-    /// Something was done before CHECKPOINTING: it is mended, or the guard does not get there.
+    /// A process has disturbed the cgroup before CHECKPOINTING. freezer-guard repairs it and tries again.
     Disturbance,
-    /// Something was done while the guard was CHECKPOINTING.
+    /// A process has disturbed the cgroup during CHECKPOINTING. Do not trust this checkpoint.
     Violation,
     /// The guard has ended.
     Ended,
-    /// A checkpointer froze something, and has no guard.
+    /// A checkpointer has frozen a cgroup and has no guard.
     Unguarded,
-    /// A process has executed a checkpointer. It has a guard as soon as it freezes a cgroup.
+    /// A process has executed a checkpointer. Its guard begins when it freezes a cgroup or seizes a task.
     Candidate,
-    /// Events came too fast.
+    /// The reader has lost events: they came too fast.
     Lost,
-    /// An event of another version.
+    /// An event that this version of freezer-guard does not know.
     Unknown,
 }
 
@@ -65,31 +67,30 @@ impl introspect::Type for What {
     const TYPE: &'static idl::Type<'static> = &idl::Type::String;
 }
 
-/// Something that happened.
-#[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
+/// One event of a guard.
+#[derive(Debug, Clone, Serialize, Deserialize, CustomType, JsonSchema)]
 pub struct Event {
-    /// When, RFC 3339 in UTC; empty when nobody knows.
+    /// The time (RFC 3339, UTC). Empty for lost events.
     pub time: String,
-    /// The kind.
+    /// The kind of the event.
     pub event: What,
-    /// The guard; 0 for what is about none.
+    /// The id of the guard, or 0 if the event belongs to no guard.
     pub guard: GuardId,
-    /// Its cgroups, as far as they are known.
+    /// The paths of the guarded cgroups, as far as the reader knows them.
     #[serde(serialize_with = "words::texts")]
     pub cgroups: Vec<PathBuf>,
-    /// Their paths in Base64, if one of them is no text.
+    /// The paths in Base64, if one of them is not valid UTF-8.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cgroups_base64: Option<Vec<String>>,
-    /// What it is about, in words.
+    /// The event in words.
     pub about: String,
-    /// When it has begun: the uid of the user who owns the guard, if it is not root of the
-    /// host.
+    /// For `begun`: the uid of the user who owns the guard, unless root of the host owns it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub owner_uid: Option<u32>,
-    /// Who did it, when it is a denial, a disturbance or a violation.
+    /// For `denial`, `disturbance` and `violation`: the process and its action.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub by: Option<Incident>,
-    /// How many were lost.
+    /// For `lost`: the number of lost events.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub count: Option<u64>,
 }

@@ -11,6 +11,7 @@ use freezer_guard_abi::{
     Unguarded,
 };
 use nix::sys::signal::Signal;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
@@ -29,28 +30,28 @@ pub enum Outcome {
     Done,
 }
 
-/// What one process did, once or several times.
-#[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
+/// One thing that one process did or tried, once or several times.
+#[derive(Debug, Clone, Serialize, Deserialize, CustomType, JsonSchema)]
 pub struct Incident {
-    /// The process.
+    /// The pid of the process.
     pub pid: u32,
-    /// Its name the first time.
+    /// The name of the process (`comm`), the first time.
     pub comm: String,
-    /// Its real user the first time.
+    /// The real uid of the process, the first time.
     pub uid: u32,
-    /// The name of the protection it is about.
+    /// The protection: `freeze`, `kill`, `migrate` or `ptrace`.
     pub protection: String,
-    /// What, in words: `SIGKILL to pid 12`, or when done: `thawed /sys/fs/cgroup/foo`.
+    /// The action in words: `SIGKILL to pid 12`, or once it is done: `thawed /sys/fs/cgroup/foo`.
     pub what: String,
-    /// How often.
+    /// The number of times.
     pub count: u64,
-    /// The first time, RFC 3339 in UTC.
+    /// The first time (RFC 3339, UTC).
     pub first: String,
-    /// The last time.
+    /// The last time (RFC 3339, UTC).
     pub last: String,
-    /// Whether the guard was CHECKPOINTING, and not only being begun.
+    /// Whether the guard was CHECKPOINTING then.
     pub checkpointing: bool,
-    /// The first time, `CLOCK_BOOTTIME`, ns.
+    /// The first time on `CLOCK_BOOTTIME`, in nanoseconds.
     pub first_ns: u64,
 }
 

@@ -12,6 +12,7 @@ use super::{
     store::GuardStore,
 };
 use nix::unistd::getpid;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zlink::{
     idl,
@@ -20,15 +21,16 @@ use zlink::{
 
 use crate::words;
 
-/// The state of a guard. JSON and Varlink have its name in capitals.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of a guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
+#[schemars(rename = "GuardState")]
 pub enum State {
-    /// It is being begun.
+    /// The guard is being set up: it refuses already, and its cgroups are not all FROZEN yet.
     Preparing,
-    /// It is held.
+    /// The guard is in force, and each disturbance is a violation.
     Checkpointing,
-    /// It has ended.
+    /// The guard has ended.
     Ended,
 }
 
@@ -46,67 +48,70 @@ impl introspect::Type for State {
     const TYPE: &'static idl::Type<'static> = &idl::Type::String;
 }
 
-/// What a guard did.
-#[derive(Debug, Clone, Serialize, Deserialize, CustomType)]
+/// A guard: its cgroups, its holder, and the processes that it refused or that got through.
+#[derive(Debug, Clone, Serialize, Deserialize, CustomType, JsonSchema)]
+#[schemars(rename = "Guard")]
+// The interface has a method `Status`: systemd allows no type of that name beside it.
+#[zlink(rename = "Guard")]
 pub struct Status {
-    /// Its id.
+    /// The id of the guard, which `freezer-guard end --guard` takes.
     pub id: GuardId,
-    /// How far it has come.
+    /// How far the guard has come.
     pub state: State,
-    /// Whether nobody asked for it: a checkpointer was found writing the freezer.
+    /// Whether the kernel side began the guard by itself, for a checkpointer without one.
     pub automatic: bool,
-    /// Whether it has no cgroup of its own: CRIU uses no freezer, and the guard protects the tasks
-    /// that CRIU has seized, and the freezers of their cgroups.
+    /// Whether the guard has no cgroup of its own: CRIU uses no freezer, and the guard protects the
+    /// tasks that CRIU has seized, and the freezers of their cgroups.
     #[serde(default)]
     pub seized: bool,
-    /// The guarded cgroups; one that is gone is shown by its identity.
+    /// The paths of the guarded cgroups. A removed cgroup appears as `(removed cgroup ID)`.
     #[serde(serialize_with = "words::texts")]
     pub cgroups: Vec<PathBuf>,
-    /// Their paths in Base64, if one of them is no text.
+    /// The paths in Base64, if one of them is not valid UTF-8.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cgroups_base64: Option<Vec<String>>,
-    /// The processes that may write.
+    /// The processes of the holder: only they may freeze, thaw, signal, move and trace.
     pub holder_pids: Vec<u32>,
-    /// The uid of the user who owns it: it refuses nothing to tasks with authority over him,
-    /// such as root's. `None`: root of the host owns it, and it refuses everybody but its
-    /// holder.
+    /// The uid of the user who owns the guard. Such a guard refuses nothing to processes with
+    /// authority over that user, such as those of root. Null if root of the host owns it.
     #[serde(default)]
     pub owner_uid: Option<u32>,
-    /// When it was begun, RFC 3339 in UTC.
+    /// The time when the guard began (RFC 3339, UTC).
     pub begun: String,
-    /// When all its cgroups were FROZEN, before it entered CHECKPOINTING. Only the process that has
-    /// begun the guard knows it, and its answer has it: the kernel does not keep it.
+    /// The time when all cgroups of the guard were FROZEN, before CHECKPOINTING (RFC 3339, UTC). Only
+    /// the process that has begun the guard knows it: the kernel does not keep it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub frozen: Option<String>,
-    /// When it entered CHECKPOINTING.
+    /// The time when the guard entered CHECKPOINTING (RFC 3339, UTC), or null.
     pub checkpointing: Option<String>,
-    /// How long it has been held, seconds.
+    /// How long the guard has been held, in seconds.
     pub held_seconds: f64,
-    /// The weakest level of the protections that are in force.
+    /// The weakest level among the protections in force.
     pub level: String,
-    /// How far each [`Protection`] goes.
+    /// The level of each protection: `enforce`, `best-effort`, `detect` or `missing`.
     pub levels: BTreeMap<String, String>,
-    /// The protections that were lifted.
+    /// The protections that `--allow` has lifted.
     pub allowed: Vec<String>,
-    /// What was refused, by [`Protection`].
+    /// The number of refused attempts, by protection.
     pub denials: BTreeMap<String, u64>,
-    /// What got through while it was CHECKPOINTING, by [`Protection`].
+    /// The number of violations, by protection: disturbances during CHECKPOINTING.
     pub violations: BTreeMap<String, u64>,
-    /// What got through before that and was mended, by [`Protection`].
+    /// The number of disturbances before CHECKPOINTING, by protection. They are repaired.
     pub repaired: BTreeMap<String, u64>,
-    /// Calls that programs have missed, because the kernel preempts them, and that may have been
-    /// violations: see docs/kernels.md.
+    /// The number of calls that BPF programs may have missed, since this kernel preempts them. Each
+    /// counts as a violation.
     pub missed: u64,
-    /// Whether somebody has switched function tracing off, so that the kernel called no BPF
-    /// program, or has detached some: anything may have happened meanwhile.
+    /// Whether the kernel did not call the BPF programs all the time, since a process has switched
+    /// function tracing off or detached a program. It counts as a violation.
     #[serde(default)]
     pub unproven: bool,
-    /// Whether its cgroups were frozen for it, and nobody has thawed them at its end.
+    /// Whether freezer-guard froze the cgroups, and has not thawed them since.
     pub froze: bool,
-    /// Who was refused, the most eager first. May be incomplete: `denials` is not.
+    /// The processes that were refused, the most frequent first. The list may be incomplete; the
+    /// counts in `denials` are complete.
     pub intruders: Vec<Incident>,
-    /// Who got through, in the order of the first times. May be incomplete:
-    /// `violations` and `repaired` are not.
+    /// The processes that got through, in the order of their first time. The list may be
+    /// incomplete; the counts in `violations` and `repaired` are complete.
     pub violators: Vec<Incident>,
 }
 
@@ -339,4 +344,31 @@ pub(super) fn missed(store: &dyn GuardStore, entry: &GuardEntry) -> Result<u64, 
         return Ok(0);
     }
     Ok(store.missed()?.saturating_sub(entry.missed_before))
+}
+
+#[cfg(test)]
+impl Status {
+    /// A guard as version 0.1.0 wrote it, without the fields that it left out.
+    pub(crate) const OLD: &str = r#"{
+        "id": 7, "state": "ENDED", "automatic": true, "cgroups": ["/sys/fs/cgroup/app"],
+        "holder_pids": [], "begun": "2026-01-01T00:00:00.000Z", "checkpointing": null,
+        "held_seconds": 1.5, "level": "enforce", "levels": {"freeze": "enforce"}, "allowed": [],
+        "denials": {"freeze": 2}, "violations": {"freeze": 0}, "repaired": {"freeze": 0},
+        "missed": 0, "froze": false, "intruders": [], "violators": []
+    }"#;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Status;
+
+    /// The history of the service (`last.json`) is a list of these.
+    #[test]
+    fn a_guard_of_an_earlier_version_is_read() {
+        let guards: Vec<Status> =
+            serde_json::from_str(&format!("[{}]", Status::OLD)).expect("it is read");
+        assert_eq!(guards[0].id, 7);
+        assert_eq!(guards[0].owner_uid, None);
+        assert_eq!(guards[0].denials["freeze"], 2);
+    }
 }

@@ -63,25 +63,25 @@ impl Program {
 }
 
 /// The state of a program on this kernel.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Program")]
 pub struct ProgramReport {
-    /// Its name.
+    /// The name of the program.
     pub name: &'static str,
-    /// Its type and its hook, in the kernel's words.
+    /// The type and the hook of the program, in the kernel's words.
     pub hook: String,
-    /// Whether the kernel has taken it.
+    /// Whether the kernel has loaded it.
     pub loaded: bool,
-    /// Whether it is attached: some are needed on v1 or on v2 only.
+    /// Whether it is attached. Some programs are needed on v1 only or on v2 only.
     pub attached: bool,
-    /// How many instructions the verifier has walked (Linux 5.16).
+    /// The number of instructions that the verifier has walked, or null before Linux 5.16.
     pub instructions_verified: Option<u32>,
-    /// Its size after the verifier, bytes.
+    /// Its size after the verifier, in bytes.
     pub bytes_translated: Option<u32>,
-    /// The size of its machine code, bytes.
+    /// The size of its machine code, in bytes.
     pub bytes_jited: Option<u32>,
-    /// The calls that it was left out of.
+    /// The number of runs that the kernel has left out.
     pub recursion_misses: u64,
-    /// The calls that the kernel has counted: it counts while somebody asks for that
-    /// (`BPF_ENABLE_STATS`). `None`: nobody has asked, or nothing was done that would call it.
+    /// The number of calls during the check, or null if the check does not call it.
     pub calls: Option<u64>,
 }

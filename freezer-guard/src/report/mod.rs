@@ -15,6 +15,7 @@ mod text;
 
 use std::time::{Duration, SystemTime};
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 pub use guard::of_guard;
@@ -29,43 +30,43 @@ use crate::{
 };
 
 /// One checkpoint.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Report {
     /// The checkpoint: the directory of its images, or its guard.
     pub about: String,
-    /// How it ended.
+    /// The verdict on the checkpoint.
     pub verdict: Conclusion,
-    /// The same in a sentence.
+    /// The verdict in a sentence.
     pub meaning: String,
-    /// What is known besides the timeline.
+    /// Further facts, such as the kernel and CRIU's version.
     pub facts: Vec<Fact>,
-    /// What happened, in the order of time.
+    /// The moments of the checkpoint, in the order of time.
     pub timeline: Vec<Moment>,
-    /// What lasted: the parts of the guard and of CRIU's dump.
+    /// The phases of the guard and of CRIU's dump.
     pub spans: Vec<Span>,
-    /// What CRIU counted.
+    /// The statistics of CRIU, or null.
     pub stats: Option<DumpStats>,
     /// The guard at its end.
     pub guard: Option<Status>,
-    /// What the sources do not say, a sentence each.
+    /// The facts that no source has, a sentence each.
     pub unknown: Vec<String>,
 }
 
-/// How a checkpoint ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// The verdict on a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Conclusion {
-    /// CRIU has succeeded, and nobody has disturbed it.
+    /// CRIU has succeeded, and no process has disturbed it.
     Good,
     /// CRIU has succeeded, and the disturbance was excused (`--on-violation warn`).
     Excused,
-    /// Somebody has disturbed it, or has ended the guard.
+    /// A process has disturbed it, or has ended the guard.
     Violated,
     /// CRIU has failed.
     Failed,
     /// It goes on, or was interrupted.
     Unfinished,
-    /// Nobody has disturbed it. The service does not know whether CRIU has succeeded.
+    /// No process has disturbed it. The service does not know whether CRIU has succeeded.
     Undisturbed,
 }
 
@@ -88,37 +89,39 @@ impl Conclusion {
     }
 }
 
-/// Something that is known of a checkpoint.
-#[derive(Debug, Clone, Serialize)]
+/// A fact about a checkpoint.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Fact {
-    /// What it is: `kernel`.
+    /// The name of the fact, such as `kernel`.
     pub name: &'static str,
     /// Its value.
     pub value: String,
 }
 
-/// Something that happened.
-#[derive(Debug, Clone, Serialize)]
+/// A moment of a checkpoint.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Moment {
-    /// When.
+    /// The time (RFC 3339, UTC).
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub time: SystemTime,
-    /// How long after the begin of the timeline, seconds.
+    /// The time since the begin of the timeline, in seconds.
     pub offset_seconds: f64,
-    /// Of what kind.
+    /// The kind of the moment.
     pub kind: Kind,
-    /// What, in words.
+    /// A description of the moment.
     pub what: String,
-    /// When it happened for the last time, if it happened more than once.
+    /// The time of the last repetition (RFC 3339, UTC), or null.
     #[serde(serialize_with = "as_optional_text")]
+    #[schemars(with = "Option<String>")]
     pub until: Option<SystemTime>,
-    /// Who did it, if it is about an intruder.
+    /// The intruder, if the moment is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<Incident>,
 }
 
 /// The kind of a moment. Of two moments at the same time, the one of the earlier kind comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The guard begins.
@@ -172,28 +175,30 @@ impl Kind {
     }
 }
 
-/// Something that lasted.
-#[derive(Debug, Clone, Serialize)]
+/// A phase.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Span {
-    /// Whose it is.
+    /// The actor: the guard or CRIU.
     pub lane: Lane,
-    /// Its name, such as `CHECKPOINTING`.
+    /// The name of the phase, such as `CHECKPOINTING`.
     pub name: &'static str,
-    /// When it began.
+    /// The begin (RFC 3339, UTC).
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub from: SystemTime,
-    /// When it ended.
+    /// The end (RFC 3339, UTC).
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub to: SystemTime,
 }
 
-/// Whose spans they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// The actor of a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
-    /// The guard's.
+    /// The guard.
     Guard,
-    /// CRIU's.
+    /// CRIU.
     Criu,
 }
 

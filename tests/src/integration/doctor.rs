@@ -18,7 +18,7 @@ use super::{
     cgroups::{Cgroup, Hierarchy, eventually},
     has_bpf, levels,
     lifecycle::expect_clean,
-    process::{Held, guard, run},
+    process::{Held, expect_version, guard, run},
     scratch_folder,
 };
 
@@ -39,6 +39,7 @@ pub(super) fn doctor() -> Result<Value> {
     let finished = guard(["doctor", "--json"])?;
     let report: Value = serde_json::from_str(&finished.stdout)
         .with_context(|| format!("not JSON: {:?}", finished.stdout))?;
+    expect_version(&report)?;
     let code = ["good", "limited", "unusable"]
         .iter()
         .position(|verdict| report["verdict"] == **verdict);

@@ -13,7 +13,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, eventually},
     lifecycle::expect_clean,
-    process::{Held, LONG, Process, guard, tool},
+    process::{Held, LONG, Process, expect_version, guard, tool},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -63,7 +63,9 @@ fn is_locked(file: &fs::File) -> Result<bool> {
 
 fn next(reader: &mut Process) -> Result<Value> {
     let line = reader.line()?;
-    serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))
+    let event = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
+    expect_version(&event)?;
+    Ok(event)
 }
 
 fn expect(reader: &mut Process, event: &str) -> Result<Value> {

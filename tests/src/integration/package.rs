@@ -54,7 +54,11 @@ fn install(_: Hierarchy) -> Result<()> {
     }
     for path in [
         "/usr/share/man/man1/freezer-guard-daemon.1.gz",
+        "/usr/share/man/man5/freezer-guard.toml.5.gz",
+        "/usr/share/man/man7/io.freezerguard.7.gz",
         "/usr/share/bash-completion/completions/freezer-guard",
+        "/usr/share/varlink/interfaces/io.freezerguard.varlink",
+        "/usr/share/freezer-guard/schemas/status.json",
         "/etc/freezer-guard/config.toml",
     ] {
         ensure!(Path::new(path).exists(), "there is no {path}");

@@ -223,7 +223,15 @@ pub(super) fn tool<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> R
 pub(super) fn status(arguments: &[&str]) -> Result<Value> {
     let finished = guard([&["status", "--json"], arguments].concat())?.expect(0)?;
     let text = &finished.stdout;
-    serde_json::from_str(text).with_context(|| format!("not JSON: {text:?}"))
+    let value = serde_json::from_str(text).with_context(|| format!("not JSON: {text:?}"))?;
+    expect_version(&value)?;
+    Ok(value)
+}
+
+/// Each object has the version of its format.
+pub(super) fn expect_version(object: &Value) -> Result<()> {
+    ensure!(object["version"] == 1, "no version: {object}");
+    Ok(())
 }
 
 /// The guard that has ended last, as far as the service remembers.

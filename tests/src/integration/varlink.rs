@@ -2,7 +2,7 @@
 
 pub(super) mod users;
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -30,6 +30,9 @@ pub(super) fn list(list: &mut List<'_>) {
 }
 
 pub(super) const SOCKET: &str = "/run/freezer-guard/io.freezerguard";
+
+/// The description of the interface, as the package installs it.
+const DESCRIPTION: &str = "/usr/share/varlink/interfaces/io.freezerguard.varlink";
 
 pub(super) fn command(method: &str, parameters: &Value) -> Command {
     let mut command = Command::new("guest-tool");
@@ -116,6 +119,16 @@ fn varlinkctl(_: Hierarchy) -> Result<()> {
     ensure!(info.stdout.contains("io.freezerguard"), "{}", info.stdout);
     let described = varlinkctl(&["introspect", SOCKET, "io.freezerguard"])?.expect(0)?;
     ensure!(described.stdout.contains("Begin"), "{}", described.stdout);
+    // systemd is stricter than our client, in the file and in the reply.
+    let name = json!({ "interface": "io.freezerguard" });
+    let method = "org.varlink.service.GetInterfaceDescription";
+    let described = reply(&run(&mut command(method, &name))?.expect(0)?)?;
+    let text = described["description"].as_str().context("text")?;
+    let replied = super::scratch("described.varlink");
+    fs::write(&replied, text)?;
+    for file in [Path::new(DESCRIPTION), &replied] {
+        run(Command::new("varlinkctl").arg("validate-idl").arg(file))?.expect(0)?;
+    }
     let listed = varlinkctl(&["call", SOCKET, "io.freezerguard.List", "{}"])?.expect(0)?;
     ensure!(listed.stdout.contains("guards"), "{}", listed.stdout);
     Ok(())

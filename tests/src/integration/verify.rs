@@ -18,7 +18,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, eventually},
     lifecycle::expect_clean,
-    process::{Held, LONG, Process, guard, run},
+    process::{Held, LONG, Process, expect_version, guard, run},
     scratch_folder,
 };
 
@@ -208,6 +208,7 @@ fn alone(hierarchy: Hierarchy) -> Result<()> {
         good["good"] == true && good["report"]["tasks"] == 2,
         "{good}"
     );
+    expect_version(&good)?;
     let strayed = target.pids()?[1];
     elsewhere.expect_allowed("cgroup.procs", &strayed.to_string())?;
     verify(false)?.expect(75)?.says(&format!("pid {strayed}"))?;

@@ -10,34 +10,44 @@ use crate::cli::{names::one_of, say::say};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Options {
-    /// How long its tasks may take to freeze
+    /// Exit with 75 if the tasks have not frozen after this time, such as 30s
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = words::duration)]
     pub(super) freeze_timeout: Duration,
-    /// End the checkpointer and release the guard after this time, such as 5m
+    /// End the checkpointer after this time, such as 5m
+    ///
+    /// freezer-guard sends SIGTERM to the checkpointer and, after 5 seconds, SIGKILL to all its
+    /// processes; then it releases the guard. By default the checkpointer has no time limit.
     #[arg(long, value_name = "DUR", value_parser = words::duration)]
     pub(super) timeout: Option<Duration>,
-    /// Lift one protection: its acts are neither refused nor a violation. May be
-    /// given several times; without it, all are in force
+    /// Lift one protection; repeat the option to lift several
+    ///
+    /// The guard then neither refuses nor detects the accesses that this protection covers. By
+    /// default all protections are in force.
     #[arg(long, value_name = "NAME", value_parser = one_of::<Protection>(Protection::NAMES))]
     pub(super) allow: Vec<Protection>,
-    /// The least that has to be possible on this host, for each protection that is
-    /// not lifted: enforce refuses; best-effort does so on kernels without BPF
-    /// LSM, and may let something through; detect only tells of it. By default
-    /// best-effort, or what --level says
+    /// Exit with 69 if the host cannot reach this level
+    ///
+    /// The level holds for each protection that --allow does not lift. With enforce, the guard
+    /// refuses each disturbance. With best-effort, a preemptible kernel may let a disturbance
+    /// through, and the guard detects it. With detect, the guard refuses nothing and detects all.
+    /// The default is best-effort, or the level of --level if that is weaker.
     #[arg(long, value_name = "LEVEL", value_parser = one_of::<Level>(Level::NAMES))]
     pub(super) require: Option<Level>,
-    /// Use no stronger level than this: detect refuses nothing
+    /// Use no stronger level than this, although the host could
+    ///
+    /// With detect, the guard refuses nothing. It detects each disturbance, and the command exits
+    /// with 73.
     #[arg(long, value_name = "LEVEL", default_value = "enforce", value_parser = one_of::<Level>(Level::NAMES))]
     pub(super) level: Level,
-    /// What to do when something got through: fail at the end, only warn, or
-    /// kill the checkpointer at once and fail
+    /// The effect of a violation, which is a disturbance that the guard could not prevent
     #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
     pub(in crate::cli) on_violation: OnViolation,
-    /// Print nothing but errors
+    /// Print errors and violations only
     #[arg(short, long, conflicts_with = "verbose")]
     pub(super) quiet: bool,
-    /// Print everything that is refused as it happens, and when the kernel refuses a
-    /// BPF program, its verifier's log
+    /// Print each refused attempt as it happens
+    ///
+    /// If the kernel rejects a BPF program, this also prints the log of its verifier.
     #[arg(short, long)]
     pub(super) verbose: bool,
 }
@@ -68,11 +78,11 @@ impl Options {
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(in crate::cli) enum OnViolation {
-    /// End with 73
+    /// Let the checkpointer finish, and exit with 73
     #[default]
     Fail,
-    /// Say so, and end as the checkpointer did
+    /// Report the violation, and exit with the code of the checkpointer
     Warn,
-    /// Kill the checkpointer at once, and end with 73
+    /// Kill the checkpointer immediately, and exit with 73
     Kill,
 }

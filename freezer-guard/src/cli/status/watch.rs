@@ -15,13 +15,14 @@ use freezer_guard::{
 };
 use freezer_guard_abi::GuardId;
 use nix::sys::signal::{Signal, raise};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::{last, list};
+use super::{last, one_line};
 use crate::{
     cli::{
-        client,
+        client::{self, list},
         error::Result,
         guarded::signals::Signals,
         terminal::{Keys, Screen},
@@ -62,6 +63,19 @@ pub(super) fn main(every: Duration, json: bool) -> Result<ExitCode> {
             None => view.print(every, json).await,
         }
     })
+}
+
+/// A refresh of the table, as JSON.
+#[derive(Serialize, JsonSchema)]
+pub(in crate::cli) struct Refresh {
+    /// The time (RFC 3339, UTC).
+    time: String,
+    /// The guards in force.
+    guards: Vec<Status>,
+    /// The last guards that have ended, the newest first.
+    ended: Vec<Status>,
+    /// The guards that have ended and that the history does not have yet, as they were last.
+    gone: Vec<Status>,
 }
 
 /// What is shown.
@@ -174,12 +188,13 @@ impl View {
         view.lines(None)
     }
 
-    fn json(&self, now: &str) -> String {
-        let gone: Vec<_> = self.gone.iter().map(|gone| &gone.guard).collect();
-        let object = json!({
-            "time": now, "guards": self.guards, "ended": self.ended, "gone": gone
-        });
-        format!("{object}\n")
+    fn json(&self, now: &str) -> Result<String> {
+        one_line(Refresh {
+            time: now.to_owned(),
+            guards: self.guards.clone(),
+            ended: self.ended.clone(),
+            gone: self.gone.iter().map(|gone| gone.guard.clone()).collect(),
+        })
     }
 
     /// Shows it on a terminal until the user has seen enough.
@@ -253,7 +268,7 @@ impl View {
             let now = timestamp(SystemTime::now());
             let seen = self.without_times();
             let text = match json {
-                true => self.json(&now),
+                true => self.json(&now)?,
                 false if printed.as_ref() == Some(&seen) => String::new(),
                 false => {
                     let lines = self.lines(None).into_iter();

@@ -14,7 +14,7 @@ use super::{
         List,
         cgroups::{Cgroup, Hierarchy, eventually, unique},
         dump::log,
-        process::run,
+        process::{expect_version, run},
         service::{property, systemctl},
     },
     Scene, evidence, for_pids,
@@ -96,9 +96,11 @@ fn of_pid(hierarchy: Hierarchy) -> Result<()> {
     let finished = scene.expect_good(finished, "image")?;
     let printed: Value = serde_json::from_str(&finished.stdout)?;
     ensure!(printed == evidence(&image)?, "not what is in the file");
+    expect_version(&printed)?;
     scene.expect_names(&["image"])?;
     let finished = run(scene.restore("image").arg("--json"))?.expect(0)?;
     let printed: Value = serde_json::from_str(&finished.stdout)?;
+    expect_version(&printed)?;
     ensure!(
         printed["restored"] == true && printed["roots"][0]["pid"] == scene.workload.pid,
         "{printed}"
