@@ -55,6 +55,10 @@ fn install(_: Hierarchy) -> Result<()> {
     for path in [
         "/usr/share/man/man1/freezer-guard-daemon.1.gz",
         "/usr/share/bash-completion/completions/freezer-guard",
+        "/usr/share/doc/freezer-guard/README.md",
+        // Messages of errors name it.
+        "/usr/share/doc/freezer-guard/docs/guide/troubleshooting.md",
+        "/usr/share/freezer-guard/prometheus/freezer-guard.rules.yml",
         "/etc/freezer-guard/config.toml",
     ] {
         ensure!(Path::new(path).exists(), "there is no {path}");
