@@ -1,6 +1,6 @@
 //! `cargo xtask dist`: the packages, the bill of materials and the checksums of a release.
 //!
-//! freezer-guard/Cargo.toml lists what is packed, for cargo-deb. The RPM and the tarball have the files of
+//! freezer-guard/Cargo.toml lists the packed files, for cargo-deb. The RPM and the tarball have the files of
 //! the Debian package. All files are the same, byte for byte, whenever they are made of one commit by one
 //! toolchain in one place.
 
@@ -39,8 +39,8 @@ pub(crate) struct Args {
     /// Put the packages into this directory [default: target/dist]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Check them: lintian, rpmlint, an installation of the RPM, links, Prometheus's rules, checksums,
-    /// and that a second run makes the same bytes
+    /// Check them: run lintian and rpmlint, install the RPM into a directory, test links, checksums and
+    /// Prometheus's rules, and compare the files of a second run
     #[arg(long)]
     check: bool,
 }
@@ -142,7 +142,7 @@ impl Stage {
         Ok(())
     }
 
-    /// The directory where freezer-guard/Cargo.toml expects what is generated.
+    /// The directory where freezer-guard/Cargo.toml expects the generated files.
     fn generated_dir() -> PathBuf {
         build::target_dir().join("generated")
     }

@@ -1,7 +1,7 @@
 //! rpmbuild, rpm, lintian, rpmlint and promtool: Debian's, unpacked into a root of their own.
 //!
 //! Most of them are scripts that find their parts at fixed paths. So each runs in that root, in
-//! namespaces of its own, and sees one directory of the machine. Nobody has to be root for that.
+//! namespaces of its own, and sees one directory of the machine. This works without root's privileges.
 
 use std::{
     fs,
@@ -40,7 +40,7 @@ const PACKAGES: [&str; 16] = [
 /// The directory of the machine, as the tools see it.
 pub(crate) const WORK: &str = "/mnt";
 
-/// Mounts what a tool needs in its root, `$1`, and goes there. `$2` becomes [`WORK`].
+/// Mounts devices, processes and the directory `$2` in the root `$1`, and runs the rest there.
 const ENTER: &str = r#"
 set -e
 root=$1 work=$2

@@ -63,6 +63,7 @@ fn lintian(stage: &Stage) -> Result<()> {
         .args(["--allow-root", "--tag-display-limit", "0"])
         .args(["--fail-on", "error,warning"])
         .arg(stage.deb().file_name().context("the package has a name")?))
+    .context("see its report above")
 }
 
 fn rpmlint(stage: &Stage) -> Result<()> {
@@ -78,6 +79,7 @@ fn rpmlint(stage: &Stage) -> Result<()> {
     run(packaging_tools::command(work.path(), "rpmlint")
         .args(["--strict", "--config", "rpmlint.toml"])
         .arg(rpm::file_name()))
+    .context("see its report above")
 }
 
 /// The files that only one of the packages has.
@@ -116,7 +118,7 @@ fn same_files(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Returns what the RPM says of itself.
+/// Asks the RPM for some of its tags.
 fn query(stage: &Stage, format: &str) -> Result<String> {
     let output = packaging_tools::command(&stage.out, "rpm")
         .args(["--query", "--package", "--queryformat", format])
@@ -206,7 +208,8 @@ fn prometheus_rules() -> Result<()> {
         .as_slice(),
         &["test", "rules", "freezer-guard.rules.test.yml"],
     ] {
-        run(packaging_tools::command(&rules, "promtool").args(arguments))?;
+        run(packaging_tools::command(&rules, "promtool").args(arguments))
+            .context("see promtool's report above")?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The notices that the licences of the linked software ask for.
+//! The notices that the licences of the linked software require.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +23,7 @@ const NAMES: [&str; 6] = [
     "lesser",
 ];
 
-/// The licences that our own does not go well with are not among them. A new one is a decision.
+/// The licences that crates may have. A person decides on each new one.
 const ACCEPTED: [&str; 10] = [
     "Apache-2.0",
     "BSD-3-Clause",
@@ -81,7 +81,7 @@ fn section(title: &str) -> String {
     format!("\n{line}\n{title}\n{line}\n\n")
 }
 
-/// The list of everything, and what the LGPL asks for.
+/// The list of everything, and the offer that the LGPL requires.
 fn head(linked: &Linked, crates: &BTreeMap<&Key, &Crate>, commit: &str) -> String {
     let Linked { rustc, glibc, .. } = linked;
     let weak = crates

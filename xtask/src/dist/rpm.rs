@@ -47,7 +47,7 @@ pub(super) fn make(stage: &Stage) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Moves, removes and adds what differs from Debian.
+/// Moves, removes and adds the files that differ from Debian's.
 fn adapt(tree: &Path) -> Result<()> {
     let share = tree.join("usr/share");
     // Debian's zsh has a directory of its own for completions of packages.

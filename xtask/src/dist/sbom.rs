@@ -24,7 +24,7 @@ pub(super) fn document(linked: &Linked, binary: &Path, built: &str) -> Result<St
     for (key, krate) in &linked.crates {
         let mut uses: Vec<_> = krate.uses.iter().map(reference).collect();
         if *key == root {
-            // The object inside the binary, and what the linker adds.
+            // The object inside the binary, and the libraries of the compilers.
             let bpf = linked
                 .crates
                 .keys()

@@ -32,7 +32,7 @@ pub(super) fn list(top: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// Removes what only Debian's tools read. CHANGELOG.md and the licences say the same.
+/// Removes the files for Debian's own tools. CHANGELOG.md and the licences have the same content.
 pub(super) fn remove_debians_own(tree: &Path) -> Result<()> {
     let share = tree.join("usr/share");
     fs::remove_dir_all(share.join("lintian")).context("remove the overrides for lintian")?;
