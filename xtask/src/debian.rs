@@ -210,12 +210,22 @@ fn mirrors() -> Result<(String, String)> {
 
 /// The machine's own release (`bookworm`): its libraries fit the machine's programs.
 pub(crate) fn host_release() -> Result<String> {
+    os_release("VERSION_CODENAME")
+}
+
+/// The machine's own distribution (`debian`).
+pub(crate) fn host_distribution() -> Result<String> {
+    os_release("ID")
+}
+
+fn os_release(key: &str) -> Result<String> {
     let os_release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
     os_release
         .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .map(|name| name.trim_matches('"').to_owned())
-        .context("/etc/os-release has no VERSION_CODENAME")
+        .filter_map(|line| line.split_once('='))
+        .find(|(found, _)| *found == key)
+        .map(|(_, value)| value.trim_matches('"').to_owned())
+        .with_context(|| format!("/etc/os-release has no {key}"))
 }
 
 #[cfg(test)]

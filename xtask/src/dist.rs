@@ -1,22 +1,35 @@
-//! `cargo xtask dist`: the Debian package, and a tarball of the same files.
+//! `cargo xtask dist`: the packages, the bill of materials and the checksums of a release.
 //!
-//! What is packed stands in freezer-guard/Cargo.toml, for cargo-deb; the tarball
-//! is the package unpacked. Both are the same, byte for byte, whenever they are
-//! made of one commit by one toolchain in one place.
+//! freezer-guard/Cargo.toml lists the packed files, for cargo-deb. The RPM and the tarball have the files of
+//! the Debian package. All files are the same, byte for byte, whenever they are made of one commit by one
+//! toolchain in one place.
 
 use std::{
-    env, fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Profile},
     run,
     setup::{self, Needs},
 };
+
+mod changelog;
+mod check;
+mod linked;
+mod links;
+mod manifest;
+mod notices;
+mod rpm;
+mod sbom;
+mod sums;
+mod tarball;
+mod time;
+mod tree;
 
 /// That of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -26,105 +39,182 @@ pub(crate) struct Args {
     /// Put the packages into this directory [default: target/dist]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Check them: run lintian and rpmlint, install the RPM into a directory, test links, checksums and
+    /// Prometheus's rules, and compare the files of a second run
+    #[arg(long)]
+    check: bool,
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
-    setup::setup(&Needs::default().with_package())?;
-    let time = time_of_sources()?;
-    let out = match &args.out {
-        Some(dir) => dir.clone(),
-        None => build::workspace().join("target/dist"),
-    };
-    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
-    let out = out.canonicalize()?;
+    setup::setup(&Needs::default().with_release())?;
     build::guest_programs(Profile::Release)?;
-    let package = package(&out, &time)?;
-    println!("{}", package.display());
-    let tarball = tarball(&out, &package, &time)?;
-    println!("{}", tarball.display());
-    Ok(())
+    let stage = match &args.out {
+        Some(dir) => Stage::open(dir)?,
+        None => Stage::open_default()?,
+    };
+    for path in stage.make_all()? {
+        println!("{}", path.display());
+    }
+    match args.check {
+        true => check::all(&stage),
+        false => Ok(()),
+    }
+}
+
+/// Makes and checks everything. Set-up has been done, and the programs are there.
+pub(crate) fn check() -> Result<()> {
+    let stage = Stage::open_default()?;
+    stage.make_all()?;
+    check::all(&stage)
 }
 
 /// The package that is installed in guests.
 pub(crate) fn package_for_guests() -> Result<PathBuf> {
     setup::setup(&Needs::default().with_package())?;
-    let out = build::workspace().join("target/dist");
-    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     build::guest_programs(Profile::Release)?;
-    package(&out, &time_of_sources()?)
+    let stage = Stage::open_default()?;
+    stage.generate()?;
+    stage.make_deb()
 }
 
-/// Seconds since 1970: `$SOURCE_DATE_EPOCH`, as reproducible-builds.org has it,
-/// else the time of the commit.
-fn time_of_sources() -> Result<String> {
-    if let Ok(time) = env::var("SOURCE_DATE_EPOCH") {
-        return Ok(time);
-    }
-    let output = Command::new("git")
-        .current_dir(build::workspace())
-        .args(["log", "-1", "--format=%ct"])
-        .output()
-        .context("run git")?;
-    if !output.status.success() {
-        bail!(
-            "git cannot tell the time of this commit: set SOURCE_DATE_EPOCH to seconds since 1970"
-        );
-    }
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+/// A place where release files are made.
+struct Stage {
+    out: PathBuf,
+    /// Seconds since 1970.
+    time: String,
+    /// Held as long as files are made: guests wait for their package.
+    _lock: Option<File>,
 }
 
-/// Man pages and completions, where freezer-guard/Cargo.toml expects them.
-fn generate() -> Result<()> {
-    let dir = build::workspace().join("target/generated");
-    // A subcommand that is no more leaves a page.
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+impl Stage {
+    fn open(out: &Path) -> Result<Self> {
+        fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+        let lock =
+            File::create(build::target_dir().join("dist.lock")).context("create the lock")?;
+        lock.lock().context("lock target/dist.lock")?;
+        Ok(Self {
+            out: out.canonicalize()?,
+            time: time::of_sources()?,
+            _lock: Some(lock),
+        })
     }
-    run(Command::new(build::freezer_guard())
-        .arg("generate")
-        .arg(&dir))
-    .context("write man pages and completions")
-}
 
-fn package(out: &Path, time: &str) -> Result<PathBuf> {
-    generate()?;
-    let path = out.join(format!("freezer-guard_{VERSION}_amd64.deb"));
-    run(Command::new(setup::cargo_deb())
-        .current_dir(build::workspace())
-        .args(["--quiet", "--package", "freezer-guard", "--locked"])
-        .args(["--no-build", "--strip", "--target", build::TARGET])
-        .arg("--output")
-        .arg(&path)
-        // It would tell the path, as we do.
-        .stdout(Stdio::null())
-        .env("CARGO_TARGET_DIR", build::target_dir())
-        .env("SOURCE_DATE_EPOCH", time))
-    .context("make the package")?;
-    Ok(path)
-}
-
-fn tarball(out: &Path, package: &Path, time: &str) -> Result<PathBuf> {
-    let name = format!("freezer-guard-{VERSION}-x86_64-linux");
-    let path = out.join(format!("{name}.tar.gz"));
-    let parent = tempfile::tempdir()?;
-    let root = parent.path().join(&name);
-    run(Command::new("dpkg-deb")
-        .arg("--extract")
-        .arg(package)
-        .arg(&root))?;
-    for file in ["README.md", "LICENSE-APACHE", "LICENSE-GPL2", "LICENSE-MIT"] {
-        fs::copy(build::workspace().join(file), root.join(file))
-            .with_context(|| format!("copy {file}"))?;
+    /// The same in another directory, under the lock of this one.
+    fn again(&self, out: &Path) -> Result<Self> {
+        Ok(Self {
+            out: out.canonicalize()?,
+            time: self.time.clone(),
+            _lock: None,
+        })
     }
-    run(Command::new("tar")
-        .args(["--create", "--sort=name", "--format=gnu"])
-        .args(["--owner=0", "--group=0", "--numeric-owner"])
-        .args(["--mode=u=rwX,go=rX", &format!("--mtime=@{time}")])
-        .args(["--use-compress-program", "gzip --no-name --best"])
-        .arg("--file")
-        .arg(&path)
-        .arg("--directory")
-        .arg(parent.path())
-        .arg(&name))?;
-    Ok(path)
+
+    /// `target/dist`.
+    fn open_default() -> Result<Self> {
+        Self::open(&build::target_dir().join("dist"))
+    }
+
+    /// Makes the files of a release, and removes those of earlier ones.
+    fn make_all(&self) -> Result<Vec<PathBuf>> {
+        self.remove_old()?;
+        self.generate()?;
+        let mut files = vec![
+            self.make_deb()?,
+            rpm::make(self)?,
+            tarball::make(self)?,
+            self.make_sbom()?,
+        ];
+        files.push(sums::write(&self.out, &files)?);
+        Ok(files)
+    }
+
+    /// Removes packages of other versions: SHA256SUMS would lack them.
+    fn remove_old(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.out)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let ends = [".deb", ".rpm", ".tar.gz", ".cdx.json"];
+            let is_package =
+                name.starts_with("freezer-guard") && ends.iter().any(|end| name.ends_with(end));
+            if is_package || name == sums::SHA256SUMS {
+                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory where freezer-guard/Cargo.toml expects the generated files.
+    fn generated_dir() -> PathBuf {
+        build::target_dir().join("generated")
+    }
+
+    fn generated(name: &str) -> Result<String> {
+        let path = Self::generated_dir().join(name);
+        fs::read_to_string(path).with_context(|| format!("read target/generated/{name}"))
+    }
+
+    /// Writes man pages, completions, changelogs and notices.
+    fn generate(&self) -> Result<()> {
+        let dir = Self::generated_dir();
+        // A subcommand that has gone would leave its page.
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+        run(Command::new(build::freezer_guard())
+            .arg("generate")
+            .arg(&dir))
+        .context("write man pages and completions")?;
+        let logs = changelog::Changelogs::read(&self.time)?;
+        let linked = linked::Linked::find()?;
+        for (name, text) in [
+            ("debian-changelog", logs.debian),
+            ("rpm-changelog", logs.rpm),
+            (
+                "THIRD-PARTY-NOTICES",
+                notices::text(&linked, &time::commit())?,
+            ),
+            (
+                "rust-standard-library.html",
+                notices::standard_library(&linked)?,
+            ),
+        ] {
+            fs::write(dir.join(name), text).with_context(|| format!("write {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn deb(&self) -> PathBuf {
+        self.out.join(format!("freezer-guard_{VERSION}_amd64.deb"))
+    }
+
+    fn make_deb(&self) -> Result<PathBuf> {
+        // A guest may be copying the old one.
+        let unfinished = tempfile::Builder::new()
+            .prefix(".unfinished-")
+            .tempdir_in(&self.out)?;
+        let path = unfinished.path().join("freezer-guard.deb");
+        run(Command::new(setup::cargo_deb())
+            .current_dir(build::workspace())
+            .args(["--quiet", "--package", "freezer-guard", "--locked"])
+            .args(["--no-build", "--strip", "--target", build::TARGET])
+            .arg("--output")
+            .arg(&path)
+            // It would tell the path, as we do.
+            .stdout(Stdio::null())
+            .env("CARGO_TARGET_DIR", build::target_dir())
+            .env("SOURCE_DATE_EPOCH", &self.time))
+        .context("make the package")?;
+        fs::rename(path, self.deb())?;
+        Ok(self.deb())
+    }
+
+    /// The bill of materials names the binary that is packed.
+    fn make_sbom(&self) -> Result<PathBuf> {
+        let tree = tempfile::tempdir()?;
+        tree::unpack(&self.deb(), tree.path())?;
+        let binary = tree.path().join("usr/bin/freezer-guard");
+        let document = sbom::document(&linked::Linked::find()?, &binary, &self.time)?;
+        let path = self.out.join(format!("freezer-guard-{VERSION}.cdx.json"));
+        fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
 }

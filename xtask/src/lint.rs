@@ -1,13 +1,14 @@
-//! Lints: clippy, the BPF crate for its own target, rustdoc, the book.
+//! Lints: clippy, the BPF crate for its own target, rustdoc, the book, the release
+//! files.
 
 use anyhow::Result;
 
-use crate::{book, build, ebpf, run};
+use crate::{book, build, dist, ebpf, run};
 
 /// The name of a lint, and its command.
 type Lint = (&'static str, fn() -> Result<()>);
 
-const LINTS: [Lint; 4] = [
+const LINTS: [Lint; 5] = [
     ("clippy", || {
         run(build::cargo()
             .args(["clippy", "--workspace", "--all-targets", "--locked"])
@@ -20,6 +21,7 @@ const LINTS: [Lint; 4] = [
             .env("RUSTDOCFLAGS", "-D warnings"))
     }),
     ("the book", || book::check().map(|_| ())),
+    ("the release files", dist::check),
 ];
 
 /// Runs them all; returns a sentence for each that fails.

@@ -34,6 +34,7 @@ mod matrix;
 mod mdbook;
 mod object;
 mod outcome;
+mod packaging_tools;
 mod pictures;
 mod plot;
 mod report;
@@ -73,7 +74,7 @@ enum Task {
     Bench(bench::Args),
     /// Show a guarded dump, an intruder, and a restore in a guest
     Demo(demo::Args),
-    /// Make the Debian package and the tarball
+    /// Make and check the release files: packages, bill of materials, checksums
     Dist(dist::Args),
     /// Build docs/ as a book, in target/docs/book
     Docs(book::Args),

@@ -19,7 +19,7 @@ use crate::{
     debian::{Apt, host_release},
     image::{USERLANDS, Userland},
     kernel::{KERNELS, Kernel},
-    mdbook, run,
+    mdbook, packaging_tools, run,
     toolchain::{self, Toolchain},
     tools,
 };
@@ -36,10 +36,11 @@ pub(crate) struct Needs {
     guests: Vec<(&'static Kernel, Image)>,
     package: bool,
     book: bool,
+    release: bool,
 }
 
 impl Needs {
-    /// Every kernel with both images, the package and the book.
+    /// Every kernel with both images, the release files and the book.
     fn everything() -> Self {
         let images = [Image::Initramfs, Image::Systemd];
         let guests = KERNELS
@@ -49,6 +50,7 @@ impl Needs {
             guests: guests.collect(),
             package: true,
             book: true,
+            release: true,
         }
     }
 
@@ -73,6 +75,15 @@ impl Needs {
         Self { book: true, ..self }
     }
 
+    /// Adds the tools that make and check the release files.
+    pub(crate) fn with_release(self) -> Self {
+        Self {
+            package: true,
+            release: true,
+            ..self
+        }
+    }
+
     fn boots(&self, kernel: &Kernel) -> bool {
         let mut guests = self.guests.iter();
         guests.any(|(wanted, _)| wanted.name == kernel.name)
@@ -95,6 +106,13 @@ impl Needs {
         }
         if self.book {
             steps.push(mdbook_step());
+        }
+        if self.release {
+            steps.push(Step::file(
+                "rpm, lintian, rpmlint, promtool (Debian's, unpacked only; ~100 MB)",
+                packaging_tools::dir(),
+                packaging_tools::fetch,
+            ));
         }
         for kernel in KERNELS.iter().filter(|kernel| self.boots(kernel)) {
             let name = format!("kernel {} (~40 MB)", kernel.name);

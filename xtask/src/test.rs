@@ -86,7 +86,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         false => needs,
     };
     let needs = match args.lint {
-        true => needs.with_book(),
+        true => needs.with_book().with_release(),
         false => needs,
     };
     let programs = setup::guest_programs(&needs, Profile::Release)?;

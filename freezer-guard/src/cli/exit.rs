@@ -41,7 +41,7 @@ pub(super) const CANNOT_EXECUTE: Code = Code(126);
 pub(super) const NOT_FOUND: Code = Code(127);
 
 /// The page of the documentation about failures, as packages install it.
-const TROUBLESHOOTING: &str = "/usr/share/doc/freezer-guard/guide/troubleshooting.md";
+const TROUBLESHOOTING: &str = "/usr/share/doc/freezer-guard/docs/guide/troubleshooting.md";
 
 impl Code {
     /// Returns the section of the troubleshooting page about this failure, if it has one.

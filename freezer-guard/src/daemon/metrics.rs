@@ -213,7 +213,9 @@ fn of_the_old_format(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::Metrics;
+    use std::collections::BTreeSet;
+
+    use super::{Metrics, REASONS};
 
     #[test]
     fn metrics_are_there_before_anything_happens() {
@@ -240,6 +242,51 @@ mod tests {
                 text.lines().any(|found| found == line),
                 "no {line:?} in {text}"
             );
+        }
+    }
+
+    /// The names of our metrics in a text. A name ends where a letter of another kind follows.
+    fn names(text: &str) -> BTreeSet<&str> {
+        let begins = text.match_indices("freezer_guard_");
+        let names = begins.map(|(begin, _)| {
+            let rest = &text[begin..];
+            let is_end = |c: char| !c.is_ascii_lowercase() && c != '_';
+            &rest[..rest.find(is_end).unwrap_or(rest.len())]
+        });
+        names.collect()
+    }
+
+    /// Prometheus is silent about a rule on a metric that nobody exports.
+    #[test]
+    fn rules_and_dashboard_name_metrics_that_exist() {
+        let metrics = Metrics::default();
+        metrics.held.observe(1.0);
+        let text = metrics.text(&[], 0);
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let exported: BTreeSet<_> = lines.flat_map(names).collect();
+        let rules = include_str!("../../../packaging/prometheus/freezer-guard.rules.yml");
+        let tests = include_str!("../../../packaging/prometheus/freezer-guard.rules.test.yml");
+        let dashboard = include_str!("../../../packaging/grafana/freezer-guard.json");
+        for used in [rules, tests, dashboard].map(names) {
+            assert!(used.len() > 4, "{used:?}");
+            let missing: Vec<_> = used.difference(&exported).collect();
+            assert!(missing.is_empty(), "nobody exports {missing:?}");
+        }
+        // The dashboard shows all of them.
+        let hidden: Vec<_> = exported.difference(&names(dashboard)).copied().collect();
+        assert!(hidden.is_empty(), "the dashboard lacks {hidden:?}");
+    }
+
+    /// The texts for people say what each reason means.
+    #[test]
+    fn rules_and_dashboard_explain_each_reason() {
+        for text in [
+            include_str!("../../../packaging/prometheus/freezer-guard.rules.yml"),
+            include_str!("../../../packaging/grafana/freezer-guard.json"),
+        ] {
+            for reason in REASONS {
+                assert!(text.contains(&format!("{reason}: ")), "{reason}");
+            }
         }
     }
 }

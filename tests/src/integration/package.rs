@@ -59,6 +59,10 @@ fn install(_: Hierarchy) -> Result<()> {
         "/usr/share/bash-completion/completions/freezer-guard",
         "/usr/share/varlink/interfaces/io.freezerguard.varlink",
         "/usr/share/freezer-guard/schemas/status.json",
+        "/usr/share/doc/freezer-guard/README.md",
+        // Messages of errors name it.
+        "/usr/share/doc/freezer-guard/docs/guide/troubleshooting.md",
+        "/usr/share/freezer-guard/prometheus/freezer-guard.rules.yml",
         "/etc/freezer-guard/config.toml",
     ] {
         ensure!(Path::new(path).exists(), "there is no {path}");
