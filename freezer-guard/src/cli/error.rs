@@ -64,7 +64,7 @@ pub(super) enum Error {
         source: io::Error,
     },
     /// The service remembers fewer guards.
-    #[error("the service remembers {known} guards that have ended: there is no --last {wanted}")]
+    #[error("there is no --last {wanted}: ended guards that the service remembers: {known}")]
     NotRemembered {
         /// How many there are.
         known: usize,

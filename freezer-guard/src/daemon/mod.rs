@@ -184,13 +184,11 @@ async fn stop_working(
         warn!("stopping takes too long: the log may lack guards that have just ended");
     }
     drop(reader);
-    match timeout(STOPPING, blocking(automatic::unwatch)).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            warn!("the lock on the pins is taken: the programs that watch stay attached");
-            Ok(())
-        }
+    if let Ok(ended) = timeout(STOPPING, blocking(automatic::unwatch)).await {
+        return ended;
     }
+    warn!("the lock on the pins is taken: the programs that watch stay attached");
+    Ok(())
 }
 
 /// Returns when there may be an event.

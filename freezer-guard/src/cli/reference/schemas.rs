@@ -158,6 +158,8 @@ pub(super) fn event_fields() -> String {
         fields(event.as_value()),
         fields(incident.as_value())
     )
+    // The types have their headings there.
+    .replace("](#", "](json.md#")
 }
 
 fn fields(schema: &Value) -> String {
