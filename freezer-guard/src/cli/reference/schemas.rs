@@ -139,7 +139,7 @@ pub(super) fn tables() -> String {
             true => fields(schema),
             false => values(schema),
         };
-        text += &format!("### {name}\n\n{}\n\n{table}\n", description);
+        text += &format!("### {name}\n\n{description}\n\n{table}\n");
     }
     text.trim_end().to_owned() + "\n"
 }
@@ -185,7 +185,7 @@ fn values(schema: &Value) -> String {
     for variant in schema["oneOf"].as_array().into_iter().flatten() {
         let value = variant["const"].as_str().unwrap_or_default();
         let description = variant["description"].as_str().unwrap_or_default();
-        table += &format!("| `{value}` | {} |\n", description);
+        table += &format!("| `{value}` | {description} |\n");
     }
     table
 }
