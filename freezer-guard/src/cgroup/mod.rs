@@ -12,6 +12,7 @@ mod state;
 mod tree;
 
 use std::{
+    sync::Arc,
     fmt,
     fs::File,
     io::{self, Read as _, Write as _},
@@ -169,10 +170,10 @@ impl Version {
     }
 }
 
-/// An open cgroup that has a freezer.
-#[derive(Debug)]
+/// An open cgroup that has a freezer. A clone shares the descriptor.
+#[derive(Debug, Clone)]
 pub struct Cgroup {
-    directory: File,
+    directory: Arc<File>,
     path: PathBuf,
     version: Version,
     key: CgroupKey,
@@ -254,7 +255,7 @@ impl Cgroup {
         };
         let key = CgroupKey::new(hierarchy_id, metadata.ino());
         Ok(Self {
-            directory,
+            directory: directory.into(),
             path,
             version,
             key,

@@ -155,6 +155,18 @@ impl Error {
         kind.into()
     }
 
+    /// Returns whether this lasts only as long as guards of others.
+    pub(super) fn ends_with_other_guards(&self) -> bool {
+        use kernel::Error::{OtherLevel, OtherVersion};
+        matches!(
+            self,
+            Self::Guard(
+                guard::Error::Guarded { .. }
+                    | guard::Error::Kernel(OtherLevel { .. } | OtherVersion)
+            ) | Self::Service(reply::Error::Busy { .. })
+        )
+    }
+
     /// Returns the kernel's errors about programs, with the verifier's logs.
     pub(super) fn kernel_errors(&self) -> Vec<&kernel::Error> {
         match self {

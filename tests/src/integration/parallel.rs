@@ -15,7 +15,7 @@ use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
     lifecycle::expect_clean,
-    process::{Held, LONG, Process, guards},
+    process::{Held, LONG, Process, guards, run},
 };
 
 pub(super) fn list(list: &mut List<'_>) {
@@ -24,6 +24,8 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("parent_then_child", |h| overlap(h, true));
     list.add("child_then_parent", |h| overlap(h, false));
     list.add("two_cgroups_in_one_guard", two);
+    list.add("waits_for_another", waits);
+    list.add("waits_no_longer_than_it_may", waits_in_vain);
     list.add("what_is_done_above_counts_for_all", counts_for_all);
 }
 
@@ -126,6 +128,46 @@ fn leaves_others_alone(hierarchy: Hierarchy) -> Result<()> {
     }
     ensure!(told.len() == 1, "{told:?}");
     bystander.release()?.expect(0)?.says("refused nothing")?;
+    expect_clean()
+}
+
+/// `--wait` begins a guard when the one in the way has ended.
+fn waits(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let first = Held::new(&[&target])?;
+    let mut second = Held::start(Held::command(&[&target]).arg("--wait"))?;
+    // The third attempt fails like the first one.
+    thread::sleep(Duration::from_secs(2));
+    ensure!(!second.process().has_ended()?, "it does not wait");
+    ensure!(guards()?.len() == 1, "{:?}", guards()?);
+    first.release()?.expect(0)?;
+    second.wait_held()?;
+    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
+    let second = second.release()?.expect(0)?.says("waiting: ")?;
+    ensure!(
+        second.stderr.matches("waiting: ").count() == 1,
+        "{}",
+        second.stderr
+    );
+    expect_clean()
+}
+
+/// The time passes, or a signal comes.
+fn waits_in_vain(hierarchy: Hierarchy) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let first = Held::new(&[&target])?;
+    run(Held::command(&[&target]).args(["--wait=1s", "--", "true"]))?
+        .expect(75)?
+        .says(" is busy: a guard holds ")?;
+    let mut second = Held::start(Held::command(&[&target]).arg("--wait=1h"))?;
+    thread::sleep(Duration::from_secs(1));
+    second.process().signal(Signal::SIGINT)?;
+    second.release()?.expect(130)?.says("SIGINT interrupted")?;
+    // What lasts is no reason to wait.
+    let other = Cgroup::new(hierarchy)?;
+    run(Held::command(&[&other]).args(["--wait=1h", "--pid", "1", "--", "true"]))?.expect(75)?;
+    ensure!(guards()?.len() == 1, "{:?}", guards()?);
+    first.release()?.expect(0)?;
     expect_clean()
 }
 

@@ -32,10 +32,12 @@ mod hold;
 mod options;
 pub(super) mod signals;
 mod supervise;
+mod wait;
 
 use hold::ActiveGuard;
 pub(super) use options::{OnViolation, Options};
 use signals::Signals;
+use wait::Waiting;
 
 /// What is to be done, and under which guard.
 pub(super) struct GuardedCommand<'a> {
@@ -125,30 +127,36 @@ pub(super) fn run(work: GuardedCommand<'_>) -> Result<Outcome> {
 
 async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {
     let mut signals = Signals::catch_stops_too()?;
-    let (hold, names, reader) = match kernel::may_use_bpf() {
-        Ok(()) => begin_here(&mut work, &mut signals)?,
-        Err(denied) => match client::connect().await? {
-            Some(daemon) => {
-                let mut hold = tokio::select! {
-                    hold = ActiveGuard::by_service(daemon, &mut work) => hold?,
-                    // The service sees that we have gone.
-                    signal = signals.next_end() => return Err(Error::Interrupted(signal?)),
-                };
-                let names = say_guarding(work.options, &hold.status().await?);
-                (hold, names, None)
-            }
-            None => return Err(denied.into()),
-        },
-    };
-    hold_on(work, hold, names, reader, signals).await
+    let mut waiting = Waiting::of(work.options);
+    loop {
+        match try_begin(&mut work, &mut signals).await {
+            Ok((hold, names, reader)) => return hold_on(work, hold, names, reader, signals).await,
+            Err(error) => waiting.wait_or_fail(error, work.options, &mut signals).await?,
+        }
+    }
 }
 
-/// A guard of our own, CHECKPOINTING, the names of what it guards, and the reader of what
-/// it refuses.
-fn begin_here(
-    work: &mut GuardedCommand<'_>,
-    signals: &mut Signals,
-) -> Result<(ActiveGuard, String, Option<Reader>)> {
+/// A guard that is CHECKPOINTING, the names of what it guards, and the reader of what it refuses.
+type Begun = (ActiveGuard, String, Option<Reader>);
+
+async fn try_begin(work: &mut GuardedCommand<'_>, signals: &mut Signals) -> Result<Begun> {
+    let Err(denied) = kernel::may_use_bpf() else {
+        return begin_here(work, signals);
+    };
+    let Some(daemon) = client::connect().await? else {
+        return Err(denied.into());
+    };
+    let mut hold = tokio::select! {
+        hold = ActiveGuard::by_service(daemon, work) => hold?,
+        // The service sees that we have gone.
+        signal = signals.next_end() => return Err(Error::Interrupted(signal?)),
+    };
+    let names = say_guarding(work.options, &hold.status().await?);
+    Ok((hold, names, None))
+}
+
+/// A guard of our own.
+fn begin_here(work: &mut GuardedCommand<'_>, signals: &mut Signals) -> Result<Begun> {
     let options = work.options;
     let wanted = Requirements {
         allowed: options.allow.clone(),
@@ -156,7 +164,7 @@ fn begin_here(
         at_most: options.level,
         owner: None,
     };
-    let mut guard = Guard::begin(std::mem::take(&mut work.targets), &wanted)?;
+    let mut guard = Guard::begin(work.targets.clone(), &wanted)?;
     let names = say_guarding(options, &guard.status()?);
     for reason in guard.weak_because() {
         options.step(format_args!(

@@ -19,6 +19,12 @@ pub(in crate::cli) struct Options {
     /// processes; then it releases the guard. By default the checkpointer has no time limit.
     #[arg(long, value_name = "DUR", value_parser = words::duration)]
     pub(super) timeout: Option<Duration>,
+    /// Wait until a guard that is in the way has ended, for DUR at most
+    ///
+    /// Without DUR it waits without a limit. By default a guard that is in the way, or that has another
+    /// level, makes the command exit with 75 at once. Nothing is frozen meanwhile.
+    #[arg(long, value_name = "DUR", num_args = 0..=1, require_equals = true, value_parser = words::duration)]
+    pub(super) wait: Option<Option<Duration>>,
     /// Lift one protection; repeat the option to lift several
     ///
     /// The guard then neither refuses nor detects the accesses that this protection covers. By
