@@ -88,6 +88,43 @@ fn a_command_is_completed_by_a_program_or_a_path() {
     assert_eq!(candidates, ["/proc/"]);
 }
 
+/// A shell would execute such a name.
+#[test]
+fn a_name_that_a_shell_would_change_is_not_completed() {
+    let dir = tempfile::tempdir().expect("there is room");
+    for name in ["plain", "x;id", "$(id)", "*", "a b", "a\u{b}b"] {
+        std::fs::write(dir.path().join(name), "").expect("there is room");
+    }
+    let begin = format!("{}/", dir.path().display());
+    let plain = format!("{begin}plain");
+    for words in [
+        &["report"][..],
+        &["report", "--last", "-o"],
+        &["checkpoint", "-D"],
+        &["checkpoint", "--parent"],
+        &["checkpoint", "--criu"],
+        &["restore", "-D"],
+        &["config", "check"],
+        &["run", "--cgroup", "/x", "--", "sh"],
+    ] {
+        let all = candidates(&[words, &[begin.as_str()]].concat());
+        assert_eq!(all, [plain.as_str()], "{words:?}");
+    }
+}
+
+/// CRIU runs the program without arguments, and takes an exit with 0 for a yes.
+#[test]
+fn an_action_script_completes_nothing() {
+    for shell in ["bash", "nothing"] {
+        let mut command = Command::new(PROGRAM);
+        command.env("COMPLETE", shell);
+        command.env("CRTOOLS_SCRIPT_ACTION", "post-dump");
+        let output = command.output().expect("it can be executed");
+        assert_ne!(output.status.code(), Some(0), "{shell}");
+        assert!(output.stdout.is_empty(), "{shell}");
+    }
+}
+
 #[test]
 fn units_are_those_of_systemd() {
     for unit in candidates(&["checkpoint", "--unit", ""]) {

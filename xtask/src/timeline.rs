@@ -133,8 +133,7 @@ pub(crate) fn draw(theme: Theme) -> String {
         .add(checkpoint())
         .add(without_guard(126))
         .add(with_guard(246));
-    let detected =
-        "What the guard cannot refuse, it detects: exit code 73, and no image counts as good.";
+    let detected = "The guard detects an access that it cannot refuse: exit code 73, and the image does not count as good.";
     format!("{}\n", document.add(text("", WIDTH / 2, 398, detected)))
 }
 

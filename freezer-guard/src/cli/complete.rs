@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use clap::Command;
+use clap::{Command, ValueHint};
 use clap_complete::{
     CompleteEnv, CompletionCandidate,
-    engine::{PathCompleter, ValueCompleter},
+    engine::{ArgValueCompleter, PathCompleter, ValueCompleter},
 };
 use freezer_guard::{
     cgroup,
@@ -38,8 +38,36 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 /// checkpoint must not fail to run because the environment has it by accident.
 pub(super) fn asked(command: fn() -> Command) {
     if env::args_os().nth(1).is_none_or(|first| first == "--") {
-        CompleteEnv::with_factory(command).var(VARIABLE).complete();
+        CompleteEnv::with_factory(|| with_plain_paths(command()))
+            .var(VARIABLE)
+            .complete();
     }
+}
+
+/// Gives each path of a command a completer that offers no name that a shell would change: a user
+/// can call a file `$(reboot)`.
+fn with_plain_paths(command: Command) -> Command {
+    let command = command.mut_args(|argument| {
+        let is_path = matches!(
+            argument.get_value_hint(),
+            ValueHint::AnyPath
+                | ValueHint::FilePath
+                | ValueHint::DirPath
+                | ValueHint::ExecutablePath
+        );
+        match is_path && argument.get::<ArgValueCompleter>().is_none() {
+            true => argument.add(ArgValueCompleter::new(paths)),
+            false => argument,
+        }
+    });
+    command.mut_subcommands(with_plain_paths)
+}
+
+/// Completes a path.
+fn paths(current: &OsStr) -> Vec<CompletionCandidate> {
+    let mut candidates = PathCompleter::any().complete(current);
+    candidates.retain(|candidate| candidate.get_value().to_str().is_some_and(is_plain));
+    candidates
 }
 
 /// Completes a cgroup: a directory, or a systemd unit that is running.
@@ -100,7 +128,7 @@ pub(super) struct CommandCompleter;
 
 impl ValueCompleter for CommandCompleter {
     fn complete(&self, current: &OsStr) -> Vec<CompletionCandidate> {
-        PathCompleter::any().complete(current)
+        paths(current)
     }
 
     fn complete_at(&self, index: usize, current: &OsStr) -> Vec<CompletionCandidate> {

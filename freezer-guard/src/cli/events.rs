@@ -55,7 +55,7 @@ async fn from_daemon(args: &Args, mut daemon: unix::Connection) -> Result<ExitCo
                         "the daemon has ended: what happens now is not seen here".to_owned(),
                     ));
                 };
-                if !print(args, &reply.map_err(no_answer())??.happenings)? {
+                if !print(args, &reply.map_err(no_answer())??.events)? {
                     break;
                 }
             }

@@ -123,11 +123,12 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
-    complete::asked(Cli::command);
-    if let Some(code) = reference::asked(Cli::command) {
+    // First: CRIU takes an exit with 0 for a yes.
+    if let Some(code) = action_script::asked() {
         return code;
     }
-    if let Some(code) = action_script::asked() {
+    complete::asked(Cli::command);
+    if let Some(code) = reference::asked(Cli::command) {
         return code;
     }
     let cli = match Cli::try_parse() {

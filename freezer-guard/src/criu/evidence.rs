@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     guard::Status,
-    json::Versioned,
+    json::{self, Versioned},
     words::{self, from_base64},
 };
 
@@ -232,6 +232,9 @@ fn put(dir: &Path, evidence: &impl Serialize) -> Result<(), Error> {
 /// What of it is read back, from this and every other version.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Known {
+    /// The version of its format; the first one had none.
+    #[serde(default)]
+    version: u32,
     /// How good it is.
     pub verdict: Verdict,
     /// The root of the tree.
@@ -272,6 +275,9 @@ impl Known {
         };
         let mut known: Self = serde_json::from_slice(&bytes)
             .map_err(|error| failed("understand", &path, error.into()))?;
+        if known.version > json::VERSION {
+            return Err(Error::Newer(path));
+        }
         if let Some(exact) = &known.cgroups_base64 {
             known.cgroups = exact.iter().filter_map(|path| from_base64(path)).collect();
         }
@@ -305,7 +311,6 @@ fn not_good(dir: &Path, why: &'static str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json;
 
     /// The evidence of an image as version 0.1.0 wrote it, but for its guard.
     const OLD: &str = r#"{
@@ -329,6 +334,15 @@ mod tests {
         let known = Known::of_whole_images(dir.path()).expect("it is good");
         let known = known.expect("there is evidence");
         assert_eq!((known.pid, known.verdict), (12, Verdict::Good));
+    }
+
+    #[test]
+    fn evidence_of_a_later_version_is_refused() {
+        let dir = images();
+        let later = OLD.replacen('{', r#"{"version": 2,"#, 1);
+        fs::write(dir.path().join(Evidence::FILE), later).expect("evidence");
+        let refused = Known::of_whole_images(dir.path());
+        assert!(matches!(refused, Err(Error::Newer(_))), "{refused:?}");
     }
 
     #[test]

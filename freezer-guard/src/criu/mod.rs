@@ -103,6 +103,9 @@ pub enum Error {
     /// Nothing tells what to guard while it is restored.
     #[error("{} does not name the cgroup of its tree (it has no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),
+    /// Evidence of a later version.
+    #[error("a later version of freezer-guard wrote {}: use that version", .0.display())]
+    Newer(PathBuf),
     /// An image that is not good.
     #[error("the image {} is not good: {why} (see its {}). To use it nevertheless, restore it with `criu` itself", path.display(), Evidence::FILE)]
     NotGood {

@@ -34,8 +34,8 @@ pub(crate) const PATH: &str = "/etc/freezer-guard/config.toml";
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// The weakest level that is enough for a guard that begins over the socket, if the call does
-    /// not say `require`. The call fails if the host cannot reach that level. `enforce`: the guard
-    /// refuses each disturbance. `best-effort`: a preemptible kernel may let one through, and the
+    /// not say `require`. The call fails if the host cannot reach that level. `enforce`: no access
+    /// gets past the guard that the guard can refuse. `best-effort`: a preemptible kernel may let one through, and the
     /// guard detects it. `detect`: the guard refuses nothing, and detects all.
     #[serde(deserialize_with = "level")]
     #[schemars(with = "String", extend("enum" = Level::NAMES, "default" = "best-effort", "example" = "enforce"))]
@@ -103,7 +103,8 @@ pub(crate) struct Automatic {
     #[schemars(with = "String", extend("format" = LIMIT, "default" = "5m", "example" = "off"))]
     pub(crate) warn_after: Option<Duration>,
     /// The time after which the service kills the checkpointer of a dump with SIGKILL and ends its
-    /// guard. The container goes on. `off` never kills.
+    /// guard. The tasks usually go on; a task in which CRIU was running code can crash. `off` never
+    /// kills.
     #[serde(deserialize_with = "limit")]
     #[schemars(with = "String", extend("format" = LIMIT, "default" = "off", "example" = "30m"))]
     pub(crate) timeout: Option<Duration>,

@@ -153,7 +153,7 @@ impl Metrics {
         );
         registry.register(
             "unguarded_dumps",
-            "Checkpoints without a guard, by reason. Alert on any increase",
+            "Checkpoints without a guard, or with a guard that only detects (failed), by reason. Alert on any increase",
             self.unguarded(),
         );
         registry.register(

@@ -142,7 +142,7 @@ impl State {
 #[derive(Debug, Serialize, Deserialize, Type)]
 pub(crate) struct Events {
     /// The events, in their order.
-    pub(crate) happenings: Vec<Event>,
+    pub(crate) events: Vec<Event>,
 }
 
 /// One check of the host.

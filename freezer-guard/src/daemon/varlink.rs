@@ -322,9 +322,7 @@ where
             let guards = blocking(guard::list).await?;
             Ok::<_, Error>(EventDecoder::default().so_far(&guards))
         };
-        let reply = |events, more| {
-            Reply::new(Some(Events { happenings: events })).set_continues(Some(more))
-        };
+        let reply = |events, more| Reply::new(Some(Events { events })).set_continues(Some(more));
         let stream: BoxedStream = match so_far.await {
             Err(error) => Box::pin(once(Err(error))),
             Ok(events) if !more => Box::pin(once(Ok(reply(events, false)))),

@@ -37,7 +37,7 @@ pub(super) fn list_locked(lock: &Locked) -> Result<Vec<Status>, Error> {
     Ok(guards)
 }
 
-/// Returns the guard that holds the cgroup or one above it, or the tasks that CRIU has seized there.
+/// Returns the guard that holds the cgroup or one above it, or the tasks that CRIU has seized in it.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -49,7 +49,7 @@ pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
     let line = Lineage::of(cgroup)?;
     let id = match covering(&maps, &line, None)? {
         Some(id) => Some(id),
-        None => seized_in(&maps, &line)?,
+        None => seized_in(&maps, cgroup)?,
     };
     match id {
         Some(id) => of_id_locked(&maps, id),
@@ -57,12 +57,12 @@ pub fn of_cgroup(cgroup: &Cgroup) -> Result<Option<Status>, Error> {
     }
 }
 
-/// A guard of seized tasks has no target. Its entry keeps the cgroup of the first one.
-fn seized_in(store: &dyn GuardStore, line: &Lineage) -> Result<Option<GuardId>, Error> {
+/// A guard of seized tasks has no target. Its entry keeps the cgroup of the first one. (A cgroup below
+/// that one has nothing to do with it.)
+fn seized_in(store: &dyn GuardStore, cgroup: &Cgroup) -> Result<Option<GuardId>, Error> {
     let mut guards = in_force(store)?.into_iter();
-    let seized = guards.find(|(_, entry)| {
-        entry.flags & GuardEntry::SEIZES != 0 && line.line().any(|key| key == entry.target)
-    });
+    let seized = guards
+        .find(|(_, entry)| entry.flags & GuardEntry::SEIZES != 0 && entry.target == cgroup.key());
     Ok(seized.map(|(id, _)| id))
 }
 

@@ -105,8 +105,8 @@ pub enum Error {
     },
     /// Guards of another level are in force, or the daemon has loaded another one.
     #[error(
-        "guards are held at the level {held}: wait until they end, see `freezer-guard status`; \
-         the service keeps it too: see `systemctl status freezer-guard`"
+        "the loaded BPF programs have the level {held}: wait until all guards end (`freezer-guard status`), and \
+         stop the service if it runs (`systemctl stop freezer-guard.socket freezer-guard.service`)"
     )]
     OtherLevel {
         /// Their level.

@@ -302,9 +302,9 @@ fn monitor(hierarchy: Hierarchy) -> Result<()> {
         let line = follower.line()?;
         let said: Value = serde_json::from_str(&line)?;
         ensure!(said["continues"] == true, "{line}");
-        let happening = &said["parameters"]["happenings"][0];
-        ensure!(happening["event"] == event, "not {event}: {line}");
-        ensure!(happening["cgroups"][0] == target.text(), "{line}");
+        let found = &said["parameters"]["events"][0];
+        ensure!(found["event"] == event, "not {event}: {line}");
+        ensure!(found["cgroups"][0] == target.text(), "{line}");
     }
     Ok(())
 }

@@ -33,8 +33,8 @@ pub(in crate::cli) struct Options {
     pub(super) allow: Vec<Protection>,
     /// Exit with 69 if the host cannot reach this level
     ///
-    /// The level holds for each protection that --allow does not lift. With enforce, the guard
-    /// refuses each disturbance. With best-effort, a preemptible kernel may let a disturbance
+    /// The level holds for each protection that --allow does not lift. With enforce, no access
+    /// gets past the guard that the guard can refuse. With best-effort, a preemptible kernel may let a disturbance
     /// through, and the guard detects it. With detect, the guard refuses nothing and detects all.
     /// The default is best-effort, or the level of --level if that is weaker.
     #[arg(long, value_name = "LEVEL", value_parser = one_of::<Level>(Level::NAMES))]

@@ -75,7 +75,7 @@ fn option(argument: &Arg) -> String {
     let takes_value = matches!(argument.get_action(), ArgAction::Set | ArgAction::Append);
     let head = match (flags.is_empty(), takes_value) {
         (true, _) => value,
-        (false, true) => format!("{} {value}", flags.join(", ")),
+        (false, true) => format!("{}{}", flags.join(", "), written(argument, &value)),
         (false, false) => flags.join(", "),
     };
     let help = argument.get_long_help().or_else(|| argument.get_help());
@@ -98,6 +98,18 @@ fn option(argument: &Arg) -> String {
         paragraphs.push(format!("Default: `{}`.", default.display()));
     }
     format!("- `{head}`: {}\n", paragraphs.join("\n\n  "))
+}
+
+/// Returns the value of an option as a user writes it behind the option's name.
+fn written(argument: &Arg, value: &str) -> String {
+    let numbers = argument.get_num_args();
+    let is_optional = numbers.is_some_and(|numbers| numbers.min_values() == 0);
+    match (argument.is_require_equals_set(), is_optional) {
+        (true, true) => format!("[={value}]"),
+        (true, false) => format!("={value}"),
+        (false, true) => format!(" [{value}]"),
+        (false, false) => format!(" {value}"),
+    }
 }
 
 /// Ends a paragraph with a full stop.

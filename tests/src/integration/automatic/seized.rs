@@ -40,6 +40,9 @@ pub(super) fn without_freezer(hierarchy: Hierarchy) -> Result<()> {
     ensure!(guard["cgroups"][0] == target.text(), "{guard}");
     let state = status(&[&target.text()])?;
     ensure!(state["guard"]["id"] == guard["id"], "{state}");
+    // A cgroup below has nothing to do with it.
+    let state = status(&[&target.child("below")?.text()])?;
+    ensure!(state["guard"].is_null(), "{state}");
     eventually("the tasks are dumped", || {
         Ok(images.join("pstree.img").exists())
     })?;
