@@ -15,7 +15,7 @@ use freezer_guard::{
     criu::{self, Criu, Draft, Evidence, Images, Known, Log, Progress, Verdict},
     doctor,
     guard::{Target, chain},
-    words::{self, escaped, timestamp},
+    words::{self, escaped, mebibytes, timestamp},
 };
 
 use super::{
@@ -359,8 +359,4 @@ impl<'a> Watch<'a> {
             mebibytes(rate as u64),
         ));
     }
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
