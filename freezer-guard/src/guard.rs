@@ -429,8 +429,8 @@ impl Drop for Guard {
     }
 }
 
-/// `CLOCK_BOOTTIME`, ns: the clock of the BPF side.
-fn now() -> u64 {
+/// Returns the time of `CLOCK_BOOTTIME` in ns: the clock of the BPF side.
+pub fn now() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
         time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
     })
