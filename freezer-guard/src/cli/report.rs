@@ -11,8 +11,8 @@ use std::{
 use freezer_guard::{
     guard::Status,
     json::Versioned,
-    words::time_of,
     report::{JournalLine, Report, Sources, journal_line, of_guard, of_image},
+    words::time_of,
 };
 
 use super::{

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Conclusion, Fact, JournalLine, Kind, Lane, Moment, Report, Span, journal::Cut};
+use super::{Conclusion, Fact, JournalLine, Kind, Lane, Moment, Report, Span, journal::Cut, names};
 use crate::{
     guard::{Incident, Status, describe_level, total},
-    words::{escaped, join, time_of},
+    words::{escaped, time_of},
 };
 
 /// How many intruders a report names, and how many violations.
@@ -93,10 +93,6 @@ fn conclusion(guard: &Status, cut: Option<Cut>) -> (Conclusion, String) {
         ),
         (_, None) => (Conclusion::Violated, DISTURBED.to_owned()),
     }
-}
-
-pub(super) fn names(guard: &Status) -> String {
-    escaped(&join(&guard.cgroups, ", ")).into_owned()
 }
 
 /// The facts that a guard tells.

@@ -72,32 +72,7 @@ pub fn of_image(sources: Sources) -> Report {
         guard: None,
         unknown: Vec::new(),
     };
-    if let Some(version) = record.version.filter(|version| *version > VERSION) {
-        report.unknown.push(format!(
-            "the meaning of the whole evidence: its format has version {version}, and this \
-             freezer-guard knows version {VERSION}"
-        ));
-    }
-    match record.guard() {
-        Some(guard) => {
-            report.facts.extend(facts(guard));
-            add_guard(&mut report, guard);
-            if guard.frozen.is_none() {
-                report
-                    .unknown
-                    .push(missing(&record, "when the cgroup was FROZEN"));
-            }
-        }
-        None if record.has_foreign_guard() => report
-            .unknown
-            .push("the guard: this version does not understand the evidence".to_owned()),
-        None if record.verdict.is_none() => report
-            .unknown
-            .push("the guard: the evidence has it when CRIU is done".to_owned()),
-        None => report
-            .unknown
-            .push("what the guard saw: a process ended it before CRIU was done".to_owned()),
-    }
+    add_evidence(&mut report, &record);
     match stages {
         Ok(stages) => add_criu(&mut report, &record, &stages, log_created),
         Err(error) => report
@@ -116,6 +91,36 @@ pub fn of_image(sources: Sources) -> Report {
     report.sort();
     report.guard = record.guard().cloned();
     report
+}
+
+/// Adds what the evidence has of the guard.
+fn add_evidence(report: &mut Report, record: &Record) {
+    if let Some(version) = record.version.filter(|version| *version > VERSION) {
+        report.unknown.push(format!(
+            "the meaning of the whole evidence: its format has version {version}, and this \
+             freezer-guard knows version {VERSION}"
+        ));
+    }
+    match record.guard() {
+        Some(guard) => {
+            report.facts.extend(facts(guard));
+            add_guard(report, guard);
+            if guard.frozen.is_none() {
+                report
+                    .unknown
+                    .push(missing(record, "when the cgroup was FROZEN"));
+            }
+        }
+        None if record.has_foreign_guard() => report
+            .unknown
+            .push("the guard: this version does not understand the evidence".to_owned()),
+        None if record.verdict.is_none() => report
+            .unknown
+            .push("the guard: the evidence has it when CRIU is done".to_owned()),
+        None => report
+            .unknown
+            .push("what the guard saw: a process ended it before CRIU was done".to_owned()),
+    }
 }
 
 /// The times of the evidence, each of which follows the one before.

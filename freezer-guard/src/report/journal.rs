@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use super::{Conclusion, guard::names};
+use super::{Conclusion, names};
 use crate::guard::Status;
 
 /// What `freezer-guard end` logs, behind the names of the cgroups.

@@ -28,7 +28,7 @@ pub use table::{Line, Row, Style, table};
 use crate::{
     criu::DumpStats,
     guard::{Incident, Status},
-    words::{escaped, timestamp},
+    words::{escaped, join, timestamp},
 };
 
 /// One checkpoint.
@@ -265,6 +265,11 @@ impl Moment {
 fn seconds(first: Option<SystemTime>, time: SystemTime) -> f64 {
     let passed = first.and_then(|first| time.duration_since(first).ok());
     passed.unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+/// The cgroups of a guard, escaped.
+fn names(guard: &Status) -> String {
+    escaped(&join(&guard.cgroups, ", ")).into_owned()
 }
 
 /// A text for SVG and HTML. XML has no form at all for two characters (XML 1.0, 2.2).
