@@ -68,7 +68,7 @@ const OTHERS: usize = 64;
 /// How much of a line is read, bytes.
 const LINE: u64 = 4096;
 /// How much of a log is read, bytes.
-const LOG: u64 = 1 << 30;
+const LOG: u64 = 256 << 20;
 /// `TASK_ALIVE` of `criu/include/pstree.h`.
 const ALIVE: &str = "1";
 

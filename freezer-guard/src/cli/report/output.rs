@@ -56,14 +56,18 @@ fn replace(path: &Path, permissions: Option<Permissions>, bytes: &[u8]) -> io::R
 
 /// Writes into a pipe or a device.
 fn into_special(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).open(path)?;
+    let refused = || {
+        let why = "it is a symbolic link to a file: name the file itself";
+        Err(io::Error::new(ErrorKind::InvalidInput, why))
+    };
+    let mut file = match File::options().write(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return refused(),
+        opened => opened?,
+    };
     let kind = file.metadata()?.file_type();
     match kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
         true => file.write_all(bytes),
-        false => Err(io::Error::new(
-            ErrorKind::InvalidInput,
-            "it is a symbolic link to a file: name the file itself",
-        )),
+        false => refused(),
     }
 }
 
