@@ -51,6 +51,7 @@ pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};
 pub use restoring::thaw;
 pub(crate) use self_test::is_never_called;
+pub(crate) use status::total;
 pub use status::{State, Status};
 pub use summary::{describe_level, refusals, violations};
 
@@ -428,8 +429,8 @@ impl Drop for Guard {
     }
 }
 
-/// `CLOCK_BOOTTIME`, ns: the clock of the BPF side.
-fn now() -> u64 {
+/// Returns the time of `CLOCK_BOOTTIME` in ns: the clock of the BPF side.
+pub fn now() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
         time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
     })

@@ -27,23 +27,35 @@ pub fn escaped_lines(text: &str) -> Cow<'_, str> {
     })
 }
 
+/// A year.
+pub const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Takes a time such as `10m` or `1h 30m`. No clock can add the longest that can be written, so a
 /// year is the longest that is taken.
 ///
 /// # Errors
 /// When the text is no such time. The error continues a sentence that begins with the text.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     match humantime::parse_duration(text) {
-        Ok(duration) if duration > LONGEST => Err("is longer than a year".to_owned()),
+        Ok(duration) if duration > YEAR => Err("is longer than a year".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("is no time: {error}")),
     }
 }
 
-/// Returns a time as RFC 3339 in UTC, with milliseconds.
+/// Returns a time as RFC 3339 in UTC, with milliseconds. The format has the years 1970 to 9999: an
+/// earlier or a later time appears as the first or the last of them.
 pub fn timestamp(time: SystemTime) -> String {
+    /// 9999-12-31T23:59:59.999Z
+    const LAST: Duration = Duration::from_millis(253_402_300_799_999);
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    let time = SystemTime::UNIX_EPOCH + since.unwrap_or_default().min(LAST);
     humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// Returns a size in MiB: `1.5 MiB`.
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// Returns the time that such a text names, if it is one.
@@ -119,12 +131,17 @@ pub fn from_base64(text: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf};
+    use std::{
+        ffi::OsString,
+        os::unix::ffi::OsStringExt as _,
+        path::PathBuf,
+        time::{Duration, SystemTime},
+    };
 
     use freezer_guard_abi::{Act, CgroupKey, EventKind, RawEvent};
     use proptest::prelude::*;
 
-    use super::{base64, escaped, escaped_lines, from_base64, is_dangerous};
+    use super::{base64, escaped, escaped_lines, from_base64, is_dangerous, time_of, timestamp};
     use crate::guard::{EventDecoder, Incident, Outcome};
 
     #[test]
@@ -135,6 +152,16 @@ mod tests {
         assert_eq!(escaped_lines("one\ntwo"), "one\ntwo");
         assert_eq!(escaped("one\ntwo\u{1b}[2J"), "one\\ntwo\\u{1b}[2J");
         assert_eq!(escaped("\u{202e}gnp"), "\\u{202e}gnp");
+    }
+
+    #[test]
+    fn every_time_has_a_text() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let late = epoch + Duration::from_secs(300_000_000_000);
+        assert_eq!(timestamp(late), "9999-12-31T23:59:59.999Z");
+        let early = epoch - Duration::from_secs(1);
+        assert_eq!(timestamp(early), "1970-01-01T00:00:00.000Z");
+        assert_eq!(time_of(&timestamp(early)), Some(epoch));
     }
 
     proptest! {

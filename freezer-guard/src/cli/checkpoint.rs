@@ -4,7 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use clap::ValueHint;
@@ -14,8 +14,8 @@ use freezer_guard::{
     cgroup::{self, Cgroup, Task},
     criu::{self, Criu, Draft, Evidence, Images, Known, Log, Progress, Verdict},
     doctor,
-    guard::{Target, chain},
-    words::{self, escaped, timestamp},
+    guard::{Target, chain, wall_clock},
+    words::{self, escaped, mebibytes, time_of, timestamp},
 };
 
 use super::{
@@ -143,15 +143,28 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     evidence.left_running = cgroup::process(pid).is_ok_and(|process| process.is_some());
     evidence.memory_bytes = images.bytes("pages-");
     evidence.image_bytes = images.bytes("");
-    evidence.started = Some(timestamp(done.started));
-    evidence.log_begun = Log::new(images.dir(), LOG).begun().map(timestamp);
-    evidence.ended = Some(timestamp(done.ended));
+    let (started, ended) = (wall_clock(done.started_ns), wall_clock(done.ended_ns));
+    let created = Log::new(images.dir(), LOG).begun();
+    evidence.log_begun = created.and_then(|created| log_begun(created, &started, &ended));
+    evidence.started = Some(started);
+    evidence.ended = Some(ended);
     evidence.guard = done.guard;
     let written = conclude(&mut evidence, images.dir());
     let place = images.publish(evidence.verdict)?;
     tell(args, &evidence, &place, done.status);
     written?;
     Ok(code_of(evidence.verdict, code).into())
+}
+
+/// When CRIU began its log, if the time of the log's file can be that: it cannot if the clock was
+/// set meanwhile, or if the file was there before. The clock of files is coarse.
+fn log_begun(created: SystemTime, started: &str, ended: &str) -> Option<String> {
+    const COARSE: Duration = Duration::from_millis(10);
+    let (started, ended) = (time_of(started)?, time_of(ended)?);
+    let text = timestamp(created);
+    let begun = time_of(&text)?;
+    let is_then = begun.checked_add(COARSE)? >= started && begun <= ended;
+    is_then.then_some(text)
 }
 
 /// Writes the evidence, after the images. If the disk is full, the evidence that the action script
@@ -361,6 +374,25 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::log_begun;
+    use freezer_guard::words::timestamp;
+
+    #[test]
+    fn a_log_begins_while_criu_runs() {
+        let second = |number| SystemTime::UNIX_EPOCH + Duration::from_secs(number);
+        let (started, ended) = (timestamp(second(100)), timestamp(second(200)));
+        let begun = |created| log_begun(created, &started, &ended);
+        let coarse = second(100) - Duration::from_millis(9);
+        for created in [coarse, second(100), second(150), second(200)] {
+            assert_eq!(begun(created), Some(timestamp(created)));
+        }
+        let early = second(100) - Duration::from_millis(11);
+        for created in [SystemTime::UNIX_EPOCH, early, second(201)] {
+            assert_eq!(begun(created), None);
+        }
+    }
 }

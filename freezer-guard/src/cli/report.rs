@@ -1,16 +1,18 @@
 //! `freezer-guard report`: one checkpoint as a timeline.
 
+mod output;
+
 use std::{
-    fs,
-    io::{ErrorKind, Write as _},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
+    time::{Duration, SystemTime},
 };
 
 use freezer_guard::{
     guard::Status,
     json::Versioned,
     report::{JournalLine, Report, Sources, journal_line, of_guard, of_image},
+    words::time_of,
 };
 
 use super::{
@@ -26,6 +28,9 @@ pub(super) struct Args {
     #[command(flatten)]
     form: Form,
     /// Write to this file instead of standard output
+    ///
+    /// The file appears, or is replaced, in one step. A symbolic link to a file is refused; a pipe or a
+    /// device such as /dev/stdout is written to.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -71,15 +76,11 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     };
     let text = args.form.render(&report)?;
     match &args.output {
-        Some(path) => fs::write(path, text).map_err(|source| Error::Output {
+        Some(path) => output::write(path, text.as_bytes()).map_err(|source| Error::Output {
             path: path.clone(),
             source,
         })?,
-        None => match std::io::stdout().write_all(text.as_bytes()) {
-            // The reader has seen enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-            written => written?,
-        },
+        None => output::print(text.as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,12 +106,34 @@ fn remembered(wanted: usize) -> Result<Status> {
     }
 }
 
-/// What the service has logged about a guard, if the journal can be read. Root's lines only: any
-/// user may log under our name.
+/// What the service and `freezer-guard end` have logged about a guard, if the journal can be read.
+/// Root's lines only: any user may log under our name.
 fn journal(guard: &Status) -> Option<Vec<JournalLine>> {
+    let mut lines = logged(&[format!("GUARD={}", guard.id)])?;
+    // `end` logs by syslog(3), without the id of the guard.
+    let Some(begun) = time_of(&guard.begun) else {
+        return Some(lines);
+    };
+    let held = Duration::try_from_secs_f64(guard.held_seconds).unwrap_or_default();
+    let since = begun.duration_since(SystemTime::UNIX_EPOCH);
+    let since = since.unwrap_or_default().as_secs();
+    let until = since.saturating_add(held.as_secs()).saturating_add(10);
+    let ends = logged(&[
+        "_TRANSPORT=syslog".to_owned(),
+        format!("--since=@{since}"),
+        format!("--until=@{until}"),
+    ]);
+    let ends = ends.into_iter().flatten();
+    lines.extend(ends.filter(|line| line.ends_by_force(guard)));
+    Some(lines)
+}
+
+/// The lines of root under our name for which this holds.
+fn logged(conditions: &[String]) -> Option<Vec<JournalLine>> {
     let output = Command::new("journalctl")
         .args(["--quiet", "--no-pager", "-t", "freezer-guard", "-o", "json"])
-        .args(["_UID=0", &format!("GUARD={}", guard.id)])
+        .arg("_UID=0")
+        .args(conditions)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()

@@ -5,6 +5,7 @@ mod bugs;
 mod command;
 mod dir;
 mod evidence;
+mod file;
 mod images;
 mod log;
 mod record;

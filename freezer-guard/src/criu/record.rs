@@ -6,16 +6,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{Error, INVENTORY, Verdict, dir, failed};
+use super::{Error, INVENTORY, Verdict, dir, failed, file};
 use crate::guard::Status;
 
+/// The size of evidence at most, bytes: it has some dozens of KiB.
+const LONGEST: u64 = 4 << 20;
+
 /// What the evidence says. A field that its version did not have is empty.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Record {
+    /// The version of its format: see [`VERSION`](crate::json::VERSION).
+    pub version: Option<u32>,
     /// How good the image is; `None` while the checkpoint goes on, or if it was interrupted.
     pub verdict: Option<Verdict>,
     /// The version of freezer-guard.
@@ -49,30 +54,28 @@ pub struct Record {
     /// When CRIU had ended.
     pub ended: Option<String>,
     /// The guard at its end.
-    guard: Value,
+    guard: Guarded,
 }
 
-impl Default for Record {
-    fn default() -> Self {
-        Self {
-            verdict: None,
-            freezer_guard: String::new(),
-            kernel: String::new(),
-            criu: String::new(),
-            command: Vec::new(),
-            exit_code: None,
-            pid: 0,
-            comm: String::new(),
-            cgroups: Vec::new(),
-            pre_dump: false,
-            left_running: false,
-            memory_bytes: 0,
-            image_bytes: 0,
-            started: None,
-            log_begun: None,
-            ended: None,
-            guard: Value::Null,
-        }
+/// The guard in the evidence.
+#[derive(Debug, Clone, Default)]
+enum Guarded {
+    #[default]
+    None,
+    /// One that this version does not understand.
+    Foreign,
+    Known(Box<Status>),
+}
+
+impl<'de> Deserialize<'de> for Guarded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Value::deserialize(deserializer)? {
+            Value::Null => Self::None,
+            value => match Status::deserialize(value) {
+                Ok(status) => Self::Known(Box::new(status)),
+                Err(_) => Self::Foreign,
+            },
+        })
     }
 }
 
@@ -117,20 +120,28 @@ impl Record {
     }
 
     /// The guard, if there is one and this version understands it.
-    pub fn guard(&self) -> Option<Status> {
-        Status::deserialize(&self.guard).ok()
+    pub fn guard(&self) -> Option<&Status> {
+        match &self.guard {
+            Guarded::Known(status) => Some(status),
+            Guarded::None | Guarded::Foreign => None,
+        }
+    }
+
+    /// Whether the evidence has a guard, also one that this version does not understand.
+    pub fn has_guard(&self) -> bool {
+        !matches!(self.guard, Guarded::None)
     }
 
     /// Whether the evidence has a guard that this version does not understand.
     pub fn has_foreign_guard(&self) -> bool {
-        !self.guard.is_null() && self.guard().is_none()
+        matches!(self.guard, Guarded::Foreign)
     }
 }
 
 /// Reads a file, if it is there.
 fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>, Error> {
     let understand = |error: serde_json::Error| failed("understand", path, error.into());
-    match fs::read(path) {
+    match file::read(path, LONGEST) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(understand),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Ok(None)

@@ -1,11 +1,13 @@
 //! The stages of a dump, as CRIU's log has them when it is over.
 
 use std::{
-    fs::File,
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead, BufReader, Read as _},
     path::Path,
     time::Duration,
 };
+
+use super::file;
+use crate::words::YEAR;
 
 /// What CRIU did, and when.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct Stages {
     pub steps: Vec<Step>,
     /// The time of the last line.
     pub last: Duration,
+    /// Whether the log has more than is read or kept of one.
+    pub is_cut: bool,
 }
 
 /// Something that CRIU began.
@@ -57,6 +61,14 @@ pub enum Action {
 
 /// How many errors are kept: the others come from the first.
 const ERRORS: usize = 3;
+/// How many processes are kept.
+const DUMPS: usize = 1 << 16;
+/// How many of the other steps are kept: a dump has fewer than ten.
+const OTHERS: usize = 64;
+/// How much of a line is read, bytes.
+const LINE: u64 = 4096;
+/// How much of a log is read, bytes.
+const LOG: u64 = 256 << 20;
 /// `TASK_ALIVE` of `criu/include/pstree.h`.
 const ALIVE: &str = "1";
 
@@ -66,11 +78,40 @@ impl Stages {
     /// # Errors
     /// When it cannot be read.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let mut stages = Self::default();
-        for line in BufReader::new(File::open(path)?).split(b'\n') {
-            stages.add(&String::from_utf8_lossy(&line?));
-        }
+        let file = file::open(path)?;
+        let is_longer = file.metadata()?.len() > LOG;
+        let mut parser = Parser::default();
+        parser.read(BufReader::new(file.take(LOG)))?;
+        let mut stages = parser.stages;
+        stages.is_cut |= is_longer;
         Ok(stages)
+    }
+}
+
+/// The stages so far, and how many there are of each kind.
+#[derive(Default)]
+struct Parser {
+    stages: Stages,
+    has_seized: bool,
+    has_shared: bool,
+    dumps: usize,
+    others: usize,
+    errors: usize,
+}
+
+impl Parser {
+    fn read(&mut self, mut log: impl BufRead) -> io::Result<()> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if log.by_ref().take(LINE).read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            if line.pop_if(|last| *last == b'\n').is_none() {
+                log.skip_until(b'\n')?;
+            }
+            self.add(&String::from_utf8_lossy(&line));
+        }
     }
 
     /// Reads one line. A line without a time continues the one before: only the name of a task puts
@@ -79,46 +120,39 @@ impl Stages {
         let Some((at, text)) = timed(line) else {
             return;
         };
-        self.last = at;
+        self.stages.last = at;
         if let Some(pages) = written(text) {
             if let Some(Action::Dump { pages: sum, .. }) = self.dumped() {
-                *sum += pages;
+                *sum = sum.saturating_add(pages);
             }
-            return;
-        }
-        let Some(action) = Action::of(text) else {
-            return;
-        };
-        let is_known = match action {
-            Action::Seize | Action::Share => self.steps.iter().any(|step| step.action == action),
-            Action::Error(_) => self.errors() >= ERRORS,
-            _ => false,
-        };
-        if !is_known {
-            self.steps.push(Step { at, action });
+        } else if let Some(action) = Action::of(text)
+            && self.is_new(&action)
+        {
+            self.stages.steps.push(Step { at, action });
         }
     }
 
-    fn errors(&self) -> usize {
-        let errors = self.steps.iter();
-        errors
-            .filter(|step| matches!(step.action, Action::Error(_)))
-            .count()
+    /// Counts a step. Returns whether it is kept.
+    fn is_new(&mut self, action: &Action) -> bool {
+        let (count, most) = match action {
+            Action::Seize if std::mem::replace(&mut self.has_seized, true) => return false,
+            Action::Share if std::mem::replace(&mut self.has_shared, true) => return false,
+            Action::Error(_) if self.errors >= ERRORS => return false,
+            Action::Error(_) => (&mut self.errors, ERRORS),
+            Action::Dump { .. } => (&mut self.dumps, DUMPS),
+            _ => (&mut self.others, OTHERS),
+        };
+        let is_new = *count < most;
+        *count += usize::from(is_new);
+        self.stages.is_cut |= !is_new;
+        is_new
     }
 
-    /// The process that is being dumped.
+    /// The process that is being dumped: among the last steps, since few are of another kind.
     fn dumped(&mut self) -> Option<&mut Action> {
-        let mut actions = self.steps.iter_mut().rev().map(|step| &mut step.action);
-        actions.find(|action| matches!(action, Action::Dump { .. }))
-    }
-
-    /// The pages of private memory that CRIU wrote.
-    pub fn pages(&self) -> u64 {
-        let pages = self.steps.iter().map(|step| match step.action {
-            Action::Dump { pages, .. } => pages,
-            _ => 0,
-        });
-        pages.sum()
+        let mut actions = self.stages.steps.iter_mut().rev();
+        let action = actions.find(|step| matches!(step.action, Action::Dump { .. }));
+        action.map(|step| &mut step.action)
     }
 }
 
@@ -161,7 +195,7 @@ impl Action {
 }
 
 /// A line's time and its text: `(00.012345) text`. From 100 s on, the last digit gives way
-/// (`print_ts` of `log.c`).
+/// (`print_ts` of `log.c`). No dump lasts a year.
 fn timed(line: &str) -> Option<(Duration, &str)> {
     let (time, text) = line.strip_prefix('(')?.split_once(") ")?;
     let (seconds, fraction) = time.split_once('.')?;
@@ -171,7 +205,8 @@ fn timed(line: &str) -> Option<(Duration, &str)> {
     }
     let micros: u32 = format!("{fraction:0<6}").parse().ok()?;
     let whole = Duration::from_secs(seconds.parse().ok()?);
-    Some((whole + Duration::from_micros(micros.into()), text))
+    let at = whole.checked_add(Duration::from_micros(micros.into()))?;
+    (at <= YEAR).then_some((at, text))
 }
 
 /// The pages that `generate_iovs` of `mem.c` has found to be written:
@@ -187,7 +222,7 @@ fn written(text: &str) -> Option<u64> {
 mod tests {
     use std::{path::Path, time::Duration};
 
-    use super::{Action, Stages, timed};
+    use super::{Action, LINE, Parser, Stages, timed};
     use crate::criu::DumpStats;
 
     /// A directory with what a real CRIU has written.
@@ -266,7 +301,11 @@ mod tests {
         for name in ["good-4.2", "pre-dump-3.17"] {
             let stats = DumpStats::read(&sample(name)).expect("a file");
             let stats = stats.expect("it is there");
-            assert_eq!(stats.pages_written, read(name).pages(), "{name}");
+            let pages = actions(&read(name)).into_iter().map(|action| match action {
+                Action::Dump { pages, .. } => pages,
+                _ => 0,
+            });
+            assert_eq!(stats.pages_written, pages.sum::<u64>(), "{name}");
             assert!(stats.frozen_time > stats.freezing_time, "{stats:?}");
         }
         let violated = DumpStats::read(&sample("violated-4.1"));
@@ -281,7 +320,7 @@ mod tests {
 
     #[test]
     fn no_name_of_a_task_forges_a_line() {
-        let mut stages = Stages::default();
+        let mut parser = Parser::default();
         // 15 bytes at most, with a line end.
         for line in [
             "(0.1) Error (x)",
@@ -289,8 +328,46 @@ mod tests {
             "(00.000001) y",
             "((00.0) Error",
         ] {
-            stages.add(line);
+            parser.add(line);
         }
-        assert_eq!(stages.steps, []);
+        assert_eq!(parser.stages.steps, []);
+    }
+
+    #[test]
+    fn no_dump_lasts_a_year() {
+        assert_eq!(timed("(18446744073709551615.000000) x"), None);
+        assert_eq!(
+            timed("(300000000000.000) Dumping finished successfully"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_long_log_is_cut() {
+        let line = "(00.000001) Running post-dump scripts\n";
+        let task = "(00.000002) Dumping task (pid: 7 comm: sh)\n";
+        let pages = "(00.000003) Pagemap generated: 18446744073709551615 pages (0 lazy) 0 holes\n";
+        let log = line.repeat(100) + &task.repeat(70_000) + &pages.repeat(2);
+        let mut parser = Parser::default();
+        parser.read(log.as_bytes()).expect("a log");
+        let stages = parser.stages;
+        assert!(stages.is_cut);
+        assert_eq!(stages.steps.len(), super::OTHERS + super::DUMPS);
+        let last = stages.steps.last().map(|step| &step.action);
+        assert_eq!(last, Some(&dump(7, u64::MAX)));
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_the_next_is_read() {
+        let long = format!("(00.000001) Error (x): {}\n", "x".repeat(1 << 20));
+        let log = long + "(00.000002) Dumping finished successfully\n";
+        let mut parser = Parser::default();
+        parser.read(log.as_bytes()).expect("a log");
+        let found = actions(&parser.stages);
+        assert_eq!(found[1..], [Action::Succeed]);
+        match &found[0] {
+            Action::Error(text) => assert!(text.len() as u64 <= LINE),
+            other => panic!("{other:?}"),
+        }
     }
 }

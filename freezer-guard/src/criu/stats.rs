@@ -1,15 +1,17 @@
 //! What CRIU counts while it dumps: the file `stats-dump` beside the images.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{io::ErrorKind, path::Path};
 
 use prost::Message;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Error, failed};
+use super::{Error, failed, file};
 
 /// The file's name: CRIU writes it when a dump has succeeded (`write_stats` of `stats.c`).
 const FILE: &str = "stats-dump";
+/// Its size at most, bytes: that of CRIU has less than a hundred.
+const LONGEST: u64 = 64 * 1024;
 /// `IMG_SERVICE_MAGIC` and `STATS_MAGIC` of `criu/include/magic.h`.
 const MAGIC: [u8; 8] = [0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57];
 
@@ -60,7 +62,7 @@ impl DumpStats {
     /// When it cannot be read, or is no such file.
     pub fn read(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
-        match fs::read(&path) {
+        match file::read(&path, LONGEST) {
             Ok(bytes) => match Self::parse(&bytes) {
                 Some(stats) => Ok(Some(stats)),
                 None => Err(failed("understand", &path, ErrorKind::InvalidData.into())),

@@ -124,7 +124,9 @@ impl Status {
 
     /// How many violations there were, or may have been.
     pub fn violation_count(&self) -> u64 {
-        self.violations.values().sum::<u64>() + self.missed + u64::from(self.unproven)
+        total(&self.violations)
+            .saturating_add(self.missed)
+            .saturating_add(u64::from(self.unproven))
     }
 
     /// What is known of the violations.
@@ -139,6 +141,11 @@ impl Status {
         self.violators.retain(|incident| !incident.checkpointing);
         self.violators
     }
+}
+
+/// Returns the sum of the counts of all protections. Evidence of an image may hold any number.
+pub(crate) fn total(counts: &BTreeMap<String, u64>) -> u64 {
+    counts.values().copied().fold(0, u64::saturating_add)
 }
 
 fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<String, u64> {

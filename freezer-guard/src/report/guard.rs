@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Conclusion, Fact, JournalLine, Kind, Lane, Moment, Report, Span};
+use super::{Conclusion, Fact, JournalLine, Kind, Lane, Moment, Report, Span, journal::Cut, names};
 use crate::{
-    guard::{Incident, Status, describe_level},
-    words::{escaped, join, time_of},
+    guard::{Incident, Status, describe_level, total},
+    words::{escaped, time_of},
 };
 
 /// How many intruders a report names, and how many violations.
@@ -17,13 +17,12 @@ const JITTER: Duration = Duration::from_millis(10);
 /// The report on a guard that the service remembers. `journal`: what the service has logged about
 /// it, if it can be read.
 pub fn of_guard(guard: Status, journal: Option<&[JournalLine]>) -> Report {
+    let cut = journal.and_then(|lines| lines.iter().find_map(|line| line.cut(&guard)));
+    let (verdict, meaning) = conclusion(&guard, cut);
     let mut report = Report {
         about: format!("guard {} of {}", guard.id, names(&guard)),
-        verdict: match guard.violation_count() {
-            0 => Conclusion::Undisturbed,
-            _ => Conclusion::Violated,
-        },
-        meaning: meaning(&guard),
+        verdict,
+        meaning,
         facts: facts(&guard),
         timeline: Vec::new(),
         spans: Vec::new(),
@@ -32,10 +31,28 @@ pub fn of_guard(guard: Status, journal: Option<&[JournalLine]>) -> Report {
         unknown: Vec::new(),
     };
     add_guard(&mut report, &guard);
+    if let Some(life) = Life::of(&guard) {
+        let Life {
+            begun,
+            frozen,
+            checkpointing,
+            ended,
+        } = life;
+        expect_order(
+            &mut report,
+            &[Some(begun), frozen, checkpointing, Some(ended)],
+        );
+    }
     if guard.frozen.is_none() && !guard.automatic {
         report
             .unknown
             .push("when the cgroup was FROZEN: only the evidence in an image has that".to_owned());
+    }
+    if matches!(verdict, Conclusion::Undisturbed | Conclusion::Unfinished) {
+        report.unknown.push(
+            "whether a process ended the guard by force: the service does not record that"
+                .to_owned(),
+        );
     }
     report.unknown.push(
         "what CRIU did, and whether it succeeded: the service does not know; see CRIU's log"
@@ -52,21 +69,35 @@ pub fn of_guard(guard: Status, journal: Option<&[JournalLine]>) -> Report {
     report
 }
 
-fn meaning(guard: &Status) -> String {
-    match guard.violation_count() {
-        0 => "nobody disturbed the checkpoint".to_owned(),
-        _ => "somebody disturbed the checkpoint while it was CHECKPOINTING: do not trust it"
-            .to_owned(),
+/// The verdict, and what it means. `cut`: what ended the guard before its holder had ended.
+fn conclusion(guard: &Status, cut: Option<Cut>) -> (Conclusion, String) {
+    const DISTURBED: &str =
+        "a process disturbed the checkpoint while it was CHECKPOINTING: do not trust it";
+    let has_begun = guard.checkpointing.is_some();
+    match (guard.violation_count(), cut) {
+        (0, Some(cut)) => (
+            cut.conclusion(),
+            format!("{}: do not trust the checkpoint", cut.words()),
+        ),
+        (0, None) if has_begun => (
+            Conclusion::Undisturbed,
+            "no violation was counted".to_owned(),
+        ),
+        (0, None) => (
+            Conclusion::Unfinished,
+            "the guard ended before it was CHECKPOINTING".to_owned(),
+        ),
+        (_, Some(cut)) => (
+            Conclusion::Violated,
+            format!("{DISTURBED}; in the end {}", cut.words()),
+        ),
+        (_, None) => (Conclusion::Violated, DISTURBED.to_owned()),
     }
-}
-
-fn names(guard: &Status) -> String {
-    escaped(&join(&guard.cgroups, ", ")).into_owned()
 }
 
 /// The facts that a guard tells.
 pub(super) fn facts(guard: &Status) -> Vec<Fact> {
-    let refused: u64 = guard.denials.values().sum();
+    let refused = total(&guard.denials);
     let mut facts = vec![
         Fact {
             name: "cgroup",
@@ -101,18 +132,15 @@ pub(super) fn facts(guard: &Status) -> Vec<Fact> {
 
 /// Adds the life of a guard, and what was done to it.
 pub(super) fn add_guard(report: &mut Report, guard: &Status) {
-    let Some(begun) = time_of(&guard.begun) else {
+    let Some(life) = Life::of(guard) else {
         let wrong = format!("when the guard began: {:?} is no time", guard.begun);
         report.unknown.push(escaped(&wrong).into_owned());
         return;
     };
     let names = names(guard);
-    let held = Duration::try_from_secs_f64(guard.held_seconds).unwrap_or_default();
-    let ended = begun.checked_add(held).unwrap_or(begun);
-    let frozen = guard.frozen.as_deref().and_then(time_of);
-    let checkpointing = guard.checkpointing.as_deref().and_then(time_of);
-    let frozen = in_order(begun, frozen);
-    let checkpointing = in_order(frozen.unwrap_or(begun), checkpointing);
+    let Life { begun, ended, .. } = life;
+    let frozen = in_order(begun, life.frozen);
+    let checkpointing = in_order(frozen.unwrap_or(begun), life.checkpointing);
     let mut add = |time, kind, what: String| report.timeline.push(Moment::new(time, kind, what));
     add(begun, Kind::Begun, format!("the guard of {names} begins"));
     if let Some(frozen) = frozen {
@@ -147,6 +175,44 @@ pub(super) fn add_guard(report: &mut Report, guard: &Status) {
     add_incidents(report, guard);
 }
 
+/// The times of a guard, as its status has them.
+pub(super) struct Life {
+    pub(super) begun: SystemTime,
+    pub(super) frozen: Option<SystemTime>,
+    pub(super) checkpointing: Option<SystemTime>,
+    pub(super) ended: SystemTime,
+}
+
+impl Life {
+    /// `None`: it is not known when the guard began.
+    pub(super) fn of(guard: &Status) -> Option<Self> {
+        let begun = time_of(&guard.begun)?;
+        let held = Duration::try_from_secs_f64(guard.held_seconds).unwrap_or_default();
+        Some(Self {
+            begun,
+            frozen: guard.frozen.as_deref().and_then(time_of),
+            checkpointing: guard.checkpointing.as_deref().and_then(time_of),
+            ended: begun.checked_add(held).unwrap_or(begun),
+        })
+    }
+}
+
+/// Says so if times that follow one another contradict their order.
+pub(super) fn expect_order(report: &mut Report, times: &[Option<SystemTime>]) {
+    let times: Vec<_> = times.iter().flatten().collect();
+    let is_wrong = times.windows(2).any(|pair| {
+        let back = pair[0].duration_since(*pair[1]);
+        back.is_ok_and(|back| back > JITTER)
+    });
+    if is_wrong {
+        report.unknown.push(
+            "the true times: those of the sources contradict one another, as they do after the \
+             host's clock was set"
+                .to_owned(),
+        );
+    }
+}
+
 /// A time that is not before the one that it follows: see [`JITTER`].
 pub(super) fn in_order(earlier: SystemTime, time: Option<SystemTime>) -> Option<SystemTime> {
     let time = time?;
@@ -158,29 +224,28 @@ pub(super) fn in_order(earlier: SystemTime, time: Option<SystemTime>) -> Option<
 
 fn add_incidents(report: &mut Report, guard: &Status) {
     let refused: Vec<_> = guard.intruders.iter().collect();
-    let (violations, mended): (Vec<_>, Vec<_>) = guard
+    let (violations, repaired): (Vec<_>, Vec<_>) = guard
         .violators
         .iter()
         .partition(|incident| incident.checkpointing);
-    let counted = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
     for (kind, incidents, count, word) in [
         (
             Kind::Violation,
             violations,
-            counted(&guard.violations),
+            total(&guard.violations),
             "violation",
         ),
         (
             Kind::Disturbance,
-            mended,
-            counted(&guard.repaired),
+            repaired,
+            total(&guard.repaired),
             "disturbance",
         ),
-        (Kind::Refused, refused, counted(&guard.denials), "refusal"),
+        (Kind::Refused, refused, total(&guard.denials), "refusal"),
     ] {
-        let mut named = 0;
+        let mut named = 0_u64;
         for incident in incidents.into_iter().take(NAMED) {
-            named += incident.count;
+            named = named.saturating_add(incident.count);
             report.timeline.extend(of_incident(kind, incident));
         }
         if let left @ 1.. = count.saturating_sub(named) {
@@ -191,8 +256,8 @@ fn add_incidents(report: &mut Report, guard: &Status) {
     }
     if guard.unproven {
         report.unknown.push(
-            "what happened while the kernel did not call the BPF programs: somebody had switched \
-             function tracing off, or had detached some"
+            "what happened while the kernel did not call the BPF programs: a process had \
+             switched function tracing off, or had detached some"
                 .to_owned(),
         );
     }
@@ -206,7 +271,7 @@ fn add_incidents(report: &mut Report, guard: &Status) {
 fn of_incident(kind: Kind, incident: &Incident) -> Option<Moment> {
     let what = match kind {
         Kind::Violation => format!("VIOLATED: {incident}"),
-        Kind::Disturbance => format!("before CHECKPOINTING, and mended: {incident}"),
+        Kind::Disturbance => format!("before CHECKPOINTING, and repaired: {incident}"),
         _ => format!("refused: {incident}"),
     };
     let until = (incident.count > 1).then(|| time_of(&incident.last));
@@ -220,19 +285,24 @@ fn of_incident(kind: Kind, incident: &Incident) -> Option<Moment> {
 /// Adds what the guard itself does not tell.
 fn add_journal(report: &mut Report, guard: &Status, lines: &[JournalLine]) {
     let incidents = || guard.intruders.iter().chain(&guard.violators);
+    // A service that has been restarted logs the begin again.
+    if let Some(pid) = lines.iter().find_map(|line| line.holder_pid) {
+        report.facts.push(Fact {
+            name: "holder",
+            value: format!("pid {pid}"),
+        });
+    }
     for line in lines {
-        if let Some(pid) = line.holder_pid {
-            report.facts.push(Fact {
-                name: "holder",
-                value: format!("pid {pid}"),
-            });
-        }
         let is_named = incidents().any(|incident| {
             line.intruder_pid == Some(incident.pid)
                 && line.kind.as_deref() == Some(&*incident.protection)
         });
         if !is_named && !line.is_of_life() {
-            let what = format!("the service: {}", line.message);
+            let by = match line.ends_by_force(guard) {
+                true => "`freezer-guard end`",
+                false => "the service",
+            };
+            let what = format!("{by}: {}", line.message);
             let moment = Moment::new(line.time, Kind::Journal, what);
             report.timeline.push(moment);
         }

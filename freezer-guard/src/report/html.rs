@@ -24,11 +24,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
 pub(super) fn page(report: &Report) -> String {
     let about = shown(&report.about);
-    let class = if report.verdict.is_fine() {
-        "good"
-    } else {
-        "bad"
-    };
+    let class = report.verdict.pick("good", "", "bad");
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -76,9 +72,5 @@ pub(super) fn page(report: &Report) -> String {
 }
 
 fn class_of(moment: &Moment) -> &'static str {
-    match (moment.kind.is_bad(), moment.kind.is_intrusion()) {
-        (true, _) => "bad",
-        (false, true) => "refused",
-        (false, false) => "",
-    }
+    moment.kind.pick("bad", "refused", "")
 }

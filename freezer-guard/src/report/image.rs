@@ -7,12 +7,12 @@ use std::{
 
 use super::{
     Conclusion, Fact, Kind, Lane, Moment, Report, Span,
-    guard::{add_guard, facts, in_order},
-    mebibytes,
+    guard::{Life, add_guard, expect_order, facts, in_order},
 };
 use crate::{
     criu::{Action, DumpStats, Error, Log, Record, Stages, Verdict},
-    words::{escaped, join, time_of},
+    json::VERSION,
+    words::{escaped, join, mebibytes, time_of},
 };
 
 /// How many processes of the tree have a moment of their own.
@@ -61,7 +61,6 @@ pub fn of_image(sources: Sources) -> Report {
         log_created,
         stats,
     } = sources;
-    let guard = record.guard();
     let mut report = Report {
         about: format!("checkpoint {}", escaped(&dir)),
         verdict: conclusion(record.verdict),
@@ -73,26 +72,7 @@ pub fn of_image(sources: Sources) -> Report {
         guard: None,
         unknown: Vec::new(),
     };
-    match &guard {
-        Some(guard) => {
-            report.facts.extend(facts(guard));
-            add_guard(&mut report, guard);
-            if guard.frozen.is_none() {
-                report
-                    .unknown
-                    .push(missing(&record, "when the cgroup was FROZEN"));
-            }
-        }
-        None if record.has_foreign_guard() => report
-            .unknown
-            .push("the guard: this version does not understand the evidence".to_owned()),
-        None if record.verdict.is_none() => report
-            .unknown
-            .push("the guard: the evidence has it when CRIU is done".to_owned()),
-        None => report
-            .unknown
-            .push("what the guard saw: somebody ended it before CRIU was done".to_owned()),
-    }
+    add_evidence(&mut report, &record);
     match stages {
         Ok(stages) => add_criu(&mut report, &record, &stages, log_created),
         Err(error) => report
@@ -107,9 +87,64 @@ pub fn of_image(sources: Sources) -> Report {
             .push("CRIU's counts: it writes `stats-dump` only at its successful end".to_owned()),
         Err(error) => report.unknown.push(format!("CRIU's counts: {error}")),
     }
+    expect_order(&mut report, &times(&record));
     report.sort();
-    report.guard = guard;
+    report.guard = record.guard().cloned();
     report
+}
+
+/// Adds what the evidence has of the guard.
+fn add_evidence(report: &mut Report, record: &Record) {
+    if let Some(version) = record.version.filter(|version| *version > VERSION) {
+        report.unknown.push(format!(
+            "the meaning of the whole evidence: its format has version {version}, and this \
+             freezer-guard knows version {VERSION}"
+        ));
+    }
+    match record.guard() {
+        Some(guard) => {
+            report.facts.extend(facts(guard));
+            add_guard(report, guard);
+            if guard.frozen.is_none() {
+                report
+                    .unknown
+                    .push(missing(record, "when the cgroup was FROZEN"));
+            }
+        }
+        None if record.has_foreign_guard() => report
+            .unknown
+            .push("the guard: this version does not understand the evidence".to_owned()),
+        None if record.verdict.is_none() => report
+            .unknown
+            .push("the guard: the evidence has it when CRIU is done".to_owned()),
+        None => report
+            .unknown
+            .push("what the guard saw: a process ended it before CRIU was done".to_owned()),
+    }
+}
+
+/// The times of the evidence, each of which follows the one before.
+fn times(record: &Record) -> [Option<SystemTime>; 7] {
+    let life = record.guard().and_then(Life::of);
+    let life = life.as_ref();
+    [
+        life.map(|life| life.begun),
+        life.and_then(|life| life.frozen),
+        life.and_then(|life| life.checkpointing),
+        time(record.started.as_deref()),
+        time(record.log_begun.as_deref()),
+        time(record.ended.as_deref()),
+        life.map(|life| life.ended),
+    ]
+}
+
+fn time(text: Option<&str>) -> Option<SystemTime> {
+    text.and_then(time_of)
+}
+
+/// When the guard entered CHECKPOINTING.
+fn checkpointing(record: &Record) -> Option<SystemTime> {
+    time(record.guard()?.checkpointing.as_deref())
 }
 
 /// The sentence about a time that the evidence has from this version on, when CRIU is done.
@@ -133,16 +168,18 @@ fn conclusion(verdict: Option<Verdict>) -> Conclusion {
 fn meaning(record: &Record) -> String {
     match record.verdict {
         None => "the checkpoint goes on, or was interrupted".to_owned(),
-        Some(Verdict::Good) => "CRIU succeeded, and nobody disturbed it".to_owned(),
+        Some(Verdict::Good) => "CRIU succeeded, and no process disturbed it".to_owned(),
         Some(Verdict::Excused) => {
-            "CRIU succeeded; somebody disturbed it, and --on-violation warn excuses that".to_owned()
+            "CRIU succeeded; a process disturbed it, and --on-violation warn excuses that"
+                .to_owned()
         }
-        Some(Verdict::Violated) => match record.guard() {
-            None => "somebody ended the guard: remove the image and take another".to_owned(),
-            Some(_) => "somebody disturbed it while it was CHECKPOINTING: remove it and \
-                        take another"
-                .to_owned(),
-        },
+        Some(Verdict::Violated) if record.has_guard() => {
+            "a process disturbed it while it was CHECKPOINTING: remove it and take another"
+                .to_owned()
+        }
+        Some(Verdict::Violated) => {
+            "a process ended the guard: remove the image and take another".to_owned()
+        }
         Some(Verdict::Failed) => match record.exit_code {
             Some(code) if code != 0 => format!("CRIU failed with exit code {code}"),
             _ => "CRIU failed, or its images could not be written to the disk".to_owned(),
@@ -186,16 +223,25 @@ fn add_criu(
     stages: &Stages,
     log_created: Option<SystemTime>,
 ) {
-    let time = |text: &Option<String>| text.as_deref().and_then(time_of);
     let end = report.range().map(|(_, end)| end);
-    let guard = record.guard();
-    let checkpointing = guard.and_then(|guard| time_of(&guard.checkpointing?));
+    let checkpointing = checkpointing(record);
     // A copy of the image has files of another time.
     let is_of_then = |time: &SystemTime| {
         record.verdict.is_none() || Some(*time) >= checkpointing && Some(*time) <= end
     };
-    let zero = time(&record.log_begun).or(log_created.filter(is_of_then));
-    match (zero.or(time(&record.started)), checkpointing) {
+    let log_begun = time(record.log_begun.as_deref());
+    let zero = log_begun.or(log_created.filter(is_of_then));
+    if record.verdict.is_none() && log_begun.is_none() && zero.is_some() {
+        report.unknown.push(format!(
+            "whether the times of CRIU are right: they count from the creation of {LOG}, and a copy \
+             of the image has a later one"
+        ));
+    }
+    if stages.is_cut {
+        let rest = format!("all that CRIU did: {LOG} is too long, and a part of it is left out");
+        report.unknown.push(rest);
+    }
+    match (zero.or(time(record.started.as_deref())), checkpointing) {
         (Some(zero), _) => add_steps(report, zero, stages),
         (None, Some(checkpointing)) => {
             report.unknown.push(format!(
@@ -224,7 +270,10 @@ fn add_steps(report: &mut Report, zero: SystemTime, stages: &Stages) {
         dumped += usize::from(is_dump);
         let (kind, what) = match &step.action {
             Action::Dump { .. } if dumped == NAMED + 1 => {
-                let (count, pages) = (hidden.len(), hidden.iter().sum::<u64>());
+                let (count, pages) = (
+                    hidden.len(),
+                    hidden.iter().copied().fold(0, u64::saturating_add),
+                );
                 let what = format!("CRIU dumps {count} more processes: {pages} pages of memory");
                 (Kind::Criu, what)
             }
@@ -232,10 +281,15 @@ fn add_steps(report: &mut Report, zero: SystemTime, stages: &Stages) {
             Action::Error(_) => (Kind::Error, words(&step.action)),
             action => (Kind::Criu, words(action)),
         };
-        let moment = Moment::new(zero + step.at, kind, what);
+        let moment = Moment::new(after(zero, step.at), kind, what);
         report.timeline.push(moment);
     }
     add_spans(report, zero, stages);
+}
+
+/// The time that is so long after the first one.
+fn after(zero: SystemTime, passed: Duration) -> SystemTime {
+    zero.checked_add(passed).unwrap_or(zero)
 }
 
 fn words(action: &Action) -> String {
@@ -281,20 +335,16 @@ fn add_spans(report: &mut Report, zero: SystemTime, stages: &Stages) {
         report.spans.push(Span {
             lane: Lane::Criu,
             name,
-            from: zero + *from,
-            to: zero + to,
+            from: after(zero, *from),
+            to: after(zero, to),
         });
     }
 }
 
 /// Adds when CRIU's process began and ended.
 fn add_process(report: &mut Report, record: &Record) {
-    let guard = record.guard();
-    let checkpointing = guard.and_then(|guard| time_of(&guard.checkpointing?));
-    let time = |text: &Option<String>| {
-        let time = text.as_deref().and_then(time_of);
-        in_order(checkpointing.unwrap_or(SystemTime::UNIX_EPOCH), time)
-    };
+    let earliest = checkpointing(record).unwrap_or(SystemTime::UNIX_EPOCH);
+    let time = |text: &Option<String>| in_order(earliest, time(text.as_deref()));
     if let Some(started) = time(&record.started) {
         let moment = Moment::new(started, Kind::Started, "CRIU is started");
         report.timeline.push(moment);

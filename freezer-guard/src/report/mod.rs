@@ -4,6 +4,8 @@
 //! journal. A fact that they do not have is named as unknown, and not guessed.
 
 mod guard;
+#[cfg(test)]
+mod hostile;
 mod html;
 mod image;
 mod journal;
@@ -26,7 +28,7 @@ pub use table::{Line, Row, Style, table};
 use crate::{
     criu::DumpStats,
     guard::{Incident, Status},
-    words::{escaped, timestamp},
+    words::{escaped, join, timestamp},
 };
 
 /// One checkpoint.
@@ -64,9 +66,10 @@ pub enum Conclusion {
     Violated,
     /// CRIU has failed.
     Failed,
-    /// It goes on, or was interrupted.
+    /// It goes on, was interrupted, or its guard ended before CHECKPOINTING.
     Unfinished,
-    /// No process has disturbed it. The service does not know whether CRIU has succeeded.
+    /// No violation was counted. The service does not know whether CRIU has succeeded, and it does not
+    /// record whether a process ended the guard by force.
     Undisturbed,
 }
 
@@ -83,9 +86,14 @@ impl Conclusion {
         }
     }
 
-    /// Whether the checkpoint may be trusted, as far as it is known.
-    pub fn is_fine(self) -> bool {
-        matches!(self, Self::Good | Self::Undisturbed)
+    /// Returns `good` if the checkpoint may be trusted, `open` if too little is known of it, and else
+    /// `bad`.
+    fn pick<T>(self, good: T, open: T, bad: T) -> T {
+        match self {
+            Self::Good => good,
+            Self::Undisturbed => open,
+            Self::Excused | Self::Violated | Self::Failed | Self::Unfinished => bad,
+        }
     }
 }
 
@@ -151,14 +159,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether it is about somebody who disturbs, or an error.
-    fn is_bad(self) -> bool {
-        matches!(self, Self::Error | Self::Violation)
-    }
-
-    /// Whether somebody else than the checkpointer did it.
-    fn is_intrusion(self) -> bool {
-        matches!(self, Self::Refused | Self::Disturbance | Self::Violation)
+    /// Returns `bad` for a violation or an error, `intrusion` for another access of a process that is
+    /// not the checkpointer's, and else `other`.
+    fn pick<T>(self, bad: T, intrusion: T, other: T) -> T {
+        match self {
+            Self::Error | Self::Violation => bad,
+            Self::Refused | Self::Disturbance => intrusion,
+            _ => other,
+        }
     }
 
     /// The word for it in tables.
@@ -169,7 +177,7 @@ impl Kind {
             Self::Error => "ERROR",
             Self::Journal => "service",
             Self::Refused => "refused",
-            Self::Disturbance => "mended",
+            Self::Disturbance => "repaired",
             Self::Violation => "VIOLATED",
         }
     }
@@ -259,13 +267,14 @@ fn seconds(first: Option<SystemTime>, time: SystemTime) -> f64 {
     passed.unwrap_or(Duration::ZERO).as_secs_f64()
 }
 
+/// The cgroups of a guard, escaped.
+fn names(guard: &Status) -> String {
+    escaped(&join(&guard.cgroups, ", ")).into_owned()
+}
+
 /// A text for SVG and HTML. XML has no form at all for two characters (XML 1.0, 2.2).
 fn shown(text: &str) -> String {
     escaped(text).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn as_text<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {

@@ -79,10 +79,7 @@ fn frame(report: &Report, height: f64, content: &Markup) -> Markup {
 }
 
 pub(super) fn verdict_class(report: &Report) -> &'static str {
-    match report.verdict.is_fine() {
-        true => "fg-good",
-        false => "fg-bad",
-    }
+    report.verdict.pick("fg-good", "fg-text", "fg-bad")
 }
 
 /// Where a time lies on the axis.
@@ -218,11 +215,7 @@ fn list(report: &Report) -> Vec<(&'static str, String)> {
     }
     lines.push(("fg-dim", String::new()));
     for moment in &report.timeline {
-        let class = match (moment.kind.is_bad(), moment.kind.is_intrusion()) {
-            (true, _) => "fg-bad",
-            (false, true) => "fg-refused",
-            (false, false) => "fg-text",
-        };
+        let class = moment.kind.pick("fg-bad", "fg-refused", "fg-text");
         let label = format!("{:>10} s  ", format!("+{:.3}", moment.offset_seconds));
         add(&mut lines, class, &label, &text::what(report, moment));
     }

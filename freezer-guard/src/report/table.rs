@@ -203,7 +203,7 @@ fn last_incident(guard: &Status) -> Option<String> {
     let refused = guard.intruders.iter().map(|one| of("refused", one));
     let done = guard.violators.iter().map(|one| match one.checkpointing {
         true => of("VIOLATED:", one),
-        false => of("mended:", one),
+        false => of("repaired:", one),
     });
     let last = refused
         .chain(done)

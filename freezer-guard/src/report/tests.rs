@@ -1,4 +1,4 @@
-//! Reports on images that a real CRIU has made, and on names that nobody should have.
+//! Reports on images that a real CRIU has made, and on names that no process should have.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::guard::{State, Status};
 
-fn sources(name: &str) -> Sources {
+pub(super) fn sources(name: &str) -> Sources {
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/criu/samples");
     let mut sources = Sources::read(&samples.join(name)).expect("an image");
     sources.dir = format!("/images/{name}");
@@ -25,9 +25,17 @@ fn report(name: &str) -> Report {
 }
 
 /// A guard that has refused and was violated.
-fn guard() -> Status {
-    let mut guard = sources("good-4.2").record.guard().expect("a guard");
-    let violated = sources("violated-4.1").record.guard().expect("a guard");
+pub(super) fn guard() -> Status {
+    let mut guard = sources("good-4.2")
+        .record
+        .guard()
+        .cloned()
+        .expect("a guard");
+    let violated = sources("violated-4.1")
+        .record
+        .guard()
+        .cloned()
+        .expect("a guard");
     guard.violators = violated.violators;
     guard
 }
@@ -72,7 +80,7 @@ fn a_good_image_is_told_from_begin_to_end() {
         "                /sys/fs/cgroup/app/cgroup.freeze, 3 times in all, until +0.950 s",
         "      +1.511 s  CRIU dumps pid 105: 77 pages of memory",
         "      +1.783 s  the guard ends",
-        "  verdict       good: CRIU succeeded, and nobody disturbed it",
+        "  verdict       good: CRIU succeeded, and no process disturbed it",
     ] {
         assert!(
             text.lines().any(|found| found == line),
@@ -220,7 +228,7 @@ fn parse(svg: &str) {
 }
 
 /// Nothing of a name drives a terminal or becomes a part of the page.
-fn expect_harmless(report: &Report) {
+pub(super) fn expect_harmless(report: &Report) {
     let (text, svg, html) = (report.to_text(), report.to_svg(), report.to_html());
     for output in [&text, &svg, &html] {
         let is_dangerous = |character: char| {

@@ -1,7 +1,8 @@
 //! A report as text of 80 columns.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
+use textwrap::{Options, WordSeparator, WordSplitter, wrap};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::{Moment, Report};
@@ -50,11 +51,7 @@ pub(super) fn render(report: &Report) -> String {
 
 /// `!    +1.234 s  `: the mark is that of a violation or an error.
 fn time(moment: &Moment) -> String {
-    let mark = match (moment.kind.is_bad(), moment.kind.is_intrusion()) {
-        (true, _) => '!',
-        (false, true) => '*',
-        (false, false) => ' ',
-    };
+    let mark = moment.kind.pick('!', '*', ' ');
     let seconds = format!("+{:.3} s", moment.offset_seconds);
     format!("{mark} {seconds:>width$}  ", width = TIME - 4)
 }
@@ -86,26 +83,12 @@ fn paragraph(text: &mut String, label: &str, words: &str) {
 /// Breaks escaped text into lines of at most this width: between words, or within one that is
 /// longer than a line.
 pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in escaped(text).split(' ') {
-        let line = lines.last_mut();
-        let used = line.as_ref().map_or(0, |line| line.width());
-        match line {
-            Some(line) if used == 0 => line.push_str(word),
-            Some(line) if used + 1 + word.width() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-        while lines.last().is_some_and(|line| line.width() > width) {
-            let long = lines.pop().unwrap_or_default();
-            let (head, tail) = long.split_at(fitting(&long, width));
-            lines.push(head.to_owned());
-            lines.push(tail.to_owned());
-        }
-    }
-    lines
+    let options = Options::new(width)
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation);
+    let text = escaped(text);
+    let lines = wrap(&text, options).into_iter();
+    lines.map(Cow::into_owned).collect()
 }
 
 /// How many bytes of a text fit into this width, at least those of one character.

@@ -6,7 +6,6 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::PathBuf,
     process::ExitStatus,
-    time::SystemTime,
 };
 
 use freezer_guard::{
@@ -62,9 +61,10 @@ pub(super) struct GuardedCommand<'a> {
 /// What came of it.
 pub(super) struct Outcome {
     pub(super) status: ExitStatus,
-    /// When COMMAND was started, and when it had ended.
-    pub(super) started: SystemTime,
-    pub(super) ended: SystemTime,
+    /// When COMMAND was started, and when it had ended, on `CLOCK_BOOTTIME`, ns. No process sets that
+    /// clock.
+    pub(super) started_ns: u64,
+    pub(super) ended_ns: u64,
     /// What was guarded, in words.
     pub(super) names: String,
     /// What the guard did; `None`: somebody has ended it before.
@@ -215,7 +215,7 @@ async fn hold_on(
         guard::thaw(hold.cgroups())?;
     }
 
-    let started = SystemTime::now();
+    let started_ns = guard::now();
     let mut child = spawn(command, &signals)?;
     let supervised = supervise::supervise(&mut work, &mut hold, reader, &mut child, &mut signals);
     let status = match supervised.await {
@@ -227,7 +227,7 @@ async fn hold_on(
             return Err(error);
         }
     };
-    let ended = SystemTime::now();
+    let ended_ns = guard::now();
     options.step(format_args!("{} ended with {status}", command[0].display()));
     if !work.restores {
         let stragglers = hold.other_pids().await?;
@@ -247,8 +247,8 @@ async fn hold_on(
     }
     Ok(Outcome {
         status,
-        started,
-        ended,
+        started_ns,
+        ended_ns,
         names,
         guard,
     })

@@ -1,0 +1,121 @@
+//! The file that a report is written into.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, ErrorKind, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
+    path::Path,
+};
+
+/// Writes to standard output.
+pub(super) fn print(bytes: &[u8]) -> io::Result<()> {
+    match io::stdout().write_all(bytes) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+/// Makes a file, or replaces it. The target of a link is never changed, unless it is a pipe or a
+/// device, or is standard output itself: `/dev/stdout` is a link too.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => replace(path, None, bytes),
+        Err(error) => Err(error),
+        Ok(metadata) if metadata.is_file() => replace(path, Some(metadata.permissions()), bytes),
+        Ok(_) if is_stdout(path)? => print(bytes),
+        Ok(_) => into_special(path, bytes),
+    }
+}
+
+fn is_stdout(path: &Path) -> io::Result<bool> {
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?).metadata()?;
+    let of_path = fs::metadata(path);
+    Ok(of_path.is_ok_and(|file| (file.dev(), file.ino()) == (stdout.dev(), stdout.ino())))
+}
+
+/// Writes a new file beside it and renames that. `permissions`: those of the old file.
+fn replace(path: &Path, permissions: Option<Permissions>, bytes: &[u8]) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    // The umask of the user takes from these.
+    let new = Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(new).tempfile_in(dir)?;
+    if let Some(permissions) = permissions {
+        file.as_file().set_permissions(permissions)?;
+    }
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// Writes into a pipe or a device.
+fn into_special(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let refused = || {
+        let why = "it is a symbolic link to a file: name the file itself";
+        Err(io::Error::new(ErrorKind::InvalidInput, why))
+    };
+    let mut file = match File::options().write(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return refused(),
+        opened => opened?,
+    };
+    let kind = file.metadata()?.file_type();
+    match kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+        true => file.write_all(bytes),
+        false => refused(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::{PermissionsExt as _, symlink},
+        path::Path,
+    };
+
+    use super::write;
+
+    #[test]
+    fn the_target_of_a_link_is_not_changed() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (target, link) = (temp.path().join("target"), temp.path().join("link"));
+        symlink(&target, &link).expect("a link");
+        write(&link, b"new").expect_err("a link to nothing");
+        assert!(!target.exists());
+        fs::write(&target, "old").expect("a file");
+        write(&link, b"new").expect_err("a link to a file");
+        assert_eq!(fs::read(&target).expect("the old one"), b"old");
+    }
+
+    #[test]
+    fn a_file_is_replaced_by_another_one() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (file, other) = (temp.path().join("file"), temp.path().join("other"));
+        write(&file, b"old").expect("a new file");
+        fs::set_permissions(&file, Permissions::from_mode(0o640)).expect("permissions");
+        fs::hard_link(&file, &other).expect("a second name");
+        write(&file, b"new").expect("another file");
+        assert_eq!(fs::read(&file).expect("the new one"), b"new");
+        assert_eq!(fs::read(&other).expect("the old one"), b"old");
+        let mode = fs::metadata(&file).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(fs::read_dir(temp.path()).expect("a folder").count(), 2);
+    }
+
+    #[test]
+    fn a_device_is_written_to() {
+        write(Path::new("/dev/null"), b"x").expect("a device");
+        let temp = tempfile::tempdir().expect("a folder");
+        let link = temp.path().join("link");
+        symlink("/dev/null", &link).expect("a link");
+        write(&link, b"x").expect("a link to a device");
+        assert!(link.is_symlink());
+        write(temp.path(), b"x").expect_err("a folder");
+    }
+}
