@@ -12,7 +12,6 @@ mod state;
 mod tree;
 
 use std::{
-    sync::Arc,
     fmt,
     fs::File,
     io::{self, Read as _, Write as _},
@@ -21,6 +20,7 @@ use std::{
         unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use freezer_guard_abi::CgroupKey;

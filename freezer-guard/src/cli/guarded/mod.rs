@@ -131,7 +131,11 @@ async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {
     loop {
         match try_begin(&mut work, &mut signals).await {
             Ok((hold, names, reader)) => return hold_on(work, hold, names, reader, signals).await,
-            Err(error) => waiting.wait_or_fail(error, work.options, &mut signals).await?,
+            Err(error) => {
+                waiting
+                    .wait_or_fail(error, work.options, &mut signals)
+                    .await?
+            }
         }
     }
 }

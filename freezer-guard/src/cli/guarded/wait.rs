@@ -44,7 +44,9 @@ impl Waiting {
             options.step(format_args!("waiting: {}", chain(&error)));
             self.has_said = true;
         }
-        let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = self
+            .until
+            .map(|until| until.saturating_duration_since(Instant::now()));
         tokio::select! {
             () = tokio::time::sleep(left.map_or(AGAIN, |left| left.min(AGAIN))) => Ok(()),
             signal = signals.next_end() => Err(Error::Interrupted(signal?)),
