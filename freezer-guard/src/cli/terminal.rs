@@ -13,7 +13,8 @@ use freezer_guard::{
 use rustix::{
     io::Errno,
     termios::{
-        LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
+        InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr,
+        tcgetwinsize, tcsetattr,
     },
 };
 use tokio::io::unix::AsyncFd;
@@ -23,7 +24,7 @@ const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 /// The same in reverse.
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 
-/// The terminal while the view has it. Dropping this leaves it as it was.
+/// The terminal of a view. Dropping this leaves it as it was.
 pub(super) struct Screen {
     /// How the keys were set, if they are the user's.
     keys: Option<Termios>,
@@ -32,20 +33,19 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    /// Takes the terminal, if standard output is one that can be drawn on.
-    pub(super) fn take() -> io::Result<Option<Self>> {
+    /// Returns the terminal, if standard output is one that can be drawn on. Nothing changes before
+    /// [`Screen::enter`].
+    pub(super) fn find() -> io::Result<Option<Self>> {
         let is_dumb = std::env::var_os("TERM").is_some_and(|name| name == "dumb");
         if is_dumb || !stdout().is_terminal() {
             return Ok(None);
         }
         let keys = stdin().is_terminal().then(|| tcgetattr(stdin()));
-        let mut screen = Self {
+        Ok(Some(Self {
             keys: keys.transpose()?,
             is_entered: false,
             has_colours: std::env::var_os("NO_COLOR").is_none(),
-        };
-        screen.enter()?;
-        Ok(Some(screen))
+        }))
     }
 
     /// Shows the other screen. Each key can be read at once, and is not shown.
@@ -53,6 +53,8 @@ impl Screen {
         if let Some(keys) = &self.keys {
             let mut keys = keys.clone();
             keys.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
+            // Ctrl-S would stop the output, and with it the view.
+            keys.input_modes -= InputModes::IXON;
             // A read takes what is there.
             keys.special_codes[SpecialCodeIndex::VMIN] = 0;
             keys.special_codes[SpecialCodeIndex::VTIME] = 0;
