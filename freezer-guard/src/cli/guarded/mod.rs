@@ -134,7 +134,7 @@ async fn begin(mut work: GuardedCommand<'_>) -> Result<Outcome> {
             Err(error) => {
                 waiting
                     .wait_or_fail(error, work.options, &mut signals)
-                    .await?
+                    .await?;
             }
         }
     }
