@@ -189,7 +189,7 @@ impl View {
         Ok(())
     }
 
-    /// Takes it over, and keeps the error if the look failed.
+    /// Takes over what a look has found, or keeps the error of the look.
     fn take_or_keep(&mut self, found: Result<Found>) {
         let taken = found.and_then(|found| self.take(found));
         self.error = taken.err().map(|error| chain(&error));
@@ -259,7 +259,7 @@ impl View {
 
     /// Shows it on a terminal until the user has seen enough.
     async fn show(mut self, mut screen: Screen, every: Duration) -> Result<ExitCode> {
-        // None of them leaves the terminal as it is during the view.
+        // From here on no signal ends the process before the terminal is restored.
         let mut signals = Signals::catch_for_view()?;
         screen.enter()?;
         let mut keys = screen.keys()?;
@@ -322,15 +322,15 @@ impl View {
         lines
     }
 
-    /// Prints it until nobody reads any more. There is no terminal to restore: a signal ends the
-    /// process at any time, and also one that waits for its reader or for the service.
+    /// Prints it as long as the output has a reader. There is no terminal to restore, so signals keep
+    /// their default action: they end the process also while it waits for its reader or the service.
     async fn print(mut self, every: Duration, json: bool) -> Result<ExitCode> {
         let mut printed = None;
         loop {
             let due = Instant::now() + every;
             let seen = self.without_times();
             let text = match json {
-                // It would be the old one.
+                // The guards are those of an earlier look.
                 _ if self.error.is_some() => String::new(),
                 true => self.json(&timestamp(SystemTime::now()))?,
                 false if printed.as_ref() == Some(&seen) => String::new(),
@@ -368,7 +368,7 @@ fn ends(signal: Signal) -> bool {
     !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGWINCH)
 }
 
-/// Waits until then. Returns `false` as soon as nobody reads this output any more.
+/// Waits until `due`. Returns `false` as soon as this output has no reader any more.
 fn is_read_until(output: &impl AsFd, due: Instant) -> nix::Result<bool> {
     loop {
         let left = due.saturating_duration_since(Instant::now());
