@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::{Read as _, Write as _, pipe},
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -187,22 +187,21 @@ pub(super) fn into_a_pipe(hierarchy: Hierarchy) -> Result<()> {
 
 /// A reader that has gone ends it at once, and one that reads no more does not make it deaf.
 pub(super) fn into_a_pipe_of_nobody(_: Hierarchy) -> Result<()> {
-    let watch = |seconds: &str| {
+    let watch = |seconds: &str| -> Result<_> {
+        let (reader, writer) = pipe()?;
+        // One page, which is soon full.
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096))?;
         let mut command = Command::new("freezer-guard");
         command.args(["status", "--json", &format!("--watch={seconds}")]);
-        command.stdout(Stdio::piped()).spawn()
+        Ok((command.stdout(writer).spawn()?, reader))
     };
-    let mut closed = watch("3600")?;
-    let mut output = closed.stdout.take().context("a pipe")?;
-    output.read_exact(&mut [0])?;
-    drop(output);
+    let (mut closed, mut reader) = watch("3600")?;
+    reader.read_exact(&mut [0])?;
+    drop(reader);
     let status = wait(&mut closed)?;
     ensure!(status.success(), "{status}");
 
-    let mut full = watch("0.1")?;
-    let output = full.stdout.take().context("a pipe")?;
-    // One page.
-    fcntl(&output, FcntlArg::F_SETPIPE_SZ(4096))?;
+    let (mut full, _reader) = watch("0.1")?;
     let start = Instant::now();
     while !fs::read_to_string(format!("/proc/{}/wchan", full.id()))?.contains("pipe_w") {
         ensure!(start.elapsed() < LONG, "the pipe does not fill");
