@@ -1,9 +1,23 @@
 # A part of the RPM's removal script, in the place of Debian's `#DEBHELPER#`.
 if command -v systemctl >/dev/null; then
-    systemctl --no-reload disable freezer-guard.service freezer-guard.socket >/dev/null 2>&1 || :
+    active=
+    # RPM runs no script after a refused removal: the units stay enabled or disabled, and those that were
+    # active start again.
+    finish() {
+        if [ $? = 0 ]; then
+            systemctl --no-reload disable freezer-guard.service freezer-guard.socket >/dev/null 2>&1 || :
+        elif [ -n "$active" ]; then
+            # shellcheck disable=SC2086 # These are several words.
+            systemctl start $active || :
+        fi
+    }
+    trap finish EXIT
     if [ -d /run/systemd/system ]; then
-        # RPM runs no script after a refused removal.
-        trap '[ $? = 0 ] || systemctl enable --now freezer-guard.socket freezer-guard.service' EXIT
+        for unit in freezer-guard.socket freezer-guard.service; do
+            case $(systemctl is-active "$unit") in
+            active | activating | reloading) active="$active $unit" ;;
+            esac
+        done
         systemctl stop freezer-guard.service freezer-guard.socket || :
     fi
 fi

@@ -142,3 +142,80 @@ fn rpmbuild(top: &Path, manifest: &Manifest, time: &str) -> Result<()> {
         .env("SOURCE_DATE_EPOCH", time);
     run(&mut command).context("make the RPM")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, process::Command};
+
+    use super::*;
+
+    /// Writes down its calls. Only the service is active.
+    const SYSTEMCTL: &str = r#"#!/bin/sh
+echo "systemctl $*" >>"$LOG"
+case $* in
+"is-active freezer-guard.service") echo active ;;
+is-active*) echo inactive; exit 3 ;;
+esac
+"#;
+    const FREEZER_GUARD: &str = r#"#!/bin/sh
+echo "freezer-guard $*" >>"$LOG"
+case $1 in
+status) echo '{"guards":[]}' ;;
+unload) exit "$UNLOADED" ;;
+esac
+"#;
+
+    /// Runs the removal script where `unload` exits with this code. Returns whether the script
+    /// succeeds, and the calls that change something.
+    fn remove(unloaded: &str) -> Result<(bool, Vec<String>)> {
+        let dir = tempfile::tempdir()?;
+        let bin = dir.path().join("bin");
+        fs::create_dir_all(&bin)?;
+        for (name, text) in [("systemctl", SYSTEMCTL), ("freezer-guard", FREEZER_GUARD)] {
+            fs::write(bin.join(name), text)?;
+            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755))?;
+        }
+        let mut script = removal()?;
+        for path in ["/sys/fs/bpf/freezer-guard", "/run/systemd/system"] {
+            let inside = format!("{}{path}", dir.path().display());
+            fs::create_dir_all(&inside)?;
+            assert!(script.contains(path), "{path} is not in the script");
+            script = script.replace(path, &inside);
+        }
+        let log = dir.path().join("log");
+        let status = Command::new("sh")
+            .args(["-c", &script, "sh", "remove"])
+            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .env("LOG", &log)
+            .env("UNLOADED", unloaded)
+            .status()?;
+        let calls = fs::read_to_string(log)?;
+        let changes = |call: &&str| !call.contains(" is-active ") && !call.contains(" status");
+        let calls = calls.lines().filter(changes).map(str::to_owned).collect();
+        Ok((status.success(), calls))
+    }
+
+    const STOP: &str = "systemctl stop freezer-guard.service freezer-guard.socket";
+    const UNLOAD: &str = "freezer-guard unload";
+
+    #[test]
+    fn a_removal_disables_the_units_at_its_end() -> Result<()> {
+        let (is_removed, calls) = remove("0")?;
+        let disable =
+            "systemctl --no-reload disable freezer-guard.service freezer-guard.socket".to_owned();
+        assert!(is_removed);
+        assert_eq!(calls, [STOP.to_owned(), UNLOAD.to_owned(), disable]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_refused_removal_leaves_the_units_as_they_were() -> Result<()> {
+        let (is_removed, calls) = remove("75")?;
+        assert!(!is_removed);
+        assert_eq!(
+            calls,
+            [STOP, UNLOAD, "systemctl start freezer-guard.service"]
+        );
+        Ok(())
+    }
+}

@@ -44,6 +44,12 @@ impl Signals {
         Self::catch_those(PASSED_ON.into_iter().chain([Signal::SIGTSTP]))
     }
 
+    /// The same for a view on a terminal, which is drawn again when its size changes.
+    pub(in crate::cli) fn catch_for_view() -> io::Result<Self> {
+        let more = [Signal::SIGTSTP, Signal::SIGWINCH];
+        Self::catch_those(PASSED_ON.into_iter().chain(more))
+    }
+
     fn catch_those(signals: impl IntoIterator<Item = Signal>) -> io::Result<Self> {
         let mut caught = SigSet::empty();
         caught.extend(signals.into_iter().filter(|signal| !is_ignored(*signal)));

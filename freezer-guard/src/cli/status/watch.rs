@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{ErrorKind, Write as _},
+    os::fd::AsFd,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -14,10 +15,14 @@ use freezer_guard::{
     words::{escaped, timestamp},
 };
 use freezer_guard_abi::GuardId;
-use nix::sys::signal::{Signal, raise};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, raise},
+};
 use schemars::JsonSchema;
 use serde::Serialize;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::{last, one_line};
 use crate::{
@@ -25,15 +30,21 @@ use crate::{
         client::{self, list},
         error::Result,
         guarded::signals::Signals,
+        say::say,
         terminal::{Keys, Screen},
     },
     daemon::history,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// How many guards that have ended are shown.
 const ENDED: usize = 5;
 /// How often the service is asked for a guard that has gone, before what was seen last is shown.
 const ASKED: u32 = 5;
+/// Says that a look has failed, and that another one follows.
+const NOT_REFRESHED: &str = "cannot refresh the table, and will try again";
 
 /// Takes a number of seconds.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
@@ -53,10 +64,10 @@ pub(super) fn main(every: Duration, json: bool) -> Result<ExitCode> {
     client::block_on(async {
         let mut view = View::default();
         // An error now is one of the command; later ones are shown and may pass.
-        view.look().await?;
+        view.take(view.known().look().await?)?;
         let screen = match json {
             true => None,
-            false => Screen::take()?,
+            false => Screen::find()?,
         };
         match screen {
             Some(screen) => view.show(screen, every).await,
@@ -88,7 +99,6 @@ struct View {
     gone: Vec<Gone>,
     /// When the service has written its history last.
     written: Option<SystemTime>,
-    is_begun: bool,
     /// Why the last look failed.
     error: Option<String>,
 }
@@ -101,38 +111,88 @@ struct Gone {
     asked: u32,
 }
 
-impl View {
+/// What a look has found.
+struct Found {
+    guards: Vec<Status>,
+    /// The guards that have ended, the oldest first, or `None`: the service was not asked for them.
+    history: Result<Option<Vec<Status>>>,
+    /// When the service had written them, as far as this user may know it.
+    written: Option<SystemTime>,
+}
+
+/// What the next look has to know about those before.
+struct Known {
+    ids: BTreeSet<GuardId>,
+    /// Whether the history still lacks a guard that has gone.
+    is_awaited: bool,
+    written: Option<SystemTime>,
+}
+
+impl Known {
     /// Looks at the guards once more.
-    async fn look(&mut self) -> Result<()> {
+    async fn look(self) -> Result<Found> {
         let guards = list().await?;
-        let ids: BTreeSet<GuardId> = guards.iter().map(|guard| guard.id).collect();
-        for mut guard in std::mem::replace(&mut self.guards, guards) {
+        // The service writes it when guards have ended.
+        let written = fs::metadata(history::LAST).and_then(|file| file.modified());
+        let written = written.ok();
+        let history = match self.asks_for_history(&guards, written) {
+            true => last().await.map(Some),
+            false => Ok(None),
+        };
+        Ok(Found {
+            guards,
+            history,
+            written,
+        })
+    }
+
+    async fn look_at(self, due: Instant) -> Result<Found> {
+        sleep_until(due).await;
+        self.look().await
+    }
+
+    fn asks_for_history(&self, guards: &[Status], written: Option<SystemTime>) -> bool {
+        let is_there = |id: &GuardId| guards.iter().any(|guard| guard.id == *id);
+        // A member of the group may not look at the file.
+        let is_old = written.is_some() && written == self.written;
+        self.is_awaited || !is_old || !self.ids.iter().all(is_there)
+    }
+}
+
+impl View {
+    fn known(&self) -> Known {
+        Known {
+            ids: self.guards.iter().map(|guard| guard.id).collect(),
+            is_awaited: self.gone.iter().any(|gone| gone.asked < ASKED),
+            written: self.written,
+        }
+    }
+
+    /// Takes over what a look has found.
+    fn take(&mut self, found: Found) -> Result<()> {
+        let ids: BTreeSet<GuardId> = found.guards.iter().map(|guard| guard.id).collect();
+        for mut guard in std::mem::replace(&mut self.guards, found.guards) {
             if !ids.contains(&guard.id) {
                 guard.holder_pids.clear();
                 self.gone.insert(0, Gone { guard, asked: 0 });
             }
         }
-        // It is written when guards have ended. Not everybody may look at it.
-        let written = fs::metadata(history::LAST).and_then(|file| file.modified());
-        let written = written.ok();
-        let is_asked = self.gone.iter().any(|gone| gone.asked < ASKED);
-        if !self.is_begun || is_asked || written != self.written {
-            let ended = last().await?;
-            self.ended = ended.into_iter().rev().take(ENDED).collect();
-            self.written = written;
-            self.is_begun = true;
+        if let Some(history) = found.history? {
+            // More guards may have ended since the last look than are shown.
+            let ended: BTreeSet<GuardId> = history.iter().map(|guard| guard.id).collect();
+            self.gone.retain(|gone| !ended.contains(&gone.guard.id));
+            self.gone.iter_mut().for_each(|gone| gone.asked += 1);
+            self.ended = history.into_iter().rev().take(ENDED).collect();
+            self.written = found.written;
         }
-        let ended = &self.ended;
-        self.gone
-            .retain(|gone| !ended.iter().any(|guard| guard.id == gone.guard.id));
-        self.gone.iter_mut().for_each(|gone| gone.asked += 1);
         self.gone.truncate(ENDED);
         Ok(())
     }
 
-    /// Looks, and keeps the error if it fails.
-    async fn look_or_keep(&mut self) {
-        self.error = self.look().await.err().map(|error| chain(&error));
+    /// Takes over what a look has found, or keeps the error of the look.
+    fn take_or_keep(&mut self, found: Result<Found>) {
+        let taken = found.and_then(|found| self.take(found));
+        self.error = taken.err().map(|error| chain(&error));
     }
 
     /// The guards that have ended, the newest first, and whether they are as they were seen last.
@@ -199,9 +259,12 @@ impl View {
 
     /// Shows it on a terminal until the user has seen enough.
     async fn show(mut self, mut screen: Screen, every: Duration) -> Result<ExitCode> {
-        let mut signals = Signals::catch_stops_too()?;
+        // From here on no signal ends the process before the terminal is restored.
+        let mut signals = Signals::catch_for_view()?;
+        screen.enter()?;
         let mut keys = screen.keys()?;
-        let mut tick = ticks(every);
+        let mut due = Instant::now() + every;
+        let mut look = Box::pin(self.known().look_at(due));
         // An error: the terminal has gone.
         while screen.draw(&self.screenful(&screen)).is_ok() {
             tokio::select! {
@@ -220,7 +283,12 @@ impl View {
                     Some(_) => {}
                     None => keys = None,
                 },
-                _ = tick.tick() => self.look_or_keep().await,
+                // The service may be slow: keys and signals do not wait for it.
+                found = &mut look => {
+                    self.take_or_keep(found);
+                    due = Instant::now().max(due + every);
+                    look = Box::pin(self.known().look_at(due));
+                }
             }
         }
         screen.leave()?;
@@ -242,14 +310,9 @@ impl View {
         ];
         lines.extend(self.lines(Some(width)));
         if let Some(error) = &self.error {
-            let text = format!("cannot look again, trying on: {}", escaped(error));
-            lines.insert(
-                1,
-                Line {
-                    text,
-                    style: Style::Alarm,
-                },
-            );
+            let text = format!("{NOT_REFRESHED}: {}", escaped(error));
+            let style = Style::Alarm;
+            lines.insert(1, Line { text, style });
         }
         if lines.len() > height {
             let left = lines.len() - height + 1;
@@ -259,18 +322,20 @@ impl View {
         lines
     }
 
-    /// Prints it until a signal comes or nobody reads any more.
+    /// Prints it as long as the output has a reader. There is no terminal to restore, so signals keep
+    /// their default action: they end the process also while it waits for its reader or the service.
     async fn print(mut self, every: Duration, json: bool) -> Result<ExitCode> {
-        let mut signals = Signals::catch()?;
-        let mut tick = ticks(every);
         let mut printed = None;
         loop {
-            let now = timestamp(SystemTime::now());
+            let due = Instant::now() + every;
             let seen = self.without_times();
             let text = match json {
-                true => self.json(&now)?,
+                // The guards are those of an earlier look.
+                _ if self.error.is_some() => String::new(),
+                true => self.json(&timestamp(SystemTime::now()))?,
                 false if printed.as_ref() == Some(&seen) => String::new(),
                 false => {
+                    let now = timestamp(SystemTime::now());
                     let lines = self.lines(None).into_iter();
                     let text: String = lines.map(|line| line.text + "\n").collect();
                     format!("{now}\n{text}\n")
@@ -283,9 +348,15 @@ impl View {
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
                 written => written?,
             }
-            tokio::select! {
-                caught = signals.next() => if ends(caught?.signal) { break },
-                _ = tick.tick() => self.look().await?,
+            if !is_read_until(&stdout, due)? {
+                break;
+            }
+            let before = self.error.take();
+            self.take_or_keep(self.known().look().await);
+            if let Some(error) = self.error.as_ref()
+                && before.as_ref() != Some(error)
+            {
+                say(format_args!("{NOT_REFRESHED}: {error}"));
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -294,14 +365,22 @@ impl View {
 
 /// Whether a signal ends the view.
 fn ends(signal: Signal) -> bool {
-    !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2)
+    !matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2 | Signal::SIGWINCH)
 }
 
-/// The first look has been made before the first of them.
-fn ticks(every: Duration) -> Interval {
-    let mut tick = interval_at(Instant::now() + every, every);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tick
+/// Waits until `due`. Returns `false` as soon as this output has no reader any more.
+fn is_read_until(output: &impl AsFd, due: Instant) -> nix::Result<bool> {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        // The longest interval is a day.
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        // The kernel reports errors without being asked.
+        let mut polled = [PollFd::new(output.as_fd(), PollFlags::empty())];
+        match poll(&mut polled, timeout) {
+            Err(Errno::EINTR) => {}
+            found => return Ok(found? == 0),
+        }
+    }
 }
 
 async fn pressed(keys: &mut Option<Keys>) -> std::io::Result<Option<u8>> {

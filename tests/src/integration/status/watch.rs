@@ -1,22 +1,24 @@
 //! `status --watch`: on a terminal, which is left as it was, and into a pipe.
 
 use std::{
-    fs::File,
-    io::{Read as _, Write as _},
-    os::fd::OwnedFd,
-    process::{Child, Command, Stdio},
+    fs::{self, File},
+    io::{Read as _, Write as _, pipe},
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
+    fcntl::{FcntlArg, fcntl},
     pty::{Winsize, openpty},
     sys::{
-        signal::Signal,
+        signal::{Signal, kill},
         termios::{Termios, tcgetattr},
     },
+    unistd::Pid,
 };
 use serde_json::Value;
 
@@ -85,11 +87,7 @@ impl Terminal {
     /// Ends it by a key, and checks that the terminal is as it was.
     fn quit(mut self, key: &[u8]) -> Result<()> {
         self.master.write_all(key)?;
-        let start = Instant::now();
-        while self.child.try_wait()?.is_none() {
-            ensure!(start.elapsed() < LONG, "it does not end");
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait(&mut self.child)?;
         self.expect_left()
     }
 
@@ -140,9 +138,17 @@ pub(super) fn on_a_terminal(hierarchy: Hierarchy) -> Result<()> {
     // A signal leaves the terminal as it was, too.
     let mut terminal = Terminal::spawn(&mut command)?;
     terminal.expect("q: quit")?;
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(terminal.child.id())?);
-    nix::sys::signal::kill(pid, Signal::SIGINT)?;
-    terminal.expect_left()
+    send(&terminal.child, Signal::SIGINT)?;
+    terminal.expect_left()?;
+
+    // It is drawn again for another size, and not only at the next refresh.
+    let mut command = Command::new("freezer-guard");
+    command.args(["status", "--watch=3600"]);
+    let mut terminal = Terminal::spawn(&mut command)?;
+    terminal.expect("q: quit")?;
+    send(&terminal.child, Signal::SIGWINCH)?;
+    terminal.expect("q: quit")?;
+    terminal.quit(b"q")
 }
 
 /// A pipe gets a table when something has changed, and nothing that drives a terminal.
@@ -169,11 +175,60 @@ pub(super) fn into_a_pipe(hierarchy: Hierarchy) -> Result<()> {
     for process in [&text, &json] {
         process.signal(Signal::SIGINT)?;
     }
-    let rest = text.wait(LONG)?.expect(0)?;
+    let by_signal = 128 + Signal::SIGINT as i32;
+    let rest = text.wait(LONG)?.expect(by_signal)?;
     ensure!(!rest.stdout.contains('\x1b'), "{:?}", rest.stdout);
     let tables = rest.stdout.lines().filter(|line| line.ends_with('Z'));
     ensure!(tables.count() < 4, "it repeats itself:\n{}", rest.stdout);
-    let rest = json.wait(LONG)?.expect(0)?;
+    let rest = json.wait(LONG)?.expect(by_signal)?;
     ensure!(rest.stdout.lines().count() > 5, "{}", rest.stdout);
     Ok(())
+}
+
+/// A reader that has gone ends it at once, and one that reads no more does not make it deaf.
+pub(super) fn into_a_pipe_of_nobody(_: Hierarchy) -> Result<()> {
+    let watch = |seconds: &str| -> Result<_> {
+        let (reader, writer) = pipe()?;
+        // One page, which is soon full.
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096))?;
+        let mut command = Command::new("freezer-guard");
+        command.args(["status", "--json", &format!("--watch={seconds}")]);
+        Ok((command.stdout(writer).spawn()?, reader))
+    };
+    let (mut closed, mut reader) = watch("3600")?;
+    reader.read_exact(&mut [0])?;
+    drop(reader);
+    let status = wait(&mut closed)?;
+    ensure!(status.success(), "{status}");
+
+    let (mut full, _reader) = watch("0.1")?;
+    let start = Instant::now();
+    while !fs::read_to_string(format!("/proc/{}/wchan", full.id()))?.contains("pipe_w") {
+        ensure!(start.elapsed() < LONG, "the pipe does not fill");
+        thread::sleep(Duration::from_millis(100));
+    }
+    send(&full, Signal::SIGTERM)?;
+    let status = wait(&mut full)?;
+    ensure!(status.signal() == Some(Signal::SIGTERM as i32), "{status}");
+    Ok(())
+}
+
+fn send(child: &Child, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
+    kill(pid, signal).with_context(|| format!("send {signal}"))
+}
+
+fn wait(child: &mut Child) -> Result<ExitStatus> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if start.elapsed() > LONG {
+            child.kill()?;
+            child.wait()?;
+            bail!("it does not end");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
