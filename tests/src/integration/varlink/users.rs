@@ -195,7 +195,9 @@ fn commands(hierarchy: Hierarchy) -> Result<()> {
     guard_as(1001, "", &["end", &target.text(), "--force"])?.expect(77)?;
     guard_as(1000, &group, &["end", &target.text(), "--force"])?.expect(0)?;
     held.sh("true")?;
-    held.release()?.expect(73)?.says("another process ended the guard")?;
+    held.release()?
+        .expect(73)?
+        .says("another process ended the guard")?;
     guard(["status", &target.text()])?.expect(0)?;
     expect_idle()
 }
