@@ -154,6 +154,9 @@ fn tell(ended: &Status) {
     );
     say(format_args!("{line}"));
     log(&line);
+    say(format_args!(
+        "its cgroups keep their state: thaw them if they are FROZEN; its holder runs on, until it ends or you kill it"
+    ));
 }
 
 /// To the system's log; without one it stays on standard error.

@@ -32,7 +32,7 @@ pub(super) enum Error {
         source: zlink::Error,
     },
     /// COMMAND cannot be executed.
-    #[error("{command}")]
+    #[error("cannot execute {command}")]
     Command {
         /// Its first word.
         command: String,

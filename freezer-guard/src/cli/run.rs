@@ -59,6 +59,11 @@ impl Args {
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    if !args.thaw && criu::dumps_without_a_freezer(&args.command) {
+        args.options.step(format_args!(
+            "warning: without --freeze-cgroup CRIU waits for ever for frozen tasks: add that, or --thaw of `run`"
+        ));
+    }
     let done = guarded::run(GuardedCommand {
         options: &args.options,
         targets: target::all(&args.cgroups, args.pid)?,

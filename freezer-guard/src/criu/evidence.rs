@@ -259,6 +259,7 @@ impl Known {
             let unfinished = unfinished(dir);
             return Err(match unfinished.join(Evidence::FILE).exists() {
                 true => Error::Unfinished(dir.to_owned(), unfinished),
+                false if !dir.exists() => Error::NoDirectory(dir.to_owned()),
                 false => Error::NoImages(dir.to_owned()),
             });
         }

@@ -49,6 +49,10 @@ impl Images {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(source) => return Err(using(source)),
         }
+        let parent = parent_of(&place);
+        if !parent.exists() {
+            return Err(Error::NoDirectory(parent.to_owned()));
+        }
         let dir = first_free(&place, dir::UNFINISHED, |name| {
             DirBuilder::new().mode(0o700).create(name)
         })

@@ -20,7 +20,7 @@ use std::{
 };
 
 pub use bugs::Bug;
-pub use command::dumped_tree;
+pub use command::{dumped_tree, dumps_without_a_freezer};
 pub use dir::sync;
 pub use evidence::{Draft, Evidence, Known, Verdict};
 pub use images::Images;
@@ -104,6 +104,9 @@ pub enum Error {
     /// Nothing tells what to guard while it is restored.
     #[error("{} does not name the cgroup of its tree (it has no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),
+    /// A directory that does not exist.
+    #[error("there is no directory {}", .0.display())]
+    NoDirectory(PathBuf),
     /// Evidence of a later version.
     #[error("a later version of freezer-guard wrote {}: use that version", .0.display())]
     Newer(PathBuf),

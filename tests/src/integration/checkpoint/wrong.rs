@@ -149,7 +149,16 @@ fn wrong_images(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
     run(&mut scene.restore("nowhere"))?
         .expect(64)?
+        .says("there is no directory ")?;
+    run(&mut scene.checkpoint("nowhere/image"))?
+        .expect(64)?
+        .says("there is no directory ")?;
+    let empty = scene.place("empty");
+    fs::create_dir(&empty)?;
+    run(&mut scene.restore("empty"))?
+        .expect(64)?
         .says("holds no images")?;
+    fs::remove_dir(&empty)?;
     // Another program has made them: what to guard?
     let images = scene.place("image");
     fs::create_dir(&images)?;
