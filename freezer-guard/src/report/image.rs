@@ -20,7 +20,7 @@ const NAMED: usize = 12;
 /// CRIU's log in a directory of images.
 const LOG: &str = "dump.log";
 
-/// What there is to know of an image.
+/// The sources about an image.
 #[derive(Debug)]
 pub struct Sources {
     /// The directory.

@@ -1,6 +1,8 @@
 //! The host's service under systemd: how it starts, what it survives, and that
 //! systemd itself is refused like anybody else.
 
+mod records;
+
 use std::{
     fs,
     path::Path,
@@ -33,8 +35,8 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("refuses_systemd", refuses_systemd);
     list.add("thaws_for_a_holder_that_died", thaws);
     list.add("thaws_no_other_cgroup_of_that_name", thaws_no_other);
-    list.add("metrics", metrics);
-    list.add("report_of_the_last", report);
+    list.add("metrics", records::metrics);
+    list.add("report_of_the_last", records::report);
 }
 
 /// How long systemd and the service may take for what they do.
@@ -416,69 +418,4 @@ fn thaws_no_other(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()?;
     ensure!(target.state()? == "FROZEN", "it is {}", target.state()?);
     target.thaw()
-}
-
-fn metrics(hierarchy: Hierarchy) -> Result<()> {
-    let dir = Path::new("/var/lib/prometheus/node-exporter");
-    fs::create_dir_all(dir)?;
-    let before = fs::read_to_string(CONFIG)?;
-    let file = dir.join("freezer-guard.prom");
-    fs::write(
-        CONFIG,
-        format!("[metrics]\ntextfile = {:?}\n", file.display().to_string()),
-    )?;
-    // Its sandbox was made before the directory.
-    systemctl(&["restart", "freezer-guard"])?.expect(0)?;
-    let target = Cgroup::new(hierarchy)?;
-    let held = Held::new(&[&target])?;
-    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
-    held.release()?.expect(0)?;
-    eventually("the file tells of it", || {
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        Ok(
-            text.contains("freezer_guard_denied_total{kind=\"freeze\"} 1\n")
-                && text.contains("freezer_guard_guards_active 0\n")
-                && text.contains("freezer_guard_hold_seconds_count 1\n"),
-        )
-    })?;
-    fs::write(CONFIG, before)?;
-    systemctl(&["reload", "freezer-guard"])?.expect(0)?;
-    Ok(())
-}
-
-/// What the service remembers of a guard, and what it has logged.
-fn report(hierarchy: Hierarchy) -> Result<()> {
-    let target = Cgroup::new(hierarchy)?;
-    let held = Held::new(&[&target])?;
-    target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
-    held.release()?.expect(0)?;
-    let mut report = Value::Null;
-    eventually("it is remembered", || {
-        let shown = guard(["report", "--last", "--json"])?;
-        report = serde_json::from_str(&shown.stdout).unwrap_or_default();
-        Ok(report["about"]
-            .as_str()
-            .is_some_and(|about| about.ends_with(&target.text())))
-    })?;
-    ensure!(report["verdict"] == "undisturbed", "{report}");
-    let moments = report["timeline"].as_array().context("a timeline")?;
-    let kinds: Vec<_> = moments
-        .iter()
-        .filter_map(|moment| moment["kind"].as_str())
-        .collect();
-    ensure!(
-        kinds == ["begun", "checkpointing", "refused", "ended"],
-        "{report}"
-    );
-    let facts = report["facts"].as_array().context("facts")?;
-    ensure!(
-        facts.iter().any(|fact| fact["name"] == "holder"),
-        "nothing of the journal: {report}"
-    );
-    let text = guard(["report", "--last"])?.expect(0)?.stdout;
-    ensure!(text.contains("  verdict       undisturbed"), "{text}");
-    guard(["report", "--last", "100000"])?
-        .expect(64)?
-        .says("there is no --last 100000")?;
-    Ok(())
 }

@@ -70,7 +70,7 @@ fn given_up() -> Result<Permanent> {
     let state = unit.state()?;
     ensure!(["failed", "inactive"].contains(&&*state), "it is {state}");
     ensure!(unit.pids()? == pids, "its process has ended");
-    // Whatever it answers, nothing new comes into the cgroup.
+    // Its answer does not matter: no new process comes into the cgroup.
     let _ = systemctl(&["start", &unit.0])?;
     ensure!(
         unit.pids()? == pids,

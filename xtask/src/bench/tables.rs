@@ -1,4 +1,4 @@
-//! What was counted, as tables on the terminal and in the docs.
+//! The counts as tables, on the terminal and in the docs.
 
 use super::{Counted, Found, Report, Row, budget::exactness};
 use crate::docs;

@@ -89,7 +89,7 @@ pub(in crate::cli) struct Refresh {
     gone: Vec<Status>,
 }
 
-/// What is shown.
+/// The contents of the table.
 #[derive(Default)]
 struct View {
     guards: Vec<Status>,
@@ -233,7 +233,7 @@ impl View {
         lines
     }
 
-    /// What has to be different for a new table where no terminal is.
+    /// The lines of the table without its times. Without a terminal, a change of these prints it again.
     fn without_times(&self) -> Vec<Line> {
         let still = |guard: &Status| Status {
             held_seconds: 0.0,
