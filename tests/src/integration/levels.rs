@@ -185,7 +185,9 @@ fn busy(hierarchy: Hierarchy) -> Result<()> {
     };
     let held = Held::new(&[&targets[0]])?;
     let finished = other("detect")?.expect(75)?;
-    finished.says(strongest()?)?.says("wait until all guards end")?;
+    finished
+        .says(strongest()?)?
+        .says("wait until all guards end")?;
     other(strongest()?)?.expect(0)?;
     held.release()?.expect(0)?;
     // What is loaded does too little for this one.
