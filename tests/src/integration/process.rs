@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
@@ -156,11 +157,12 @@ impl Process {
                 break status;
             }
             if start.elapsed() > limit {
+                let places = places_in_the_kernel();
                 // It may end just now.
                 let _ = self.child.kill();
                 let _ = self.child.wait();
                 bail!(
-                    "still ran after {limit:?}; stderr:\n{}",
+                    "still ran after {limit:?}; stderr:\n{}\n{places}",
                     self.stderr(PATIENCE / 10)
                 );
             }
@@ -180,6 +182,30 @@ impl Process {
             stderr,
         })
     }
+}
+
+/// Where each CRIU, each of our programs and each tracer is: a hang has its cause there.
+fn places_in_the_kernel() -> String {
+    let mut text = String::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let read = |file| fs::read_to_string(process.path().join(file)).unwrap_or_default();
+        let name = read("comm");
+        if !["criu", "strace", "guest-tool", "freezer-guard"].contains(&name.trim_end()) {
+            continue;
+        }
+        let status = read("status");
+        let status = status
+            .lines()
+            .filter(|line| line.starts_with("State:") || line.starts_with("TracerPid:"));
+        text += &format!(
+            "{} {name}{}\nsystem call {}{}\n",
+            process.path().display(),
+            status.collect::<Vec<_>>().join(" "),
+            read("syscall"),
+            read("stack")
+        );
+    }
+    text
 }
 
 impl Drop for Process {

@@ -37,8 +37,8 @@ pub(super) fn by_engine(inject: &str, path: Option<&Path>) -> Command {
 pub(super) fn expect_good(mut engine: Process, images: &Path) -> Result<()> {
     engine.close_input();
     engine
-        .wait(LONG)?
-        .expect(0)
+        .wait(LONG)
+        .and_then(|ended| ended.expect(0))
         .with_context(|| dump::log(images, "dump.log"))?;
     expect_idle()
 }
@@ -267,14 +267,9 @@ pub(super) fn attached_restore(hierarchy: Hierarchy) -> Result<()> {
     let mut command = Command::new("criu");
     command.args(["restore", "-o", "restore.log", "-v4", "-D"]);
     let mut criu = Process::spawn(command.arg(&images))?;
-    eventually("the tasks are restored", || {
-        Ok(workload
-            .counters()?
-            .iter()
-            .zip(&since)
-            .all(|(now, then)| now > then))
-    })
-    .with_context(|| dump::log(&images, "restore.log"))?;
+    workload
+        .expect_counting_from(&since)
+        .with_context(|| dump::log(&images, "restore.log"))?;
     eventually("the guard is over", || Ok(guards()?.is_empty()))?;
     ensure!(!criu.has_ended()?, "CRIU has ended");
     target.expect_allowed(hierarchy.file(), hierarchy.frozen())?;
