@@ -11,12 +11,14 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::{Error, Version};
 
 /// Where a hierarchy is mounted, and which of its cgroups is at the mount point.
 #[derive(Clone)]
 pub(super) struct Mount {
+    id: u64,
     pub(super) point: PathBuf,
     pub(super) root: PathBuf,
 }
@@ -32,12 +34,23 @@ impl Mount {
         })
     }
 
-    fn depth(&self) -> usize {
-        self.root.components().count()
+    /// Sorts the mount first that shows most of its hierarchy, and of equals the host's own: CRIU
+    /// mounts hierarchies below its images for a restore.
+    fn rank(&self) -> (usize, bool) {
+        let is_elsewhere = !self.point.starts_with("/sys/fs/cgroup");
+        (self.root.components().count(), is_elsewhere)
+    }
+
+    /// Whether the path of the mount point leads to it. The list has mounts, too, that are below
+    /// another one, such as a private `/tmp` (`PrivateTmp=`).
+    fn is_seen(&self) -> bool {
+        let flags = AtFlags::NO_AUTOMOUNT;
+        let found = statx(CWD, &self.point, flags, StatxFlags::MNT_ID);
+        found.is_ok_and(|found| found.stx_mnt_id == self.id)
     }
 }
 
-/// The first mount of each; the one that shows most comes first.
+/// A mount of each.
 #[derive(Clone, Default)]
 pub(super) struct Mounts {
     pub(super) freezer: Option<Mount>,
@@ -71,24 +84,19 @@ impl Mounts {
         }
     }
 
-    fn parse(mountinfo: &[u8]) -> Self {
-        let mut mounts = Self::default();
-        for (version, mount) in mountinfo
-            .split(|byte| *byte == b'\n')
-            .filter_map(parse_line)
-        {
-            let place = match version {
-                Version::V1 => &mut mounts.freezer,
-                Version::V2 => &mut mounts.unified,
-            };
-            if place
-                .as_ref()
-                .is_none_or(|first| mount.depth() < first.depth())
-            {
-                *place = Some(mount);
-            }
+    /// Of each hierarchy the first by rank that is seen.
+    fn choose(mountinfo: &[u8], is_seen: impl Fn(&Mount) -> bool) -> Self {
+        let lines = mountinfo.split(|byte| *byte == b'\n');
+        let mut mounts: Vec<_> = lines.filter_map(parse_line).collect();
+        mounts.sort_by_key(|(_, mount)| mount.rank());
+        let first = |wanted| {
+            let mut mounts = mounts.iter().filter(|(version, _)| *version == wanted);
+            mounts.find_map(|(_, mount)| is_seen(mount).then(|| mount.clone()))
+        };
+        Self {
+            freezer: first(Version::V1),
+            unified: first(Version::V2),
         }
-        mounts
     }
 }
 
@@ -97,8 +105,9 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// `/proc/PID/mountinfo` (`proc_pid_mountinfo(5)`): ID, parent, device, root, mount point,
 /// options, any number of optional fields, `-`, type, source, options of the file system.
 fn parse_line(line: &[u8]) -> Option<(Version, Mount)> {
-    let mut fields = line.split(|byte| *byte == b' ').skip(3);
-    let (root, point) = (fields.next()?, fields.next()?);
+    let mut fields = line.split(|byte| *byte == b' ');
+    let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let (root, point) = (fields.nth(2)?, fields.next()?);
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
     let (kind, options) = (fields.next()?, fields.nth(1)?);
     let version = match kind {
@@ -113,7 +122,7 @@ fn parse_line(line: &[u8]) -> Option<(Version, Mount)> {
         _ => return None,
     };
     let (root, point) = (unescaped(root), unescaped(point));
-    Some((version, Mount { point, root }))
+    Some((version, Mount { id, point, root }))
 }
 
 /// A path in which the kernel has written space, tab, newline, `#` and backslash in octal, as
@@ -168,7 +177,7 @@ impl Watched {
         let mut bytes = Vec::new();
         self.mountinfo.rewind()?;
         self.mountinfo.read_to_end(&mut bytes)?;
-        self.mounts = Mounts::parse(&bytes);
+        self.mounts = Mounts::choose(&bytes, Mount::is_seen);
         Ok(())
     }
 }
@@ -215,13 +224,27 @@ mod tests {
             " rw - cgroup cgroup rw,pids\n",
         ));
         text.extend(line(b"/pod", b"/mnt/inner", V2));
+        text.extend(line(b"/", b"/tmp/of a restore", V2));
         text.extend(line(b"/", b"/sys/fs/cgroup/a b", V2));
         text.extend(line(b"/", b"/sys/fs/cgroup/freezer", V1));
         text.extend(b"no line of mountinfo\n");
-        let mounts = Mounts::parse(&text);
+        let mounts = Mounts::choose(&text, |_| true);
         let point = |mount: Option<super::Mount>| mount.map(|mount| mount.point);
         assert_eq!(point(mounts.unified), Some("/sys/fs/cgroup/a b".into()));
         assert_eq!(point(mounts.freezer), Some("/sys/fs/cgroup/freezer".into()));
+    }
+
+    #[test]
+    fn passes_over_a_hidden_mount() {
+        let mut text = line(b"/", b"/sys/fs/cgroup", V2);
+        text.extend(line(b"/", b"/mnt/seen", V2));
+        let chosen = |seen: &str| {
+            let mounts = Mounts::choose(&text, |mount| mount.point.starts_with(seen));
+            mounts.unified.map(|mount| mount.point)
+        };
+        assert_eq!(chosen("/mnt"), Some("/mnt/seen".into()));
+        assert_eq!(chosen("/sys"), Some("/sys/fs/cgroup".into()));
+        assert_eq!(chosen("/none"), None);
     }
 
     #[test]
@@ -247,7 +270,7 @@ mod tests {
             text.extend(noise.iter().filter(|byte| **byte != b'\n'));
             text.push(b'\n');
             text.extend(line(b"/", b"/sys/fs/cgroup", V2));
-            prop_assert!(Mounts::parse(&text).unified.is_some());
+            prop_assert!(Mounts::choose(&text, |_| true).unified.is_some());
         }
     }
 }

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload},
+    mounts::Mount,
     process::{Finished, Held, LONG, Process, guards, run},
+    scratch_folder,
     service::{eventually, expect_idle, property, systemctl},
 };
 
@@ -19,6 +21,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("introspection", introspection);
     list.add("varlinkctl", varlinkctl);
     list.add("begin_and_end", begin);
+    list.add("begin_beside_a_hidden_mount", hidden_mount);
     list.add("holder_by_pidfd", pidfd);
     list.add("client_vanishes", vanishes);
     list.add("typed_errors", errors);
@@ -186,6 +189,18 @@ fn begin(hierarchy: Hierarchy) -> Result<()> {
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     workload.expect_counting()?;
     expect_idle()
+}
+
+/// The service has a `/tmp` of its own, which hides a second mount of the hierarchy. A restore that
+/// is killed leaves one.
+fn hidden_mount(hierarchy: Hierarchy) -> Result<()> {
+    let (kind, options) = match hierarchy {
+        Hierarchy::V1 => ("cgroup", Some("freezer")),
+        Hierarchy::V2 => ("cgroup2", None),
+    };
+    let _hidden = Mount::new(kind, scratch_folder("hidden")?, options)?;
+    systemctl(&["restart", "freezer-guard.service"])?.expect(0)?;
+    begin(hierarchy)
 }
 
 /// One that has threads and children already.
