@@ -86,16 +86,19 @@ pub(super) fn engine(hierarchy: Hierarchy) -> Result<()> {
     target.kill_all()
 }
 
-/// A real dump of a container that its engine has paused: CRIU waits right before its first seize.
+/// A real dump of a container that its engine has paused: CRIU has found it FROZEN, and waits before
+/// it lists the tasks that it seizes.
 pub(super) fn paused(hierarchy: Hierarchy) -> Result<()> {
-    // It tries out ptrace on its own children once after each boot (`/run/criu.kdat`).
-    run(Command::new("criu").arg("check"))?;
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 3)?;
     workload.expect_counting()?;
     target.freeze()?;
     let images = scratch_folder("images")?;
-    let mut command = by_engine("inject=ptrace:delay_enter=20000000:when=1", None);
+    let tasks = target.path.join(match hierarchy {
+        Hierarchy::V1 => "tasks",
+        Hierarchy::V2 => "cgroup.threads",
+    });
+    let mut command = by_engine("inject=openat:delay_enter=20000000:when=1", Some(&tasks));
     dump::criu_dump(&mut command, workload.pid, &target, &images);
     command.args(["--leave-running", "--timeout", "100"]);
     let engine = Process::spawn(&mut command)?;
