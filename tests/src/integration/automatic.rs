@@ -4,7 +4,7 @@ mod dumps;
 mod frozen;
 mod long;
 mod programs;
-mod rpc;
+pub(super) mod rpc;
 mod seized;
 mod violated;
 
@@ -52,6 +52,7 @@ pub(super) fn list(list: &mut List<'_>) {
             dumps::guarded_restore(h, true)
         });
         list.add("restore_in_the_foreground", dumps::attached_restore);
+        list.add("thaw_on_the_answer", |h| rpc::thaws(h, 5));
         list.add("dumps_by_criu_service", rpc::service);
         list.add("dump_by_a_daemon", rpc::daemon);
         list.add("pre_dump_and_dump_by_one_process", rpc::swrk);

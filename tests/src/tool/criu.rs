@@ -5,6 +5,8 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -28,6 +30,9 @@ pub(super) struct Dump {
     /// A cgroup to freeze
     #[arg(long)]
     freeze_cgroup: Option<PathBuf>,
+    /// Dump as often as this; freeze the cgroup before each dump, and thaw it on CRIU's answer
+    #[arg(long, requires = "freeze_cgroup", value_name = "TIMES")]
+    paused: Option<u32>,
     pid: i32,
     images: PathBuf,
 }
@@ -91,6 +96,11 @@ struct Notification {
 
 /// Dumps a tree, which goes on. After a pre-dump, prints `pre-dumped` and waits for a line.
 pub(super) fn dump(dump: &Dump) -> Result<()> {
+    if let (Some(times), Some(cgroup)) = (dump.paused, &dump.freeze_cgroup) {
+        return (0..times).try_for_each(|number| {
+            dump_paused(dump, cgroup).with_context(|| format!("dump {number} of {times}"))
+        });
+    }
     let (socket, _worker) = match &dump.service {
         Some(path) => (connected(path)?, None),
         None => {
@@ -106,6 +116,59 @@ pub(super) fn dump(dump: &Dump) -> Result<()> {
         std::io::stdin().read_line(&mut String::new())?;
     }
     ask(&socket, DUMP, dump, &dump.images)
+}
+
+/// As engines do that pause a container around its dump: they thaw it once and do not try again.
+fn dump_paused(dump: &Dump, cgroup: &Path) -> Result<()> {
+    let freezer = Freezer::of(cgroup);
+    freezer.freeze()?;
+    let (socket, mut worker) = swrk()?;
+    let answer = ask(&socket, DUMP, dump, &dump.images);
+    freezer.thaw().context("thaw on CRIU's answer")?;
+    answer?;
+    drop(socket);
+    worker.wait()?;
+    Ok(())
+}
+
+/// The file of a cgroup that freezes it, and what to write there.
+struct Freezer {
+    file: PathBuf,
+    state: PathBuf,
+    is_frozen: &'static str,
+    values: [&'static str; 2],
+}
+
+impl Freezer {
+    fn of(cgroup: &Path) -> Self {
+        let v1 = cgroup.join("freezer.state");
+        match v1.exists() {
+            true => Self {
+                state: v1.clone(),
+                file: v1,
+                is_frozen: "FROZEN\n",
+                values: ["FROZEN", "THAWED"],
+            },
+            false => Self {
+                state: cgroup.join("cgroup.events"),
+                file: cgroup.join("cgroup.freeze"),
+                is_frozen: "frozen 1\n",
+                values: ["1", "0"],
+            },
+        }
+    }
+
+    fn freeze(&self) -> Result<()> {
+        fs::write(&self.file, self.values[0]).context("freeze")?;
+        while !fs::read_to_string(&self.state)?.ends_with(self.is_frozen) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn thaw(&self) -> std::io::Result<()> {
+        fs::write(&self.file, self.values[1])
+    }
 }
 
 fn connected(path: &Path) -> Result<OwnedFd> {

@@ -1,6 +1,6 @@
 //! A CRIU that makes several dumps: each has a guard of its own.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -134,5 +134,37 @@ pub(super) fn swrk(hierarchy: Hierarchy) -> Result<()> {
         last["cgroups"][0] == target.text() && last["id"] != first,
         "{last}"
     );
+    target.kill_all()
+}
+
+/// Engines that pause a container thaw it on CRIU's answer, once: the guard is over by then, and no
+/// dump is blamed for the thaw. Other processes want the CPUs.
+pub(in super::super) fn thaws(hierarchy: Hierarchy, times: u32) -> Result<()> {
+    let target = Cgroup::new(hierarchy)?;
+    let workload = Workload::start(&[&target], 1)?;
+    let images = scratch_folder("images")?;
+    let busy = || Process::spawn(Command::new("sh").args(["-c", "while :; do :; done"]));
+    let busy = [busy()?, busy()?];
+    let mut command = dump_by(&target, &workload, &images);
+    let mut client = Process::spawn(command.args(["--paused", &times.to_string()]))?;
+    client.close_input();
+    client
+        .wait(LONG + times * Duration::from_secs(10))?
+        .expect(0)
+        .with_context(|| dump::log(&images, "dump.log"))?;
+    for process in busy {
+        process.signal(Signal::SIGKILL)?;
+    }
+    expect_idle()?;
+    let last = last_guard()?;
+    ensure!(
+        last["cgroups"][0] == target.text() && last["automatic"] == true,
+        "{last}"
+    );
+    ensure!(
+        last["denials"]["freeze"] == 0 && last["violations"]["freeze"] == 0,
+        "{last}"
+    );
+    workload.expect_counting()?;
     target.kill_all()
 }
