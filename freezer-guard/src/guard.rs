@@ -244,13 +244,13 @@ impl Guard {
     }
 
     /// Verifies that every task of the checkpoint is in the targets or below:
-    /// those of the tree below `root`, or else, of each process that is there,
+    /// those of the trees below `roots`, or else, of each process that is there,
     /// all threads. What is checked after the mark cannot change unnoticed.
     ///
     /// # Errors
     /// When one is elsewhere, or is being traced.
-    pub fn verify(&self, root: Option<i32>) -> Result<Report, Error> {
-        verify(&self.cgroups().collect::<Vec<_>>(), root)
+    pub fn verify(&self, roots: &[i32]) -> Result<Report, Error> {
+        verify(&self.cgroups().collect::<Vec<_>>(), roots)
     }
 
     /// Enters CHECKPOINTING, unless something was done to the targets since

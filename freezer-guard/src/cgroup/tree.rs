@@ -139,13 +139,13 @@ pub fn process(pid: i32) -> Result<Option<Task>, Error> {
     }
 }
 
-/// Looks at the tasks in these cgroups and below. With `root`, the process tree
-/// below it, threads included, has to be there. Each task is read once. Zombies
+/// Looks at the tasks in these cgroups and below. With `roots`, the process trees
+/// below them, threads included, have to be there. Each task is read once. Zombies
 /// are left out: they do nothing any more.
 ///
 /// # Errors
 /// When there is no such process, or `/proc` or a cgroup cannot be read.
-pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> {
+pub fn examine(cgroups: &[&Cgroup], roots: &[i32]) -> Result<Report, Error> {
     let inside = inside(cgroups)?;
     let hierarchy_of = |tid: i32| {
         let mut hierarchies = inside.iter().filter(|(_, tasks)| tasks.contains(&tid));
@@ -185,12 +185,15 @@ pub fn examine(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> 
             }
         }
     }
-    let tree = match root {
-        Some(root) => tree(&mut tasks, root)?,
-        None => processes,
-    };
+    let mut trees = BTreeSet::new();
+    for root in roots {
+        trees.extend(tree(&mut tasks, *root)?);
+    }
+    if roots.is_empty() {
+        trees = processes;
+    }
     let mut known = BTreeSet::new();
-    for pid in tree {
+    for pid in trees {
         known.extend(look_for(&mut tasks, pid, &inside, &mut report.strays)?);
     }
     for tid in all.difference(&known) {

@@ -20,6 +20,7 @@ use super::{
     client,
     error::{Error, Result},
     exit,
+    guarded::Meeting,
     say::say,
 };
 
@@ -79,14 +80,25 @@ fn answer() -> Result<ExitCode> {
     let dir = env::var_os(FOLDER)
         .ok_or_else(|| Error::Unexpected(format!("CRIU does not set {FOLDER}")))?;
     let dir = Path::new(&dir);
-    let draft = Draft::read(dir)?;
+    let mut draft = Draft::read(dir)?;
     if guard.violation_count() > 0 && !draft.excuses {
         say(format_args!("VIOLATED: {}", violations(&guard).join("; ")));
         return Ok(exit::VIOLATED.into());
     }
-    if !leaves_running()? {
+    let leaves_running = leaves_running()?;
+    if !leaves_running {
         criu::sync(dir)?;
-        draft.complete(dir, &guard)?;
+        draft.complete(dir, &guard, true)?;
+    }
+    // The last step: afterwards the others may end their trees.
+    if draft.is_one_of_several && !Meeting::attend(dir).unwrap_or(false) {
+        if !leaves_running {
+            draft.complete(dir, &guard, false)?;
+        }
+        say(format_args!(
+            "the checkpoint of another tree has failed: CRIU must not end this tree, since freezer-guard keeps the images of all or of none"
+        ));
+        return Ok(exit::INTERNAL.into());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -41,6 +41,11 @@ pub(super) trait Daemon {
         guard: Option<GuardId>,
         force: bool,
     ) -> zlink::Result<Result<OneGuard, reply::Error>>;
+    async fn verify(
+        &mut self,
+        cgroups: Vec<String>,
+        pid: Option<i64>,
+    ) -> zlink::Result<Result<(), reply::Error>>;
     async fn begin(
         &mut self,
         cgroups: Option<Vec<String>>,

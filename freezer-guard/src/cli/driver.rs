@@ -1,6 +1,8 @@
 //! CRIU, as `checkpoint` and `restore` drive it.
 
-use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitStatus};
+use std::{
+    ffi::OsString, io::Write as _, os::unix::ffi::OsStrExt as _, path::PathBuf, process::ExitStatus,
+};
 
 use clap::ValueHint;
 use freezer_guard::{
@@ -24,6 +26,15 @@ pub(super) struct Driver {
 }
 
 impl Driver {
+    /// Whether the user gives CRIU a script of his own.
+    pub(super) fn has_action_script(&self) -> bool {
+        const OPTION: &[u8] = b"--action-script";
+        self.more.iter().any(|word| {
+            let rest = word.as_bytes().strip_prefix(OPTION);
+            rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'=')))
+        })
+    }
+
     /// A CRIU that will do on this kernel, and a word about what it is known for.
     pub(super) fn find(&self) -> Result<Criu> {
         let criu = Criu::find(self.criu.as_deref())?;

@@ -52,6 +52,12 @@ pub(super) enum Error {
     /// The service does not support `--level`.
     #[error("the service does not support --level {0}: run freezer-guard as root")]
     ServiceLevel(&'static str),
+    /// CRIU runs the scripts of the user before that of freezer-guard, and does not tell it that one
+    /// has failed.
+    #[error(
+        "CRIU's --action-script does not go with several trees, which have to succeed together: checkpoint them one by one, or leave the script out"
+    )]
+    ScriptOfSeveral,
     /// The limit of open files is too low.
     #[error("this process cannot open {0} more files: raise its limit (ulimit -n)")]
     FewDescriptors(usize),
@@ -139,9 +145,10 @@ impl Error {
             Self::Criu(error) => return of_criu(error),
             Self::Daemon(error) => error.kind(),
             Self::Service(error) => error.kind(),
-            Self::Contradiction { .. } | Self::ServiceLevel(_) | Self::NotRemembered { .. } => {
-                Kind::Request
-            }
+            Self::Contradiction { .. }
+            | Self::ServiceLevel(_)
+            | Self::ScriptOfSeveral
+            | Self::NotRemembered { .. } => Kind::Request,
             Self::Output { source, .. } => of_file(source),
             Self::FewDescriptors(_) => Kind::Unsupported,
             Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => {

@@ -67,6 +67,10 @@ enum Command {
     /// freezer-guard checks that CRIU works on this kernel, freezes the cgroup, checks that the whole
     /// process tree is in it, and has CRIU dump the tree. The image gets its name only if it is
     /// complete and undisturbed. After a violation CRIU lets the tree run on.
+    ///
+    /// Name several trees, such as the containers of a pod, to checkpoint them at one moment:
+    /// freezer-guard freezes all of them before a CRIU dumps the first one, and keeps the images of
+    /// all or of none. If one dump fails, all trees run on.
     Checkpoint(checkpoint::Args),
     /// Restore a checkpoint with CRIU under a guard
     ///

@@ -92,11 +92,12 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         options,
         targets,
         named: true,
-        root: None,
+        roots: Vec::new(),
         freeze: true,
         thaw: true,
         restores: true,
-        command: &command,
+        commands: &[command],
+        meeting: None,
         watch: None,
     })?;
 

@@ -68,11 +68,16 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         options: &args.options,
         targets: target::all(&args.cgroups, args.pid)?,
         named: !args.cgroups.is_empty(),
-        root: args.pid.or_else(|| criu::dumped_tree(&args.command)),
+        roots: args
+            .pid
+            .or_else(|| criu::dumped_tree(&args.command))
+            .into_iter()
+            .collect(),
         freeze: args.freeze,
         thaw: args.thaw,
         restores: false,
-        command: &args.command,
+        commands: std::slice::from_ref(&args.command),
+        meeting: None,
         watch: None,
     })?;
     if done.held() {

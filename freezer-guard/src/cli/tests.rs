@@ -46,7 +46,7 @@ lines! {
     run_is_not_quiet_and_verbose: false "freezer-guard run -q -v --cgroup /x -- true",
     checkpoint_takes_one_target: true "freezer-guard checkpoint -t 12 -D /d",
     checkpoint_takes_a_unit: true "freezer-guard checkpoint --unit foo.service -D /d",
-    checkpoint_takes_no_two_targets: false "freezer-guard checkpoint -t 12 --cgroup /x -D /d",
+    checkpoint_takes_several_trees: true "freezer-guard checkpoint -t 12 --cgroup /x -D /d",
     checkpoint_wants_a_target: false "freezer-guard checkpoint -D /d",
     checkpoint_wants_images: false "freezer-guard checkpoint -t 12",
     a_pre_dump_leaves_the_tree_running_anyway: false "freezer-guard checkpoint -t 12 -D /d --pre-dump -R",

@@ -55,7 +55,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let paths = cgroups.iter().map(|cgroup| cgroup.path().to_owned());
     let paths: Vec<_> = paths.collect();
     if args.json {
-        let report = cgroup::examine(&cgroups, Some(args.pid))?;
+        let report = cgroup::examine(&cgroups, &[args.pid])?;
         let good = report.strays.is_empty() && report.traced.is_empty();
         let object = Versioned::new(Verified {
             pid: args.pid,
@@ -69,8 +69,8 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
             false => exit::BUSY.into(),
         });
     }
-    let report = guard::verify(&cgroups, Some(args.pid))?;
-    warn(Some(args.pid), &report);
+    let report = guard::verify(&cgroups, &[args.pid])?;
+    warn(&[args.pid], &report);
     let count = report.tasks - report.foreign.len();
     print(&format!(
         "pid {} and all its descendants ({count} threads) are in {}\n",
@@ -81,12 +81,15 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// Warns of tasks and probes that may spoil a checkpoint, but do not stop freezer-guard.
-pub(super) fn warn(root: Option<i32>, report: &Report) {
-    if let Some(root) = root
-        && !report.foreign.is_empty()
-    {
+pub(super) fn warn(roots: &[i32], report: &Report) {
+    if !roots.is_empty() && !report.foreign.is_empty() {
         say(format_args!(
-            "warning: these tasks are in the cgroup and not in the tree of pid {root}: CRIU freezes them and does not dump them: {}",
+            "warning: these tasks are in the cgroup and not in the tree of pid {}: CRIU freezes them and does not dump them: {}",
+            roots
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
             name(&report.foreign)
         ));
     }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, failed};
+use super::{Error, INVENTORY, failed};
 
 /// The name of the evidence, with which that of its draft begins.
 pub(super) const EVIDENCE: &str = "freezer-guard.json";
@@ -16,9 +16,23 @@ pub(super) const DRAFT: &str = "freezer-guard.json.draft";
 /// The end of a directory's name while CRIU writes images into it.
 pub(super) const UNFINISHED: &str = "unfinished";
 
+/// Whether CRIU has written the images in a directory to the end.
+pub fn are_complete(dir: &Path) -> bool {
+    dir.join(INVENTORY).exists()
+}
+
+/// The images of several trees, which have a directory each in this one.
+pub(super) fn trees(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let dirs = entries.map(|entry| entry.path());
+    let mut trees: Vec<_> = dirs.filter(|dir| are_complete(dir)).collect();
+    trees.sort();
+    trees
+}
+
 /// How large the files in a directory with this beginning of their names are, without the
 /// evidence, bytes.
-pub(super) fn bytes(dir: &Path, prefix: &str) -> u64 {
+pub fn bytes(dir: &Path, prefix: &str) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let is_meant = |name: &str| name.starts_with(prefix) && !name.starts_with(EVIDENCE);
     entries

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Error, INVENTORY,
-    dir::{self, bytes, sync_one, unfinished},
+    Error,
+    dir::{self, are_complete, bytes, sync_one, unfinished},
     failed,
 };
 use crate::{
@@ -149,6 +149,9 @@ impl Evidence {
 pub struct Draft {
     /// Whether a violation is only to be told.
     pub excuses: bool,
+    /// Whether it is one of several trees, whose checkpoints succeed together or not at all.
+    #[serde(default)]
+    pub is_one_of_several: bool,
     /// An [`Evidence`], of this same version.
     evidence: Value,
 }
@@ -162,11 +165,20 @@ impl Draft {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write(dir: &Path, evidence: &Evidence, excuses: bool) -> Result<(), Error> {
+    pub fn write(
+        dir: &Path,
+        evidence: &Evidence,
+        excuses: bool,
+        is_one_of_several: bool,
+    ) -> Result<(), Error> {
         let path = dir.join(Self::FILE);
         let failed = |source| failed("write", &path, source);
         let evidence = serde_json::to_value(evidence).map_err(|error| failed(error.into()))?;
-        let draft = Self { excuses, evidence };
+        let draft = Self {
+            excuses,
+            is_one_of_several,
+            evidence,
+        };
         let mut text = serde_json::to_vec(&draft).map_err(|error| failed(error.into()))?;
         text.resize(text.len().max(Self::BYTES), b' ');
         let mut file = File::create_new(&path).map_err(failed)?;
@@ -185,13 +197,14 @@ impl Draft {
         serde_json::from_slice(&bytes).map_err(|error| failed("understand", &path, error.into()))
     }
 
-    /// Makes it the evidence of images that are complete, with the guard as it is now.
+    /// Makes it the evidence of images that are complete, with the guard as it is now, and with
+    /// whether CRIU may succeed.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn complete(mut self, dir: &Path, guard: &Status) -> Result<(), Error> {
+    pub fn complete(&mut self, dir: &Path, guard: &Status, succeeds: bool) -> Result<(), Error> {
         let excused = guard.violation_count() > 0;
-        let verdict = Verdict::of(!excused, self.excuses, true);
+        let verdict = Verdict::of(!excused, self.excuses, succeeds);
         let failed = |error: serde_json::Error| failed("complete", dir, error.into());
         self.evidence["verdict"] = serde_json::to_value(verdict).map_err(failed)?;
         self.evidence["guard"] = serde_json::to_value(guard).map_err(failed)?;
@@ -255,7 +268,11 @@ impl Known {
     /// # Errors
     /// When there are no images, or they are not good.
     pub fn of_images(dir: &Path) -> Result<Option<Self>, Error> {
-        if !dir.join(INVENTORY).exists() {
+        if !are_complete(dir) {
+            let trees = dir::trees(dir);
+            if !trees.is_empty() {
+                return Err(Error::Several(dir.to_owned(), trees));
+            }
             let unfinished = unfinished(dir);
             return Err(match unfinished.join(Evidence::FILE).exists() {
                 true => Error::Unfinished(dir.to_owned(), unfinished),
@@ -311,7 +328,7 @@ fn not_good(dir: &Path, why: &'static str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::INVENTORY, *};
 
     /// The evidence of an image as version 0.1.0 wrote it, but for its guard.
     const OLD: &str = r#"{
@@ -371,8 +388,8 @@ mod tests {
         };
         let guard: Status = serde_json::from_str(Status::OLD).expect("a guard");
         let complete = |dir: &Path| {
-            Draft::write(dir, &evidence, false)?;
-            Draft::read(dir)?.complete(dir, &guard)
+            Draft::write(dir, &evidence, false, false)?;
+            Draft::read(dir)?.complete(dir, &guard, true)
         };
         let write = |dir: &Path| evidence.write(dir);
         for write in [&write as &dyn Fn(&Path) -> Result<(), Error>, &complete] {

@@ -1,14 +1,14 @@
 //! A directory of images: it gets its name when they are complete and undisturbed.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, DirBuilder, File},
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use super::{Draft, Error, INVENTORY, Known, Verdict, dir, failed};
+use super::{Draft, Error, Known, Verdict, dir, failed};
 
 /// In a directory of images that another one was begun on: see [`Images::refer_to`].
 const SPENT: &str = "freezer-guard.spent";
@@ -19,7 +19,9 @@ const SPENT: &str = "freezer-guard.spent";
 pub struct Images {
     place: PathBuf,
     dir: PathBuf,
-    spent: Option<PathBuf>,
+    /// The directories of several trees in it.
+    trees: Vec<PathBuf>,
+    spent: Vec<PathBuf>,
     published: bool,
 }
 
@@ -60,7 +62,8 @@ impl Images {
         Ok(Self {
             place,
             dir,
-            spent: None,
+            trees: Vec::new(),
+            spent: Vec::new(),
             published: false,
         })
     }
@@ -70,8 +73,20 @@ impl Images {
         &self.dir
     }
 
-    /// The path of an image of the tree below `root` that this one builds on, as CRIU
-    /// wants it: seen from the directory, which will be called otherwise and stay where it
+    /// Makes a directory in it for one of several trees.
+    ///
+    /// # Errors
+    /// When that cannot be made.
+    pub fn add(&mut self, name: &OsStr) -> Result<PathBuf, Error> {
+        let dir = self.dir.join(name);
+        let made = DirBuilder::new().mode(0o700).create(&dir);
+        made.map_err(|source| failed("create", &dir, source))?;
+        self.trees.push(dir.clone());
+        Ok(dir)
+    }
+
+    /// The path of an image of the tree below `root` that the one in `dir` builds on, as CRIU
+    /// wants it: seen from that directory, which will be called otherwise and stay where it
     /// is.
     ///
     /// CRIU writes the pages that have changed since the kernel's marks were cleared, and
@@ -80,7 +95,7 @@ impl Images {
     /// # Errors
     /// When there are no images in it, they are not good or of another tree, or
     /// something was begun on them before.
-    pub fn refer_to(&mut self, parent: &Path, root: i32) -> Result<PathBuf, Error> {
+    pub fn refer_to(&mut self, dir: &Path, parent: &Path, root: i32) -> Result<PathBuf, Error> {
         if let Some(known) = Known::of_images(parent)?
             && known.pid != root
         {
@@ -96,24 +111,14 @@ impl Images {
         };
         let spent = parent.join(SPENT);
         match File::create_new(&spent) {
-            Ok(_) => self.spent = Some(spent),
+            Ok(_) => self.spent.push(spent),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 return Err(Error::Spent(parent.to_owned()));
             }
             Err(source) => return Err(failed("create", &spent, source)),
         }
-        let (parent, dir) = (real(parent)?, real(&self.dir)?);
+        let (parent, dir) = (real(parent)?, real(dir)?);
         pathdiff::diff_paths(&parent, dir).ok_or(Error::NoImages(parent))
-    }
-
-    /// Whether CRIU has written them to the end.
-    pub fn are_complete(&self) -> bool {
-        self.dir.join(INVENTORY).exists()
-    }
-
-    /// How large its files with this beginning of their names are together, bytes.
-    pub fn bytes(&self, prefix: &str) -> u64 {
-        dir::bytes(&self.dir, prefix)
     }
 
     /// Gives the directory the name it deserves, and returns that: usable images, which have
@@ -128,6 +133,7 @@ impl Images {
         if !verdict.is_usable() {
             return self.set_aside(verdict);
         }
+        dir::sync_one(&self.dir)?;
         fs::rename(&self.dir, &self.place)
             .map_err(|source| failed("give its name to", &self.dir, source))?;
         dir::sync_one(parent_of(&self.place))?;
@@ -151,12 +157,16 @@ impl Images {
 
     fn give_up(&mut self) -> Result<Option<PathBuf>, Error> {
         self.published = true;
-        // Without it the directory is empty, if CRIU has not started.
+        // Without the drafts the directories are empty, if CRIU has not started.
+        for tree in &self.trees {
+            let _ = fs::remove_file(tree.join(Draft::FILE));
+            let _ = fs::remove_dir(tree);
+        }
         let _ = fs::remove_file(self.dir.join(Draft::FILE));
         if fs::remove_dir(&self.dir).is_err() {
             return self.set_aside(Verdict::Failed).map(Some);
         }
-        if let Some(spent) = &self.spent {
+        for spent in &self.spent {
             // CRIU has not begun, so it is as it was; at worst it is used no more.
             let _ = fs::remove_file(spent);
         }
@@ -227,7 +237,7 @@ fn parent_of(path: &Path) -> &Path {
 mod tests {
     use std::fs;
 
-    use super::{Error, Images, Verdict};
+    use super::{Draft, Error, Images, Known, Verdict};
 
     #[test]
     fn only_good_images_get_their_place() {
@@ -270,20 +280,45 @@ mod tests {
         fs::create_dir(&parent).expect("a folder");
         fs::write(parent.join("inventory.img"), "").expect("an image");
         let begin = || Images::create(&temp.path().join("image")).expect("a folder for images");
+        let refer = |images: &mut Images| {
+            let dir = images.dir().to_owned();
+            images.refer_to(&dir, &parent, 1)
+        };
         let mut unused = begin();
-        assert!(
-            unused
-                .refer_to(&parent, 1)
-                .expect("a path")
-                .ends_with("../parent")
-        );
+        let path = refer(&mut unused).expect("a path");
+        assert!(path.ends_with("../parent"));
         drop(unused);
         let mut used = begin();
-        used.refer_to(&parent, 1)
-            .expect("CRIU did not begin before");
+        refer(&mut used).expect("CRIU did not begin before");
         fs::write(used.dir().join("dump.log"), "").expect("a log");
         used.publish(Verdict::Failed).expect("a name");
-        assert!(matches!(begin().refer_to(&parent, 1), Err(Error::Spent(_))));
+        assert!(matches!(refer(&mut begin()), Err(Error::Spent(_))));
+    }
+
+    #[test]
+    fn images_of_several_trees_get_their_place_at_once() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("image");
+        let mut images = Images::create(&place).expect("a folder for images");
+        for name in ["one", "other"] {
+            let dir = images.add(name.as_ref()).expect("a folder");
+            fs::write(dir.join(Draft::FILE), "x").expect("a draft");
+        }
+        images.add("one".as_ref()).expect_err("its name is taken");
+        // CRIU has not started.
+        assert_eq!(images.abandon().expect("it goes"), None);
+        let mut images = Images::create(&place).expect("a folder for images");
+        for name in ["one", "other"] {
+            let dir = images.add(name.as_ref()).expect("a folder");
+            fs::write(dir.join("inventory.img"), "x").expect("an image");
+        }
+        images.publish(Verdict::Good).expect("its place");
+        assert!(place.join("one").exists() && place.join("other").exists());
+        let several = Known::of_images(&place);
+        let Err(Error::Several(_, trees)) = several else {
+            panic!("{several:?}");
+        };
+        assert_eq!(trees.len(), 2);
     }
 
     #[test]

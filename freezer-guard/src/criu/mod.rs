@@ -21,13 +21,15 @@ use std::{
 
 pub use bugs::Bug;
 pub use command::{dumped_tree, dumps_without_a_freezer};
-pub use dir::sync;
+pub use dir::{are_complete, bytes, sync};
 pub use evidence::{Draft, Evidence, Known, Verdict};
 pub use images::Images;
 pub use log::{Log, Progress, Stage};
 pub use record::Record;
 pub use stages::{Action, Stages, Step};
 pub use stats::DumpStats;
+
+use crate::words::join;
 
 /// The reason why CRIU or a directory of images cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +94,9 @@ pub enum Error {
     /// A directory without images.
     #[error("{} holds no images of CRIU (it has no inventory.img)", .0.display())]
     NoImages(PathBuf),
+    /// A directory with the images of several trees.
+    #[error("{} holds the images of several trees: name one of {}", .0.display(), join(.1, ", "))]
+    Several(PathBuf, Vec<PathBuf>),
     /// A checkpoint that was interrupted after its images were complete.
     #[error("{} holds no images of CRIU, but {} holds complete ones of an interrupted checkpoint: restore that one", .0.display(), .1.display())]
     Unfinished(PathBuf, PathBuf),

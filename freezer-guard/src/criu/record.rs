@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{Error, INVENTORY, Verdict, dir, failed, file};
+use super::{Error, Verdict, are_complete, dir, failed, file};
 use crate::guard::Status;
 
 /// The size of evidence at most, bytes: it has some dozens of KiB.
@@ -101,8 +101,12 @@ impl Record {
                 ..evidence
             });
         }
-        if dir.join(INVENTORY).exists() {
+        if are_complete(dir) {
             return Err(Error::NoEvidence(dir.to_owned()));
+        }
+        let trees = dir::trees(dir);
+        if !trees.is_empty() {
+            return Err(Error::Several(dir.to_owned(), trees));
         }
         let kinds = [
             Verdict::Violated.name(),

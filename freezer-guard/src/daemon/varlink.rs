@@ -187,7 +187,7 @@ where
         let how = Preparation {
             freeze: freeze.unwrap_or_default(),
             timeout: begin::freeze_timeout(freeze_timeout_seconds, is_trusted)?,
-            root,
+            roots: root.into_iter().collect(),
         };
         let begun = move || begin::begin(targets, &wanted, &how, caller, &holder);
         let guard = blocking(begun).await?;
@@ -303,7 +303,7 @@ where
         let targets = open(cgroups, None).await?;
         blocking(move || -> Result<(), guard::Error> {
             let cgroups: Vec<_> = targets.iter().flatten().collect();
-            guard::verify(&cgroups, root).map(drop)
+            guard::verify(&cgroups, root.as_slice()).map(drop)
         })
         .await?;
         Ok(())

@@ -78,7 +78,7 @@ impl Live {
         let how = Preparation {
             freeze: true,
             timeout: TIMEOUT,
-            root: None,
+            roots: Vec::new(),
         };
         guard.prepare(&how, |_| Ok::<_, Error>(()))?;
         let during = outsider.disturb(path);

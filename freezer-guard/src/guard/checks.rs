@@ -62,8 +62,8 @@ pub fn refuse_containing(targets: &[Target], processes: &[(u32, &str)]) -> Resul
 ///
 /// # Errors
 /// When a task is elsewhere, or is being traced.
-pub fn verify(cgroups: &[&Cgroup], root: Option<i32>) -> Result<Report, Error> {
-    let report = cgroup::examine(cgroups, root)?;
+pub fn verify(cgroups: &[&Cgroup], roots: &[i32]) -> Result<Report, Error> {
+    let report = cgroup::examine(cgroups, roots)?;
     if !report.strays.is_empty() {
         let path = cgroups.first().map(|cgroup| cgroup.path().to_owned());
         return Err(Error::Stray {

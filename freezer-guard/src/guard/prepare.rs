@@ -17,14 +17,14 @@ const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// What has to be done before CHECKPOINTING.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Preparation {
     /// Freeze what is thawed.
     pub freeze: bool,
     /// How long that may take.
     pub timeout: Duration,
-    /// The root of the tree that has to be in the targets.
-    pub root: Option<i32>,
+    /// The roots of the trees that have to be in the targets.
+    pub roots: Vec<i32>,
 }
 
 impl Guard {
@@ -48,7 +48,7 @@ impl Guard {
             self.freeze(how.freeze)?;
             self.wait_frozen(how, before, deadline, &mut progress)?;
             self.frozen_ns = Some(now());
-            let report = self.verify(how.root)?;
+            let report = self.verify(&how.roots)?;
             // Tasks may have come since.
             self.surround()?;
             if self.entry()?.flags & GuardEntry::UNPROVEN != 0 {

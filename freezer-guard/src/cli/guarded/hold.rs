@@ -61,18 +61,26 @@ impl ActiveGuard {
                 freezer.ok().map(OwnedFd::from)
             })
             .collect();
+        // One has a place in the call; several are verified after it.
+        let (root, more) = match work.roots[..] {
+            [root] => (Some(root.into()), &[][..]),
+            _ => (None, &work.roots[..]),
+        };
         let begun = daemon.begin(
             // Without, it takes those of the process, as we do.
             work.named.then(|| cgroups.clone()),
             work.freeze,
             options.freeze_timeout.as_secs_f64(),
-            work.root.map(i64::from),
+            root,
             options.allow.iter().map(ToString::to_string).collect(),
             options.required()?.name().to_owned(),
             proofs,
         );
         let timeout = options.freeze_timeout + TIMEOUT;
         let guard = answer_within(timeout, begun).await?.guard;
+        for root in more {
+            answer(daemon.verify(cgroups.clone(), Some(i64::from(*root)))).await?;
+        }
         Ok(Self::Service {
             daemon: Box::new(daemon),
             guard: Box::new(guard),

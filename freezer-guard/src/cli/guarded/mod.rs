@@ -3,7 +3,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, net::UnixListener},
     path::PathBuf,
     process::ExitStatus,
 };
@@ -17,7 +17,6 @@ use nix::{
     errno::Errno,
     unistd::{AccessFlags, access},
 };
-use tokio::process::{Child, Command};
 
 use super::{
     client,
@@ -27,13 +26,17 @@ use super::{
     verify,
 };
 
+mod children;
 mod hold;
+mod meeting;
 mod options;
 pub(super) mod signals;
 mod supervise;
 mod wait;
 
+use children::Children;
 use hold::ActiveGuard;
+pub(super) use meeting::Meeting;
 pub(super) use options::{OnViolation, Options};
 use signals::Signals;
 use wait::Waiting;
@@ -45,22 +48,35 @@ pub(super) struct GuardedCommand<'a> {
     pub(super) targets: Vec<Target>,
     /// Whether it was named; otherwise it is what the process is in.
     pub(super) named: bool,
-    /// The root of the tree that has to be in it.
-    pub(super) root: Option<i32>,
+    /// The roots of the trees that have to be in it.
+    pub(super) roots: Vec<i32>,
     /// Freeze it first, and thaw it at the end.
     pub(super) freeze: bool,
     /// Thaw it when it is CHECKPOINTING: COMMAND does not.
     pub(super) thaw: bool,
     /// What COMMAND leaves running is what it was to do.
     pub(super) restores: bool,
-    pub(super) command: &'a [OsString],
+    /// COMMAND, or what each tree of a checkpoint needs; these run at the same time.
+    pub(super) commands: &'a [Vec<OsString>],
+    /// Where the action scripts of several wait for each other: see [`Meeting::call`].
+    pub(super) meeting: Option<UnixListener>,
     /// Called every second while COMMAND runs.
     pub(super) watch: Option<&'a mut dyn FnMut()>,
 }
 
+impl GuardedCommand<'_> {
+    /// The first word of COMMAND.
+    fn name(&self) -> std::ffi::os_str::Display<'_> {
+        self.commands[0][0].display()
+    }
+}
+
 /// What came of it.
 pub(super) struct Outcome {
+    /// That of the first process that failed, or 0.
     pub(super) status: ExitStatus,
+    /// In the order of the commands.
+    pub(super) statuses: Vec<ExitStatus>,
     /// When COMMAND was started, and when it had ended, on `CLOCK_BOOTTIME`, ns. No process sets that
     /// clock.
     pub(super) started_ns: u64,
@@ -74,10 +90,7 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Its exit code, or 128 and the signal.
     pub(super) fn code(&self) -> Code {
-        use std::os::unix::process::ExitStatusExt as _;
-        let code = self.status.code();
-        let code = code.or_else(|| Some(128 + self.status.signal()?));
-        Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+        code_of(self.status)
     }
 
     /// Whether a violation is only to be told. Somebody who ends a guard gets no excuse.
@@ -109,12 +122,20 @@ impl Outcome {
     }
 }
 
+/// The exit code of a process, or 128 and the signal.
+pub(super) fn code_of(status: ExitStatus) -> Code {
+    use std::os::unix::process::ExitStatusExt as _;
+    let code = status.code();
+    let code = code.or_else(|| Some(128 + status.signal()?));
+    Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
 /// Runs COMMAND under a guard.
 ///
 /// # Errors
 /// When there can be no such guard, or COMMAND cannot be started.
 pub(super) fn run(work: GuardedCommand<'_>) -> Result<Outcome> {
-    find_command(&work.command[0])?;
+    find_command(&work.commands[0][0])?;
     if work.freeze {
         guard::refuse_containing(
             &work.targets,
@@ -195,6 +216,15 @@ fn say_guarding(options: &Options, guard: &Status) -> String {
     names
 }
 
+fn say_running(options: &Options, names: &str, commands: &[Vec<OsString>]) {
+    for command in commands {
+        options.step(format_args!(
+            "{names}: CHECKPOINTING; running {}",
+            command.join(OsStr::new(" ")).display()
+        ));
+    }
+}
+
 /// Runs COMMAND while the guard is held, and ends it.
 async fn hold_on(
     mut work: GuardedCommand<'_>,
@@ -203,32 +233,32 @@ async fn hold_on(
     reader: Option<Reader>,
     mut signals: Signals,
 ) -> Result<Outcome> {
-    let (options, command) = (work.options, work.command);
+    let (options, commands) = (work.options, work.commands);
     if let Some(signal) = signals.pending()? {
         return Err(Error::Interrupted(signal));
     }
-    options.step(format_args!(
-        "{names}: CHECKPOINTING; running {}",
-        command.join(OsStr::new(" ")).display()
-    ));
+    say_running(options, &names, commands);
     if work.thaw {
         guard::thaw(hold.cgroups())?;
     }
 
     let started_ns = guard::now();
-    let mut child = spawn(command, &signals)?;
-    let supervised = supervise::supervise(&mut work, &mut hold, reader, &mut child, &mut signals);
+    let meeting = work.meeting.take();
+    let meeting = meeting.map(|meeting| Meeting::of(meeting, commands.len()));
+    let mut children = Children::start(commands, meeting.transpose()?, &signals)?;
+    let supervised =
+        supervise::supervise(&mut work, &mut hold, reader, &mut children, &mut signals);
     let status = match supervised.await {
         Ok(status) => status,
         Err(error) => {
             // Without us nobody minds COMMAND, and without COMMAND no guard is needed.
             let _ = hold.kill_holder().await;
-            let _ = child.kill().await;
+            children.start_kill();
             return Err(error);
         }
     };
     let ended_ns = guard::now();
-    options.step(format_args!("{} ended with {status}", command[0].display()));
+    options.step(format_args!("{} ended with {status}", work.name()));
     if !work.restores {
         let stragglers = hold.other_pids().await?;
         if !stragglers.is_empty() {
@@ -247,6 +277,7 @@ async fn hold_on(
     }
     Ok(Outcome {
         status,
+        statuses: children.into_statuses(),
         started_ns,
         ended_ns,
         names,
@@ -259,7 +290,7 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
     let how = Preparation {
         freeze: work.freeze,
         timeout: work.options.freeze_timeout,
-        root: work.root,
+        roots: work.roots.clone(),
     };
     let report = guard.prepare(&how, |incidents| -> Result<()> {
         for incident in incidents {
@@ -278,7 +309,7 @@ fn prepare(work: &GuardedCommand<'_>, guard: &mut Guard, signals: &mut Signals) 
             "its tasks are also in {other}: the guard protects that cgroup from a freeze too"
         ));
     }
-    verify::warn(how.root, &report);
+    verify::warn(&how.roots, &report);
     Ok(())
 }
 
@@ -304,14 +335,4 @@ fn find_command(command: &OsStr) -> Result<(), Error> {
         }
     }
     Err(failed(error))
-}
-
-fn spawn(command: &[OsString], signals: &Signals) -> Result<Child> {
-    let mut child = Command::new(&command[0]);
-    child.args(&command[1..]);
-    signals.release_in(&mut child);
-    child.spawn().map_err(|source| Error::Command {
-        command: command[0].display().to_string(),
-        source,
-    })
 }

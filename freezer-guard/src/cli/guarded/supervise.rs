@@ -1,6 +1,6 @@
 //! While COMMAND runs: signals are passed on, refusals printed, the time is minded.
 
-use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Duration};
+use std::{process::ExitStatus, time::Duration};
 
 use freezer_guard::{
     guard::{Incident, Outcome, violations},
@@ -11,13 +11,13 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::{
-    process::Child,
-    time::{Instant, interval, sleep_until, timeout},
-};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 
-use super::{ActiveGuard, GuardedCommand, Options, Signals, options::OnViolation};
-use crate::cli::error::{Error, Result};
+use super::{
+    ActiveGuard, Children, GuardedCommand, Options, Signals, children::ended_by,
+    options::OnViolation,
+};
+use crate::cli::error::Result;
 use crate::cli::say::say;
 
 /// How long a process may take to end after a polite signal.
@@ -32,11 +32,10 @@ pub(super) async fn supervise(
     work: &mut GuardedCommand<'_>,
     hold: &mut ActiveGuard,
     mut reader: Option<Reader>,
-    child: &mut Child,
+    children: &mut Children,
     signals: &mut Signals,
 ) -> Result<ExitStatus> {
     let options = work.options;
-    let pid = pid(child)?;
     let mut deadline = Instant::now() + options.timeout.unwrap_or(FAR);
     let mut polite = true;
     let mut interrupts = 0;
@@ -44,7 +43,7 @@ pub(super) async fn supervise(
     let mut violated = false;
     loop {
         tokio::select! {
-            status = child.wait() => {
+            status = children.wait() => {
                 print_rest(options, hold, reader);
                 // A COMMAND that ends well when told to stop has not done its work.
                 return Ok(if polite { status? } else { timed_out(status?) });
@@ -52,11 +51,10 @@ pub(super) async fn supervise(
             () = sleep_until(deadline) => {
                 if polite {
                     say_that_time_is_up(work, hold);
-                    // It may have ended just now.
-                    let _ = kill(pid, Signal::SIGTERM);
+                    children.signal(Signal::SIGTERM);
                     polite = false;
                 } else {
-                    kill_all(hold, child).await?;
+                    kill_all(hold, children).await?;
                 }
                 deadline = Instant::now() + GRACE;
             }
@@ -64,13 +62,13 @@ pub(super) async fn supervise(
                 let caught = signal?;
                 interrupts += u32::from(caught.signal == Signal::SIGINT);
                 if caught.signal == Signal::SIGTSTP {
-                    carry_on(work, hold, pid).await;
+                    carry_on(work, hold, children).await;
                 } else if interrupts > 1 {
                     say_killing(work);
-                    kill_all(hold, child).await?;
+                    kill_all(hold, children).await?;
                 } else if !caught.from_terminal {
                     // The terminal has sent its own to COMMAND as well.
-                    let _ = kill(pid, caught.signal);
+                    children.signal(caught.signal);
                 }
             }
             () = ready(&mut reader) => print_all(options, hold, reader.as_mut()),
@@ -84,14 +82,9 @@ pub(super) async fn supervise(
         }
         if !violated && hold.violations()? > 0 {
             violated = true;
-            say_violated(work, hold, child).await?;
+            say_violated(work, hold, children).await?;
         }
     }
-}
-
-fn pid(child: &Child) -> Result<Pid> {
-    let pid = child.id().map(|pid| Pid::from_raw(pid.cast_signed()));
-    pid.ok_or_else(|| Error::Unexpected("COMMAND has no pid".to_owned()))
 }
 
 fn print_all(options: &Options, hold: &ActiveGuard, reader: Option<&mut Reader>) {
@@ -112,41 +105,40 @@ fn print_rest(options: &Options, hold: &ActiveGuard, reader: Option<Reader>) {
 async fn say_violated(
     work: &GuardedCommand<'_>,
     hold: &mut ActiveGuard,
-    child: &mut Child,
+    children: &mut Children,
 ) -> Result<()> {
     let status = hold.status().await?;
     say(format_args!("VIOLATED: {}", violations(&status).join("; ")));
     if work.options.on_violation == OnViolation::Kill {
         say_killing(work);
-        kill_all(hold, child).await?;
+        kill_all(hold, children).await?;
     }
     Ok(())
 }
 
 fn say_killing(work: &GuardedCommand<'_>) {
-    let command = work.command[0].display();
-    work.options.step(format_args!("killing {command}"));
+    work.options.step(format_args!("killing {}", work.name()));
 }
 
 /// Kills the holder's processes, and COMMAND by itself: the guard may have been ended, and
 /// without it the other processes are not known.
-async fn kill_all(hold: &mut ActiveGuard, child: &mut Child) -> Result<()> {
+async fn kill_all(hold: &mut ActiveGuard, children: &mut Children) -> Result<()> {
     hold.kill_holder().await?;
-    let _ = child.start_kill();
+    children.start_kill();
     Ok(())
 }
 
 /// The terminal has stopped COMMAND with Ctrl-Z. Its tasks would stay frozen for as long as it is.
-async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard, command: Pid) {
+async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard, children: &Children) {
     work.options.step(format_args!(
         "Ctrl-Z is ignored, since it would leave the tasks frozen: {} goes on; Ctrl-C ends it",
-        work.command[0].display()
+        work.name()
     ));
-    // Each may have ended just now.
-    let _ = kill(command, Signal::SIGCONT);
+    children.signal(Signal::SIGCONT);
     // The service may not answer; then the others stay stopped.
     if let Ok(Ok(pids)) = timeout(CHECK, hold.other_pids()).await {
         for pid in pids {
+            // It may have ended just now.
             let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT);
         }
     }
@@ -154,10 +146,7 @@ async fn carry_on(work: &GuardedCommand<'_>, hold: &mut ActiveGuard, command: Pi
 
 fn say_that_time_is_up(work: &GuardedCommand<'_>, hold: &ActiveGuard) {
     let options = work.options;
-    options.step(format_args!(
-        "--timeout has passed: ending {}",
-        work.command[0].display()
-    ));
+    options.step(format_args!("--timeout has passed: ending {}", work.name()));
     for cgroup in hold.cgroups() {
         // A cgroup that has gone needs no advice.
         if !work.thaw && cgroup.is_self_frozen().unwrap_or(false) {
@@ -191,7 +180,7 @@ fn print(options: &Options, guard: GuardId, reader: &mut Reader) {
 
 fn timed_out(status: ExitStatus) -> ExitStatus {
     if status.success() {
-        ExitStatus::from_raw(Signal::SIGTERM as i32)
+        ended_by(Signal::SIGTERM)
     } else {
         status
     }

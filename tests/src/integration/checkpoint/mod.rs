@@ -3,6 +3,7 @@
 
 mod disturbed;
 mod report;
+mod several;
 mod undisturbed;
 mod wrong;
 
@@ -28,6 +29,7 @@ use super::{
 pub(super) fn list(list: &mut List<'_>) {
     if list.can_dump() {
         undisturbed::list(list);
+        several::list(list);
     }
 }
 
