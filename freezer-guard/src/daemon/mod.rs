@@ -14,6 +14,7 @@ mod journal;
 mod known;
 mod log;
 pub(crate) mod metrics;
+mod news;
 mod replace;
 pub(crate) mod reply;
 mod routine;
@@ -37,11 +38,11 @@ use freezer_guard::{
     kernel::{self, DaemonLock, KernelLog, Reader},
     words::join,
 };
-use freezer_guard_abi::{CgroupKey, EventKind, GuardId, Level, LogLevel, RawEvent, Unguarded};
+use freezer_guard_abi::{EventKind, GuardId, Level, LogLevel, RawEvent, Unguarded};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{broadcast, mpsc},
+    sync::{Mutex, broadcast, mpsc},
     task::{JoinHandle, LocalSet, spawn_local, yield_now},
     time::{Instant, interval, timeout},
 };
@@ -51,7 +52,8 @@ use accounts::Accounts;
 use config::Config;
 use error::{Error, Result};
 use history::History;
-use metrics::Metrics;
+use metrics::{Metrics, Page};
+use news::What;
 use routine::Routine;
 use worker::Job;
 
@@ -67,9 +69,6 @@ const BACKLOG: usize = 4096;
 /// How long events are read before something else gets its turn.
 const TURN: Duration = Duration::from_millis(5);
 
-/// How many different incidents of one guard are logged one by one.
-const LOGGED: usize = 32;
-
 /// What all tasks share.
 struct Daemon {
     config_path: PathBuf,
@@ -79,6 +78,11 @@ struct Daemon {
     lines: RefCell<Option<KernelLog>>,
     config: RefCell<Config>,
     metrics: RefCell<Metrics>,
+    /// Held while guards that have ended are counted.
+    counting: Mutex<()>,
+    /// Guards that have ended and were counted, whose targets are frozen still: another guard holds
+    /// them.
+    frozen: RefCell<BTreeSet<GuardId>>,
     history: RefCell<History>,
     events: broadcast::Sender<Event>,
     jobs: mpsc::UnboundedSender<Job>,
@@ -93,9 +97,6 @@ struct Daemon {
     /// The incidents against each guard that are in the log already.
     logged: RefCell<BTreeMap<GuardId, BTreeSet<What>>>,
 }
-
-/// An actor, its incident and the object of it, as an event has them.
-type What = (u32, u32, u32, u32, u32, CgroupKey);
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<ExitCode> {
@@ -233,6 +234,8 @@ impl Daemon {
             lines: RefCell::default(),
             config: RefCell::new(config),
             metrics: RefCell::default(),
+            counting: Mutex::default(),
+            frozen: RefCell::default(),
             history: RefCell::new(History::open()),
             events: broadcast::channel(BACKLOG).0,
             jobs,
@@ -380,23 +383,6 @@ impl Daemon {
         let _ = self.events.send(event);
     }
 
-    /// Whether it is no news: the first time of each incident is logged, and at the end there
-    /// are the counts.
-    fn is_logged(&self, event: &RawEvent) -> bool {
-        let mut logged = self.logged.borrow_mut();
-        let incidents = logged.entry(event.guard).or_default();
-        let RawEvent {
-            kind,
-            pid,
-            act,
-            detail,
-            victim,
-            cgroup,
-            ..
-        } = *event;
-        incidents.len() >= LOGGED || !incidents.insert((kind, pid, act, detail, victim, cgroup))
-    }
-
     /// Has the guards ended that users have held for too long.
     fn end_overdue(&self) {
         let now = Instant::now();
@@ -407,15 +393,6 @@ impl Daemon {
             }
             !is_overdue
         });
-    }
-
-    fn is_unguarded_already(&self, id: GuardId) -> bool {
-        const REMEMBERED: usize = 1024;
-        let mut unguarded = self.unguarded.borrow_mut();
-        while unguarded.len() > REMEMBERED {
-            unguarded.pop_first();
-        }
-        !unguarded.insert(id)
     }
 
     fn reload(&self) {
@@ -438,12 +415,12 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
     }
 
-    /// The metrics in Prometheus's text format.
-    async fn metrics(&self) -> Result<String> {
-        let (held, misses) = blocking(|| -> Result<(Vec<Status>, u64)> {
-            Ok((guard::list()?, kernel::Locked::wait()?.recursion_misses()))
-        })
-        .await?;
-        Ok(self.metrics.borrow().text(&held, misses))
+    /// The metrics. No guard ends between the tally and the counters: a guard counts once.
+    async fn metrics(&self) -> Result<Page> {
+        let _counting = self.counting.lock().await;
+        let tally = blocking(guard::tally).await?;
+        let (frozen, history) = (self.frozen.borrow(), self.history.borrow());
+        let has_ended = |id| frozen.contains(&id) || history.has(id);
+        Ok(self.metrics.borrow().page(&tally, has_ended))
     }
 }
