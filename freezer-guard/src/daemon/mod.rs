@@ -9,9 +9,11 @@ mod begin;
 pub(crate) mod config;
 pub(crate) mod error;
 pub(crate) mod history;
+mod http;
 mod idl;
 mod journal;
 mod known;
+pub(crate) mod listen;
 mod log;
 pub(crate) mod metrics;
 mod news;
@@ -26,7 +28,7 @@ mod worker;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     rc::Rc,
     sync::atomic::{AtomicBool, Ordering},
@@ -52,6 +54,7 @@ use accounts::Accounts;
 use config::Config;
 use error::{Error, Result};
 use history::History;
+use listen::{Address, Listener, Passed};
 use metrics::{Metrics, Page};
 use news::What;
 use routine::Routine;
@@ -68,6 +71,17 @@ static IS_STOPPING: AtomicBool = AtomicBool::new(false);
 const BACKLOG: usize = 4096;
 /// How long events are read before something else gets its turn.
 const TURN: Duration = Duration::from_millis(5);
+
+/// What the command line says.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// The file of the configuration.
+    pub(crate) config: PathBuf,
+    /// In place of what the configuration says.
+    pub(crate) kernel_log: Option<LogLevel>,
+    /// Where metrics are served, besides the sockets from systemd.
+    pub(crate) metrics: Vec<Address>,
+}
 
 /// What all tasks share.
 struct Daemon {
@@ -99,29 +113,31 @@ struct Daemon {
 }
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<ExitCode> {
+pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     log::begin();
-    let config = Config::load(config_path)?;
+    let config = Config::load(&options.config)?;
     kernel::may_use_bpf()?;
     let _lock = DaemonLock::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::io("start the runtime"))?;
-    let ended = LocalSet::new().block_on(&runtime, run(config_path, config, kernel_log));
+    let ended = LocalSet::new().block_on(&runtime, run(options, config));
     // A thread that still waits, for a lock or a slow disk, ends with the process.
     runtime.shutdown_timeout(STOPPING);
     ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -> Result<()> {
+async fn run(options: &Options, config: Config) -> Result<()> {
     let (jobs, orders) = mpsc::unbounded_channel();
-    let daemon = Rc::new(Daemon::new(config_path, config, kernel_log, jobs));
+    let daemon = Rc::new(Daemon::new(options, config, jobs));
     let mut stop = hear(SignalKind::terminate())?;
     let mut interrupt = hear(SignalKind::interrupt())?;
     let mut reload = hear(SignalKind::hangup())?;
-    let listener = socket::listen(&daemon.config.borrow().group)?;
+    let passed = Passed::take()?;
+    let listener = socket::listen(passed.varlink, &daemon.config.borrow().group)?;
+    let scraped = Listener::all(passed.metrics, &options.metrics)?;
     let mut decoder = EventDecoder::default();
     let mut reader = tokio::select! {
         started = daemon.start() => daemon.take_up(&mut decoder, started?),
@@ -132,6 +148,7 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
     let mut starting = None;
     let mut has_more = false;
     spawn_local(socket::serve(daemon.clone(), listener));
+    http::begin(&daemon, scraped)?;
     let worker = spawn_local(worker::keep(daemon.clone(), orders));
     notify(&[NotifyState::Ready]);
 
@@ -222,15 +239,10 @@ async fn blocking<T: Send + 'static, E: Into<Error> + Send + 'static>(
 }
 
 impl Daemon {
-    fn new(
-        config_path: &Path,
-        config: Config,
-        kernel_log: Option<LogLevel>,
-        jobs: mpsc::UnboundedSender<Job>,
-    ) -> Self {
+    fn new(options: &Options, config: Config, jobs: mpsc::UnboundedSender<Job>) -> Self {
         Self {
-            config_path: config_path.to_owned(),
-            kernel_log,
+            config_path: options.config.clone(),
+            kernel_log: options.kernel_log,
             lines: RefCell::default(),
             config: RefCell::new(config),
             metrics: RefCell::default(),
