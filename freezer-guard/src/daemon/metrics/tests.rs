@@ -51,6 +51,15 @@ fn metrics_are_there_before_anything_happens() {
     }
 }
 
+/// The lines with the counts of denials and violations.
+fn counts(metrics: &Metrics, tally: &Tally, has_ended: bool) -> BTreeSet<String> {
+    let text = metrics.page(tally, |_: GuardId| has_ended).prometheus;
+    let is_count = |line: &&str| {
+        line.starts_with("freezer_guard_denied") || line.starts_with("freezer_guard_violations")
+    };
+    text.lines().filter(is_count).map(str::to_owned).collect()
+}
+
 /// A guard that ends is counted once at any time: no counter goes back, which would be a restart of
 /// the service for Prometheus.
 #[test]
@@ -76,14 +85,6 @@ fn a_guard_that_ends_changes_no_count() {
             guards: BTreeMap::from([(status.id, counts)]),
             ..Tally::default()
         }
-    };
-    let counts = |metrics: &Metrics, tally: &Tally, has_ended: bool| {
-        let text = metrics.page(tally, |_: GuardId| has_ended).prometheus;
-        let is_count = |line: &&str| {
-            line.starts_with("freezer_guard_denied") || line.starts_with("freezer_guard_violations")
-        };
-        let lines = text.lines().filter(is_count).map(str::to_owned);
-        lines.collect::<BTreeSet<_>>()
     };
     let mut metrics = Metrics::default();
     let held = counts(&metrics, &guard(true), false);
