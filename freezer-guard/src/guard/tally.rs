@@ -60,7 +60,7 @@ pub fn tally() -> Result<Tally, Error> {
     })
 }
 
-fn counts(store: &dyn GuardStore) -> Result<BTreeMap<GuardId, Counts>, Error> {
+pub(super) fn counts(store: &dyn GuardStore) -> Result<BTreeMap<GuardId, Counts>, Error> {
     let mut guards = BTreeMap::new();
     // A guard that ends meanwhile is in one of them.
     for (id, entry) in store.guards().entries()? {

@@ -67,7 +67,7 @@ impl Drop for Enabled {
 /// The status and the text of a reply.
 fn scrape(arguments: &[&str]) -> Result<(String, String)> {
     let reply = tool([&["http"], arguments].concat())?.expect(0)?.stdout;
-    let (head, text) = reply.split_once("\r\n\r\n").context("it has no head")?;
+    let (head, text) = reply.split_once("\n\n").context("it has no head")?;
     let status = head.split(' ').nth(1).context("it has no status")?;
     Ok((status.to_owned(), text.to_owned()))
 }

@@ -60,7 +60,7 @@ pub(super) fn request(request: &Request) -> Result<()> {
         !reply.is_empty(),
         "the connection has ended without a reply"
     );
-    print!("{reply}");
+    print!("{}", reply.replace("\r\n", "\n"));
     Ok(())
 }
 
