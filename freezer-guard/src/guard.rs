@@ -30,6 +30,7 @@ mod self_test;
 mod status;
 mod store;
 mod summary;
+mod tally;
 
 use std::path::PathBuf;
 
@@ -54,6 +55,7 @@ pub(crate) use self_test::is_never_called;
 pub(crate) use status::total;
 pub use status::{State, Status};
 pub use summary::{describe_level, refusals, violations};
+pub use tally::{Counts, Tally, tally};
 
 use crate::{
     cgroup::{self, Cgroup, Report},

@@ -16,7 +16,7 @@ mod sys;
 pub mod words;
 
 pub use kind::Kind;
-pub use sys::{is_ignored, passed_descriptor, unblock_in_child, watch_input, watch_signals};
+pub use sys::{is_ignored, passed_descriptors, unblock_in_child, watch_input, watch_signals};
 
 /// The version, and which BPF object is built in.
 pub const VERSION: &str = concat!(

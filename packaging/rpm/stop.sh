@@ -5,7 +5,8 @@ if command -v systemctl >/dev/null; then
     # active start again.
     finish() {
         if [ $? = 0 ]; then
-            systemctl --no-reload disable freezer-guard.service freezer-guard.socket >/dev/null 2>&1 || :
+            systemctl --no-reload disable freezer-guard.service freezer-guard.socket \
+                freezer-guard-metrics.socket >/dev/null 2>&1 || :
         elif [ -n "$active" ]; then
             # shellcheck disable=SC2086 # These are several words.
             systemctl start $active || :
@@ -13,11 +14,11 @@ if command -v systemctl >/dev/null; then
     }
     trap finish EXIT
     if [ -d /run/systemd/system ]; then
-        for unit in freezer-guard.socket freezer-guard.service; do
+        for unit in freezer-guard-metrics.socket freezer-guard.socket freezer-guard.service; do
             case $(systemctl is-active "$unit") in
             active | activating | reloading) active="$active $unit" ;;
             esac
         done
-        systemctl stop freezer-guard.service freezer-guard.socket || :
+        systemctl stop freezer-guard.service freezer-guard.socket freezer-guard-metrics.socket || :
     fi
 fi

@@ -2,13 +2,17 @@
 //!
 //! The help texts are the documentation: docs/reference/metrics.md has them.
 
-use std::collections::BTreeMap;
+#[cfg(test)]
+mod tests;
 
-use freezer_guard::guard::Status;
-use freezer_guard_abi::Protection;
+use std::{collections::BTreeMap, time::Duration};
+
+use freezer_guard::guard::{Counts as GuardCounts, Status, Tally};
+use freezer_guard_abi::{GuardId, Protection};
+use nix::sys::utsname::uname;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    encoding::{EncodeLabelSet, prometheus_text, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
@@ -22,8 +26,36 @@ struct Reason {
     reason: String,
 }
 
+/// What runs here.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: String,
+    object: String,
+    kernel: String,
+}
+
+impl Build {
+    fn here() -> Self {
+        let kernel = uname().map(|system| system.release().to_string_lossy().into_owned());
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            object: env!("FREEZER_GUARD_OBJECT_ID").to_owned(),
+            kernel: kernel.unwrap_or_default(),
+        }
+    }
+}
+
 /// The reasons why a dump has no automatic guard.
 const REASONS: [&str; 4] = ["busy", "full", "untrusted", "failed"];
+
+/// The reasons why a checkpointer has left a cgroup frozen.
+const THAW_REASONS: [&str; 2] = [KILLED, TIMEOUT];
+const KILLED: &str = "killed";
+const TIMEOUT: &str = "timeout";
+
+/// Kinds of violations that belong to no protection.
+const MISSED: &str = "missed";
+const UNPROVEN: &str = "unproven";
 
 type Counts = BTreeMap<String, u64>;
 
@@ -33,16 +65,25 @@ fn add(counts: &mut Counts, more: &Counts) {
     }
 }
 
+/// The violations of one guard, those included that belong to no protection.
+fn all_violations(by_protection: &Counts, missed: u64, unproven: bool) -> Counts {
+    let mut all = by_protection.clone();
+    all.insert(MISSED.to_owned(), missed);
+    all.insert(UNPROVEN.to_owned(), u64::from(unproven));
+    all
+}
+
 /// Counts since the service was started.
 pub(super) struct Metrics {
     begun: u64,
     unguarded: Counts,
     lost: u64,
-    thawed: u64,
+    thawed: Counts,
     long: u64,
     denied: Counts,
     violations: Counts,
     held: Histogram,
+    armed: Histogram,
 }
 
 impl Default for Metrics {
@@ -51,19 +92,35 @@ impl Default for Metrics {
             begun: 0,
             unguarded: Counts::new(),
             lost: 0,
-            thawed: 0,
+            thawed: Counts::new(),
             long: 0,
             denied: Counts::new(),
             violations: Counts::new(),
             // From a pre-dump of a small process to one of many GiB, in seconds.
             held: Histogram::new([0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]),
+            // From programs that were attached before to a host under load, in seconds.
+            armed: Histogram::new([0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]),
         }
     }
+}
+
+/// The metrics in both formats that monitoring systems read.
+#[derive(Debug, Clone)]
+pub(super) struct Page {
+    /// Prometheus's text format, version 0.0.4.
+    pub(super) prometheus: String,
+    /// OpenMetrics 1.0.
+    pub(super) open_metrics: String,
 }
 
 impl Metrics {
     pub(super) fn has_begun(&mut self) {
         self.begun += 1;
+    }
+
+    /// `unarmed`: how long an automatic guard refused less than it does now.
+    pub(super) fn is_armed(&mut self, unarmed: Duration) {
+        self.armed.observe(unarmed.as_secs_f64());
     }
 
     /// `reason`: why it had no guard.
@@ -75,8 +132,10 @@ impl Metrics {
         self.lost += events;
     }
 
-    pub(super) fn has_thawed(&mut self, cgroups: usize) {
-        self.thawed += cgroups as u64;
+    /// `by_us`: the service has killed the checkpointer, since it took too long.
+    pub(super) fn has_thawed(&mut self, cgroups: usize, by_us: bool) {
+        let reason = if by_us { TIMEOUT } else { KILLED };
+        *self.thawed.entry(reason.to_owned()).or_default() += cgroups as u64;
     }
 
     pub(super) fn is_long(&mut self) {
@@ -85,23 +144,72 @@ impl Metrics {
 
     pub(super) fn has_ended(&mut self, guard: &Status) {
         add(&mut self.denied, &guard.denials);
-        add(&mut self.violations, &guard.violations);
+        let violations = all_violations(&guard.violations, guard.missed, guard.unproven);
+        add(&mut self.violations, &violations);
         self.held.observe(guard.held_seconds);
     }
 
+    /// Returns all metrics. `has_ended`: whether the end of a guard was counted already.
+    pub(super) fn page(&self, tally: &Tally, has_ended: impl Fn(GuardId) -> bool) -> Page {
+        let open = tally.guards.iter().filter(|(id, _)| !has_ended(**id));
+        let open: Vec<_> = open.map(|(_, counts)| counts).collect();
+        let registry = self.registry(tally, &open, Build::here());
+        let mut page = Page {
+            prometheus: String::new(),
+            open_metrics: String::new(),
+        };
+        // Writing to a string does not fail.
+        let _ = prometheus_text::encode(&mut page.prometheus, &registry);
+        let _ = text::encode(&mut page.open_metrics, &registry);
+        page
+    }
+
+    /// `open`: the guards whose end was not counted yet.
+    fn registry(&self, tally: &Tally, open: &[&GuardCounts], build: Build) -> Registry {
+        let mut registry = Registry::with_prefix("freezer_guard");
+        registry.register(
+            "build",
+            "The version of freezer-guard, the id of its BPF programs, and the release of the kernel",
+            Info::new(build),
+        );
+        registry.register(
+            "level",
+            "The level that guards reach on this host, by protection: 3 enforce, 2 best-effort, 1 detect, 0 missing",
+            levels(tally),
+        );
+        for (name, help, count) in self.counters() {
+            registry.register(name, help, counter(count));
+        }
+        let active = open.iter().filter(|guard| guard.is_in_force).count();
+        registry.register("guards_active", "Guards in force", gauge(active as u64));
+        self.register_counts(&mut registry, open);
+        registry.register(
+            "hold_seconds",
+            "The time for which guards were held, in seconds",
+            self.held.clone(),
+        );
+        registry.register(
+            "arm_seconds",
+            "The time from the begin of an automatic guard until it reached its level, in seconds: 0 if the programs \
+             that refuse were attached before",
+            self.armed.clone(),
+        );
+        registry.register(
+            "recursion_misses",
+            "Runs of BPF programs that a preemptible kernel has left out since their load",
+            gauge(tally.recursion_misses),
+        );
+        registry
+    }
+
     /// The name, the meaning and the value of each plain counter.
-    fn counters(&self) -> [(&'static str, &'static str, u64); 4] {
+    fn counters(&self) -> [(&'static str, &'static str, u64); 3] {
         [
             ("guards_begun", "Guards that have begun", self.begun),
             (
                 "lost_events",
                 "Events that the service has lost, because they came too fast. The other metrics are complete",
                 self.lost,
-            ),
-            (
-                "thawed",
-                "Cgroups that a killed checkpointer had left frozen, and that the service has thawed",
-                self.thawed,
             ),
             (
                 "long_dumps",
@@ -111,72 +219,89 @@ impl Metrics {
         ]
     }
 
-    fn unguarded(&self) -> Family<Reason, Counter> {
-        let family = Family::<Reason, Counter>::default();
-        for reason in REASONS {
-            let count = self.unguarded.get(reason).copied().unwrap_or_default();
-            let reason = reason.to_owned();
-            family.get_or_create(&Reason { reason }).inc_by(count);
+    /// Registers the counters with a label.
+    fn register_counts(&self, registry: &mut Registry, open: &[&GuardCounts]) {
+        let mut denied = protections();
+        let mut violations = all_violations(&denied, 0, false);
+        add(&mut denied, &self.denied);
+        add(&mut violations, &self.violations);
+        for guard in open {
+            add(&mut denied, &guard.denials);
+            let more = all_violations(&guard.violations, guard.missed, guard.unproven);
+            add(&mut violations, &more);
         }
-        family
-    }
-
-    /// In Prometheus's text format. `held`: the guards in force.
-    pub(super) fn text(&self, held: &[Status], recursion_misses: u64) -> String {
-        let mut registry = Registry::with_prefix("freezer_guard");
-        let by_kind = |ended: &Counts, of: fn(&Status) -> &Counts| {
-            let mut all: Counts = Protection::ALL
-                .into_iter()
-                .map(|protection| (protection.name().to_owned(), 0))
-                .collect();
-            add(&mut all, ended);
-            held.iter().for_each(|guard| add(&mut all, of(guard)));
-            let family = Family::<Kind, Counter>::default();
-            for (kind, count) in all {
-                family.get_or_create(&Kind { kind }).inc_by(count);
-            }
-            family
-        };
-        for (name, help, count) in self.counters() {
-            registry.register(name, help, counter(count));
-        }
-        registry.register("guards_active", "Guards in force", gauge(held.len() as u64));
         registry.register(
             "denied",
             "Attempts that guards have refused, by protection",
-            by_kind(&self.denied, |guard| &guard.denials),
+            by_kind(denied),
         );
         registry.register(
             "violations",
             "Violations, by protection. Alert on any increase: a checkpoint cannot be trusted",
-            by_kind(&self.violations, |guard| &guard.violations),
+            by_kind(violations),
         );
         registry.register(
             "unguarded_dumps",
             "Checkpoints without a guard, or with a guard that only detects (failed), by reason. Alert on any increase",
-            self.unguarded(),
+            by_reason(&REASONS, &self.unguarded),
         );
         registry.register(
-            "hold_seconds",
-            "The time for which guards were held, in seconds",
-            self.held.clone(),
+            "thawed",
+            "Cgroups that a killed checkpointer had left frozen, and that the service has thawed, by reason",
+            by_reason(&THAW_REASONS, &self.thawed),
         );
-        registry.register(
-            "recursion_misses",
-            "Runs of BPF programs that a preemptible kernel has left out since their load",
-            gauge(recursion_misses),
-        );
-        let mut text = String::new();
-        // Writing to a string does not fail.
-        let _ = encode(&mut text, &registry);
-        of_the_old_format(&text)
     }
 }
 
 /// Returns the metrics of a service that has just started: with all their names, types and help
-/// texts.
+/// texts, in Prometheus's text format.
 pub(crate) fn description() -> String {
-    Metrics::default().text(&[], 0)
+    let build = Build {
+        version: "VERSION".to_owned(),
+        object: "ID".to_owned(),
+        kernel: "RELEASE".to_owned(),
+    };
+    let registry = Metrics::default().registry(&Tally::default(), &[], build);
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = prometheus_text::encode(&mut text, &registry);
+    text
+}
+
+/// Every protection, with the count 0.
+fn protections() -> Counts {
+    let names = Protection::ALL.into_iter();
+    names
+        .map(|protection| (protection.name().to_owned(), 0))
+        .collect()
+}
+
+fn by_kind(counts: Counts) -> Family<Kind, Counter> {
+    let family = Family::<Kind, Counter>::default();
+    for (kind, count) in counts {
+        family.get_or_create(&Kind { kind }).inc_by(count);
+    }
+    family
+}
+
+fn by_reason(reasons: &[&str], counts: &Counts) -> Family<Reason, Counter> {
+    let family = Family::<Reason, Counter>::default();
+    for reason in reasons {
+        let count = counts.get(*reason).copied().unwrap_or_default();
+        let reason = (*reason).to_owned();
+        family.get_or_create(&Reason { reason }).inc_by(count);
+    }
+    family
+}
+
+fn levels(tally: &Tally) -> Family<Kind, Gauge> {
+    let family = Family::<Kind, Gauge>::default();
+    for (protection, level) in Protection::ALL.into_iter().zip(tally.levels) {
+        let kind = protection.name().to_owned();
+        let number = level.map_or(0, |level| level as i64);
+        family.get_or_create(&Kind { kind }).set(number);
+    }
+    family
 }
 
 fn counter(count: u64) -> Counter {
@@ -189,104 +314,4 @@ fn gauge(value: u64) -> Gauge {
     let gauge = Gauge::<i64>::default();
     gauge.set(value as i64);
     gauge
-}
-
-/// The textfile collector reads the format of before OpenMetrics: there a counter
-/// has the same name in what describes it.
-fn of_the_old_format(text: &str) -> String {
-    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    for index in 0..lines.len() {
-        if let Some(name) = lines[index]
-            .strip_prefix("# TYPE ")
-            .and_then(|line| line.strip_suffix(" counter"))
-        {
-            let name = name.to_owned();
-            lines[index] = format!("# TYPE {name}_total counter");
-            if let Some(help) = index.checked_sub(1) {
-                lines[help] = lines[help].replace(&name, &format!("{name}_total"));
-            }
-        }
-    }
-    lines.retain(|line| line != "# EOF");
-    lines.join("\n") + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::{Metrics, REASONS};
-
-    #[test]
-    fn metrics_are_there_before_anything_happens() {
-        let mut metrics = Metrics::default();
-        metrics.has_begun();
-        metrics.was_unguarded("busy");
-        metrics.has_lost(7);
-        let text = metrics.text(&[], 3);
-        for line in [
-            "freezer_guard_guards_active 0",
-            "freezer_guard_guards_begun_total 1",
-            "freezer_guard_unguarded_dumps_total{reason=\"busy\"} 1",
-            "freezer_guard_unguarded_dumps_total{reason=\"untrusted\"} 0",
-            "freezer_guard_lost_events_total 7",
-            "freezer_guard_thawed_total 0",
-            "freezer_guard_long_dumps_total 0",
-            "freezer_guard_recursion_misses 3",
-            "freezer_guard_hold_seconds_count 0",
-            "# TYPE freezer_guard_denied_total counter",
-            "# HELP freezer_guard_guards_begun_total Guards that have begun.",
-            "freezer_guard_denied_total{kind=\"kill\"} 0",
-        ] {
-            assert!(
-                text.lines().any(|found| found == line),
-                "no {line:?} in {text}"
-            );
-        }
-    }
-
-    /// The names of our metrics in a text. A name ends where a letter of another kind follows.
-    fn names(text: &str) -> BTreeSet<&str> {
-        let begins = text.match_indices("freezer_guard_");
-        let names = begins.map(|(begin, _)| {
-            let rest = &text[begin..];
-            let is_end = |c: char| !c.is_ascii_lowercase() && c != '_';
-            &rest[..rest.find(is_end).unwrap_or(rest.len())]
-        });
-        names.collect()
-    }
-
-    /// Prometheus is silent about a rule on a metric that nobody exports.
-    #[test]
-    fn rules_and_dashboard_name_metrics_that_exist() {
-        let metrics = Metrics::default();
-        metrics.held.observe(1.0);
-        let text = metrics.text(&[], 0);
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
-        let exported: BTreeSet<_> = lines.flat_map(names).collect();
-        let rules = include_str!("../../../packaging/prometheus/freezer-guard.rules.yml");
-        let tests = include_str!("../../../packaging/prometheus/freezer-guard.rules.test.yml");
-        let dashboard = include_str!("../../../packaging/grafana/freezer-guard.json");
-        for used in [rules, tests, dashboard].map(names) {
-            assert!(used.len() > 4, "{used:?}");
-            let missing: Vec<_> = used.difference(&exported).collect();
-            assert!(missing.is_empty(), "nobody exports {missing:?}");
-        }
-        // The dashboard shows all of them.
-        let hidden: Vec<_> = exported.difference(&names(dashboard)).copied().collect();
-        assert!(hidden.is_empty(), "the dashboard lacks {hidden:?}");
-    }
-
-    /// The texts for people say what each reason means.
-    #[test]
-    fn rules_and_dashboard_explain_each_reason() {
-        for text in [
-            include_str!("../../../packaging/prometheus/freezer-guard.rules.yml"),
-            include_str!("../../../packaging/grafana/freezer-guard.json"),
-        ] {
-            for reason in REASONS {
-                assert!(text.contains(&format!("{reason}: ")), "{reason}");
-            }
-        }
-    }
 }

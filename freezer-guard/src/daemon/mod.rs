@@ -9,11 +9,14 @@ mod begin;
 pub(crate) mod config;
 pub(crate) mod error;
 pub(crate) mod history;
+mod http;
 mod idl;
 mod journal;
 mod known;
+pub(crate) mod listen;
 mod log;
 pub(crate) mod metrics;
+mod news;
 mod replace;
 pub(crate) mod reply;
 mod routine;
@@ -25,7 +28,7 @@ mod worker;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     rc::Rc,
     sync::atomic::{AtomicBool, Ordering},
@@ -37,11 +40,11 @@ use freezer_guard::{
     kernel::{self, DaemonLock, KernelLog, Reader},
     words::join,
 };
-use freezer_guard_abi::{CgroupKey, EventKind, GuardId, Level, LogLevel, RawEvent, Unguarded};
+use freezer_guard_abi::{EventKind, GuardId, Level, LogLevel, RawEvent, Unguarded};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{broadcast, mpsc},
+    sync::{Mutex, broadcast, mpsc},
     task::{JoinHandle, LocalSet, spawn_local, yield_now},
     time::{Instant, interval, timeout},
 };
@@ -51,7 +54,9 @@ use accounts::Accounts;
 use config::Config;
 use error::{Error, Result};
 use history::History;
-use metrics::Metrics;
+use listen::{Address, Listener, Passed};
+use metrics::{Metrics, Page};
+use news::What;
 use routine::Routine;
 use worker::Job;
 
@@ -67,8 +72,16 @@ const BACKLOG: usize = 4096;
 /// How long events are read before something else gets its turn.
 const TURN: Duration = Duration::from_millis(5);
 
-/// How many different incidents of one guard are logged one by one.
-const LOGGED: usize = 32;
+/// What the command line says.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// The file of the configuration.
+    pub(crate) config: PathBuf,
+    /// In place of what the configuration says.
+    pub(crate) kernel_log: Option<LogLevel>,
+    /// Where metrics are served, besides the sockets from systemd.
+    pub(crate) metrics: Vec<Address>,
+}
 
 /// What all tasks share.
 struct Daemon {
@@ -79,6 +92,11 @@ struct Daemon {
     lines: RefCell<Option<KernelLog>>,
     config: RefCell<Config>,
     metrics: RefCell<Metrics>,
+    /// Held while guards that have ended are counted.
+    counting: Mutex<()>,
+    /// Guards that have ended and were counted, whose targets are frozen still: another guard holds
+    /// them.
+    frozen: RefCell<BTreeSet<GuardId>>,
     history: RefCell<History>,
     events: broadcast::Sender<Event>,
     jobs: mpsc::UnboundedSender<Job>,
@@ -94,33 +112,32 @@ struct Daemon {
     logged: RefCell<BTreeMap<GuardId, BTreeSet<What>>>,
 }
 
-/// An actor, its incident and the object of it, as an event has them.
-type What = (u32, u32, u32, u32, u32, CgroupKey);
-
 /// Runs the daemon until it is told to stop.
-pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<ExitCode> {
+pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     log::begin();
-    let config = Config::load(config_path)?;
+    let config = Config::load(&options.config)?;
     kernel::may_use_bpf()?;
     let _lock = DaemonLock::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Error::io("start the runtime"))?;
-    let ended = LocalSet::new().block_on(&runtime, run(config_path, config, kernel_log));
+    let ended = LocalSet::new().block_on(&runtime, run(options, config));
     // A thread that still waits, for a lock or a slow disk, ends with the process.
     runtime.shutdown_timeout(STOPPING);
     ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -> Result<()> {
+async fn run(options: &Options, config: Config) -> Result<()> {
     let (jobs, orders) = mpsc::unbounded_channel();
-    let daemon = Rc::new(Daemon::new(config_path, config, kernel_log, jobs));
+    let daemon = Rc::new(Daemon::new(options, config, jobs));
     let mut stop = hear(SignalKind::terminate())?;
     let mut interrupt = hear(SignalKind::interrupt())?;
     let mut reload = hear(SignalKind::hangup())?;
-    let listener = socket::listen(&daemon.config.borrow().group)?;
+    let passed = Passed::take()?;
+    let listener = socket::listen(passed.varlink, &daemon.config.borrow().group)?;
+    let scraped = Listener::all(passed.metrics, &options.metrics)?;
     let mut decoder = EventDecoder::default();
     let mut reader = tokio::select! {
         started = daemon.start() => daemon.take_up(&mut decoder, started?),
@@ -131,6 +148,7 @@ async fn run(config_path: &Path, config: Config, kernel_log: Option<LogLevel>) -
     let mut starting = None;
     let mut has_more = false;
     spawn_local(socket::serve(daemon.clone(), listener));
+    http::begin(&daemon, scraped)?;
     let worker = spawn_local(worker::keep(daemon.clone(), orders));
     notify(&[NotifyState::Ready]);
 
@@ -221,18 +239,15 @@ async fn blocking<T: Send + 'static, E: Into<Error> + Send + 'static>(
 }
 
 impl Daemon {
-    fn new(
-        config_path: &Path,
-        config: Config,
-        kernel_log: Option<LogLevel>,
-        jobs: mpsc::UnboundedSender<Job>,
-    ) -> Self {
+    fn new(options: &Options, config: Config, jobs: mpsc::UnboundedSender<Job>) -> Self {
         Self {
-            config_path: config_path.to_owned(),
-            kernel_log,
+            config_path: options.config.clone(),
+            kernel_log: options.kernel_log,
             lines: RefCell::default(),
             config: RefCell::new(config),
             metrics: RefCell::default(),
+            counting: Mutex::default(),
+            frozen: RefCell::default(),
             history: RefCell::new(History::open()),
             events: broadcast::channel(BACKLOG).0,
             jobs,
@@ -380,23 +395,6 @@ impl Daemon {
         let _ = self.events.send(event);
     }
 
-    /// Whether it is no news: the first time of each incident is logged, and at the end there
-    /// are the counts.
-    fn is_logged(&self, event: &RawEvent) -> bool {
-        let mut logged = self.logged.borrow_mut();
-        let incidents = logged.entry(event.guard).or_default();
-        let RawEvent {
-            kind,
-            pid,
-            act,
-            detail,
-            victim,
-            cgroup,
-            ..
-        } = *event;
-        incidents.len() >= LOGGED || !incidents.insert((kind, pid, act, detail, victim, cgroup))
-    }
-
     /// Has the guards ended that users have held for too long.
     fn end_overdue(&self) {
         let now = Instant::now();
@@ -407,15 +405,6 @@ impl Daemon {
             }
             !is_overdue
         });
-    }
-
-    fn is_unguarded_already(&self, id: GuardId) -> bool {
-        const REMEMBERED: usize = 1024;
-        let mut unguarded = self.unguarded.borrow_mut();
-        while unguarded.len() > REMEMBERED {
-            unguarded.pop_first();
-        }
-        !unguarded.insert(id)
     }
 
     fn reload(&self) {
@@ -438,12 +427,12 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
     }
 
-    /// The metrics in Prometheus's text format.
-    async fn metrics(&self) -> Result<String> {
-        let (held, misses) = blocking(|| -> Result<(Vec<Status>, u64)> {
-            Ok((guard::list()?, kernel::Locked::wait()?.recursion_misses()))
-        })
-        .await?;
-        Ok(self.metrics.borrow().text(&held, misses))
+    /// The metrics. No guard ends between the tally and the counters: a guard counts once.
+    async fn metrics(&self) -> Result<Page> {
+        let _counting = self.counting.lock().await;
+        let tally = blocking(guard::tally).await?;
+        let (frozen, history) = (self.frozen.borrow(), self.history.borrow());
+        let has_ended = |id| frozen.contains(&id) || history.has(id);
+        Ok(self.metrics.borrow().page(&tally, has_ended))
     }
 }

@@ -46,9 +46,7 @@ const MESSAGE_TIME: Duration = Duration::from_secs(10);
 
 /// The socket that systemd has passed to us, or else one of our own.
 /// That is for root and the members of this group, if it exists.
-pub(super) fn listen(group: &str) -> Result<UnixListener> {
-    let passed =
-        freezer_guard::passed_descriptor().map_err(Error::io("take the socket from systemd"))?;
+pub(super) fn listen(passed: Option<OwnedFd>, group: &str) -> Result<UnixListener> {
     let failed = || Error::io(format!("listen on {SOCKET}"));
     let listener = match passed {
         Some(fd) => std::os::unix::net::UnixListener::from(fd),

@@ -370,7 +370,7 @@ where
         #[zlink(connection)] connection: &mut Connection<Sock>,
     ) -> Result<Text, Error> {
         self.trust(&self.peer(connection).await?)?;
-        let text = self.daemon.metrics().await?;
+        let text = self.daemon.metrics().await?.prometheus;
         Ok(Text { text })
     }
 }

@@ -1,11 +1,7 @@
 //! What has to be done when something happens: one thing after the other, since
 //! each waits for the lock of the pins.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    rc::Rc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use freezer_guard::{
     guard::{
@@ -62,8 +58,6 @@ pub(super) enum Job {
 struct Worker {
     daemon: Rc<Daemon>,
     known: BTreeMap<GuardId, Known>,
-    /// Guards that have ended whose targets are frozen still: another guard holds them.
-    frozen: BTreeSet<GuardId>,
     /// Whether more may be attached than is needed.
     is_too_much_attached: bool,
 }
@@ -73,7 +67,6 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
     let mut worker = Worker {
         daemon,
         known: BTreeMap::new(),
-        frozen: BTreeSet::new(),
         is_too_much_attached: false,
     };
     let mut next = None;
@@ -187,14 +180,14 @@ impl Worker {
 
     fn has_begun(&mut self, id: GuardId, begun: Result<automatic::Begun, guard::Error>) {
         let is_new = self.known.get(&id).is_none_or(|known| !known.has_begun);
-        let status = match begun {
+        let (status, unarmed) = match begun {
             Ok(begun) => {
                 if is_new {
                     for reason in &begun.weak_because {
                         warn!(guard = id, "reduced enforcement: {}", guard::chain(reason));
                     }
                 }
-                begun.status
+                (begun.status, begun.unarmed)
             }
             Err(error) => {
                 self.daemon.metrics.borrow_mut().was_unguarded("failed");
@@ -216,7 +209,11 @@ impl Worker {
             self.daemon.deadlines.borrow_mut().insert(id, due);
         }
         if is_new {
-            self.daemon.metrics.borrow_mut().has_begun();
+            let mut metrics = self.daemon.metrics.borrow_mut();
+            metrics.has_begun();
+            if let Some(unarmed) = unarmed {
+                metrics.is_armed(unarmed);
+            }
             info!(
                 guard = id,
                 cgroup = cgroups(&status),
@@ -301,6 +298,7 @@ impl Worker {
 
     async fn ended(&mut self) -> Result<()> {
         self.is_too_much_attached = true;
+        let counting = self.daemon.counting.lock().await;
         let ended = blocking(automatic::take_ended).await?;
         let any = !ended.is_empty();
         for Ended {
@@ -310,12 +308,19 @@ impl Worker {
         } in ended
         {
             // Also by a service before this one.
-            let was_told =
-                self.frozen.remove(&status.id) || self.daemon.history.borrow().has(status.id);
+            let was_told = self.daemon.frozen.borrow_mut().remove(&status.id)
+                || self.daemon.history.borrow().has(status.id);
             if not_thawed.is_some() {
-                self.frozen.insert(status.id);
+                self.daemon.frozen.borrow_mut().insert(status.id);
             }
-            self.daemon.metrics.borrow_mut().has_thawed(thawed.len());
+            let by_us = self
+                .known
+                .get(&status.id)
+                .is_some_and(|known| known.was_killed);
+            self.daemon
+                .metrics
+                .borrow_mut()
+                .has_thawed(thawed.len(), by_us);
             tell_thawed(thawed, not_thawed.filter(|_| !was_told));
             if was_told {
                 continue;
@@ -338,6 +343,7 @@ impl Worker {
             }
             self.daemon.history.borrow_mut().push(status);
         }
+        drop(counting);
         if any {
             let last = self.daemon.history.borrow().last();
             let failed = Error::io(format!("write {}", history::LAST));
@@ -365,7 +371,7 @@ impl Worker {
     async fn write_metrics(&self) -> Result<()> {
         let path = self.daemon.config.borrow().metrics.textfile.clone();
         if !path.as_os_str().is_empty() && self.daemon.ready.get() {
-            let text = self.daemon.metrics().await?;
+            let text = self.daemon.metrics().await?.prometheus;
             let failed = Error::io(format!("write {}", path.display()));
             let write = move || replace(&path, 0o644, text.as_bytes()).map_err(failed);
             if let Err(error) = blocking(write).await {

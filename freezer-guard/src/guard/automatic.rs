@@ -6,6 +6,7 @@ use std::{
     fs,
     os::unix::ffi::OsStrExt as _,
     path::Path,
+    time::Duration,
 };
 
 use freezer_guard_abi::{
@@ -21,6 +22,7 @@ use super::{
     lineage::Lineage,
     loading::{Loaded, ensure_loaded},
     marks::mark_ancestors,
+    now,
     reconcile::{
         drop_ended_one, expected, forget, hierarchies_in_use, hierarchies_of_guards,
         hierarchies_there, keep_unread, reconcile, sweep,
@@ -260,6 +262,9 @@ pub struct Begun {
     pub status: Status,
     /// Why it does not go further.
     pub weak_because: Vec<kernel::Error>,
+    /// How long an automatic guard refused less than it does now. Zero, if the programs were
+    /// attached before it began.
+    pub unarmed: Option<Duration>,
 }
 
 /// What has become of guards that have begun; those that have ended by now are left out.
@@ -280,7 +285,7 @@ pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Erro
     for id in &ids.iter().copied().collect::<BTreeSet<_>>() {
         match store.guard(*id)? {
             Some(entry) if entry.is_candidate() => {}
-            Some(entry) if !entry.is_automatic() => armed.push((*id, Ok(Vec::new()))),
+            Some(entry) if !entry.is_automatic() => armed.push((*id, Ok(Armed::default()))),
             Some(entry) => armed.push((*id, arm_one(&lock, store, *id, &entry))),
             None => {}
         }
@@ -303,13 +308,21 @@ pub fn arm(ids: &[GuardId]) -> Result<Vec<(GuardId, Result<Begun, Error>)>, Erro
         };
         begun.push((
             id,
-            armed.map(|weak_because| Begun {
+            armed.map(|armed| Begun {
                 status,
-                weak_because,
+                weak_because: armed.weak_because,
+                unarmed: armed.unarmed,
             }),
         ));
     }
     Ok(begun)
+}
+
+/// See [`Begun`].
+#[derive(Default)]
+struct Armed {
+    weak_because: Vec<kernel::Error>,
+    unarmed: Option<Duration>,
 }
 
 fn arm_one(
@@ -317,7 +330,7 @@ fn arm_one(
     store: &dyn GuardStore,
     id: GuardId,
     entry: &GuardEntry,
-) -> Result<Vec<kernel::Error>, Error> {
+) -> Result<Armed, Error> {
     if entry.flags & GuardEntry::SEIZES == 0 {
         // Somebody who tidied up may have taken it for another one's.
         store.targets().add(entry.target, id)?;
@@ -342,7 +355,14 @@ fn arm_one(
     let weak_because = lock.attach(hierarchies)?;
     let levels = level::numbers(lock.levels(hierarchies));
     store.arm(id, levels, store.missed()?)?;
-    Ok(weak_because)
+    let unarmed = match levels == entry.levels {
+        true => Duration::ZERO,
+        false => Duration::from_nanos(now().saturating_sub(entry.begun_ns)),
+    };
+    Ok(Armed {
+        weak_because,
+        unarmed: Some(unarmed),
+    })
 }
 
 /// A guard that has ended.

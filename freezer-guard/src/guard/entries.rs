@@ -15,7 +15,7 @@ pub(super) fn live(
     }
 }
 
-fn is_in_force(entry: &GuardEntry) -> bool {
+pub(super) fn is_in_force(entry: &GuardEntry) -> bool {
     !entry.is_candidate() && entry.is_in_force()
 }
 

@@ -45,7 +45,7 @@ fn drop_ended(store: &dyn GuardStore) -> Result<(), Error> {
 }
 
 /// Whether the entry in `GUARDS` is the record of an ended guard.
-fn is_record(entry: &GuardEntry) -> bool {
+pub(super) fn is_record(entry: &GuardEntry) -> bool {
     !entry.is_in_force() && entry.flags & GuardEntry::UNREAD != 0
 }
 

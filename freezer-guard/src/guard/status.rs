@@ -148,7 +148,15 @@ pub(crate) fn total(counts: &BTreeMap<String, u64>) -> u64 {
     counts.values().copied().fold(0, u64::saturating_add)
 }
 
-fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<String, u64> {
+/// The disturbances during CHECKPOINTING.
+pub(super) fn violations(entry: &GuardEntry) -> [u64; Protection::COUNT] {
+    match entry.checkpointing_ns {
+        0 => [0; Protection::COUNT],
+        _ => entry.violations(),
+    }
+}
+
+pub(super) fn by_protection(counts: &[u64; Protection::COUNT]) -> BTreeMap<String, u64> {
     Protection::ALL
         .into_iter()
         .map(|protection| (protection.name().to_owned(), counts[protection as usize]))
@@ -272,9 +280,9 @@ impl Snapshot {
             time => time,
         };
         let held = Duration::from_nanos(until.saturating_sub(entry.begun_ns));
-        let (violations, repaired) = match entry.checkpointing_ns {
-            0 => ([0; Protection::COUNT], entry.disturbances),
-            _ => (entry.violations(), entry.repaired),
+        let repaired = match entry.checkpointing_ns {
+            0 => entry.disturbances,
+            _ => entry.repaired,
         };
         let seized = entry.flags & GuardEntry::SEIZES != 0;
         let first = (seized && self.targets.is_empty()).then_some(&entry.target);
@@ -313,7 +321,7 @@ impl Snapshot {
                 .map(|protection| protection.name().to_owned())
                 .collect(),
             denials: by_protection(&entry.denials),
-            violations: by_protection(&violations),
+            violations: by_protection(&violations(entry)),
             repaired: by_protection(&repaired),
             unproven: entry.flags & GuardEntry::UNPROVEN != 0,
             froze: entry.flags & GuardEntry::FROZEN_BY_US != 0,

@@ -133,7 +133,20 @@ impl Locked {
     /// attached. All `None` when nothing is loaded.
     pub fn levels(&self, hierarchies: Hierarchies) -> Levels {
         match self.level() {
-            Some(level) => programs::levels(level, hierarchies, &self.dir),
+            Some(level) => programs::levels(level, hierarchies, |program| {
+                program.link_pin(&self.dir).exists()
+            }),
+            None => Levels::default(),
+        }
+    }
+
+    /// How far each protection of guards in these hierarchies goes once everything is attached that
+    /// is loaded. All `None` when nothing is loaded.
+    pub fn loaded_levels(&self, hierarchies: Hierarchies) -> Levels {
+        match self.level() {
+            Some(level) => programs::levels(level, hierarchies, |program| {
+                program.program_pin(&self.dir).exists() && !program.is_never_called(&self.dir)
+            }),
             None => Levels::default(),
         }
     }

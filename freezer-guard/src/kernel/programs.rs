@@ -203,9 +203,13 @@ fn takes_long_functions() -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= SINCE
 }
 
-/// How far each protection of guards in these hierarchies goes with what is
-/// attached, in a set that was loaded for `level`.
-pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Levels {
+/// How far each protection of guards in these hierarchies goes with the programs of which
+/// `is_there` is true, in a set that was loaded for `level`.
+pub(super) fn levels(
+    level: Level,
+    hierarchies: Hierarchies,
+    is_there: impl Fn(&Program) -> bool,
+) -> Levels {
     let all = |protection, refusing: bool| {
         at(level)
             .filter(|program| program.is_needed(hierarchies))
@@ -218,7 +222,7 @@ pub(super) fn levels(level: Level, hierarchies: Hierarchies, dir: &Path) -> Leve
                 Role::Refuses(what) => refusing && what.contains(&protection),
                 Role::RefusesMoves => refusing && protection == Protection::Migrate,
             })
-            .all(|program| program.link_pin(dir).exists())
+            .all(&is_there)
     };
     Protection::ALL.map(|protection| match all(protection, false) {
         false => None,

@@ -15,6 +15,7 @@ use std::{
         unix::{fs::MetadataExt as _, process::CommandExt as _},
     },
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use aya::maps::{MapData, RingBuf};
@@ -109,16 +110,22 @@ pub(crate) fn is_initial_pid_namespace() -> bool {
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
 }
 
-/// The first descriptor that systemd has passed to this process (`sd_listen_fds(3)`), once.
+/// The descriptors that systemd has passed to this process, with their names
+/// (`sd_listen_fds_with_names(3)`). Only the first call returns them.
 ///
 /// # Errors
 /// When the environment says nonsense.
-pub fn passed_descriptor() -> io::Result<Option<OwnedFd>> {
-    // SAFETY: they are passed to this process, which knows no other owner: `listen_fds` checks
-    // that, and forgets them.
-    Ok(sd_notify::listen_fds()?
-        .next()
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+pub fn passed_descriptors() -> io::Result<Vec<(String, OwnedFd)>> {
+    static ARE_TAKEN: AtomicBool = AtomicBool::new(false);
+    if ARE_TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let passed = sd_notify::listen_fds_with_names()?;
+    // SAFETY: they are passed to this process by its pid, and nobody else here owns them: this is the
+    // first call.
+    Ok(passed
+        .map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) }))
+        .collect())
 }
 
 /// Opens a kernfs node by its id, on the file system that `mount` lies on.

@@ -17,6 +17,7 @@ mod kernel_log;
 mod large;
 mod levels;
 mod lifecycle;
+mod metrics;
 mod misuse;
 mod mounts;
 mod outsiders;

@@ -205,7 +205,7 @@ fn idle(hierarchy: Hierarchy) -> Result<()> {
     })
 }
 
-fn confined(_: Hierarchy) -> Result<()> {
+pub(super) fn confined(_: Hierarchy) -> Result<()> {
     let mut command = Command::new("systemd-analyze");
     command.args(["security", "--no-pager", "--threshold=20", "freezer-guard"]);
     run(&mut command)?.expect(0)?;

@@ -2,6 +2,7 @@
 
 mod btf;
 mod criu;
+mod http;
 mod memory;
 mod process;
 mod stalled;
@@ -169,6 +170,12 @@ enum Task {
     Garbage { socket: PathBuf, connections: u32 },
     /// How many connections are answered, and how long a message may be
     VarlinkLimits { socket: PathBuf, connections: usize },
+    /// Send an HTTP request and print the reply
+    Http(http::Request),
+    /// Connect many times, print `ready` and stay silent until there is a line to read
+    Silent { address: String, connections: usize },
+    /// Scrape in 8 threads, print `ready`, until there is a line to read
+    ScrapeStorm { address: String },
     /// Move the processes of TARGET out by writes that change on their way
     Flip { target: PathBuf, outside: PathBuf },
 }
@@ -264,6 +271,12 @@ fn run(task: Task) -> Result<()> {
             socket,
             connections,
         } => varlink::limits(&socket, connections),
+        Task::Http(request) => http::request(&request),
+        Task::Silent {
+            address,
+            connections,
+        } => http::silent(&address, connections),
+        Task::ScrapeStorm { address } => http::storm(&address),
         Task::Flip { target, outside } => storm::flip(&target, &outside),
     }
 }

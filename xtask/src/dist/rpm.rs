@@ -195,16 +195,16 @@ esac
         Ok((status.success(), calls))
     }
 
-    const STOP: &str = "systemctl stop freezer-guard.service freezer-guard.socket";
+    const UNITS: &str = "freezer-guard.service freezer-guard.socket freezer-guard-metrics.socket";
     const UNLOAD: &str = "freezer-guard unload";
 
     #[test]
     fn a_removal_disables_the_units_at_its_end() -> Result<()> {
         let (is_removed, calls) = remove("0")?;
-        let disable =
-            "systemctl --no-reload disable freezer-guard.service freezer-guard.socket".to_owned();
+        let stop = format!("systemctl stop {UNITS}");
+        let disable = format!("systemctl --no-reload disable {UNITS}");
         assert!(is_removed);
-        assert_eq!(calls, [STOP.to_owned(), UNLOAD.to_owned(), disable]);
+        assert_eq!(calls, [stop, UNLOAD.to_owned(), disable]);
         Ok(())
     }
 
@@ -212,10 +212,9 @@ esac
     fn a_refused_removal_leaves_the_units_as_they_were() -> Result<()> {
         let (is_removed, calls) = remove("75")?;
         assert!(!is_removed);
-        assert_eq!(
-            calls,
-            [STOP, UNLOAD, "systemctl start freezer-guard.service"]
-        );
+        let stop = format!("systemctl stop {UNITS}");
+        let start = "systemctl start freezer-guard.service".to_owned();
+        assert_eq!(calls, [stop, UNLOAD.to_owned(), start]);
         Ok(())
     }
 }

@@ -372,6 +372,10 @@ pub(super) const COMMANDS: &[Reference] = &[
                 "Run it in a terminal, and see why a `criu` is no checkpointer:",
                 "freezer-guard daemon --kernel-log debug",
             ),
+            (
+                "Serve the metrics over HTTP, in a container without systemd:",
+                "freezer-guard daemon --metrics 127.0.0.1:9948",
+            ),
         ],
         own_codes: &[
             ("0", "a signal has ended the service"),

@@ -22,6 +22,7 @@ use crate::guard::{
     restoring::{Found, restore},
     status::status,
     store::GuardStore,
+    tally,
 };
 
 /// Plays the plain steps of holders, one after the other.
@@ -395,4 +396,31 @@ fn a_record_that_waits_for_room_is_read() {
     assert_eq!(ended.last().map(|ended| ended.status.id), Some(u64::MAX));
     let world = store.into_world();
     assert!(world.guards.is_empty() && world.ended.is_empty());
+}
+
+#[test]
+fn a_tally_has_each_guard_that_nobody_has_read_yet() {
+    let entry = |denials, ended_ns, flags| GuardEntry {
+        denials: [denials; Protection::COUNT],
+        target: cgroup(3).key,
+        ended_ns,
+        flags,
+        ..GuardEntry::default()
+    };
+    let mut world = World::default();
+    world.guards.insert(1, entry(1, 0, 0));
+    // Its record is in the other map.
+    world.guards.insert(2, entry(2, 9, 0));
+    world.ended.insert(2, entry(3, 9, 0));
+    // There was no room in it.
+    world.guards.insert(4, entry(4, 9, GuardEntry::UNREAD));
+    // Somebody has read it.
+    world.guards.insert(5, entry(5, 9, 0));
+    let store = MemoryStore::new(world, 10, None, None);
+    let counts = tally::counts(&store).expect("memory can be read");
+    let found: Vec<_> = counts
+        .iter()
+        .map(|(id, counts)| (*id, counts.is_in_force, counts.denials["kill"]))
+        .collect();
+    assert_eq!(found, [(1, true, 1), (2, false, 3), (4, false, 4)]);
 }

@@ -47,7 +47,7 @@ pub(super) fn is_thawed(hierarchy: Hierarchy) -> Result<()> {
     let words = format!("thawed {}", target.text());
     eventually("it is logged", || Ok(journal()?.contains(&words)))?;
     let metrics = tool(["varlink", SOCKET, "io.freezerguard.Metrics"])?;
-    let counted = r"freezer_guard_thawed_total 1\n";
+    let counted = r#"freezer_guard_thawed_total{reason=\"killed\"} 1\n"#;
     ensure!(metrics.stdout.contains(counted), "{}", metrics.stdout);
     Ok(())
 }
