@@ -12,32 +12,34 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Error, Version};
+use super::{
+    Error, Version,
+    namespace::{Place, root_below},
+};
 
 /// Where a hierarchy is mounted, and which of its cgroups is at the mount point.
 #[derive(Clone)]
 pub(super) struct Mount {
     pub(super) point: PathBuf,
-    pub(super) root: PathBuf,
+    pub(super) root: Place,
 }
 
 impl Mount {
     /// Where the cgroup with this path in its hierarchy is seen through the mount.
     pub(super) fn locate(&self, cgroup: &Path) -> Option<PathBuf> {
-        let below = cgroup.strip_prefix(&self.root).ok()?;
+        let below = self
+            .root
+            .way_to(&Place::parse(cgroup), || root_below(&self.point))?;
         Some(if below.as_os_str().is_empty() {
             self.point.clone()
         } else {
             self.point.join(below)
         })
     }
-
-    fn depth(&self) -> usize {
-        self.root.components().count()
-    }
 }
 
-/// The first mount of each; the one that shows most comes first.
+/// The mount of each that shows most, and the first of several such mounts. Of the mounts at one point
+/// only the last can be seen.
 #[derive(Clone, Default)]
 pub(super) struct Mounts {
     pub(super) freezer: Option<Mount>,
@@ -81,10 +83,10 @@ impl Mounts {
                 Version::V1 => &mut mounts.freezer,
                 Version::V2 => &mut mounts.unified,
             };
-            if place
-                .as_ref()
-                .is_none_or(|first| mount.depth() < first.depth())
-            {
+            let is_better = |first: &Mount| {
+                mount.point == first.point || mount.root.depth() < first.root.depth()
+            };
+            if place.as_ref().is_none_or(is_better) {
                 *place = Some(mount);
             }
         }
@@ -112,7 +114,8 @@ fn parse_line(line: &[u8]) -> Option<(Version, Mount)> {
         }
         _ => return None,
     };
-    let (root, point) = (unescaped(root), unescaped(point));
+    let root = Place::parse(&unescaped(root));
+    let point = unescaped(point);
     Some((version, Mount { point, root }))
 }
 
@@ -175,7 +178,7 @@ impl Watched {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::ffi::OsStrExt as _;
+    use std::{os::unix::ffi::OsStrExt as _, path::Path};
 
     use proptest::prelude::*;
 
@@ -222,6 +225,24 @@ mod tests {
         let point = |mount: Option<super::Mount>| mount.map(|mount| mount.point);
         assert_eq!(point(mounts.unified), Some("/sys/fs/cgroup/a b".into()));
         assert_eq!(point(mounts.freezer), Some("/sys/fs/cgroup/freezer".into()));
+    }
+
+    /// The service in a container: the engine's own mount shows the container, the host's lies over it.
+    #[test]
+    fn of_two_mounts_at_one_point_the_last_is_seen() {
+        let mut text = line(b"/", b"/sys/fs/cgroup", V2);
+        text.extend(line(b"/../..", b"/sys/fs/cgroup", V2));
+        let mount = Mounts::parse(&text).unified.expect("there is one");
+        let place = mount.locate(Path::new("/../../system.slice"));
+        assert_eq!(place, Some("/sys/fs/cgroup/system.slice".into()));
+    }
+
+    #[test]
+    fn a_mount_of_the_host_shows_more_than_that_of_a_container() {
+        let mut text = line(b"/../..", b"/host", V2);
+        text.extend(line(b"/", b"/sys/fs/cgroup", V2));
+        let mount = Mounts::parse(&text).unified.expect("there is one");
+        assert_eq!(mount.point, Path::new("/host"));
     }
 
     #[test]
