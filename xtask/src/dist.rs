@@ -32,6 +32,9 @@ mod tarball;
 mod time;
 mod tree;
 
+#[cfg(test)]
+pub(crate) use oci::{hex, image_name, is_in_image};
+
 /// That of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 

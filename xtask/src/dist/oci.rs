@@ -35,7 +35,7 @@ pub(super) mod check;
 const NAME: &str = "localhost/freezer-guard";
 
 /// The name with the tag.
-fn image_name() -> String {
+pub(crate) fn image_name() -> String {
     format!("{NAME}:{VERSION}")
 }
 
@@ -148,6 +148,18 @@ fn layer(time: u64, tree: &Path) -> Result<Vec<u8>> {
         archive.dir(path, mode)?;
     }
     archive.finish()
+}
+
+/// Returns whether the image has this directory.
+#[cfg(test)]
+pub(crate) fn is_in_image(dir: &str) -> bool {
+    let paths = FILES
+        .iter()
+        .chain(&MOUNT_POINTS)
+        .map(|(path, _)| Path::new(path));
+    paths
+        .flat_map(Path::ancestors)
+        .any(|path| Path::new(dir).strip_prefix("/") == Ok(path))
 }
 
 /// The labels of the image (`annotations.md` of the specification).
@@ -263,7 +275,7 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 /// Returns the SHA-256 of the bytes.
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let sum = Sha256::digest(bytes);
     sum.iter().map(|byte| format!("{byte:02x}")).collect()
 }
