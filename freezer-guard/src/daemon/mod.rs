@@ -102,6 +102,7 @@ pub(crate) fn main(config_path: &Path, kernel_log: Option<LogLevel>) -> Result<E
     log::begin();
     let config = Config::load(config_path)?;
     kernel::may_use_bpf()?;
+    guard::refuse_pid_namespace()?;
     let _lock = DaemonLock::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
