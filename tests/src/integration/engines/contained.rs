@@ -5,6 +5,8 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -406,6 +408,8 @@ fn replaced(hierarchy: Hierarchy, verb: &str) -> Result<()> {
     let mut checkpoint = Process::spawn(&mut checkpoint)?;
     checkpoint.close_input();
     let criu = hold(Path::new(&status), &freezer, hierarchy, &mut checkpoint)?;
+    let criu = Pid::from_raw(criu);
+    hold_longer(&container, criu)?;
     let guard = armed(Way::Automatic)?;
     service.end(verb)?;
     // By the kernel alone.
@@ -417,7 +421,7 @@ fn replaced(hierarchy: Hierarchy, verb: &str) -> Result<()> {
     ensure!(inside["guards"][0]["id"] == guard["id"], "{inside}");
     let pause = run(&mut container.verb(&["pause"]))?;
     ensure!(pause.code != 0, "it is paused");
-    kill(Pid::from_raw(criu), Signal::SIGCONT)?;
+    kill(criu, Signal::SIGCONT)?;
     checkpoint.wait(LONG)?.expect(0)?;
     within(LONG, "the guard goes", || Ok(guards()?.is_empty()))?;
     eventually("its guard is remembered", || {
@@ -428,6 +432,18 @@ fn replaced(hierarchy: Hierarchy, verb: &str) -> Result<()> {
     ensure!(last["denials"]["freeze"].as_u64() >= Some(2), "{last}");
     container.restore("image")?;
     container.counters().expect_counting_from(&since)
+}
+
+/// Lets CRIU go on until it dumps a task: before that it gives up after ten seconds (`--timeout`).
+fn hold_longer(container: &Container, criu: Pid) -> Result<()> {
+    let log = container.work_dir("image").join("dump.log");
+    kill(criu, Signal::SIGCONT)?;
+    let start = Instant::now();
+    while !fs::read_to_string(&log)?.contains("Dumping task") {
+        ensure!(start.elapsed() < LONG, "CRIU dumps no task");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(kill(criu, Signal::SIGSTOP)?)
 }
 
 /// In its cgroup namespace the service finds the cgroup of a pid, and that of init.
@@ -483,11 +499,11 @@ fn finishes_a_stop(_: Hierarchy) -> Result<()> {
 fn wrong(_: Hierarchy) -> Result<()> {
     let service = Service::load()?;
     let said = [
-        ("--pid", "initial pid namespace"),
-        ("/sys/fs/bpf", "/sys/fs/bpf"),
-        ("/run/freezer-guard", "the host's /run/freezer-guard"),
+        ("--pid", 69, "initial pid namespace"),
+        ("/sys/fs/bpf", 77, "mount the host's"),
+        ("/run/freezer-guard", 69, "mount the host's"),
     ];
-    for (missing, says) in said {
+    for (missing, code, says) in said {
         let whole = service.command(Namespace::Own)?;
         let mut command = Command::new("podman");
         let mut arguments = whole
@@ -506,7 +522,7 @@ fn wrong(_: Hierarchy) -> Result<()> {
             }
         }
         let finished = run(&mut command)?;
-        ensure!(finished.code == 69, "without {missing}: {finished:?}");
+        ensure!(finished.code == code, "without {missing}: {finished:?}");
         finished.says(says).context(missing)?;
         run(Command::new("podman").args(["rm", &service.name]))?.expect(0)?;
     }
