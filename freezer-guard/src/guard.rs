@@ -41,7 +41,7 @@ use nix::{
 };
 
 pub use admin::{EndedAll, end_all_by_force, end_by_force, end_by_holder, follow, prove, unload};
-pub use checks::{refuse_containing, verify};
+pub use checks::{refuse_containing, refuse_pid_namespace, verify};
 pub use error::{Error, Shortfall, chain};
 pub use event::{Event, EventDecoder, What};
 pub use incident::{Incident, Outcome, path, unguarded, wall_clock};
@@ -60,7 +60,6 @@ pub use tally::{Counts, Tally, tally};
 use crate::{
     cgroup::{self, Cgroup, Report},
     kernel::{self, Hierarchies, Levels, Locked, Maps, ProgramReport, daemon_runs},
-    sys,
 };
 use entries::holder_pids;
 use freezer::wait_quiescent;
@@ -109,9 +108,7 @@ impl Guard {
     /// # Errors
     /// When another guard is in the way or the kernel cannot do what is wanted.
     pub fn begin(targets: Vec<Target>, wanted: &Requirements) -> Result<Self, Error> {
-        if !sys::is_initial_pid_namespace() {
-            return Err(Error::PidNamespace);
-        }
+        refuse_pid_namespace()?;
         let targets = cgroup::joined(targets)?;
         let lineages = Lineage::of_all(targets.iter().flatten())?;
         refuse_overlap(&lineages)?;

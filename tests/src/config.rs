@@ -8,6 +8,8 @@ pub const CONFIG_PATH: &str = "/guest/config.json";
 pub const BIN_DIR: &str = "/guest/bin";
 /// The Debian package of freezer-guard, in a guest with systemd.
 pub const PACKAGE_PATH: &str = "/guest/freezer-guard.deb";
+/// The container image of freezer-guard, in a guest with systemd.
+pub const CONTAINER_IMAGE_PATH: &str = "/guest/freezer-guard.oci.tar";
 /// The kernel modules to load, in the order of their names.
 pub const MODULES_DIR: &str = "/guest/modules";
 /// The file that a test leaves if systemd shall power the guest off at the end.

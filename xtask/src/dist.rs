@@ -1,7 +1,7 @@
-//! `cargo xtask dist`: the packages, the bill of materials and the checksums of a release.
+//! `cargo xtask dist`: the packages, the container image, the bill of materials and the checksums of a release.
 //!
 //! freezer-guard/Cargo.toml lists the packed files, for cargo-deb. The RPM and the tarball have the files of
-//! the Debian package. All files are the same, byte for byte, whenever they are made of one commit by one
+//! the Debian package, and the container image has some of them. All files are the same, byte for byte, whenever they are made of one commit by one
 //! toolchain in one place.
 
 use std::{
@@ -24,12 +24,16 @@ mod linked;
 mod links;
 mod manifest;
 mod notices;
+mod oci;
 mod rpm;
 mod sbom;
 mod sums;
 mod tarball;
 mod time;
 mod tree;
+
+#[cfg(test)]
+pub(crate) use oci::{hex, image_name, is_in_image};
 
 /// That of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -39,8 +43,8 @@ pub(crate) struct Args {
     /// Put the packages into this directory [default: target/dist]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Check them: run lintian and rpmlint, install the RPM into a directory, test links, checksums and
-    /// Prometheus's rules, and compare the files of a second run
+    /// Check them: run lintian and rpmlint, install the RPM into a directory, read the container image,
+    /// test links, checksums and Prometheus's rules, and compare the files of a second run
     #[arg(long)]
     check: bool,
 }
@@ -68,13 +72,13 @@ pub(crate) fn check() -> Result<()> {
     check::all(&stage)
 }
 
-/// The package that is installed in guests.
-pub(crate) fn package_for_guests() -> Result<PathBuf> {
+/// The Debian package and the container image that are installed in guests.
+pub(crate) fn packages_for_guests() -> Result<[PathBuf; 2]> {
     setup::setup(&Needs::default().with_package())?;
     build::guest_programs(Profile::Release)?;
     let stage = Stage::open_default()?;
     stage.generate()?;
-    stage.make_deb()
+    Ok([stage.make_deb()?, oci::make(&stage)?])
 }
 
 /// A place where release files are made.
@@ -121,6 +125,7 @@ impl Stage {
             self.make_deb()?,
             rpm::make(self)?,
             tarball::make(self)?,
+            oci::make(self)?,
             self.make_sbom()?,
         ];
         files.push(sums::write(&self.out, &files)?);
@@ -132,7 +137,7 @@ impl Stage {
         for entry in fs::read_dir(&self.out)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let ends = [".deb", ".rpm", ".tar.gz", ".cdx.json"];
+            let ends = [".deb", ".rpm", ".tar.gz", ".oci.tar", ".cdx.json"];
             let is_package =
                 name.starts_with("freezer-guard") && ends.iter().any(|end| name.ends_with(end));
             if is_package || name == sums::SHA256SUMS {

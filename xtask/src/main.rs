@@ -28,6 +28,8 @@ mod history;
 mod image;
 mod kernel;
 #[cfg(test)]
+mod kubernetes;
+#[cfg(test)]
 mod layers;
 mod lint;
 mod matrix;

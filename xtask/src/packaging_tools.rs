@@ -1,4 +1,4 @@
-//! rpmbuild, rpm, lintian, rpmlint and promtool: Debian's, unpacked into a root of their own.
+//! rpmbuild, rpm, lintian, rpmlint, promtool and skopeo: Debian's, unpacked into a root of their own.
 //!
 //! Most of them are scripts that find their parts at fixed paths. So each runs in that root, in
 //! namespaces of its own, and sees one directory of the machine. This works without root's privileges.
@@ -18,7 +18,7 @@ use crate::{cache, debian::Apt};
 const RELEASE: &str = "trixie";
 
 /// Debian's essential packages stand here too: packages do not say that they depend on these.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 17] = [
     "base-files",
     "bash",
     "busybox-static",
@@ -35,6 +35,7 @@ const PACKAGES: [&str; 16] = [
     "rpm",
     "rpmlint",
     "sed",
+    "skopeo",
 ];
 
 /// The directory of the machine, as the tools see it.
@@ -54,7 +55,7 @@ exec chroot "$root" "$@"
 
 /// The directory that they are unpacked into. The number changes with the packages.
 pub(crate) fn dir() -> PathBuf {
-    cache::dir().join("tools").join("packaging-1")
+    cache::dir().join("tools").join("packaging-2")
 }
 
 pub(crate) fn fetch() -> Result<()> {

@@ -109,7 +109,7 @@ impl Needs {
         }
         if self.release {
             steps.push(Step::file(
-                "rpm, lintian, rpmlint, promtool (Debian's, unpacked only; ~100 MB)",
+                "rpm, lintian, rpmlint, promtool, skopeo (Debian's, unpacked only; ~110 MB)",
                 packaging_tools::dir(),
                 packaging_tools::fetch,
             ));

@@ -151,8 +151,8 @@ struct Run {
     /// The next of the jobs.
     next: AtomicUsize,
     programs: Vec<PathBuf>,
-    /// The Debian package, once a guest needs it.
-    package: Mutex<Option<PathBuf>>,
+    /// The Debian package and the container image, once a guest needs them.
+    packages: Mutex<Option<[PathBuf; 2]>>,
     history: History,
     /// The guests to come: label, and seconds they may take.
     left: Mutex<Vec<(String, u64)>>,
@@ -197,7 +197,7 @@ impl Run {
             jobs,
             next: AtomicUsize::new(0),
             programs,
-            package: Mutex::new(None),
+            packages: Mutex::new(None),
             history,
             left,
             results: Mutex::new((sum, Vec::new())),
@@ -275,8 +275,12 @@ impl Run {
         command.extend(self.name.clone());
         let mut vm = guest.vm(command);
         if guest.image == Image::Systemd {
-            match self.package() {
-                Ok(path) => vm.copies.push((path, config::PACKAGE_PATH.to_owned())),
+            match self.packages() {
+                Ok(paths) => {
+                    let inside = [config::PACKAGE_PATH, config::CONTAINER_IMAGE_PATH];
+                    vm.copies
+                        .extend(paths.into_iter().zip(inside.map(str::to_owned)));
+                }
                 Err(error) => return Reading::of(guest).end(Err(error)),
             }
         }
@@ -289,12 +293,12 @@ impl Run {
         reading.end(ended)
     }
 
-    /// Returns the package. The first guest that needs it makes it.
-    fn package(&self) -> Result<PathBuf> {
-        let mut package = lock(&self.package);
-        match &*package {
-            Some(path) => Ok(path.clone()),
-            None => Ok(package.insert(dist::package_for_guests()?).clone()),
+    /// Returns the packages. The first guest that needs them makes them.
+    fn packages(&self) -> Result<[PathBuf; 2]> {
+        let mut packages = lock(&self.packages);
+        match &*packages {
+            Some(paths) => Ok(paths.clone()),
+            None => Ok(packages.insert(dist::packages_for_guests()?).clone()),
         }
     }
 

@@ -6,6 +6,7 @@
 mod created;
 mod find;
 mod mounts;
+mod namespace;
 mod others;
 mod proc;
 mod state;

@@ -13,20 +13,25 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::{Error, Version};
+use super::{
+    Error, Version,
+    namespace::{Place, root_below},
+};
 
 /// Where a hierarchy is mounted, and which of its cgroups is at the mount point.
 #[derive(Clone)]
 pub(super) struct Mount {
     id: u64,
     pub(super) point: PathBuf,
-    pub(super) root: PathBuf,
+    pub(super) root: Place,
 }
 
 impl Mount {
     /// Where the cgroup with this path in its hierarchy is seen through the mount.
     pub(super) fn locate(&self, cgroup: &Path) -> Option<PathBuf> {
-        let below = cgroup.strip_prefix(&self.root).ok()?;
+        let below = self
+            .root
+            .way_to(&Place::parse(cgroup), || root_below(&self.point))?;
         Some(if below.as_os_str().is_empty() {
             self.point.clone()
         } else {
@@ -36,13 +41,14 @@ impl Mount {
 
     /// Sorts the mount first that shows most of its hierarchy, and of equals the host's own: CRIU
     /// mounts hierarchies below its images for a restore.
-    fn rank(&self) -> (usize, bool) {
+    fn rank(&self) -> (isize, bool) {
         let is_elsewhere = !self.point.starts_with("/sys/fs/cgroup");
-        (self.root.components().count(), is_elsewhere)
+        (self.root.depth(), is_elsewhere)
     }
 
     /// Whether the path of the mount point leads to it. The list has mounts, too, that are below
-    /// another one, such as a private `/tmp` (`PrivateTmp=`).
+    /// another one, such as a private `/tmp` (`PrivateTmp=`), or the host's hierarchy over a
+    /// container's.
     fn is_seen(&self) -> bool {
         let flags = AtFlags::NO_AUTOMOUNT;
         let found = statx(CWD, &self.point, flags, StatxFlags::MNT_ID);
@@ -121,7 +127,8 @@ fn parse_line(line: &[u8]) -> Option<(Version, Mount)> {
         }
         _ => return None,
     };
-    let (root, point) = (unescaped(root), unescaped(point));
+    let root = Place::parse(&unescaped(root));
+    let point = unescaped(point);
     Some((version, Mount { id, point, root }))
 }
 
@@ -184,7 +191,7 @@ impl Watched {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::ffi::OsStrExt as _;
+    use std::{os::unix::ffi::OsStrExt as _, path::Path};
 
     use proptest::prelude::*;
 
@@ -232,6 +239,27 @@ mod tests {
         let point = |mount: Option<super::Mount>| mount.map(|mount| mount.point);
         assert_eq!(point(mounts.unified), Some("/sys/fs/cgroup/a b".into()));
         assert_eq!(point(mounts.freezer), Some("/sys/fs/cgroup/freezer".into()));
+    }
+
+    /// The service in a container: the engine's own mount shows the container, the host's lies over it.
+    #[test]
+    fn the_service_in_a_container_sees_the_host() {
+        let mut text = line(b"/", b"/sys/fs/cgroup", V2);
+        text.extend(line(b"/../..", b"/sys/fs/cgroup", V2));
+        let mounts = Mounts::choose(&text, |mount| mount.root.depth() < 0);
+        let mount = mounts.unified.expect("there is one");
+        let place = mount.locate(Path::new("/../../system.slice"));
+        assert_eq!(place, Some("/sys/fs/cgroup/system.slice".into()));
+    }
+
+    #[test]
+    fn a_mount_of_the_host_shows_more_than_that_of_a_container() {
+        let mut text = line(b"/../..", b"/host", V2);
+        text.extend(line(b"/", b"/sys/fs/cgroup", V2));
+        let mount = Mounts::choose(&text, |_| true)
+            .unified
+            .expect("there is one");
+        assert_eq!(mount.point, Path::new("/host"));
     }
 
     #[test]

@@ -117,6 +117,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     log::begin();
     let config = Config::load(&options.config)?;
     kernel::may_use_bpf()?;
+    guard::refuse_pid_namespace()?;
     let _lock = DaemonLock::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -13,6 +13,7 @@ use std::{
 };
 
 use freezer_guard::guard::PidFd;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::{UnixListener, UnixStream},
     task::{JoinHandle, spawn_blocking, spawn_local},
@@ -47,6 +48,7 @@ const MESSAGE_TIME: Duration = Duration::from_secs(10);
 /// The socket that systemd has passed to us, or else one of our own.
 /// That is for root and the members of this group, if it exists.
 pub(super) fn listen(passed: Option<OwnedFd>, group: &str) -> Result<UnixListener> {
+    allow_descriptors();
     let failed = || Error::io(format!("listen on {SOCKET}"));
     let listener = match passed {
         Some(fd) => std::os::unix::net::UnixListener::from(fd),
@@ -65,6 +67,16 @@ pub(super) fn listen(passed: Option<OwnedFd>, group: &str) -> Result<UnixListene
         .set_nonblocking(true)
         .and_then(|()| UnixListener::from_std(listener))
         .map_err(failed())
+}
+
+/// Raises the limit of descriptors as far as permitted: clients send some. The unit has set it already, and
+/// its sandbox does not even let us ask.
+fn allow_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 fn bind(group: &str) -> io::Result<std::os::unix::net::UnixListener> {

@@ -16,7 +16,13 @@ use super::{blocking, error::Result};
 const SYSTEMD: &str = "/run/systemd/system";
 
 /// The system bus, where systemd has it.
-const BUS: &str = "unix:path=/run/dbus/system_bus_socket";
+const BUS: &str = "/run/dbus/system_bus_socket";
+
+/// Returns a path of the host. A service in a container finds it below the root of PID 1.
+fn of_host(path: &str) -> Option<String> {
+    let paths = [path.to_owned(), format!("/proc/1/root{path}")];
+    paths.into_iter().find(|path| Path::new(path).exists())
+}
 
 /// The name of systemd there.
 const SERVICE: &str = "org.freedesktop.systemd1";
@@ -56,7 +62,7 @@ pub(super) async fn finish_stops(status: Status) {
         .intruders
         .iter()
         .any(|intruder| intruder.pid == 1 && intruder.protection == Protection::Kill.name());
-    if !is_refused || !Path::new(SYSTEMD).exists() {
+    if !is_refused || of_host(SYSTEMD).is_none() {
         return;
     }
     let told = match timeout(TIMEOUT, finish(&status)).await {
@@ -83,7 +89,9 @@ async fn finish(status: &Status) -> zbus::Result<()> {
     if pids.is_empty() {
         return Ok(());
     }
-    let systemd = connection::Builder::address(BUS).build().await?;
+    let bus = of_host(BUS).unwrap_or_else(|| BUS.to_owned());
+    let bus = format!("unix:path={bus}");
+    let systemd = connection::Builder::address(&*bus).build().await?;
     let manager = ManagerProxy::new(&systemd).await?;
     let mut seen = BTreeSet::new();
     for pid in pids {

@@ -3,7 +3,21 @@
 use std::path::Path;
 
 use super::{Error, Target};
-use crate::cgroup::{self, Cgroup, FreezerState, Report};
+use crate::{
+    cgroup::{self, Cgroup, FreezerState, Report},
+    sys,
+};
+
+/// Checks that the process ids of this process are those of the kernel.
+///
+/// # Errors
+/// In the pid namespace of a container.
+pub fn refuse_pid_namespace() -> Result<(), Error> {
+    match sys::is_initial_pid_namespace() {
+        true => Ok(()),
+        false => Err(Error::PidNamespace),
+    }
+}
 
 /// A checkpointer's thaw does not reach a cgroup that is frozen from above, nor
 /// one below that is frozen by itself: it would hang.

@@ -147,7 +147,8 @@ pub enum Error {
     },
     /// In another pid namespace the kernel's process ids mean somebody else.
     #[error(
-        "freezer-guard must run in the initial pid namespace: run it on the host, not in a container"
+        "freezer-guard must run in the initial pid namespace: run it on the host, or in a container with the \
+         host's pid namespace (`--pid=host`, `hostPID: true`)"
     )]
     PidNamespace,
     /// The service was told to stop while it froze the target.

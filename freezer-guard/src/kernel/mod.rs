@@ -30,6 +30,7 @@ use crate::{Kind, sys, words::escaped};
 pub use calls::CallResult;
 pub use daemon::{DaemonLock, daemon_runs};
 pub use lock::Owner;
+use lock::RUN_DIR;
 pub use log::{KernelLog, Line};
 pub use maps::{Control, Maps};
 pub use memory::Memory;
@@ -151,9 +152,16 @@ pub enum Error {
     /// The pins are not those of the host.
     #[error(
         "{PIN_DIR} is in another bpffs than the one of PID 1, so this process cannot see the host's guards: \
-         enter the mount namespace of PID 1 (`nsenter --mount --target 1`), and mount bpffs there if it is missing"
+         enter the mount namespace of PID 1 (`nsenter --mount --target 1`), and mount bpffs there if it is missing; \
+         in a container, mount the host's /sys/fs/bpf"
     )]
     OtherBpffs,
+    /// The lock of the daemon is not that of the host.
+    #[error(
+        "{RUN_DIR} is not that of PID 1, so programs of the host cannot find this service: in a container, mount \
+         the host's {RUN_DIR}"
+    )]
+    OtherRunDir,
     /// Another process does not unlock the pins.
     #[error("{}", describe_lock(.0.as_ref()))]
     Locked(Option<Owner>),
@@ -212,6 +220,7 @@ impl Error {
             | Self::TracingOff
             | Self::LockedDown
             | Self::OtherBpffs
+            | Self::OtherRunDir
             | Self::NoHook { .. }
             | Self::NotAttached(_)
             | Self::NeverCalled { .. }

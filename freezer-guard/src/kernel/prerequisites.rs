@@ -60,7 +60,7 @@ pub(crate) fn capabilities() -> Result<(), Error> {
 fn bpffs_failed(error: io::Error) -> Error {
     Error::Missing {
         path: BPFFS.into(),
-        needed_for: "mount it: mount -t bpf bpf /sys/fs/bpf",
+        needed_for: "mount it: mount -t bpf bpf /sys/fs/bpf (in a container, mount the host's)",
         error,
     }
 }

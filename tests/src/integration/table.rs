@@ -20,7 +20,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 43] = [
+pub(super) const PARTS: [Part; 45] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -30,6 +30,7 @@ pub(super) const PARTS: [Part; 43] = [
     part("varlink", varlink::list, TheService, &[Service]),
     part("metrics", metrics::list, TheService, &[Service]),
     part("package", package::list_end, TheService, &[Service]),
+    part("contained", engines::contained::list, Nothing, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
     part("levels", levels::crowds::list, Nothing, &[Levels, Soak]),
@@ -59,6 +60,7 @@ pub(super) const PARTS: [Part; 43] = [
     part("storms", storms::list_long, AnotherGuard, &[Soak]),
     part("large", large::list, AnotherGuard, &[Engines]),
     part("engines", engines::list, Nothing, &[Engines]),
+    part("contained", engines::contained::list_all, Nothing, &[Engines]),
     part("parallel", parallel::list, Nothing, &[Full]),
     part("parallel", parallel::list_many, Nothing, &[Soak]),
     part("lifecycle", lifecycle::list, Nothing, &[Full]),

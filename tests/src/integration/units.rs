@@ -19,7 +19,7 @@ pub(super) fn list(list: &mut List<'_>) {
 }
 
 /// A unit with a file, which can be started again.
-struct Permanent(String);
+pub(super) struct Permanent(String);
 
 impl Permanent {
     fn new() -> Result<Self> {
@@ -39,7 +39,7 @@ impl Permanent {
         property(&self.0, "ActiveState")
     }
 
-    fn pids(&self) -> Result<Vec<i32>> {
+    pub(super) fn pids(&self) -> Result<Vec<i32>> {
         let cgroup = property(&self.0, "ControlGroup")?;
         if cgroup.is_empty() {
             return Ok(Vec::new());
@@ -60,7 +60,7 @@ impl Drop for Permanent {
 }
 
 /// Has systemd give the unit up while it is guarded, and fail to start it.
-fn given_up() -> Result<Permanent> {
+pub(super) fn given_up() -> Result<Permanent> {
     let unit = Permanent::new()?;
     let pids = unit.pids()?;
     let mut command = Held::command(&[]);

@@ -11,19 +11,20 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Stage, links, rpm, sums, tree};
+use super::{Stage, links, oci, rpm, sums, tree};
 use crate::{build::workspace, packaging_tools, run};
 
 /// The name of a check, and the check.
 type Check = (&'static str, fn(&Stage) -> Result<()>);
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("checksums", |stage| sums::check(&stage.out)),
     ("links of the packed texts", packed_links),
     ("lintian", lintian),
     ("rpmlint", rpmlint),
     ("the RPM's files", same_files),
     ("the RPM's installation", installs),
+    ("the container image", oci::check::image),
     ("Prometheus's rules", |_| prometheus_rules()),
     ("a second run", reproducible),
 ];

@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use crate::build::workspace;
 
+/// The licences of the binary, as SPDX has them. It contains other software: THIRD-PARTY-NOTICES lists it.
+pub(super) const LICENCE: &str = "(MIT OR Apache-2.0) AND GPL-2.0-only AND LGPL-2.1-or-later";
+
 /// The names and texts of the package.
 pub(super) struct Manifest {
     /// One line.

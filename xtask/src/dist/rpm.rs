@@ -7,7 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Stage, VERSION, manifest::Manifest, tree};
+use super::{
+    Stage, VERSION,
+    manifest::{LICENCE, Manifest},
+    tree,
+};
 use crate::{
     build::workspace,
     packaging_tools::{self, WORK},
@@ -127,6 +131,7 @@ fn rpmbuild(top: &Path, manifest: &Manifest, time: &str) -> Result<()> {
         ("tree", inside("tree")),
         ("version", VERSION.to_owned()),
         ("summary_line", manifest.description.clone()),
+        ("licence", LICENCE.to_owned()),
         ("maintainer", manifest.maintainer.clone()),
     ] {
         command.arg("--define").arg(format!("{name} {value}"));

@@ -196,6 +196,11 @@ impl Container {
         self.bundle.join("images").join(name)
     }
 
+    /// The directory of CRIU's log of that image.
+    pub(super) fn work_dir(&self, name: &str) -> PathBuf {
+        self.image(&format!("{name}.work"))
+    }
+
     /// A checkpoint; podman keeps the image itself.
     pub(super) fn checkpoint(&self, way: Way, name: &str, kind: Kind<'_>) -> Result<Command> {
         let mut command = match way {
@@ -219,7 +224,7 @@ impl Container {
             command.args(kind.parent.map(|_| "--with-previous"));
         } else {
             command.arg("checkpoint");
-            let work = self.image(&format!("{name}.work"));
+            let work = self.work_dir(name);
             fs::create_dir_all(&work)?;
             command.arg("--image-path").arg(self.image(name));
             command.arg("--work-path").arg(work);

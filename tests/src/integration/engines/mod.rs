@@ -3,6 +3,7 @@
 //!
 //! Each trial prints rows for `docs/data/engines.md`.
 
+pub(super) mod contained;
 mod container;
 mod life;
 mod trouble;

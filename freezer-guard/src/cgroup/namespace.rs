@@ -1,0 +1,127 @@
+//! Paths of cgroups as a cgroup namespace shows them. The namespace of a container has the container's
+//! cgroup as its root, and shows the host's cgroups as lying above it: `/../../system.slice`.
+
+use std::{
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+/// A cgroup, as seen from the root of this process's namespace: so many levels up, and then down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    up: usize,
+    down: PathBuf,
+}
+
+impl Place {
+    /// Reads a path of `/proc/PID/cgroup` or `/proc/PID/mountinfo`.
+    pub(super) fn parse(path: &Path) -> Self {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let is_up = |step: &Component<'_>| *step == Component::ParentDir;
+        let up = below.components().take_while(is_up).count();
+        let down = below.components().skip(up).collect();
+        Self { up, down }
+    }
+
+    /// A measure of how much lies below this place: less is more.
+    pub(super) fn depth(&self) -> isize {
+        self.down.components().count().cast_signed() - self.up.cast_signed()
+    }
+
+    /// Returns the path from here down to another place; `None` if it does not lie below.
+    /// `namespace`: gives the path from here down to the namespace's root, which no path of `/proc` names.
+    pub(super) fn way_to(
+        &self,
+        other: &Self,
+        namespace: impl FnOnce() -> Option<PathBuf>,
+    ) -> Option<PathBuf> {
+        if self.up == other.up {
+            return other.down.strip_prefix(&self.down).ok().map(Path::to_owned);
+        }
+        // A place that lies beside the namespace's root shows nothing above that.
+        if self.up < other.up || !self.down.as_os_str().is_empty() {
+            return None;
+        }
+        let namespace = namespace()?;
+        let steps: Vec<_> = namespace.components().collect();
+        let common = steps.len().checked_sub(other.up)?;
+        let way: PathBuf = steps[..common].iter().collect();
+        Some(way.join(&other.down))
+    }
+}
+
+/// Returns the path of the namespace's root below a mount point. This looks for the cgroup that holds
+/// this process.
+pub(super) fn root_below(point: &Path) -> Option<PathBuf> {
+    let own = std::process::id().to_string();
+    let mut dirs = vec![point.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        // The list of a threaded cgroup cannot be read, and a cgroup can go meanwhile.
+        let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        if pids.lines().any(|pid| pid == own) {
+            return root_above(dir.strip_prefix(point).ok()?);
+        }
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let inner = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        dirs.extend(inner.map(|entry| entry.path()));
+    }
+    None
+}
+
+/// Takes from the path of this process's cgroup the part that lies in the namespace.
+fn root_above(own: &Path) -> Option<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let inner = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let inner = inner.map(|path| Place::parse(Path::new(path)));
+    let mut inner = inner.filter(|place| place.up == 0 && own.ends_with(&place.down));
+    let steps = inner.next()?.down.components().count();
+    let all: Vec<_> = own.components().collect();
+    Some(all[..all.len() - steps].iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(from: &str, to: &str) -> Option<PathBuf> {
+        let namespace = || Some("kubepods/pod1/guard".into());
+        Place::parse(Path::new(from)).way_to(&Place::parse(Path::new(to)), namespace)
+    }
+
+    #[test]
+    fn on_the_host_a_path_is_as_it_is() {
+        assert_eq!(way("/", "/a/b"), Some("a/b".into()));
+        assert_eq!(way("/a", "/a/b"), Some("b".into()));
+        assert_eq!(way("/a", "/a"), Some(PathBuf::new()));
+        assert_eq!(way("/a", "/b"), None);
+    }
+
+    #[test]
+    fn in_a_container_paths_lead_over_the_host() {
+        assert_eq!(
+            way("/../../..", "/../../../init.scope"),
+            Some("init.scope".into())
+        );
+        assert_eq!(
+            way("/../../..", "/../other"),
+            Some("kubepods/pod1/other".into())
+        );
+        assert_eq!(
+            way("/../../..", "/../../pod2/x"),
+            Some("kubepods/pod2/x".into())
+        );
+        assert_eq!(way("/../../..", "/"), Some("kubepods/pod1/guard".into()));
+        assert_eq!(
+            way("/../../..", "/inner"),
+            Some("kubepods/pod1/guard/inner".into())
+        );
+    }
+
+    #[test]
+    fn a_mount_of_the_container_does_not_show_the_host() {
+        assert_eq!(way("/", "/../other"), None);
+        assert_eq!(way("/..", "/../../pod2"), None);
+        assert_eq!(way("/../other", "/inner"), None);
+        assert_eq!(way("/../other", "/../other/x"), Some("x".into()));
+    }
+}
