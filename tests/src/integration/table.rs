@@ -20,7 +20,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 42] = [
+pub(super) const PARTS: [Part; 43] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -28,6 +28,7 @@ pub(super) const PARTS: [Part; 42] = [
     part("automatic", automatic::list, TheService, &[Service]),
     part("authority", authority::list, TheService, &[Service]),
     part("varlink", varlink::list, TheService, &[Service]),
+    part("engines", engines::list_short, TheService, &[Service]),
     part("package", package::list_end, TheService, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
