@@ -1,6 +1,7 @@
 //! `guest-tool`: workloads to guard and every way to write to a file.
 
 mod btf;
+mod cri;
 mod criu;
 mod memory;
 mod process;
@@ -53,6 +54,11 @@ enum Task {
         /// How many children there are
         #[arg(long, default_value_t = 0)]
         processes: usize,
+    },
+    /// Call containerd's CRI
+    Cri {
+        #[command(subcommand)]
+        call: cri::Call,
     },
     /// Write VALUE; ends with the errno
     Write {
@@ -210,6 +216,7 @@ fn run(task: Task) -> Result<()> {
             let pause = Duration::from_millis(10);
             workload::count_all(&dir, processes, pause, std::io::sink())
         }
+        Task::Cri { call } => cri::run(call),
         Task::Write {
             method,
             path,

@@ -46,7 +46,7 @@ impl Container {
 
     pub(super) fn counters(&self) -> Counters {
         Counters {
-            dir: self.home.counters(),
+            dir: self.engine.counters(&self.home),
             processes: PROCESSES,
         }
     }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     super::{process::run, service::systemctl},
-    engine::{self, Engine, Home, Kind, PROGRAM, SLICE, State, Verb, command, quietly},
+    engine::{self, Ending, Engine, Home, Kind, PROGRAM, SLICE, State, Verb, command, quietly},
     image,
 };
 
@@ -22,13 +22,9 @@ impl Containerd {
     fn checkpoint_name(home: &Home, name: &str) -> String {
         format!("localhost/{}:{name}", home.id)
     }
-
-    fn images() -> Result<String> {
-        Ok(run(&mut command("ctr", &["images", "ls", "-q"]))?
-            .expect(0)?
-            .stdout)
-    }
 }
+
+const NAMESPACE: &str = "default";
 
 impl Engine for Containerd {
     fn title(&self) -> &'static str {
@@ -48,17 +44,13 @@ impl Engine for Containerd {
         Some("containerd")
     }
 
-    fn restores_ended(&self) -> bool {
-        false
+    fn ending(&self) -> Ending {
+        Ending::Final
     }
 
     fn prepare(&self) -> Result<()> {
         systemctl(&["start", "containerd"])?.expect(0)?;
-        if !Self::images()?.lines().any(|name| name == image::NAME) {
-            let archive = image::archive()?;
-            run(command("ctr", &["images", "import"]).arg(archive))?.expect(0)?;
-        }
-        Ok(())
+        image::import(NAMESPACE)
     }
 
     fn start(&self, home: &Home) -> Result<()> {
@@ -69,7 +61,7 @@ impl Engine for Containerd {
             "type=bind,src={},dst=/count,options=rbind:rw",
             counters.display()
         );
-        let mut run = command("ctr", &["run", "--detach", "--net-host"]);
+        let mut run = ctr(NAMESPACE, &["run", "--detach", "--net-host"]);
         run.args(["--runc-systemd-cgroup", "--cgroup", &cgroup]);
         run.args(["--mount", &mount, image::NAME, id]);
         quietly(run.args(PROGRAM))
@@ -79,13 +71,13 @@ impl Engine for Containerd {
         if kind.leave_running {
             let name = Self::checkpoint_name(home, name);
             let words = ["containers", "checkpoint", "--rw", "--task"];
-            let mut command = command("ctr", &words);
+            let mut command = ctr(NAMESPACE, &words);
             command.args([&home.id, &name]);
             return Ok(command);
         }
         let work = home.image(&format!("{name}.work"));
         fs::create_dir_all(&work)?;
-        let mut command = command("ctr", &["tasks", "checkpoint", "--exit"]);
+        let mut command = ctr(NAMESPACE, &["tasks", "checkpoint", "--exit"]);
         command.arg("--image-path").arg(home.image(name));
         command.arg("--work-path").arg(work).arg(&home.id);
         Ok(command)
@@ -96,21 +88,11 @@ impl Engine for Containerd {
         forget(home);
         let name = Self::checkpoint_name(home, name);
         let words = ["containers", "restore", "--live", "--rw", &home.id, &name];
-        quietly(&mut command("ctr", &words))
+        quietly(&mut ctr(NAMESPACE, &words))
     }
 
     fn inspect(&self, home: &Home) -> Result<Option<(State, i32)>> {
-        let tasks = run(&mut command("ctr", &["tasks", "ls"]))?.expect(0)?;
-        // TASK, PID, STATUS
-        let task = tasks.stdout.lines().find_map(|line| {
-            let mut words = line.split_whitespace();
-            (words.next()? == home.id).then(|| words.collect::<Vec<_>>())
-        });
-        let Some(task) = task else { return Ok(None) };
-        let [pid, state] = task[..] else {
-            anyhow::bail!("not a task: {task:?}");
-        };
-        Ok(Some((State::of(state), pid.parse().context("a pid")?)))
+        task(NAMESPACE, &home.id)
     }
 
     fn verb(&self, home: &Home, verb: Verb) -> Option<Command> {
@@ -124,7 +106,7 @@ impl Engine for Containerd {
             Verb::Kill => &["kill", "-s", "KILL", id],
             Verb::Stop => &["kill", "-s", "TERM", id],
         };
-        let mut command = command("ctr", &["tasks"]);
+        let mut command = ctr(NAMESPACE, &["tasks"]);
         command.args(words);
         Some(command)
     }
@@ -133,9 +115,9 @@ impl Engine for Containerd {
         forget(home);
         // Nothing needs them any more, and the disk is small.
         let begin = Self::checkpoint_name(home, "");
-        for name in Self::images().unwrap_or_default().lines() {
+        for name in image::names(NAMESPACE).unwrap_or_default().lines() {
             if name.starts_with(&begin) {
-                let _ = run(&mut command("ctr", &["images", "rm", name]));
+                let _ = run(&mut ctr(NAMESPACE, &["images", "rm", name]));
             }
         }
     }
@@ -145,6 +127,28 @@ impl Engine for Containerd {
 fn forget(home: &Home) {
     for words in [&["tasks", "delete", "-f"][..], &["containers", "delete"]] {
         // It may have gone, or never have come.
-        let _ = run(command("ctr", words).arg(&home.id));
+        let _ = run(ctr(NAMESPACE, words).arg(&home.id));
     }
+}
+
+/// Returns the command of containerd's client, in one of containerd's namespaces.
+pub(super) fn ctr(namespace: &str, words: &[&str]) -> Command {
+    let mut command = command("ctr", &["--namespace", namespace]);
+    command.args(words);
+    command
+}
+
+/// Returns state and first process of a task.
+pub(super) fn task(namespace: &str, id: &str) -> Result<Option<(State, i32)>> {
+    let tasks = run(&mut ctr(namespace, &["tasks", "ls"]))?.expect(0)?;
+    // TASK, PID, STATUS
+    let task = tasks.stdout.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next()? == id).then(|| words.collect::<Vec<_>>())
+    });
+    let Some(task) = task else { return Ok(None) };
+    let [pid, state] = task[..] else {
+        anyhow::bail!("not a task: {task:?}");
+    };
+    Ok(Some((State::of(state), pid.parse().context("a pid")?)))
 }

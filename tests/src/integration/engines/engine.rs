@@ -46,10 +46,9 @@ pub(super) trait Engine: Send + Sync {
         None
     }
 
-    /// Returns whether it can restore a container that its checkpoint has ended. If not, only
-    /// a checkpoint that leaves the container running can be restored.
-    fn restores_ended(&self) -> bool {
-        true
+    /// Returns what its checkpoint can make of the container.
+    fn ending(&self) -> Ending {
+        Ending::Restorable
     }
 
     /// Returns whether it can make a checkpoint of a container that it has restored.
@@ -80,6 +79,11 @@ pub(super) trait Engine: Send + Sync {
     /// Returns what it says of the container, and the first process. It may know it no more.
     fn inspect(&self, home: &Home) -> Result<Option<(State, i32)>>;
 
+    /// Returns the directory that [`PROGRAM`] counts in, as seen from here.
+    fn counters(&self, home: &Home) -> PathBuf {
+        home.counters()
+    }
+
     /// Returns the command for this, if it has one.
     fn verb(&self, home: &Home, verb: Verb) -> Option<Command>;
 
@@ -98,6 +102,17 @@ pub(super) enum PreDump {
     Running,
 }
 
+/// What a checkpoint can make of the container, besides leaving it running.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// It ends the container, and the engine can restore that.
+    Restorable,
+    /// It ends the container. The engine restores only what a checkpoint has left running.
+    Final,
+    /// It always leaves the container running.
+    Never,
+}
+
 /// Which checkpoint.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Kind<'a> {
@@ -111,7 +126,7 @@ impl dyn Engine {
     /// Returns the kind of checkpoint that it can restore.
     pub(super) fn restorable(&self) -> Kind<'static> {
         Kind {
-            leave_running: !self.restores_ended(),
+            leave_running: self.ending() != Ending::Restorable,
             ..Kind::default()
         }
     }

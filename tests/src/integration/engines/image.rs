@@ -40,7 +40,7 @@ pub(super) fn archive() -> Result<PathBuf> {
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": {},
+        "config": { "Cmd": ["/guest-tool", "count", "/count"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{sum}")] },
     });
     fs::write(dir.join("config.json"), serde_json::to_vec(&config)?)?;
@@ -60,4 +60,22 @@ fn tar(dir: &Path, archive: &Path, files: &[&str]) -> Result<()> {
     tar.arg("-C").arg(dir).arg("-cf").arg(archive).args(files);
     run(&mut tar)?.expect(0)?;
     Ok(())
+}
+
+/// Imports the image into one of containerd's namespaces, unless it is there.
+pub(super) fn import(namespace: &str) -> Result<()> {
+    if names(namespace)?.lines().any(|name| name == NAME) {
+        return Ok(());
+    }
+    let mut ctr = Command::new("ctr");
+    ctr.args(["--namespace", namespace, "images", "import"]);
+    run(ctr.arg(archive()?))?.expect(0)?;
+    Ok(())
+}
+
+/// Returns the names of containerd's images, each on a line.
+pub(super) fn names(namespace: &str) -> Result<String> {
+    let mut ctr = Command::new("ctr");
+    ctr.args(["--namespace", namespace, "images", "ls", "-q"]);
+    Ok(run(&mut ctr)?.expect(0)?.stdout)
 }

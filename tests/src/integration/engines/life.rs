@@ -14,7 +14,7 @@ use super::{
     },
     Way,
     container::Container,
-    engine::{Engine, Kind, PreDump, State, Verb},
+    engine::{Ending, Engine, Kind, PreDump, State, Verb},
     say_row,
     truth::Truth,
 };
@@ -53,18 +53,6 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     Ok(())
 }
 
-/// One checkpoint that leaves the container running, and one that is restored, under the
-/// service.
-pub(super) fn short(engine: &'static dyn Engine, hierarchy: Hierarchy) -> Result<()> {
-    if !engine.can_checkpoint()? {
-        return Ok(());
-    }
-    Way::Automatic.prepare()?;
-    let life = Life::begin(engine, hierarchy, Way::Automatic)?;
-    life.left_running()?;
-    life.there_and_back("one", Kind::default())
-}
-
 /// What became of: a checkpoint that lets it run, a pre-dump and one that builds on it,
 /// one of a paused container, one that ends it and its restore, all that again.
 fn live(engine: &'static dyn Engine, hierarchy: Hierarchy, way: Way) -> Result<[&'static str; 5]> {
@@ -95,7 +83,7 @@ fn live(engine: &'static dyn Engine, hierarchy: Hierarchy, way: Way) -> Result<[
             "fails"
         }
     };
-    if !engine.restores_ended() {
+    if engine.ending() == Ending::Final {
         life.ended()?;
     }
     Ok(["good", pre_dump, paused, "good", again])
@@ -125,15 +113,20 @@ fn refused_under_run(
     Ok(["is refused", "", "", "", ""])
 }
 
-struct Life {
-    container: Container,
+/// A container and its checkpoints.
+pub(super) struct Life {
+    pub(super) container: Container,
     way: Way,
     /// The id of the last automatic guard.
     seen: Cell<u64>,
 }
 
 impl Life {
-    fn begin(engine: &'static dyn Engine, hierarchy: Hierarchy, way: Way) -> Result<Self> {
+    pub(super) fn begin(
+        engine: &'static dyn Engine,
+        hierarchy: Hierarchy,
+        way: Way,
+    ) -> Result<Self> {
         let seen = last_guard().unwrap_or_default()["id"].as_u64();
         Ok(Self {
             container: Container::start(engine, hierarchy)?,
@@ -167,7 +160,7 @@ impl Life {
     }
 
     /// A checkpoint that leaves it running.
-    fn left_running(&self) -> Result<()> {
+    pub(super) fn left_running(&self) -> Result<()> {
         let kind = Kind {
             leave_running: true,
             ..Kind::default()

@@ -13,7 +13,7 @@ use super::{
     Way,
     attempt::{Disturbed, Trouble, last_line, outcome},
     container::Container,
-    engine::{Engine, State, Verb},
+    engine::{Ending, Engine, State, Verb},
     life::is_violated,
     say_row,
     truth::Truth,
@@ -31,7 +31,8 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
         way.prepare()?;
         for trouble in Trouble::ALL {
             let what = || format!("{}, {}", way.name(), trouble.name());
-            let tried = one(engine, hierarchy, way, trouble).with_context(what)?;
+            let container = Container::start(engine, hierarchy)?;
+            let tried = disturb(&container, way, trouble).with_context(what)?;
             let Some((outcome, says)) = tried else {
                 continue;
             };
@@ -43,27 +44,15 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     Ok(())
 }
 
-/// The attempt that hangs a checkpoint without a guard, under the service.
-pub(super) fn short(engine: &'static dyn Engine, hierarchy: Hierarchy) -> Result<()> {
-    if !engine.can_checkpoint()? {
-        return Ok(());
-    }
-    Way::Automatic.prepare()?;
-    one(engine, hierarchy, Way::Automatic, Trouble::Pause)?.context("it cannot pause")?;
-    Ok(())
-}
-
 /// What came of the attempt, and the last line of what it said. The checkpoint has to be
 /// good: everything is refused at `enforce`.
-fn one(
-    engine: &'static dyn Engine,
-    hierarchy: Hierarchy,
+pub(super) fn disturb(
+    container: &Container,
     way: Way,
     trouble: Trouble,
 ) -> Result<Option<(&'static str, String)>> {
-    let container = Container::start(engine, hierarchy)?;
-    let truth = Truth::of(&container)?;
-    let Some(disturbed) = Disturbed::of(&container, way, trouble)? else {
+    let truth = Truth::of(container)?;
+    let Some(disturbed) = Disturbed::of(container, way, trouble)? else {
         return Ok(None);
     };
     let (guard, since) = (disturbed.guard, disturbed.since);
@@ -71,7 +60,7 @@ fn one(
     let attempt = disturbed.attempt.wait(LONG)?;
     let report = || format!("the attempt {attempt:?}, the checkpoint {checkpoint:?}");
     expect_good(way, &guard, &checkpoint).with_context(report)?;
-    settle(&container, &truth, trouble, &since).with_context(report)?;
+    settle(container, &truth, trouble, &since).with_context(report)?;
     let outcome = outcome(disturbed.waits, attempt.code);
     Ok(Some((outcome, last_line(&attempt, container.id()))))
 }
@@ -94,13 +83,13 @@ fn expect_good(way: Way, guard: &Value, checkpoint: &Finished) -> Result<()> {
 /// That the container is in a state that its engine and the kernel agree on, and that the
 /// image can be restored.
 fn settle(container: &Container, truth: &Truth, trouble: Trouble, since: &[u64]) -> Result<()> {
-    let state = match container.engine.restores_ended() {
-        true => State::Ended,
-        false => container.state()?.unwrap_or(State::Ended),
+    let state = match container.engine.ending() {
+        Ending::Restorable => State::Ended,
+        Ending::Final | Ending::Never => container.state()?.unwrap_or(State::Ended),
     };
     truth.expect(container, &state).context("after it")?;
     ensure!(
-        container.engine.restores_ended() || trouble.may_leave(&state),
+        container.engine.ending() == Ending::Restorable || trouble.may_leave(&state),
         "after its checkpoint its engine says {state:?}"
     );
     container.restore("image").context("restore")?;

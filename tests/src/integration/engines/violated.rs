@@ -16,7 +16,7 @@ use super::{
     Way,
     attempt::{armed, hold},
     container::Container,
-    engine::{Engine, Kind, State},
+    engine::{Ending, Engine, Kind, State},
     life::is_violated,
     truth::Truth,
 };
@@ -26,7 +26,11 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy) -> Result<()
         return Ok(());
     }
     Way::Automatic.prepare()?;
-    for leave_running in [true, false] {
+    let ways = match engine.ending() {
+        Ending::Never => &[true][..],
+        Ending::Restorable | Ending::Final => &[true, false],
+    };
+    for leave_running in ways.iter().copied() {
         one(engine, hierarchy, leave_running)
             .with_context(|| format!("leave running: {leave_running}"))?;
     }

@@ -1,0 +1,24 @@
+//! What each change has to pass: for each engine, under the service, a checkpoint that leaves
+//! the container running, one that is disturbed, and a restore.
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    super::cgroups::Hierarchy, Way, attempt::Trouble, engine::Engine, life::Life, trouble::disturb,
+};
+
+pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy) -> Result<()> {
+    if !engine.can_checkpoint()? {
+        return Ok(());
+    }
+    Way::Automatic.prepare()?;
+    let life = Life::begin(engine, hierarchy, Way::Automatic)?;
+    life.left_running()?;
+    // Without a guard, either of them hangs CRIU.
+    let trouble = match life.container.units()? {
+        Some(_) => Trouble::FreezeScope,
+        None => Trouble::Pause,
+    };
+    disturb(&life.container, Way::Automatic, trouble)?.context("it was not disturbed")?;
+    Ok(())
+}
