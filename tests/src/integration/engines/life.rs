@@ -154,6 +154,8 @@ impl Life {
                 self.seen.set(last["id"].as_u64().unwrap_or_default());
                 ensure!(last["automatic"] == true, "{last}");
                 ensure!(!is_violated(&last), "{last}");
+                // Nobody disturbs, so the engine itself would have been refused.
+                ensure!(!has_any(&last["denials"]), "{last}");
                 Ok(finished)
             }
         }
@@ -250,6 +252,11 @@ impl Life {
 }
 
 pub(super) fn is_violated(guard: &Value) -> bool {
-    let violations = guard["violations"].as_object();
-    violations.is_none_or(|kinds| kinds.values().any(|count| *count != 0))
+    has_any(&guard["violations"])
+}
+
+/// Returns whether one of these counts is not 0.
+fn has_any(counts: &Value) -> bool {
+    let kinds = counts.as_object();
+    kinds.is_none_or(|kinds| kinds.values().any(|count| *count != 0))
 }
