@@ -55,6 +55,8 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         processes: usize,
     },
+    /// Do nothing, for ever
+    Idle,
     /// Call containerd's CRI
     Cri {
         #[command(subcommand)]
@@ -216,6 +218,9 @@ fn run(task: Task) -> Result<()> {
             let pause = Duration::from_millis(10);
             workload::count_all(&dir, processes, pause, std::io::sink())
         }
+        Task::Idle => loop {
+            std::thread::park();
+        },
         Task::Cri { call } => cri::run(call),
         Task::Write {
             method,
