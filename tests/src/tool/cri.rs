@@ -34,13 +34,6 @@ pub(super) enum Call {
     },
     /// CheckpointContainer into an archive
     Checkpoint { container: String, archive: PathBuf },
-    /// Replace the container with one from an archive; prints its id
-    Restore {
-        name: String,
-        pod: String,
-        container: String,
-        archive: PathBuf,
-    },
     /// Run a command in the container, and end as it ends
     Exec {
         container: String,
@@ -83,25 +76,6 @@ async fn answer(call: Call) -> Result<()> {
                 timeout: CHECKPOINT_TIMEOUT,
             };
             let _: Empty = client.call("CheckpointContainer", request).await?;
-        }
-        Call::Restore {
-            name,
-            pod,
-            container,
-            archive,
-        } => {
-            let _: Empty = client
-                .call(
-                    "StopContainer",
-                    Id {
-                        id: container.clone(),
-                    },
-                )
-                .await?;
-            let _: Empty = client.call("RemoveContainer", Id { id: container }).await?;
-            let image = archive.display().to_string();
-            let container = client.start(&name, &pod, image, Vec::new()).await?;
-            println!("{container}");
         }
         Call::Exec { container, command } => {
             let request = ExecSyncRequest {
@@ -147,7 +121,7 @@ impl Client {
         Ok(response.into_inner())
     }
 
-    /// Creates and starts a container of a pod, from an image or from a checkpoint's archive.
+    /// Creates and starts a container of a pod.
     async fn start(
         &mut self,
         name: &str,

@@ -1,9 +1,10 @@
 //! containerd's Container Runtime Interface, as a kubelet calls it: a pod with one container.
-//! `CheckpointContainer` always leaves the container running.
+//! `CheckpointContainer` always leaves the container running. Its archive is not restored:
+//! containerd pulls the image of the container from a registry first.
 
 use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
     super::{
@@ -95,19 +96,15 @@ impl Engine for Cri {
         Ok(command)
     }
 
-    fn restore(&self, home: &Home, name: &str) -> Result<()> {
-        let [pod, container] = ["pod", "container"].map(|what| Self::id(home, what));
-        let mut command = Self::call(&["restore", &home.id, &pod?, &container?]);
-        command.arg(archive(home, name)?);
-        let id = run(&mut command)?.expect(0)?.stdout;
-        Ok(fs::write(home.dir.join("container"), id.trim())?)
+    fn restore(&self, _: &Home, _: &str) -> Result<()> {
+        bail!("containerd pulls the image of the container that was checkpointed: no registry")
     }
 
     fn inspect(&self, home: &Home) -> Result<Option<(State, i32)>> {
         task(NAMESPACE, &Self::id(home, "container")?)
     }
 
-    /// Its root is a snapshot, which the archive has too.
+    /// Its root is a snapshot of containerd's.
     fn counters(&self, home: &Home) -> PathBuf {
         let pid = self.inspect(home).ok().flatten().map_or(0, |(_, pid)| pid);
         PathBuf::from(format!("/proc/{pid}/root/count"))

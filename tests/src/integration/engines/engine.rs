@@ -109,7 +109,7 @@ pub(super) enum Ending {
     Restorable,
     /// It ends the container. The engine restores only what a checkpoint has left running.
     Final,
-    /// It always leaves the container running.
+    /// It always leaves the container running, and a restore needs more than a guest has.
     Never,
 }
 
@@ -123,7 +123,12 @@ pub(super) struct Kind<'a> {
 }
 
 impl dyn Engine {
-    /// Returns the kind of checkpoint that it can restore.
+    /// Returns whether it can restore a container in a guest.
+    pub(super) fn restores(&self) -> bool {
+        self.ending() != Ending::Never
+    }
+
+    /// Returns the kind of checkpoint that it can restore, or at least make.
     pub(super) fn restorable(&self) -> Kind<'static> {
         Kind {
             leave_running: self.ending() != Ending::Restorable,

@@ -92,7 +92,13 @@ fn settle(container: &Container, truth: &Truth, trouble: Trouble, since: &[u64])
         container.engine.ending() == Ending::Restorable || trouble.may_leave(&state),
         "after its checkpoint its engine says {state:?}"
     );
-    container.restore("image").context("restore")?;
+    if container.engine.restores() {
+        container.restore("image").context("restore")?;
+    } else if state == State::Paused {
+        container.expect(Verb::Resume)?;
+    } else if state == State::Ended {
+        return Ok(());
+    }
     let restored = Truth::of(container)?;
     restored.expect(container, &State::Running)?;
     container.counters().expect_counting_from(since)?;
