@@ -23,7 +23,7 @@ const CONFIG: &str = "/etc/containerd/config.toml";
 pub(super) struct Cri;
 
 impl Cri {
-    /// The id that the CRI gave to the pod or to the container.
+    /// The id that the CRI gave to the pod or to the container, or the first process's.
     fn id(home: &Home, what: &str) -> Result<String> {
         let path = home.dir.join(what);
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
@@ -86,7 +86,8 @@ impl Engine for Cri {
         for what in ["pod", "container"] {
             fs::write(home.dir.join(what), ids.next().context("an id")?)?;
         }
-        Ok(())
+        let (_, pid) = self.inspect(home)?.context("it has not started")?;
+        Ok(fs::write(home.dir.join("pid"), pid.to_string())?)
     }
 
     fn checkpoint(&self, home: &Home, name: &str, _: Kind<'_>) -> Result<Command> {
@@ -104,9 +105,10 @@ impl Engine for Cri {
         task(NAMESPACE, &Self::id(home, "container")?)
     }
 
-    /// Its root is a snapshot of containerd's.
+    /// Its root is a snapshot of containerd's. During a checkpoint containerd does not answer,
+    /// so the pid has to be known by now.
     fn counters(&self, home: &Home) -> PathBuf {
-        let pid = self.inspect(home).ok().flatten().map_or(0, |(_, pid)| pid);
+        let pid = Self::id(home, "pid").unwrap_or_default();
         PathBuf::from(format!("/proc/{pid}/root/count"))
     }
 
