@@ -58,6 +58,12 @@ impl Engine for Cri {
         Ending::Never
     }
 
+    /// The second `CheckpointContainer` removes the directory that CRIU works in for the first
+    /// (containerd 2.1, `container_checkpoint_linux.go`).
+    fn bears_a_second_checkpoint(&self) -> bool {
+        false
+    }
+
     /// The cgroup of a pod is no unit, unless a kubelet makes one.
     fn slice(&self) -> Option<&'static str> {
         None

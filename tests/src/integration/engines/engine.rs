@@ -56,6 +56,11 @@ pub(super) trait Engine: Send + Sync {
         true
     }
 
+    /// Returns whether the first of two checkpoints at one time can be good.
+    fn bears_a_second_checkpoint(&self) -> bool {
+        true
+    }
+
     /// Returns the slice of its containers. Without one, systemd does not know the containers.
     fn slice(&self) -> Option<&'static str> {
         Some(SLICE)
