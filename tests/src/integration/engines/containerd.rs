@@ -9,7 +9,11 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result};
 
 use super::{
-    super::{process::run, service::systemctl},
+    super::{
+        cgroups::within,
+        process::{LONG, run},
+        service::systemctl,
+    },
     engine::{self, Ending, Engine, Home, Kind, PROGRAM, SLICE, State, Verb, command, quietly},
     image,
 };
@@ -85,7 +89,11 @@ impl Engine for Containerd {
 
     /// The container that was left running goes first.
     fn restore(&self, home: &Home, name: &str) -> Result<()> {
-        forget(home);
+        within(LONG, "the old container goes", || {
+            forget(home);
+            let left = run(&mut ctr(NAMESPACE, &["containers", "ls", "-q"]))?.expect(0)?;
+            Ok(!left.stdout.lines().any(|id| id == home.id))
+        })?;
         let name = Self::checkpoint_name(home, name);
         let words = ["containers", "restore", "--live", "--rw", &home.id, &name];
         quietly(&mut ctr(NAMESPACE, &words))

@@ -1,6 +1,7 @@
 //! What the tests ask of an engine. Each family of engines has a file of its own.
 
 use std::{
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -219,13 +220,15 @@ pub(super) fn command(program: &str, words: &[&str]) -> Command {
 
 /// Runs a command that leaves a container behind, which would inherit a pipe of ours.
 pub(super) fn quietly(command: &mut Command) -> Result<()> {
+    let errors = Path::new("/root/errors");
     let status = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(File::create(errors)?)
         .status()
         .with_context(|| format!("run {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
+    let said = fs::read_to_string(errors).unwrap_or_default();
+    ensure!(status.success(), "{command:?}: {status}: {said}");
     Ok(())
 }
 
