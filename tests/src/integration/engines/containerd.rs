@@ -95,9 +95,7 @@ impl Engine for Containerd {
             Ok(!left.stdout.lines().any(|id| id == home.id))
         })?;
         let name = Self::checkpoint_name(home, name);
-        // The counters lie outside of its root. With `--rw`, containerd 1.7 restores no image
-        // but the first: "media type not found".
-        let words = ["containers", "restore", "--live", &home.id, &name];
+        let words = ["containers", "restore", "--live", "--rw", &home.id, &name];
         quietly(&mut ctr(NAMESPACE, &words))
     }
 
