@@ -273,12 +273,10 @@ mod tests {
     }
 
     #[test]
-    fn each_change_tests_every_module_but_two() {
+    fn each_change_tests_every_module_but_one() {
         let (mut all, change) = (modules(&whole_release()), modules(&change()));
-        // They take too long.
-        for name in ["engines", "large"] {
-            assert!(all.remove(name), "there is no module {name}");
-        }
+        // It takes too long.
+        assert!(all.remove("large"), "there is no module large");
         assert_eq!(change, all);
     }
 }

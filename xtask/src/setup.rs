@@ -124,7 +124,7 @@ impl Needs {
             let name = userland.name();
             if initramfs || disk {
                 steps.push(Step::file(
-                    format!("packages of the guest from {name}: CRIU, systemd, podman … (~100 MB)"),
+                    format!("packages of the guest from {name}: CRIU, systemd, engines … (~100 to 200 MB)"),
                     userland.packages(),
                     || userland.fetch_packages(),
                 ));

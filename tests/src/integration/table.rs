@@ -20,7 +20,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 45] = [
+pub(super) const PARTS: [Part; 46] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -29,6 +29,7 @@ pub(super) const PARTS: [Part; 45] = [
     part("authority", authority::list, TheService, &[Service]),
     part("varlink", varlink::list, TheService, &[Service]),
     part("metrics", metrics::list, TheService, &[Service]),
+    part("engines", engines::list_short, TheService, &[Service]),
     part("package", package::list_end, TheService, &[Service]),
     part("contained", engines::contained::list, Nothing, &[Service]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),

@@ -1,6 +1,7 @@
 //! `guest-tool`: workloads to guard and every way to write to a file.
 
 mod btf;
+mod cri;
 mod criu;
 mod http;
 mod memory;
@@ -54,6 +55,13 @@ enum Task {
         /// How many children there are
         #[arg(long, default_value_t = 0)]
         processes: usize,
+    },
+    /// Do nothing, for ever
+    Idle,
+    /// Call containerd's CRI
+    Cri {
+        #[command(subcommand)]
+        call: cri::Call,
     },
     /// Write VALUE; ends with the errno
     Write {
@@ -217,6 +225,10 @@ fn run(task: Task) -> Result<()> {
             let pause = Duration::from_millis(10);
             workload::count_all(&dir, processes, pause, std::io::sink())
         }
+        Task::Idle => loop {
+            std::thread::park();
+        },
+        Task::Cri { call } => cri::run(call),
         Task::Write {
             method,
             path,

@@ -26,9 +26,11 @@ use super::{
         units, varlink,
     },
     Way,
-    container::{Container, Engine, Kind},
+    attempt::{armed, hold},
+    container::Container,
+    engine::{Kind, Verb},
     life::is_violated,
-    trouble::{armed, hold},
+    oci::Oci,
 };
 use crate::config::CONTAINER_IMAGE_PATH;
 
@@ -378,7 +380,7 @@ fn one_guard(service: &Service, hierarchy: Hierarchy) -> Result<()> {
 
 /// A checkpoint of another container has a guard by itself.
 fn automatic(service: &Service, hierarchy: Hierarchy) -> Result<()> {
-    let container = Container::start(Engine::Runc, hierarchy)?;
+    let container = Container::start(&Oci::RUNC, hierarchy)?;
     let cgroup = container.cgroup()?;
     let kind = Kind {
         leave_running: true,
@@ -400,27 +402,20 @@ fn automatic(service: &Service, hierarchy: Hierarchy) -> Result<()> {
 /// The pod is replaced while CRIU holds the tasks: the guard stays, and the next service records its end.
 fn replaced(hierarchy: Hierarchy, verb: &str) -> Result<()> {
     let service = Service::start(Namespace::Own)?;
-    let container = Container::start(Engine::Runc, hierarchy)?;
-    let status = format!("/proc/{}/status", container.pid()?);
-    let freezer = container.cgroup()?.join(hierarchy.file());
+    let container = Container::start(&Oci::RUNC, hierarchy)?;
     let since = container.counters().read()?;
-    let mut checkpoint = container.checkpoint(Way::Automatic, "image", Kind::default())?;
-    let mut checkpoint = Process::spawn(&mut checkpoint)?;
-    checkpoint.close_input();
-    let criu = hold(Path::new(&status), &freezer, hierarchy, &mut checkpoint)?;
+    let (checkpoint, criu) = hold(&container, Way::Automatic, Kind::default())?;
     let criu = Pid::from_raw(criu);
     hold_longer(&container, criu)?;
     let guard = armed(Way::Automatic)?;
     service.end(verb)?;
     // By the kernel alone.
-    let pause = run(&mut container.verb(&["pause"]))?;
-    ensure!(pause.code != 0, "it is paused");
+    ensure!(container.expect(Verb::Pause).is_err(), "it is paused");
     ensure!(armed(Way::Automatic)?["id"] == guard["id"], "another guard");
     let service = Service::start(Namespace::Own)?;
     let inside = service.status(&[])?;
     ensure!(inside["guards"][0]["id"] == guard["id"], "{inside}");
-    let pause = run(&mut container.verb(&["pause"]))?;
-    ensure!(pause.code != 0, "it is paused");
+    ensure!(container.expect(Verb::Pause).is_err(), "it is paused");
     kill(criu, Signal::SIGCONT)?;
     checkpoint.wait(LONG)?.expect(0)?;
     within(LONG, "the guard goes", || Ok(guards()?.is_empty()))?;

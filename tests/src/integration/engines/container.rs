@@ -1,152 +1,36 @@
-//! A container of one engine's, from a root file system made here.
+//! A container of one of the engines.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context as _, Result};
 
 use super::{
     super::{
-        cgroups::{Counters, Hierarchy, unique, within},
+        cgroups::{Counters, Hierarchy, within},
         process::{LONG, run},
-        service::property,
     },
     Way,
+    engine::{Engine, Home, Kind, PROCESSES, PreDump, State, Verb},
+    image,
 };
-
-/// A container runtime, or podman with one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Engine {
-    Runc,
-    Crun,
-    PodmanRunc,
-    PodmanCrun,
-}
-
-impl Engine {
-    pub(super) const ALL: [Self; 4] = [Self::Runc, Self::Crun, Self::PodmanRunc, Self::PodmanCrun];
-
-    fn runtime(self) -> &'static str {
-        match self {
-            Self::Runc | Self::PodmanRunc => "runc",
-            Self::Crun | Self::PodmanCrun => "crun",
-        }
-    }
-
-    pub(super) fn is_podman(self) -> bool {
-        matches!(self, Self::PodmanRunc | Self::PodmanCrun)
-    }
-
-    /// `podman with runc`
-    pub(super) fn title(self) -> &'static str {
-        match self {
-            Self::Runc => "runc",
-            Self::Crun => "crun",
-            Self::PodmanRunc => "podman with runc",
-            Self::PodmanCrun => "podman with crun",
-        }
-    }
-
-    /// `podman 5.4.2, runc 1.1.15`
-    pub(super) fn versions(self) -> Result<String> {
-        let version = |program: &str| -> Result<String> {
-            let said = run(Command::new(program).arg("--version"))?
-                .expect(0)?
-                .stdout;
-            // `runc version 1.1.15+ds1`, `podman version 5.4.2`, `crun version 1.21`
-            let version = said.split_whitespace().nth(2).context("a version")?;
-            let version = version.split('+').next().unwrap_or(version);
-            Ok(format!("{program} {version}"))
-        };
-        let runtime = version(self.runtime())?;
-        Ok(match self.is_podman() {
-            true => format!("{}, {runtime}", version("podman")?),
-            false => runtime,
-        })
-    }
-
-    /// Whether it can checkpoint at all: some builds of crun's cannot.
-    pub(super) fn can_checkpoint(self) -> Result<bool> {
-        let said = run(Command::new(self.runtime()).arg("--version"))?.stdout;
-        Ok(self.runtime() == "runc" || said.contains("+CRIU"))
-    }
-
-    /// crun has CRIU seize running tasks for it.
-    pub(super) fn freezes_for_a_pre_dump(self) -> bool {
-        self.runtime() == "runc"
-    }
-
-    fn command(self) -> Command {
-        match self.is_podman() {
-            true => {
-                let mut command = Command::new("podman");
-                command.args(["--runtime", self.runtime()]);
-                command
-            }
-            false => {
-                let mut command = Command::new(self.runtime());
-                command.arg("--systemd-cgroup");
-                command
-            }
-        }
-    }
-}
 
 /// A container whose processes count.
 pub(super) struct Container {
-    pub(super) engine: Engine,
-    pub(super) id: String,
-    bundle: PathBuf,
-    hierarchy: Hierarchy,
-}
-
-/// The slice of containers that runc and crun start.
-const SLICE: &str = "engines.slice";
-/// How many processes count.
-const PROCESSES: usize = 3;
-
-/// Which checkpoint.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Kind<'a> {
-    pub(super) leave_running: bool,
-    pub(super) pre_dump: bool,
-    /// The image that it builds on.
-    pub(super) parent: Option<&'a str>,
+    pub(super) engine: &'static dyn Engine,
+    pub(super) hierarchy: Hierarchy,
+    home: Home,
 }
 
 impl Container {
-    pub(super) fn start(engine: Engine, hierarchy: Hierarchy) -> Result<Self> {
-        let id = unique();
-        let bundle = Path::new("/root").join(&id);
-        let rootfs = bundle.join("rootfs");
-        for folder in ["count", "proc", "sys", "dev", "etc", "run", "tmp"] {
-            fs::create_dir_all(rootfs.join(folder))?;
-        }
-        fs::copy("/guest/bin/guest-tool", rootfs.join("guest-tool"))?;
+    pub(super) fn start(engine: &'static dyn Engine, hierarchy: Hierarchy) -> Result<Self> {
+        engine.prepare()?;
         let container = Self {
             engine,
-            id,
-            bundle,
             hierarchy,
+            home: Home::new(),
         };
-        let processes = (PROCESSES - 1).to_string();
-        let program = ["/guest-tool", "count", "/count", "--processes", &processes];
-        let mut command = engine.command();
-        if engine.is_podman() {
-            command.args(["run", "-d", "--network", "host", "--name", &container.id]);
-            command.arg("--rootfs").arg(&rootfs).args(program);
-        } else {
-            container.configure(&program)?;
-            command
-                .args(["run", "-d", "--bundle"])
-                .arg(&container.bundle);
-            command.arg(&container.id);
-        }
-        quietly(&mut command)?;
+        image::make_root(&container.home.rootfs())?;
+        engine.start(&container.home)?;
         within(LONG, "the container counts", || {
             Ok(container
                 .counters()
@@ -156,139 +40,70 @@ impl Container {
         Ok(container)
     }
 
-    /// What `spec` makes, for this program, without a network of its own: that cannot
-    /// be dumped everywhere.
-    fn configure(&self, program: &[&str]) -> Result<()> {
-        let spec = run(Command::new(self.engine.runtime())
-            .arg("spec")
-            .current_dir(&self.bundle))?;
-        spec.expect(0)?;
-        let path = self.bundle.join("config.json");
-        let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
-        config["process"]["terminal"] = false.into();
-        config["process"]["args"] = json!(program);
-        config["root"]["readonly"] = false.into();
-        let scope = format!("{SLICE}:{}:{}", self.engine.runtime(), self.id);
-        config["linux"]["cgroupsPath"] = scope.into();
-        config["linux"]["namespaces"]
-            .as_array_mut()
-            .context("namespaces")?
-            .retain(|namespace| namespace["type"] != "network");
-        Ok(fs::write(&path, serde_json::to_vec(&config)?)?)
+    pub(super) fn id(&self) -> &str {
+        &self.home.id
     }
 
     pub(super) fn counters(&self) -> Counters {
         Counters {
-            dir: self.bundle.join("rootfs/count"),
+            dir: self.engine.counters(&self.home),
             processes: PROCESSES,
         }
     }
 
-    /// The engine's command with this verb.
-    pub(super) fn verb(&self, words: &[&str]) -> Command {
-        let mut command = self.engine.command();
-        command.args(words).arg(&self.id);
-        command
+    /// Returns the engine's command for this, if it has one.
+    pub(super) fn verb(&self, verb: Verb) -> Option<Command> {
+        self.engine.verb(&self.home, verb)
     }
 
-    /// The directory of an image that runc or crun makes.
-    fn image(&self, name: &str) -> PathBuf {
-        self.bundle.join("images").join(name)
+    /// Does this, which has to work.
+    pub(super) fn expect(&self, verb: Verb) -> Result<()> {
+        let mut command = self.verb(verb).context("it has no such command")?;
+        run(&mut command)?.expect(0)?;
+        Ok(())
     }
 
-    /// The directory of CRIU's log of that image.
-    pub(super) fn work_dir(&self, name: &str) -> PathBuf {
-        self.image(&format!("{name}.work"))
-    }
-
-    /// A checkpoint; podman keeps the image itself.
+    /// Returns the command that makes a checkpoint in this way.
     pub(super) fn checkpoint(&self, way: Way, name: &str, kind: Kind<'_>) -> Result<Command> {
-        let mut command = match way {
-            Way::Bare | Way::Automatic => self.engine.command(),
-            Way::Run => {
-                let mut command = Command::new("freezer-guard");
-                let pid = self.pid()?.to_string();
-                command.args(["run", "--freeze", "--pid", &pid]);
-                if kind.pre_dump && !self.engine.freezes_for_a_pre_dump() {
-                    command.arg("--thaw");
-                }
-                command.arg("--");
-                let engine = self.engine.command();
-                command.arg(engine.get_program()).args(engine.get_args());
-                command
-            }
-        };
-        if self.engine.is_podman() {
-            command.args(["container", "checkpoint"]);
-            command.args(kind.pre_dump.then_some("--pre-checkpoint"));
-            command.args(kind.parent.map(|_| "--with-previous"));
-        } else {
-            command.arg("checkpoint");
-            let work = self.work_dir(name);
-            fs::create_dir_all(&work)?;
-            command.arg("--image-path").arg(self.image(name));
-            command.arg("--work-path").arg(work);
-            command.args(kind.pre_dump.then_some("--pre-dump"));
-            if let Some(parent) = kind.parent {
-                command.arg("--parent-path").arg(format!("../{parent}"));
-            }
+        let command = self.engine.checkpoint(&self.home, name, kind)?;
+        if way != Way::Run {
+            return Ok(command);
         }
-        command.args(kind.leave_running.then_some("--leave-running"));
-        command.arg(&self.id);
-        Ok(command)
+        let mut run = Command::new("freezer-guard");
+        let pid = self.pid()?.to_string();
+        run.args(["run", "--freeze", "--pid", &pid]);
+        if kind.pre_dump && self.engine.pre_dump() == PreDump::Running {
+            run.arg("--thaw");
+        }
+        run.arg("--").arg(command.get_program());
+        run.args(command.get_args());
+        Ok(run)
+    }
+
+    /// Returns the directory of CRIU's log of a checkpoint by runc or crun.
+    pub(super) fn work_dir(&self, name: &str) -> PathBuf {
+        self.home.image(&format!("{name}.work"))
     }
 
     pub(super) fn restore(&self, name: &str) -> Result<()> {
-        if self.engine.is_podman() {
-            return quietly(&mut self.verb(&["container", "restore"]));
-        }
-        // A scope of that name must not be there any more.
-        let scope = format!("{}-{}.scope", self.engine.runtime(), self.id);
-        within(LONG, "systemd forgets the scope", || {
-            Ok(property(&scope, "LoadState")? == "not-found")
-        })?;
-        let work = self.image("restore.work");
-        fs::create_dir_all(&work)?;
-        let mut command = self.engine.command();
-        command
-            .args(["restore", "-d", "--bundle"])
-            .arg(&self.bundle);
-        command.arg("--image-path").arg(self.image(name));
-        command.arg("--work-path").arg(&work).arg(&self.id);
-        quietly(&mut command).with_context(|| super::super::dump::log(&work, "restore.log"))
+        self.engine.restore(&self.home, name)
     }
 
-    /// What the engine says of it: `running`, `paused`, `exited`; nothing when it
-    /// knows it no more.
-    pub(super) fn status(&self) -> Result<Option<String>> {
-        Ok(self.inspect()?.map(|(status, _)| status))
+    /// Returns what the engine says of it, if the engine still knows it.
+    pub(super) fn state(&self) -> Result<Option<State>> {
+        Ok(self.engine.inspect(&self.home)?.map(|(state, _)| state))
     }
 
-    /// Its first process.
+    /// Returns its first process.
     pub(super) fn pid(&self) -> Result<i32> {
-        Ok(self.inspect()?.context("it is not there")?.1)
+        let (_, pid) = self
+            .engine
+            .inspect(&self.home)?
+            .context("it is not there")?;
+        Ok(pid)
     }
 
-    fn inspect(&self) -> Result<Option<(String, i32)>> {
-        let (mut command, at) = match self.engine.is_podman() {
-            true => (
-                self.verb(&["container", "inspect"]),
-                ["/0/State/Status", "/0/State/Pid"],
-            ),
-            false => (self.verb(&["state"]), ["/status", "/pid"]),
-        };
-        let finished = run(&mut command)?;
-        if finished.code != 0 {
-            return Ok(None);
-        }
-        let said: Value = serde_json::from_str(&finished.stdout)
-            .with_context(|| format!("not JSON: {finished:?}"))?;
-        let [status, pid] = at.map(|at| said.pointer(at).cloned().unwrap_or_default());
-        let status = status.as_str().context("a status")?.to_owned();
-        Ok(Some((status, i32::try_from(pid.as_i64().unwrap_or(0))?)))
-    }
-
-    /// The cgroup that its first process is in.
+    /// Returns the cgroup of its first process.
     pub(super) fn cgroup(&self) -> Result<PathBuf> {
         let text = fs::read_to_string(format!("/proc/{}/cgroup", self.pid()?))?;
         let begin = match self.hierarchy {
@@ -302,46 +117,24 @@ impl Container {
         Ok(self.hierarchy.root().join(path))
     }
 
-    /// Its unit, and the slice of that.
-    pub(super) fn units(&self) -> Result<(String, &'static str)> {
-        let slice = match self.engine.is_podman() {
-            true => "machine.slice",
-            false => SLICE,
+    /// Returns its unit and the slice of that, if systemd knows them.
+    pub(super) fn units(&self) -> Result<Option<(String, &'static str)>> {
+        let Some(slice) = self.engine.slice() else {
+            return Ok(None);
         };
         let cgroup = self.cgroup()?;
         let scope = cgroup.iter().find_map(|part| {
             let part = part.to_str()?;
             part.ends_with(".scope").then(|| part.to_owned())
         });
-        Ok((
-            scope.with_context(|| format!("no scope in {}", cgroup.display()))?,
-            slice,
-        ))
+        let scope = scope.with_context(|| format!("no scope in {}", cgroup.display()))?;
+        Ok(Some((scope, slice)))
     }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let verbs: &[&[&str]] = match self.engine.is_podman() {
-            true => &[&["kill"], &["rm", "-f", "-t", "0"]],
-            false => &[&["kill", "--all"], &["delete", "-f"]],
-        };
-        for verb in verbs {
-            // It may have gone, or never have come.
-            let _ = run(&mut self.verb(verb));
-        }
-        let _ = fs::remove_dir_all(&self.bundle);
+        self.engine.remove(&self.home);
+        let _ = fs::remove_dir_all(&self.home.dir);
     }
-}
-
-/// Runs what leaves a container behind: it inherits our standard files.
-fn quietly(command: &mut Command) -> Result<()> {
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .with_context(|| format!("run {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
 }

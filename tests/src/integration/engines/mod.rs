@@ -1,48 +1,118 @@
-//! runc, crun and podman: what they do with a guard is what they do without one, and
+//! Container engines: what they do with a guard is what they do without one, and
 //! what gets in the way of a checkpoint of theirs does it no harm.
 //!
 //! Each trial prints rows for `docs/data/engines.md`.
 
+mod attempt;
+mod bare;
 pub(super) mod contained;
 mod container;
+mod containerd;
+mod cri;
+mod docker;
+mod engine;
+mod image;
 mod life;
+mod lxc;
+mod oci;
+mod podman;
+mod restart;
+mod short;
 mod trouble;
+mod truth;
 mod violated;
+
+use std::fs;
 
 use anyhow::Result;
 use serde_json::json;
 
 use super::{List, automatic::rpc, package, service::systemctl};
-use container::Engine;
+use containerd::Containerd;
+use cri::Cri;
+use docker::Docker;
+use engine::Engine;
+use lxc::Lxc;
+use oci::Oci;
+use podman::Podman;
+
+/// Every engine, in the order of the tables.
+const ALL: [&dyn Engine; 8] = [
+    &Oci::RUNC,
+    &Oci::CRUN,
+    &Podman::WITH_RUNC,
+    &Podman::WITH_CRUN,
+    &Containerd,
+    &Cri,
+    &Docker,
+    &Lxc,
+];
+
+/// The engines that this guest has.
+fn here() -> impl Iterator<Item = &'static dyn Engine> {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let mut lines = text.lines();
+    let release = lines.find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let release = release.unwrap_or_default().to_owned();
+    ALL.into_iter().filter(move |engine| engine.is_in(&release))
+}
+
+/// Its part of a test's name.
+fn name(engine: &dyn Engine) -> String {
+    engine.title().replace(' ', "_").replace('\'', "")
+}
+
+/// The short test of each engine. podman is tested with the runtime that Debian gives it.
+pub(super) fn list_short(list: &mut List<'_>) {
+    if !list.can_dump() {
+        return;
+    }
+    let engines = here().filter(|engine| engine.title() != Podman::WITH_RUNC.title());
+    for engine in engines {
+        list.add(&format!("short_with_{}", name(engine)), move |h| {
+            short::of(engine, h)
+        });
+    }
+}
 
 pub(super) fn list(list: &mut List<'_>) {
     if !list.can_dump() {
         return;
     }
     let guest = format!("{} {}", list.config.kernel, list.config.cgroup.name());
-    for engine in Engine::ALL {
+    for engine in here() {
+        let guest = guest.clone();
+        list.add(&format!("life_with_{}", name(engine)), move |h| {
+            life::of(engine, h, &guest)
+        });
+    }
+    for engine in here() {
+        list.add(&format!("violated_with_{}", name(engine)), move |h| {
+            violated::of(engine, h)
+        });
+    }
+    for engine in here() {
+        let guest = guest.clone();
+        list.add(&format!("trouble_with_{}", name(engine)), move |h| {
+            trouble::of(engine, h, &guest)
+        });
+    }
+    for engine in here() {
         let guest = guest.clone();
         list.add(
-            &format!("life_with_{}", engine.title().replace(' ', "_")),
-            move |h| life::of(engine, h, &guest),
-        );
-    }
-    for engine in Engine::ALL {
-        list.add(
-            &format!("violated_with_{}", engine.title().replace(' ', "_")),
-            move |h| violated::of(engine, h),
+            &format!("trouble_without_a_guard_with_{}", name(engine)),
+            move |h| bare::of(engine, h, &guest),
         );
     }
     list.add("thousand_thaws_on_the_answer", |h| {
         Way::Automatic.prepare()?;
         rpc::thaws(h, 1000)
     });
-    for engine in Engine::ALL {
+    for engine in here().filter(|engine| engine.daemon().is_some()) {
         let guest = guest.clone();
-        list.add(
-            &format!("trouble_with_{}", engine.title().replace(' ', "_")),
-            move |h| trouble::of(engine, h, &guest),
-        );
+        list.add(&format!("restart_of_{}", name(engine)), move |h| {
+            restart::of(engine, h, &guest)
+        });
     }
 }
 
