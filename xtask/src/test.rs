@@ -79,16 +79,13 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         true => skip(guests, &history, &mut sum)?,
         false => guests,
     };
-    let needs = Needs::guests(guests.iter().map(|guest| (guest.kernel, guest.image)));
-    let installs = guests.iter().any(|guest| guest.image == Image::Systemd);
-    let needs = match installs {
-        true => needs.with_package(),
-        false => needs,
-    };
-    let needs = match args.lint {
-        true => needs.with_book().with_release(),
-        false => needs,
-    };
+    let mut needs = Needs::guests(guests.iter().map(|guest| (guest.kernel, guest.image)));
+    if guests.iter().any(|guest| guest.image == Image::Systemd) {
+        needs = needs.with_package();
+    }
+    if args.lint {
+        needs = needs.with_book().with_release();
+    }
     let programs = setup::guest_programs(&needs, Profile::Release)?;
     let run = Run::new(args, guests, programs, history, sum);
     run.everything()?;
