@@ -1,6 +1,6 @@
 //! This program as CRIU's action script, which CRIU asks when the images are written
-//! and the tasks still wait. A failure makes CRIU let them run on: whose checkpoint is
-//! not good must not be lost.
+//! and the tasks still wait. A failure makes CRIU let them run on: a tree without a good
+//! image must not be lost.
 
 use std::{
     env, fs,
@@ -60,11 +60,42 @@ pub(super) fn asked() -> Option<ExitCode> {
 /// Whether the guard whose checkpointer we belong to is there, and has held so far. Where the tasks
 /// are about to end, the images and their evidence have reached the disk before.
 fn answer() -> Result<ExitCode> {
+    let dir = env::var_os(FOLDER)
+        .ok_or_else(|| Error::Unexpected(format!("CRIU does not set {FOLDER}")))?;
+    let dir = Path::new(&dir);
+    let mut draft = Draft::read(dir)?;
+    let Some(mut guard) = holding_guard(draft.excuses)? else {
+        return Ok(exit::VIOLATED.into());
+    };
+    let leaves_running = leaves_running()?;
+    if !leaves_running {
+        criu::sync(dir)?;
+        // That can take long.
+        match holding_guard(draft.excuses)? {
+            Some(later) => guard = later,
+            None => return Ok(exit::VIOLATED.into()),
+        }
+    }
+    // From here on the others may end their trees. Before, no evidence calls this image good.
+    if draft.is_one_of_several && !Meeting::attend(dir).unwrap_or(false) {
+        say(format_args!(
+            "the checkpoint of another tree has failed: CRIU must not end this tree, since freezer-guard keeps the images of all or of none"
+        ));
+        return Ok(exit::INTERNAL.into());
+    }
+    if !leaves_running {
+        draft.complete(dir, &guard)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The guard that we belong to, if freezer-guard awaits the image and the guard has held so far.
+fn holding_guard(excuses: bool) -> Result<Option<Status>> {
     if !is_awaited()? {
         say(format_args!(
             "freezer-guard, which began this checkpoint, has ended: CRIU must not end the tree, since nobody would call the image good"
         ));
-        return Ok(exit::VIOLATED.into());
+        return Ok(None);
     }
     let guard = match own_guard()? {
         // Its status after the proof.
@@ -75,32 +106,13 @@ fn answer() -> Result<ExitCode> {
         say(format_args!(
             "another process ended the guard of this checkpoint"
         ));
-        return Ok(exit::VIOLATED.into());
+        return Ok(None);
     };
-    let dir = env::var_os(FOLDER)
-        .ok_or_else(|| Error::Unexpected(format!("CRIU does not set {FOLDER}")))?;
-    let dir = Path::new(&dir);
-    let mut draft = Draft::read(dir)?;
-    if guard.violation_count() > 0 && !draft.excuses {
+    if guard.violation_count() > 0 && !excuses {
         say(format_args!("VIOLATED: {}", violations(&guard).join("; ")));
-        return Ok(exit::VIOLATED.into());
+        return Ok(None);
     }
-    let leaves_running = leaves_running()?;
-    if !leaves_running {
-        criu::sync(dir)?;
-        draft.complete(dir, &guard, true)?;
-    }
-    // The last step: afterwards the others may end their trees.
-    if draft.is_one_of_several && !Meeting::attend(dir).unwrap_or(false) {
-        if !leaves_running {
-            draft.complete(dir, &guard, false)?;
-        }
-        say(format_args!(
-            "the checkpoint of another tree has failed: CRIU must not end this tree, since freezer-guard keeps the images of all or of none"
-        ));
-        return Ok(exit::INTERNAL.into());
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(Some(guard))
 }
 
 /// Whether CRIU's parent is still the program that has started it, which is this one.

@@ -1,7 +1,11 @@
 //! CRIU, as `checkpoint` and `restore` drive it.
 
 use std::{
-    ffi::OsString, io::Write as _, os::unix::ffi::OsStrExt as _, path::PathBuf, process::ExitStatus,
+    ffi::{OsStr, OsString},
+    io::Write as _,
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+    process::ExitStatus,
 };
 
 use clap::ValueHint;
@@ -26,13 +30,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Whether the user gives CRIU a script of his own.
-    pub(super) fn has_action_script(&self) -> bool {
-        const OPTION: &[u8] = b"--action-script";
-        self.more.iter().any(|word| {
-            let rest = word.as_bytes().strip_prefix(OPTION);
-            rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'=')))
-        })
+    /// Whether the user may give CRIU a script of his own.
+    pub(super) fn may_have_action_script(&self) -> bool {
+        self.more.iter().any(|word| may_bring_a_script(word))
     }
 
     /// A CRIU that will do on this kernel, and a word about what it is known for.
@@ -49,6 +49,15 @@ impl Driver {
         }
         Ok(criu)
     }
+}
+
+/// Whether this is an option of CRIU for a script or for a file with options. `getopt_long(3)` takes the
+/// beginning of an option for the option.
+fn may_bring_a_script(word: &OsStr) -> bool {
+    const OPTIONS: [&[u8]; 2] = [b"--action-script", b"--config"];
+    let name = word.as_bytes().split(|byte| *byte == b'=').next();
+    let name = name.filter(|name| name.len() > b"--".len());
+    name.is_some_and(|name| OPTIONS.iter().any(|option| option.starts_with(name)))
 }
 
 /// One JSON object on standard output. What has come about counts, whether somebody
@@ -79,5 +88,32 @@ pub(super) fn say_failure(log: &Log, status: ExitStatus) {
     say(format_args!("CRIU failed; {path} says:"));
     for line in lines {
         say(format_args!("  {line}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_bring_a_script;
+
+    #[test]
+    fn scripts_are_found_by_the_beginning_of_the_option() {
+        for word in [
+            "--action-script",
+            "--action-script=/x",
+            "--ac=/x",
+            "--config",
+            "--con=/x",
+        ] {
+            assert!(may_bring_a_script(word.as_ref()), "{word}");
+        }
+        for word in [
+            "--tcp-established",
+            "--",
+            "-v4",
+            "/action-script",
+            "--cgroup-root=/x",
+        ] {
+            assert!(!may_bring_a_script(word.as_ref()), "{word}");
+        }
     }
 }

@@ -55,7 +55,7 @@ pub(super) enum Error {
     /// CRIU runs the scripts of the user before that of freezer-guard, and does not tell it that one
     /// has failed.
     #[error(
-        "CRIU's --action-script does not go with several trees, which have to succeed together: checkpoint them one by one, or leave the script out"
+        "CRIU's --action-script and --config do not go with several trees, which have to succeed together: checkpoint them one by one, or leave the option out"
     )]
     ScriptOfSeveral,
     /// The limit of open files is too low.

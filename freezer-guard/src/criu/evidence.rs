@@ -197,14 +197,13 @@ impl Draft {
         serde_json::from_slice(&bytes).map_err(|error| failed("understand", &path, error.into()))
     }
 
-    /// Makes it the evidence of images that are complete, with the guard as it is now, and with
-    /// whether CRIU may succeed.
+    /// Makes it the evidence of images that are complete, with the guard as it is now.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn complete(&mut self, dir: &Path, guard: &Status, succeeds: bool) -> Result<(), Error> {
+    pub fn complete(&mut self, dir: &Path, guard: &Status) -> Result<(), Error> {
         let excused = guard.violation_count() > 0;
-        let verdict = Verdict::of(!excused, self.excuses, succeeds);
+        let verdict = Verdict::of(!excused, self.excuses, true);
         let failed = |error: serde_json::Error| failed("complete", dir, error.into());
         self.evidence["verdict"] = serde_json::to_value(verdict).map_err(failed)?;
         self.evidence["guard"] = serde_json::to_value(guard).map_err(failed)?;
@@ -389,7 +388,7 @@ mod tests {
         let guard: Status = serde_json::from_str(Status::OLD).expect("a guard");
         let complete = |dir: &Path| {
             Draft::write(dir, &evidence, false, false)?;
-            Draft::read(dir)?.complete(dir, &guard, true)
+            Draft::read(dir)?.complete(dir, &guard)
         };
         let write = |dir: &Path| evidence.write(dir);
         for write in [&write as &dyn Fn(&Path) -> Result<(), Error>, &complete] {

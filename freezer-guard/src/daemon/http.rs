@@ -77,7 +77,7 @@ pub(super) fn begin(daemon: &Rc<Daemon>, listeners: Vec<Listener>) -> Result<()>
     start(listeners, questions).map_err(Error::io("serve metrics over HTTP"))
 }
 
-/// Counts for those who ask, one after the other.
+/// Answers questions with counts, one after the other.
 async fn answer(daemon: Rc<Daemon>, mut asked: mpsc::UnboundedReceiver<Question>) {
     let mut failed = String::new();
     while let Some(question) = asked.recv().await {

@@ -1,4 +1,4 @@
-//! Whether an event is news: what has been told is not told again.
+//! Whether an event is news: the log has each event once.
 
 use freezer_guard_abi::{CgroupKey, GuardId, RawEvent};
 

@@ -355,10 +355,22 @@ fn level(entry: &GuardEntry) -> &'static str {
 
 /// See [`Status::missed`].
 pub(super) fn missed(store: &dyn GuardStore, entry: &GuardEntry) -> Result<u64, Error> {
-    if entry.checkpointing_ns == 0 || !GuardEntry::protects(entry.allowed, Protection::Ptrace) {
-        return Ok(0);
+    match may_miss(entry) {
+        true => Ok(missed_of(store.missed()?, entry)),
+        false => Ok(0),
     }
-    Ok(store.missed()?.saturating_sub(entry.missed_before))
+}
+
+/// The same, where the store has counted this many by now.
+pub(super) fn missed_of(now: u64, entry: &GuardEntry) -> u64 {
+    match may_miss(entry) {
+        true => now.saturating_sub(entry.missed_before),
+        false => 0,
+    }
+}
+
+pub(super) fn may_miss(entry: &GuardEntry) -> bool {
+    entry.checkpointing_ns != 0 && GuardEntry::protects(entry.allowed, Protection::Ptrace)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{
     Error,
     entries::is_in_force,
     reconcile::{hierarchies_there, is_record},
-    status::{by_protection, missed, violations},
+    status::{by_protection, may_miss, missed_of, violations},
     store::GuardStore,
 };
 use crate::kernel::{Levels, Locked};
@@ -61,27 +61,30 @@ pub fn tally() -> Result<Tally, Error> {
 }
 
 pub(super) fn counts(store: &dyn GuardStore) -> Result<BTreeMap<GuardId, Counts>, Error> {
-    let mut guards = BTreeMap::new();
+    let mut entries = BTreeMap::new();
     // A guard that ends meanwhile is in one of them.
-    for (id, entry) in store.guards().entries()? {
-        if is_in_force(&entry) || is_record(&entry) {
-            guards.insert(id, Counts::of(store, &entry)?);
-        }
-    }
-    for (id, entry) in store.ended().entries()? {
-        guards.insert(id, Counts::of(store, &entry)?);
-    }
-    Ok(guards)
+    let held = store.guards().entries()?.into_iter();
+    entries.extend(held.filter(|(_, entry)| is_in_force(entry) || is_record(entry)));
+    entries.extend(store.ended().entries()?);
+    // That of a guard is a difference of this number, which takes time to read.
+    let missed_now = match entries.values().any(may_miss) {
+        true => store.missed()?,
+        false => 0,
+    };
+    let entries = entries.into_iter();
+    Ok(entries
+        .map(|(id, entry)| (id, Counts::of(missed_now, &entry)))
+        .collect())
 }
 
 impl Counts {
-    fn of(store: &dyn GuardStore, entry: &GuardEntry) -> Result<Self, Error> {
-        Ok(Self {
+    fn of(missed_now: u64, entry: &GuardEntry) -> Self {
+        Self {
             is_in_force: entry.is_in_force(),
             denials: by_protection(&entry.denials),
             violations: by_protection(&violations(entry)),
-            missed: missed(store, entry)?,
+            missed: missed_of(missed_now, entry),
             unproven: entry.flags & GuardEntry::UNPROVEN != 0,
-        })
+        }
     }
 }

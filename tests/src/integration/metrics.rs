@@ -1,4 +1,4 @@
-//! The metrics over HTTP: who gets them, and that no client takes anything from guards or from the
+//! The metrics over HTTP: their readers, and that no client takes anything from guards or from the
 //! service's sandbox.
 
 use std::{fs, path::Path, process::Command, thread, time::Duration};

@@ -5,6 +5,10 @@ use std::{
     io::{BufRead as _, Read, Write},
     net::TcpStream,
     os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -82,20 +86,28 @@ pub(super) fn silent(address: &str, connections: usize) -> Result<()> {
     Ok(())
 }
 
-/// Scrapes in 8 threads as fast as it goes, prints `ready`, and ends when there is a line to read.
+/// Scrapes in 8 threads as fast as it goes, prints `ready` after 100 replies, and ends when there is a
+/// line to read.
 pub(super) fn storm(address: &str) -> Result<()> {
+    let replies = Arc::new(AtomicU64::new(0));
     for _ in 0..8 {
-        let address = address.to_owned();
+        let (address, replies) = (address.to_owned(), replies.clone());
         thread::spawn(move || {
             loop {
                 let Ok(mut stream) = connect(&address) else {
                     continue;
                 };
                 if stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").is_ok() {
-                    let _ = stream.read_to_end(&mut Vec::new());
+                    let mut reply = Vec::new();
+                    if stream.read_to_end(&mut reply).is_ok() && reply.starts_with(b"HTTP/1.") {
+                        replies.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
             }
         });
+    }
+    while replies.load(Ordering::Relaxed) < 100 {
+        thread::sleep(Duration::from_millis(10));
     }
     println!("ready");
     std::io::stdout().flush()?;

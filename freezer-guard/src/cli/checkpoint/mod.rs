@@ -1,34 +1,30 @@
 //! `freezer-guard checkpoint`: drives CRIU under a guard.
 
+mod dump;
 mod tree;
 mod watch;
 
 use std::{
-    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus},
-    time::{Duration, SystemTime},
 };
 
 use clap::ValueHint;
 use freezer_guard::{
-    VERSION,
-    cgroup::{self, Task},
-    criu::{self, Criu, Draft, Evidence, Images, Known, Log, Verdict},
-    doctor,
-    guard::{Target, chain, wall_clock},
-    words::{self, escaped, mebibytes, time_of, timestamp},
+    criu::{self, Draft, Evidence, Images, Known, Log, Verdict},
+    guard::{Target, chain},
+    words::{escaped, mebibytes},
 };
 
 use super::{
-    action_script,
     driver::{self, Driver},
     error::{Error, Result},
     exit::{self, Code},
-    guarded::{self, GuardedCommand, Meeting, OnViolation, Options, Outcome},
+    guarded::{self, GuardedCommand, Meeting, OnViolation, Outcome},
     say::say,
 };
-use tree::{Named, Tree};
+use dump::Dump;
+use tree::Named;
 use watch::Watch;
 
 #[derive(clap::Args)]
@@ -81,7 +77,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let options = &args.driver.options;
     let trees = args.named.find()?;
     let is_one = trees.len() == 1;
-    if !is_one && args.driver.has_action_script() {
+    if !is_one && args.driver.may_have_action_script() {
         return Err(Error::ScriptOfSeveral);
     }
     let criu = args.driver.find()?;
@@ -100,12 +96,18 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let code = done.code();
     let are_complete = dumps.iter().all(|dump| criu::are_complete(&dump.dir));
     let succeeded = code == exit::SUCCESS && are_complete;
-    let verdict = Verdict::of(done.held(), done.is_excused(options), succeeded);
+    let (held, excused) = (done.held(), done.is_excused(options));
     for (dump, status) in dumps.iter_mut().zip(&done.statuses) {
-        dump.end(&done, verdict, *status);
+        // Once all may end their trees, the failure of one does not spoil the images of the others.
+        let alone = done.is_decided && status.success() && criu::are_complete(&dump.dir);
+        dump.end(
+            &done,
+            Verdict::of(held, excused, succeeded || alone),
+            *status,
+        );
     }
-    let written = conclude(&mut dumps);
-    let verdict = dumps[0].evidence.verdict;
+    let written = conclude(&mut dumps, done.is_decided);
+    let verdict = worst(&dumps);
     let place = images.publish(verdict)?;
     for (dump, status) in dumps.iter().zip(done.statuses) {
         dump.tell(args, &place, status);
@@ -145,93 +147,25 @@ fn dump_all(args: &Args, dumps: &[Dump], targets: Vec<Target>, dir: &Path) -> Re
         watch: Some(&mut || watches.iter_mut().for_each(Watch::look)),
     });
     if !is_one {
-        // It would do no harm.
+        // A socket that stays does no harm.
         let _ = Meeting::close(dir);
     }
     done
 }
 
-/// The dump of one tree.
-struct Dump {
-    /// The name of its directory among those of several.
-    name: Option<OsString>,
-    dir: PathBuf,
-    command: Vec<OsString>,
-    evidence: Evidence,
+/// The verdict on all of them.
+fn worst(dumps: &[Dump]) -> Verdict {
+    let mut verdicts = dumps.iter().map(|dump| dump.evidence.verdict);
+    let bad = verdicts.clone().find(|verdict| !verdict.is_usable());
+    bad.or_else(|| verdicts.next()).unwrap_or(Verdict::Failed)
 }
 
-impl Dump {
-    fn prepare(
-        args: &Args,
-        criu: &Criu,
-        tree: &Tree,
-        is_one: bool,
-        images: &mut Images,
-    ) -> Result<Self> {
-        let name = (!is_one).then(|| tree.name.clone());
-        let dir = match &name {
-            Some(name) => images.add(name)?,
-            None => images.dir().to_owned(),
-        };
-        let parent = args.parent.as_deref().map(|parent| {
-            let parent = name
-                .as_ref()
-                .map_or(parent.into(), |name| parent.join(name));
-            images.refer_to(&dir, &parent, tree.root.pid)
-        });
-        let parent = parent.transpose()?;
-        let paths = tree.target.iter().map(|cgroup| cgroup.path().to_owned());
-        let cgroups: Vec<_> = paths.collect();
-        let freezer = cgroups
-            .first()
-            .ok_or_else(|| Error::Unexpected("the target has no cgroup".to_owned()))?;
-        let command = args.command(criu, tree.root.pid, freezer, &dir, parent.as_deref())?;
-        let evidence = args.evidence(criu, &command, tree.root.clone(), cgroups, parent);
-        Ok(Self {
-            name,
-            dir,
-            command,
-            evidence,
-        })
-    }
-
-    fn watch<'a>(&self, options: &'a Options) -> Watch<'a> {
-        Watch::new(self.name.as_deref(), Log::new(&self.dir, LOG), options)
-    }
-
-    /// Adds the outcome to the evidence.
-    fn end(&mut self, done: &Outcome, verdict: Verdict, status: ExitStatus) {
-        let evidence = &mut self.evidence;
-        evidence.verdict = verdict;
-        evidence.exit_code = guarded::code_of(status).0;
-        evidence.left_running =
-            cgroup::process(evidence.pid).is_ok_and(|process| process.is_some());
-        evidence.memory_bytes = criu::bytes(&self.dir, "pages-");
-        evidence.image_bytes = criu::bytes(&self.dir, "");
-        let (started, ended) = (wall_clock(done.started_ns), wall_clock(done.ended_ns));
-        let created = Log::new(&self.dir, LOG).begun();
-        evidence.log_begun = created.and_then(|created| log_begun(created, &started, &ended));
-        evidence.started = Some(started);
-        evidence.ended = Some(ended);
-        evidence.guard.clone_from(&done.guard);
-    }
-}
-
-/// When CRIU began its log, if the time of the log's file can be that: it cannot if the clock was
-/// set meanwhile, or if the file was there before. The clock of files is coarse.
-fn log_begun(created: SystemTime, started: &str, ended: &str) -> Option<String> {
-    const COARSE: Duration = Duration::from_millis(10);
-    let (started, ended) = (time_of(started)?, time_of(ended)?);
-    let text = timestamp(created);
-    let begun = time_of(&text)?;
-    let is_then = begun.checked_add(COARSE)? >= started && begun <= ended;
-    is_then.then_some(text)
-}
-
-/// Writes the evidence of each, after the images. If one cannot be written, none is good.
-fn conclude(dumps: &mut [Dump]) -> Result<()> {
-    let written: Result<Vec<()>> = dumps.iter_mut().map(Dump::conclude).collect();
-    if written.is_err() {
+/// Writes the evidence of each, after the images. If one cannot be written, none is good, unless the
+/// trees have ended.
+fn conclude(dumps: &mut [Dump], is_decided: bool) -> Result<()> {
+    let written: Vec<_> = dumps.iter_mut().map(Dump::conclude).collect();
+    let written: Result<Vec<()>> = written.into_iter().collect();
+    if written.is_err() && !is_decided {
         for dump in dumps.iter_mut() {
             if dump.evidence.verdict.is_usable() {
                 dump.evidence.verdict = Verdict::Failed;
@@ -270,11 +204,6 @@ impl Dump {
 fn is_known(dir: &Path, verdict: Option<Verdict>) -> bool {
     let known = Known::of_images(dir).ok().flatten();
     known.is_some_and(|known| verdict.is_none_or(|verdict| known.verdict == verdict))
-}
-
-fn texts(words: &[OsString]) -> Vec<String> {
-    let texts = words.iter().map(|word| word.display().to_string());
-    texts.collect()
 }
 
 /// The exit code, which tells of a bad image even if CRIU does not.
@@ -339,101 +268,6 @@ impl Dump {
         }
         if args.json {
             driver::print(evidence);
-        }
-    }
-}
-
-impl Args {
-    /// Returns the evidence as far as it is known before CRIU starts.
-    fn evidence(
-        &self,
-        criu: &Criu,
-        command: &[OsString],
-        root: Task,
-        cgroups: Vec<PathBuf>,
-        parent: Option<PathBuf>,
-    ) -> Evidence {
-        Evidence {
-            verdict: Verdict::Failed,
-            freezer_guard: VERSION.to_owned(),
-            kernel: doctor::release(),
-            criu: criu.version_text().to_owned(),
-            command: texts(command),
-            exit_code: exit::SUCCESS.0,
-            pid: root.pid,
-            left_running: false,
-            comm: root.comm,
-            cgroups_base64: words::all_base64(&cgroups),
-            cgroups,
-            pre_dump: self.pre_dump,
-            parent,
-            memory_bytes: 0,
-            image_bytes: 0,
-            started: None,
-            log_begun: None,
-            ended: None,
-            guard: None,
-        }
-    }
-
-    /// CRIU's command line.
-    fn command(
-        &self,
-        criu: &Criu,
-        root: i32,
-        freezer: &Path,
-        dir: &Path,
-        parent: Option<&Path>,
-    ) -> Result<Vec<OsString>> {
-        let dump = match self.pre_dump {
-            true => "pre-dump",
-            false => "dump",
-        };
-        let mut command = vec![criu.path().into(), dump.into()];
-        let mut add = |option: &str, value: &OsStr| {
-            command.push(option.into());
-            command.push(value.to_owned());
-        };
-        add("-t", root.to_string().as_ref());
-        add("-D", dir.as_ref());
-        add("-o", LOG.as_ref());
-        add("--freeze-cgroup", freezer.as_ref());
-        if let Some(parent) = parent {
-            add("--prev-images-dir", parent.as_ref());
-        }
-        add("--action-script", action_script::script()?.as_ref());
-        let flags = [
-            ("-v4", true),
-            ("--leave-running", self.leave_running),
-            // What changes from here on is for the next one to write.
-            ("--track-mem", self.pre_dump || parent.is_some()),
-        ];
-        let flags = flags.into_iter().filter(|(_, wanted)| *wanted);
-        command.extend(flags.map(|(flag, _)| flag.into()));
-        command.extend(self.driver.more.iter().cloned());
-        Ok(command)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use super::log_begun;
-    use freezer_guard::words::timestamp;
-
-    #[test]
-    fn a_log_begins_while_criu_runs() {
-        let second = |number| SystemTime::UNIX_EPOCH + Duration::from_secs(number);
-        let (started, ended) = (timestamp(second(100)), timestamp(second(200)));
-        let begun = |created| log_begun(created, &started, &ended);
-        let coarse = second(100) - Duration::from_millis(9);
-        for created in [coarse, second(100), second(150), second(200)] {
-            assert_eq!(begun(created), Some(timestamp(created)));
-        }
-        let early = second(100) - Duration::from_millis(11);
-        for created in [SystemTime::UNIX_EPOCH, early, second(201)] {
-            assert_eq!(begun(created), None);
         }
     }
 }

@@ -53,7 +53,7 @@ impl Named {
     }
 }
 
-/// One of them.
+/// A process tree, and its container.
 pub(super) struct Tree {
     pub(super) target: Target,
     pub(super) root: Task,

@@ -27,6 +27,7 @@ pub(super) struct Children {
     /// The first one that failed.
     failure: Option<ExitStatus>,
     meeting: Option<Meeting>,
+    is_decided: bool,
 }
 
 impl Children {
@@ -40,10 +41,12 @@ impl Children {
             running: Vec::new(),
             statuses: vec![ExitStatus::default(); commands.len()],
             failure: None,
+            is_decided: false,
             meeting,
         };
+        let are_several = children.meeting.is_some();
         for (number, command) in commands.iter().enumerate() {
-            match spawn(command, signals) {
+            match spawn(command, signals, are_several) {
                 Ok(child) => children.running.push((number, child)),
                 Err(error) => {
                     children.start_kill();
@@ -59,6 +62,7 @@ impl Children {
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         while !self.running.is_empty() {
             tokio::select! {
+                biased;
                 ended = next_end(&mut self.running) => {
                     let (number, status) = ended?;
                     self.statuses[number] = status;
@@ -69,7 +73,10 @@ impl Children {
                         meeting.expect_one_less();
                     }
                 }
-                () = gather(&mut self.meeting) => self.meeting = None,
+                agreed = gather(&mut self.meeting) => {
+                    self.is_decided = agreed;
+                    self.meeting = None;
+                }
             }
         }
         Ok(self.failure.unwrap_or_default())
@@ -78,6 +85,12 @@ impl Children {
     /// How each ended, once all have: in the order of the commands.
     pub(super) fn into_statuses(self) -> Vec<ExitStatus> {
         self.statuses
+    }
+
+    /// Whether the meeting has let all of them end their trees. From then on nothing may stop them: a
+    /// tree would be lost, or go on while the others have ended.
+    pub(super) fn is_decided(&self) -> bool {
+        self.is_decided
     }
 
     /// Sends a signal to each. One may have ended just now.
@@ -116,17 +129,21 @@ async fn next_end(running: &mut Vec<(usize, Child)>) -> io::Result<(usize, ExitS
     Ok((number, status?))
 }
 
-/// Returns when the meeting is over; without one, never.
-async fn gather(meeting: &mut Option<Meeting>) {
+/// Returns when the meeting is over, and whether all may end their trees; without one, never.
+async fn gather(meeting: &mut Option<Meeting>) -> bool {
     match meeting {
         Some(meeting) => meeting.gather().await,
         None => pending().await,
     }
 }
 
-fn spawn(command: &[OsString], signals: &Signals) -> Result<Child> {
+fn spawn(command: &[OsString], signals: &Signals, is_one_of_several: bool) -> Result<Child> {
     let mut child = Command::new(&command[0]);
     child.args(&command[1..]);
+    if is_one_of_several {
+        // Its configuration files could name a script that runs after ours.
+        child.env_remove("CRIU_CONFIG_FILE");
+    }
     signals.release_in(&mut child);
     child.spawn().map_err(|source| Error::Command {
         command: command[0].display().to_string(),

@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     os::{
         fd::AsRawFd as _,
         unix::net::{UnixListener, UnixStream},
@@ -53,22 +53,30 @@ impl Meeting {
         self.missing = self.missing.saturating_sub(1);
     }
 
-    /// Waits until all are there, and lets them go on. An error ends the meeting: then nobody
-    /// gets a yes.
-    pub(super) async fn gather(&mut self) {
+    /// Waits until all are there, lets them go on, and returns true. An error, or a script that has
+    /// gone, ends the meeting: then no script gets a yes.
+    pub(super) async fn gather(&mut self) -> bool {
         while self.missing > 0 {
             match self.listener.accept().await {
                 Ok((script, _)) => {
                     self.there.push(script);
                     self.missing -= 1;
                 }
-                Err(_) => return,
+                Err(_) => return false,
             }
         }
-        for script in &self.there {
-            // The buffer of a new socket has room. If the script has gone, its CRIU fails.
-            let _ = script.try_write(&[YES]);
+        let scripts = self.there.drain(..).map(tokio::net::UnixStream::into_std);
+        let Ok(mut scripts) = scripts.collect::<io::Result<Vec<_>>>() else {
+            return false;
+        };
+        if !scripts.iter_mut().all(waits) {
+            return false;
         }
+        for script in &mut scripts {
+            // The buffer of a new socket has room.
+            let _ = script.write_all(&[YES]);
+        }
+        true
     }
 
     /// The side of an action script: says that its image, in a directory below that of the meeting,
@@ -79,6 +87,12 @@ impl Meeting {
         let read = UnixStream::connect(path)?.read(&mut answer)?;
         Ok(read == 1 && answer[0] == YES)
     }
+}
+
+/// Whether a script still waits at the other end of this non-blocking socket.
+fn waits(script: &mut UnixStream) -> bool {
+    let read = script.read(&mut [0]);
+    read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// A path of the socket that is short enough for `sockaddr_un`, as long as the directory is open.
@@ -104,6 +118,33 @@ mod tests {
         (0..number).map(|_| attend()).collect()
     }
 
+    #[test]
+    fn none_goes_on_when_one_has_gone() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let listener = Meeting::call(dir.path()).expect("a socket");
+        let (path, _open) = address(dir.path()).expect("its path");
+        drop(UnixStream::connect(path).expect("it listens"));
+        let scripts = scripts(dir.path(), 2);
+        let agreed = gather(listener, 3, Duration::from_secs(20));
+        assert_eq!(agreed, Some(false));
+        for script in scripts {
+            assert!(!script.join().expect("no panic").unwrap_or(false));
+        }
+    }
+
+    /// What comes of the meeting in this time.
+    fn gather(listener: UnixListener, missing: usize, limit: Duration) -> Option<bool> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let mut meeting = Meeting::of(listener, missing).expect("a meeting");
+            let met = tokio::time::timeout(limit, meeting.gather()).await;
+            met.ok()
+        })
+    }
+
     fn meet(missing: usize, attending: usize) -> Vec<bool> {
         let temp = tempfile::tempdir().expect("a folder");
         // Longer than `sockaddr_un`.
@@ -111,16 +152,9 @@ mod tests {
         fs::create_dir(&dir).expect("a folder");
         let listener = Meeting::call(&dir).expect("a socket");
         let scripts = scripts(&dir, attending);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
-            let mut meeting = Meeting::of(listener, missing).expect("a meeting");
-            let limit = Duration::from_millis(if missing > attending { 200 } else { 20_000 });
-            let met = tokio::time::timeout(limit, meeting.gather()).await;
-            assert_eq!(met.is_ok(), missing <= attending);
-        });
+        let limit = Duration::from_millis(if missing > attending { 200 } else { 20_000 });
+        let agreed = gather(listener, missing, limit);
+        assert_eq!(agreed, (missing <= attending).then_some(true));
         Meeting::close(&dir).expect("it is there");
         let answers = scripts.into_iter().map(|script| script.join());
         answers

@@ -77,6 +77,8 @@ pub(super) struct Outcome {
     pub(super) status: ExitStatus,
     /// In the order of the commands.
     pub(super) statuses: Vec<ExitStatus>,
+    /// Whether the meeting has let all of them end their trees.
+    pub(super) is_decided: bool,
     /// When COMMAND was started, and when it had ended, on `CLOCK_BOOTTIME`, ns. No process sets that
     /// clock.
     pub(super) started_ns: u64,
@@ -93,7 +95,7 @@ impl Outcome {
         code_of(self.status)
     }
 
-    /// Whether a violation is only to be told. Somebody who ends a guard gets no excuse.
+    /// Whether a violation is only to be told. The end of the guard by another process is no excuse.
     pub(super) fn is_excused(&self, options: &Options) -> bool {
         options.on_violation == OnViolation::Warn && self.guard.is_some()
     }
@@ -277,6 +279,7 @@ async fn hold_on(
     }
     Ok(Outcome {
         status,
+        is_decided: children.is_decided(),
         statuses: children.into_statuses(),
         started_ns,
         ended_ns,

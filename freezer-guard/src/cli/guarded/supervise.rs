@@ -46,17 +46,15 @@ pub(super) async fn supervise(
             status = children.wait() => {
                 print_rest(options, hold, reader);
                 // A COMMAND that ends well when told to stop has not done its work.
-                return Ok(if polite { status? } else { timed_out(status?) });
+                return Ok(if polite || children.is_decided() {
+                    status?
+                } else {
+                    timed_out(status?)
+                });
             }
             () = sleep_until(deadline) => {
-                if polite {
-                    say_that_time_is_up(work, hold);
-                    children.signal(Signal::SIGTERM);
-                    polite = false;
-                } else {
-                    kill_all(hold, children).await?;
-                }
-                deadline = Instant::now() + GRACE;
+                let more = time_is_up(work, hold, children, &mut polite).await?;
+                deadline = Instant::now() + more;
             }
             signal = signals.next() => {
                 let caught = signal?;
@@ -66,7 +64,7 @@ pub(super) async fn supervise(
                 } else if interrupts > 1 {
                     say_killing(work);
                     kill_all(hold, children).await?;
-                } else if !caught.from_terminal {
+                } else if !caught.from_terminal && !children.is_decided() {
                     // The terminal has sent its own to COMMAND as well.
                     children.signal(caught.signal);
                 }
@@ -85,6 +83,29 @@ pub(super) async fn supervise(
             say_violated(work, hold, children).await?;
         }
     }
+}
+
+/// Ends COMMAND, the first time politely. Returns when to look again.
+async fn time_is_up(
+    work: &GuardedCommand<'_>,
+    hold: &mut ActiveGuard,
+    children: &mut Children,
+    polite: &mut bool,
+) -> Result<Duration> {
+    if children.is_decided() {
+        work.options.step(format_args!(
+            "--timeout has passed, but the images are complete: waiting until CRIU has ended"
+        ));
+        return Ok(FAR);
+    }
+    if *polite {
+        say_that_time_is_up(work, hold);
+        children.signal(Signal::SIGTERM);
+        *polite = false;
+    } else {
+        kill_all(hold, children).await?;
+    }
+    Ok(GRACE)
 }
 
 fn print_all(options: &Options, hold: &ActiveGuard, reader: Option<&mut Reader>) {
@@ -109,7 +130,7 @@ async fn say_violated(
 ) -> Result<()> {
     let status = hold.status().await?;
     say(format_args!("VIOLATED: {}", violations(&status).join("; ")));
-    if work.options.on_violation == OnViolation::Kill {
+    if work.options.on_violation == OnViolation::Kill && !children.is_decided() {
         say_killing(work);
         kill_all(hold, children).await?;
     }

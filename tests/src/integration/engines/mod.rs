@@ -1,5 +1,5 @@
-//! Container engines: what they do with a guard is what they do without one, and
-//! what gets in the way of a checkpoint of theirs does it no harm.
+//! Container engines: a guard changes nothing in their checkpoints, and an access in the middle of a
+//! checkpoint does it no harm.
 //!
 //! Each trial prints rows for `docs/data/engines.md`.
 

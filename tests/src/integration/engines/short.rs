@@ -1,4 +1,4 @@
-//! What each change has to pass: for each engine, under the service, a checkpoint that is
+//! The short test of each change: for each engine, under the service, a checkpoint that is
 //! disturbed, and a restore. A daemon that thaws after CRIU's answer also has to leave a
 //! container running.
 
