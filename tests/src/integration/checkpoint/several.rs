@@ -1,16 +1,26 @@
 //! Several trees, as a pod has them: their images are kept together or not at all.
 
-use std::process::Command;
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
 
-use super::{Scene, evidence};
-use crate::integration::{List, cgroups::Hierarchy, dump::log, process::run};
+use super::{HELD, Scene, evidence};
+use crate::integration::{
+    List,
+    cgroups::{Hierarchy, within},
+    dump::log,
+    process::{LONG, Process, run},
+};
 
 pub(super) fn list(list: &mut List<'_>) {
     list.add_alone("several_trees", good);
     list.add_alone("several_trees_or_none", failed);
+    list.add_alone("several_trees_where_one_criu_is_killed", killed);
     list.add_alone("several_trees_of_one_cgroup", overlapping);
 }
 
@@ -89,6 +99,41 @@ fn failed(hierarchy: Hierarchy) -> Result<()> {
             evidence["verdict"] == "failed" && evidence["left_running"] == true,
             "{evidence}"
         );
+        scene.expect_unharmed()?;
+    }
+    Ok(())
+}
+
+/// One CRIU has dumped its tree and waits for the other one, which is killed.
+fn killed(hierarchy: Hierarchy) -> Result<()> {
+    let (one, other) = (Scene::new(hierarchy)?, Scene::new(hierarchy)?);
+    let criu = one.dir.join("script");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in dump*/{}*) echo $$ > {}; exec sleep 60;; esac\nexec criu \"$@\"\n",
+        name(&other)?,
+        one.place(HELD).display()
+    );
+    fs::write(&criu, script)?;
+    fs::set_permissions(&criu, fs::Permissions::from_mode(0o755))?;
+    let mut command = checkpoint(&one, &other, "image");
+    let mut process = Process::spawn(command.arg("--criu").arg(&criu))?;
+    process.close_input();
+    let log = one
+        .place("image.unfinished")
+        .join(name(&one)?)
+        .join("dump.log");
+    within(LONG, "its script runs", || {
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        Ok(log.contains("Running post-dump scripts"))
+    })?;
+    ensure!(!process.has_ended()?, "it does not wait");
+    let pid: i32 = fs::read_to_string(one.place(HELD))?.trim().parse()?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    process.wait(LONG)?.expect(137)?.says("was left running")?;
+    one.expect_names(&["image.failed"])?;
+    for scene in [&one, &other] {
+        let evidence = evidence(&one.place("image.failed").join(name(scene)?))?;
+        ensure!(evidence["verdict"] == "failed", "{evidence}");
         scene.expect_unharmed()?;
     }
     Ok(())
