@@ -96,6 +96,8 @@ named!(
         Lockdown = "lockdown",
         /// The host's service and `checkpoint`, in a guest with systemd.
         Service = "service",
+        /// A short test of each container engine and of the container image, in a guest with systemd.
+        Short = "short",
         /// Real checkpointers and container engines, in a guest with systemd.
         Engines = "engines",
         /// The differences on a host with both hierarchies.

@@ -5,7 +5,7 @@ use crate::{
     config::{
         Cgroup::{self, Hybrid, V1, V2},
         Image::{self, Initramfs, Systemd},
-        Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Soak},
+        Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Short, Soak},
     },
     kernel::{KERNELS, Kernel},
     vm::Vm,
@@ -47,8 +47,8 @@ const MATRIX: [Row; 15] = [
     // Once for each userland.
     row(V2, Systemd, &[], &["6.1", "6.18", "7.3"], &[Engines], &[]),
     row(Hybrid, Systemd, &[], &["6.1"], &[Engines], &[]),
-    row(V2, Systemd, &[], ALL, &[Service, Full], &[("7.3", Service)]),
-    row(Hybrid, Systemd, &[], ALL, &[Service, Full], &[]),
+    row(V2, Systemd, &[], ALL, &[Service, Short, Full], &[("7.3", Service), ("7.3", Short)]),
+    row(Hybrid, Systemd, &[], ALL, &[Service, Short, Full], &[]),
 ];
 
 const fn row(
@@ -79,7 +79,7 @@ impl Row {
     /// Returns whether this suite has tests in such a guest.
     fn takes(&self, suite: Suite) -> bool {
         match suite {
-            Service | Engines | Lockdown => self.release.contains(&suite),
+            Service | Short | Engines | Lockdown => self.release.contains(&suite),
             Levels | Mixed | Core | Full | Soak => {
                 !self.release.contains(&Engines) && !self.release.contains(&Lockdown)
             }
@@ -175,8 +175,8 @@ impl Guest {
             Levels => 120,
             Mixed => 90,
             Core => 180,
-            Service | Full => 420,
-            Engines | Soak => 900,
+            Full | Short => 480,
+            Service | Engines | Soak => 900,
         };
         // Both hierarchies are tested.
         each * if self.cgroup == Hybrid { 2 } else { 1 }

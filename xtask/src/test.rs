@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Boot only guests with this root file system: initramfs or systemd
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
-    /// Run only this suite: levels, lockdown, service, engines, mixed, core, full or soak
+    /// Run only this suite: levels, lockdown, service, short, engines, mixed, core, full or soak
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
     /// Skip guests that have passed at this commit

@@ -7,7 +7,9 @@ use super::{
     parallel, paths, places, proof, refuse, service, shutdown, status, storms, units, varlink,
     verify, violations,
 };
-use crate::config::Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Soak};
+use crate::config::Suite::{
+    self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Short, Soak,
+};
 
 /// A part of the tests, in the order in which they run.
 pub(super) struct Part {
@@ -29,9 +31,9 @@ pub(super) const PARTS: [Part; 46] = [
     part("authority", authority::list, TheService, &[Service]),
     part("varlink", varlink::list, TheService, &[Service]),
     part("metrics", metrics::list, TheService, &[Service]),
-    part("engines", engines::list_short, TheService, &[Service]),
+    part("engines", engines::list_short, TheService, &[Short]),
     part("package", package::list_end, TheService, &[Service]),
-    part("contained", engines::contained::list, Nothing, &[Service]),
+    part("contained", engines::contained::list, Nothing, &[Short]),
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
     part("levels", levels::crowds::list, Nothing, &[Levels, Soak]),
