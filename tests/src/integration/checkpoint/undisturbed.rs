@@ -115,8 +115,9 @@ fn of_unit(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
     let unit = unique();
     let counter = scene.place("counter");
+    // CRIU restores no open file whose size has changed.
     let script = format!(
-        "i=0; while :; do i=$((i+1)); echo $i > {}; sleep 0.1; done",
+        "i=0; while :; do i=$((i+1)); printf %020d $i 1<> {}; sleep 0.1; done",
         counter.display()
     );
     run(Command::new("systemd-run")
