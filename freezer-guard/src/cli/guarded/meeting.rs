@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    /// What comes of the meeting in this time.
+    /// The outcome of the meeting after this time at most.
     fn gather(listener: UnixListener, missing: usize, limit: Duration) -> Option<bool> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

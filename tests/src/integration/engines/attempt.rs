@@ -101,7 +101,7 @@ impl Trouble {
         Ok(Some(command("systemctl", &[verb, unit])))
     }
 
-    /// What it may make of a container that its checkpoint leaves running.
+    /// Whether a container that its checkpoint leaves running may be in this state after it.
     pub(super) fn may_leave(self, state: &State) -> bool {
         match state {
             State::Running => true,
@@ -131,7 +131,7 @@ pub(super) struct Disturbed {
 impl Disturbed {
     /// Holds CRIU up, and makes the attempt, unless the engine has no such thing.
     pub(super) fn of(container: &Container, way: Way, trouble: Trouble) -> Result<Option<Self>> {
-        // Whatever asks the engine comes first: a checkpoint is quick.
+        // Questions to the engine come first: a checkpoint is quick.
         let Some(mut attempt) = trouble.command(container)? else {
             return Ok(None);
         };
@@ -161,7 +161,7 @@ impl Disturbed {
     }
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 pub(super) fn outcome(waits: bool, code: i32) -> &'static str {
     match (waits, code) {
         (true, 0) => "waits, then works",

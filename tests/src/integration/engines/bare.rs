@@ -40,7 +40,7 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     Ok(())
 }
 
-/// What came of the attempt and of the checkpoint, and the last line of what the attempt said.
+/// The outcomes of the attempt and of the checkpoint, and the last line that the attempt printed.
 fn one(
     engine: &'static dyn Engine,
     hierarchy: Hierarchy,

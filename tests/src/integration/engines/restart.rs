@@ -37,7 +37,7 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     Ok(())
 }
 
-/// What came of the checkpoint's command, and of the container: its engine and the kernel
+/// The outcome of the checkpoint's command, and the state of the container: its engine and the kernel
 /// agree, and nothing is stuck.
 fn one(
     engine: &'static dyn Engine,
