@@ -15,6 +15,7 @@ mod image;
 mod life;
 mod lxc;
 mod oci;
+mod pod;
 mod podman;
 mod restart;
 mod short;
