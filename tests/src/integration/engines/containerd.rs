@@ -114,9 +114,10 @@ impl Engine for Containerd {
             Verb::Pause => &["pause", id][..],
             Verb::Resume => &["resume", id],
             Verb::Exec => &exec,
-            Verb::Update => return None,
+            Verb::Update | Verb::RestartAlways => return None,
             Verb::Kill => &["kill", "-s", "KILL", id],
             Verb::Stop => &["kill", "-s", "TERM", id],
+            Verb::Remove => &["delete", "-f", id],
         };
         let mut command = ctr(NAMESPACE, &["tasks"]);
         command.args(words);

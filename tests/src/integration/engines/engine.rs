@@ -156,6 +156,10 @@ pub(super) enum Verb {
     Kill,
     /// Asks it to end.
     Stop,
+    /// Ends and forgets it.
+    Remove,
+    /// Has the engine start it again whenever it ends.
+    RestartAlways,
 }
 
 /// What an engine says of a container.

@@ -10,6 +10,7 @@ mod container;
 mod containerd;
 mod cri;
 mod docker;
+mod ends;
 mod engine;
 mod image;
 mod life;
@@ -104,6 +105,12 @@ pub(super) fn list(list: &mut List<'_>) {
             &format!("trouble_without_a_guard_with_{}", name(engine)),
             move |h| bare::of(engine, h, &guest),
         );
+    }
+    for engine in here() {
+        let guest = guest.clone();
+        list.add(&format!("ends_with_{}", name(engine)), move |h| {
+            ends::of(engine, h, &guest)
+        });
     }
     // In parts, for no trial may take 20 minutes.
     for part in 1..=4 {
