@@ -58,6 +58,44 @@ pub(super) enum Error {
         "CRIU's --action-script and --config do not go with several trees, which have to succeed together: checkpoint them one by one, or leave the option out"
     )]
     ScriptOfSeveral,
+    /// The user has named a process tree twice.
+    #[error("{one} and {other} name the same process tree, that of {root}: name it once")]
+    SameTree {
+        /// The first name.
+        one: String,
+        /// The other one.
+        other: String,
+        /// Its root.
+        root: String,
+    },
+    /// CRIU would dump a process for two trees.
+    #[error(
+        "{inner_root}, the root of {inner}, descends from {outer_root}, the root of {outer}, whose image holds all its descendants: leave {inner} out"
+    )]
+    TreeInTree {
+        /// The name of the tree that is a part of the other one.
+        inner: String,
+        /// Its root.
+        inner_root: String,
+        /// The name of the whole tree.
+        outer: String,
+        /// Its root.
+        outer_root: String,
+    },
+    /// The freezer of one tree would stop the other one.
+    #[error(
+        "{root}, the root of {inner}, is in the cgroup {} of {outer}, or below it, and each tree needs a cgroup of its own: move it to a cgroup elsewhere, or checkpoint the trees one after the other with --pid", cgroup.display()
+    )]
+    TreeInCgroup {
+        /// The name of the tree in the cgroup of the other one.
+        inner: String,
+        /// Its root.
+        root: String,
+        /// The name of the other one.
+        outer: String,
+        /// The cgroup.
+        cgroup: PathBuf,
+    },
     /// The limit of open files is too low.
     #[error("this process cannot open {0} more files: raise its limit (ulimit -n)")]
     FewDescriptors(usize),
@@ -148,6 +186,9 @@ impl Error {
             Self::Contradiction { .. }
             | Self::ServiceLevel(_)
             | Self::ScriptOfSeveral
+            | Self::SameTree { .. }
+            | Self::TreeInTree { .. }
+            | Self::TreeInCgroup { .. }
             | Self::NotRemembered { .. } => Kind::Request,
             Self::Output { source, .. } => of_file(source),
             Self::FewDescriptors(_) => Kind::Unsupported,

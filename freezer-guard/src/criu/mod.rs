@@ -98,14 +98,17 @@ pub enum Error {
     #[error("{} holds the images of several trees: name one of {}", .0.display(), join(.1, ", "))]
     Several(PathBuf, Vec<PathBuf>),
     /// A checkpoint that was interrupted after its images were complete.
-    #[error("{} holds no images of CRIU, but {} holds complete ones of an interrupted checkpoint: restore that one", .0.display(), .1.display())]
-    Unfinished(PathBuf, PathBuf),
+    #[error("there is no image {}, but an interrupted checkpoint has left {}, complete: restore from there", .0.display(), join(.1, " and "))]
+    Unfinished(PathBuf, Vec<PathBuf>),
+    /// A checkpoint without an outcome.
+    #[error("the checkpoint in {} was interrupted or still runs, and its image is not complete: `freezer-guard report` of that directory shows how far it is; if it does not run, remove the directory and take another checkpoint", .0.display())]
+    Interrupted(PathBuf),
     /// Images that `freezer-guard checkpoint` did not make.
     #[error("{} has no {}: only `freezer-guard checkpoint` writes it beside the images; for an image that an engine or `freezer-guard run` has made, `freezer-guard report --last` shows the guards that the service remembers", .0.display(), Evidence::FILE)]
     NoEvidence(PathBuf),
     /// The checkpoint for this place was not good, or goes on.
-    #[error("there is no image {}: look at {}", .0.display(), .1.display())]
-    OtherName(PathBuf, PathBuf),
+    #[error("there is no image {}, but a checkpoint that failed, was interrupted or still runs has left {}: `freezer-guard report` of that directory shows what happened; if no checkpoint runs, remove it and take another", .0.display(), join(.1, " and "))]
+    OtherName(PathBuf, Vec<PathBuf>),
     /// Nothing tells what to guard while it is restored.
     #[error("{} does not name the cgroup of its tree (it has no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),
