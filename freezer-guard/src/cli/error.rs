@@ -6,7 +6,7 @@ use freezer_guard::{Kind, cgroup, criu, guard, kernel};
 use nix::{errno::Errno, sys::signal::Signal};
 
 use super::exit::{CANNOT_EXECUTE, Code, NOT_FOUND};
-use crate::daemon::{self, reply};
+use crate::daemon::{self, reply, varlink::SOCKET};
 
 /// Returned by every subcommand.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,11 @@ pub(super) enum Error {
         /// Why that failed.
         source: zlink::Error,
     },
+    /// The service has to answer, and does not run.
+    #[error(
+        "the service does not run: nothing listens on {SOCKET}; see `systemctl status freezer-guard`"
+    )]
+    NoService,
     /// COMMAND cannot be executed.
     #[error("cannot execute {command}")]
     Command {
@@ -196,9 +201,11 @@ impl Error {
                 return NOT_FOUND;
             }
             Self::Command { .. } => return CANNOT_EXECUTE,
-            Self::NoAnswer { .. } | Self::Io { .. } | Self::System(_) | Self::Unexpected(_) => {
-                Kind::Internal
-            }
+            Self::NoAnswer { .. }
+            | Self::NoService
+            | Self::Io { .. }
+            | Self::System(_)
+            | Self::Unexpected(_) => Kind::Internal,
         };
         kind.into()
     }
