@@ -83,7 +83,8 @@ type Counts = BTreeMap<String, u64>;
 
 fn add(counts: &mut Counts, more: &Counts) {
     for (kind, count) in more {
-        *counts.entry(kind.clone()).or_default() += count;
+        let sum = counts.entry(kind.clone()).or_default();
+        *sum = sum.saturating_add(*count);
     }
 }
 
