@@ -235,6 +235,7 @@ fn of_criu(error: &criu::Error) -> Code {
     let kind = match error {
         criu::Error::NotFound(_) => return NOT_FOUND,
         criu::Error::Run { .. } => return CANNOT_EXECUTE,
+        criu::Error::Rights { .. } => Kind::Permission,
         criu::Error::NoCriu { .. } | criu::Error::Check { .. } => Kind::Unsupported,
         criu::Error::Io { source, .. } => of_file(source),
         _ => Kind::Request,

@@ -29,6 +29,8 @@ pub use record::Record;
 pub use stages::{Action, Stages, Step};
 pub use stats::DumpStats;
 
+use procfs::process::Process;
+
 use crate::words::join;
 
 /// The reason why CRIU or a directory of images cannot be used.
@@ -60,6 +62,16 @@ pub enum Error {
         /// Where it is.
         path: PathBuf,
         /// What it says.
+        said: String,
+    },
+    /// The caller lacks the rights that CRIU needs, so `criu check` fails.
+    #[error("uid {uid} may not use CRIU: it needs the capability CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; run freezer-guard as root (`{} check` says: {said})", path.display())]
+    Rights {
+        /// Where CRIU is.
+        path: PathBuf,
+        /// The caller.
+        uid: u32,
+        /// What CRIU says.
         said: String,
     },
     /// A directory of images, or a file in it, cannot be used.
@@ -180,14 +192,29 @@ impl Criu {
     /// When it does not.
     pub fn check(&self) -> Result<(), Error> {
         let (good, said) = output_of(&self.path, &["check"])?;
-        match good {
-            true => Ok(()),
-            false => Err(Error::Check {
-                path: self.path.clone(),
-                said: said.lines().last().unwrap_or("nothing").to_owned(),
-            }),
+        if good {
+            return Ok(());
         }
+        let path = self.path.clone();
+        let said = said.lines().last().unwrap_or("nothing").to_owned();
+        let own = Process::myself().and_then(|process| process.status());
+        // Its file can have them too; then the check has another reason to fail.
+        Err(match own {
+            Ok(own) if !has_rights(own.capeff) => Error::Rights {
+                path,
+                uid: own.euid,
+                said,
+            },
+            _ => Error::Check { path, said },
+        })
     }
+}
+
+/// Whether these effective capabilities will do for CRIU (`capability.h`; criu(8), `--unprivileged`).
+fn has_rights(effective: u64) -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+    effective & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE) != 0
 }
 
 /// Whether a program ends well, and what it writes.
@@ -234,7 +261,14 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::version;
+    use super::{has_rights, version};
+
+    #[test]
+    fn criu_takes_root_or_one_capability() {
+        assert!(has_rights(u64::MAX) && has_rights(1 << 21) && has_rights(1 << 40));
+        // Those of the service.
+        assert!(!has_rights(0) && !has_rights(1 << 38 | 1 << 39));
+    }
 
     #[test]
     fn reads_versions() {
