@@ -10,6 +10,8 @@ pub const BIN_DIR: &str = "/guest/bin";
 pub const PACKAGE_PATH: &str = "/guest/freezer-guard.deb";
 /// The container image of freezer-guard, in a guest with systemd.
 pub const CONTAINER_IMAGE_PATH: &str = "/guest/freezer-guard.oci.tar";
+/// The youki that is compiled for the suite of engines.
+pub const YOUKI_PATH: &str = "/guest/bin/youki";
 /// The kernel modules to load, in the order of their names.
 pub const MODULES_DIR: &str = "/guest/modules";
 /// The file that a test leaves if systemd shall power the guest off at the end.

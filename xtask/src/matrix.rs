@@ -6,8 +6,10 @@ use crate::{
         Cgroup::{self, Hybrid, V1, V2},
         Image::{self, Initramfs, Systemd},
         Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Short, Soak},
+        YOUKI_PATH,
     },
     kernel::{KERNELS, Kernel},
+    setup::{self, Needs},
     vm::Vm,
 };
 
@@ -140,6 +142,18 @@ fn guests(kernels: &[&'static Kernel], suites: impl Fn(&Row, &Kernel) -> Vec<Sui
     guests
 }
 
+/// The needs of these guests.
+pub(crate) fn needs(guests: &[Guest]) -> Needs {
+    let mut needs = Needs::guests(guests.iter().map(|guest| (guest.kernel, guest.image)));
+    if guests.iter().any(|guest| guest.image == Systemd) {
+        needs = needs.with_package();
+    }
+    if guests.iter().any(Guest::has_youki) {
+        needs = needs.with_engines();
+    }
+    needs
+}
+
 impl Guest {
     /// `6.12 v2 initramfs preempt=full, full`: no other guest has this label.
     pub(crate) fn label(&self) -> String {
@@ -155,7 +169,15 @@ impl Guest {
         let mut vm = Vm::new(self.kernel.name, self.cgroup, self.image, command);
         vm.config.suite = self.suite;
         vm.config.boot = self.boot.iter().map(|&word| word.to_owned()).collect();
+        if self.has_youki() {
+            vm.copies.push((setup::youki(), YOUKI_PATH.to_owned()));
+        }
         vm
+    }
+
+    /// Returns whether its tests have youki among their engines.
+    fn has_youki(&self) -> bool {
+        self.suite == Engines
     }
 
     /// Returns whether `--docs` boots this guest. Each boot counts once, and engines do.

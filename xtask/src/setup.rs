@@ -30,11 +30,15 @@ const BPF_LINKER: &str = "0.13.0";
 /// The release of cargo-deb that makes our package.
 const CARGO_DEB: &str = "3.8.0";
 
+/// The release of youki for the guests' suite of engines. Debian has no package of it.
+const YOUKI: &str = "0.7.0";
+
 /// The needs of a command, besides the toolchain of the BPF programs.
 #[derive(Default)]
 pub(crate) struct Needs {
     guests: Vec<(&'static Kernel, Image)>,
     package: bool,
+    engines: bool,
     book: bool,
     release: bool,
 }
@@ -49,6 +53,7 @@ impl Needs {
         Self {
             guests: guests.collect(),
             package: true,
+            engines: true,
             book: true,
             release: true,
         }
@@ -66,6 +71,14 @@ impl Needs {
     pub(crate) fn with_package(self) -> Self {
         Self {
             package: true,
+            ..self
+        }
+    }
+
+    /// Adds the engines that are compiled here.
+    pub(crate) fn with_engines(self) -> Self {
+        Self {
+            engines: true,
             ..self
         }
     }
@@ -163,6 +176,13 @@ impl Needs {
                 "cargo-deb (compiled here, about a minute)",
                 cargo_deb(),
                 build_cargo_deb,
+            ));
+        }
+        if self.engines {
+            steps.push(Step::file(
+                "youki (compiled here, about two minutes)",
+                youki(),
+                build_youki,
             ));
         }
         steps
@@ -350,6 +370,26 @@ fn build_cargo_deb() -> Result<()> {
         .nth(2)
         .context("the path of the program ends with bin/cargo-deb")?;
     run(&mut cargo_install("cargo-deb", CARGO_DEB, root))
+}
+
+/// The `youki` that is built here, for the guests.
+pub(crate) fn youki() -> PathBuf {
+    cache::dir().join(format!("youki-{YOUKI}/bin/youki"))
+}
+
+/// Builds it static, so that every guest can run it, and without libseccomp, which the machine
+/// may not have.
+fn build_youki() -> Result<()> {
+    let program = youki();
+    let root = program
+        .ancestors()
+        .nth(2)
+        .context("the path of the program ends with bin/youki")?;
+    run(cargo_install("youki", YOUKI, root)
+        .args(["--no-default-features", "--features", "v2,systemd"])
+        .args(["--target", build::TARGET])
+        .env("CARGO_PROFILE_RELEASE_STRIP", "true")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static"))
 }
 
 /// These tools run for seconds: optimising them would take longer.

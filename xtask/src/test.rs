@@ -25,7 +25,7 @@ use crate::{
     lint,
     matrix::{self, Guest},
     outcome::{Outcome, Reading, Sum},
-    setup::{self, Needs},
+    setup,
 };
 
 #[derive(clap::Args)]
@@ -74,10 +74,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         true => skip(guests, &history, &mut sum)?,
         false => guests,
     };
-    let mut needs = Needs::guests(guests.iter().map(|guest| (guest.kernel, guest.image)));
-    if guests.iter().any(|guest| guest.image == Image::Systemd) {
-        needs = needs.with_package();
-    }
+    let mut needs = matrix::needs(&guests);
     if args.lint {
         needs = needs.with_book().with_release();
     }

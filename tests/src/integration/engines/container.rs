@@ -72,7 +72,8 @@ impl Container {
         let mut run = Command::new("freezer-guard");
         let pid = self.pid()?.to_string();
         run.args(["run", "--freeze", "--pid", &pid]);
-        if kind.pre_dump && self.engine.pre_dump() == PreDump::Running {
+        let seizes_running = kind.pre_dump && self.engine.pre_dump() == PreDump::Running;
+        if seizes_running || !self.engine.freezes() {
             run.arg("--thaw");
         }
         run.arg("--").arg(command.get_program());

@@ -42,6 +42,12 @@ pub(super) trait Engine: Send + Sync {
         PreDump::Missing
     }
 
+    /// Returns whether its checkpoint freezes the container's cgroup. Otherwise CRIU seizes tasks
+    /// that run.
+    fn freezes(&self) -> bool {
+        true
+    }
+
     /// Returns the unit of the daemon that starts CRIU. Without one, the engine's command does.
     fn daemon(&self) -> Option<&'static str> {
         None
@@ -79,7 +85,8 @@ pub(super) trait Engine: Send + Sync {
     /// Returns the command that makes a checkpoint with this name.
     fn checkpoint(&self, home: &Home, name: &str, kind: Kind<'_>) -> Result<Command>;
 
-    /// Restores the container from the checkpoint with this name.
+    /// Restores the container from the checkpoint with this name, by another engine if its own
+    /// cannot.
     fn restore(&self, home: &Home, name: &str) -> Result<()>;
 
     /// Returns what it says of the container, and the first process. It may know it no more.
@@ -117,6 +124,8 @@ pub(super) enum Ending {
     Final,
     /// It always leaves the container running, and a restore needs more than a guest has.
     Never,
+    /// It ends the container. The engine has no restore, but another engine has one for its images.
+    OneWay,
 }
 
 /// Which checkpoint.
@@ -131,7 +140,7 @@ pub(super) struct Kind<'a> {
 impl dyn Engine {
     /// Returns whether it can restore a container in a guest.
     pub(super) fn restores(&self) -> bool {
-        self.ending() != Ending::Never
+        !matches!(self.ending(), Ending::Never | Ending::OneWay)
     }
 
     /// Returns the kind of checkpoint that it can restore, or at least make.

@@ -72,6 +72,9 @@ fn live(engine: &'static dyn Engine, hierarchy: Hierarchy, way: Way) -> Result<[
     };
     if !engine.restores() {
         life.left_running()?;
+        if engine.ending() == Ending::OneWay {
+            life.ended_and_restored()?;
+        }
         return Ok(["good", pre_dump, paused, "—", "good"]);
     }
     life.there_and_back("one", Kind::default())?;
@@ -250,6 +253,14 @@ impl Life {
         let truth = Truth::of(&self.container)?;
         self.checkpoint("ended", Kind::default())?.expect(0)?;
         truth.expect(&self.container, &State::Ended)
+    }
+
+    /// A checkpoint that ends it, and a restore by another engine.
+    fn ended_and_restored(&self) -> Result<()> {
+        let since = self.container.counters().read()?;
+        self.ended()?;
+        self.container.restore("ended")?;
+        self.container.counters().expect_counting_from(&since)
     }
 
     fn expect_counting(&self) -> Result<()> {

@@ -1,4 +1,4 @@
-//! runc and crun: a bundle and an id.
+//! runc, crun and youki: a bundle and an id.
 
 use std::{fs, process::Command};
 
@@ -12,7 +12,7 @@ use super::{
         process::{LONG, run},
         service::property,
     },
-    engine::{self, Engine, Home, Kind, PROGRAM, PreDump, SLICE, State, Verb, quietly},
+    engine::{self, Ending, Engine, Home, Kind, PROGRAM, PreDump, SLICE, State, Verb, quietly},
 };
 
 /// A runtime for OCI's bundles.
@@ -21,6 +21,7 @@ pub(super) struct Oci(&'static str);
 impl Oci {
     pub(super) const RUNC: Self = Self("runc");
     pub(super) const CRUN: Self = Self("crun");
+    pub(super) const YOUKI: Self = Self("youki");
 
     pub(super) const fn name(&self) -> &'static str {
         self.0
@@ -29,7 +30,17 @@ impl Oci {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = engine::command(self.0, &["--systemd-cgroup"]);
         command.args(words);
+        // youki would end its messages with that.
+        command.env("RUST_BACKTRACE", "0");
         command
+    }
+
+    /// The runtime that restores its images. youki cannot, and it writes its images for crun.
+    fn restorer(&self) -> Self {
+        match self.0 {
+            "youki" => Self::CRUN,
+            name => Self(name),
+        }
     }
 
     /// What `spec` makes, for this program, without a network of its own.
@@ -60,17 +71,35 @@ impl Engine for Oci {
         engine::version(self.0)
     }
 
+    /// The guest's youki is built for v2 only, and bookworm also has hybrid guests.
+    fn is_in(&self, release: &str) -> bool {
+        self.0 != "youki" || release != "bookworm"
+    }
+
     /// Some builds of crun cannot.
     fn can_checkpoint(&self) -> Result<bool> {
         let output = run(&mut engine::command(self.0, &["--version"]))?.stdout;
-        Ok(self.0 == "runc" || output.contains("+CRIU"))
+        Ok(self.0 != "crun" || output.contains("+CRIU"))
     }
 
     /// crun has CRIU seize running tasks for it.
     fn pre_dump(&self) -> PreDump {
         match self.0 {
             "crun" => PreDump::Running,
+            "youki" => PreDump::Missing,
             _ => PreDump::Frozen,
+        }
+    }
+
+    /// youki names no freezer to CRIU.
+    fn freezes(&self) -> bool {
+        self.0 != "youki"
+    }
+
+    fn ending(&self) -> Ending {
+        match self.0 {
+            "youki" => Ending::OneWay,
+            _ => Ending::Restorable,
         }
     }
 
@@ -81,7 +110,12 @@ impl Engine for Oci {
     }
 
     fn checkpoint(&self, home: &Home, name: &str, kind: Kind<'_>) -> Result<Command> {
-        let mut command = self.command(&["checkpoint"]);
+        // youki 0.7 spells it so.
+        let verb = match self.0 {
+            "youki" => "checkpointt",
+            _ => "checkpoint",
+        };
+        let mut command = self.command(&[verb]);
         let work = home.image(&format!("{name}.work"));
         fs::create_dir_all(&work)?;
         command.arg("--image-path").arg(home.image(name));
@@ -103,7 +137,7 @@ impl Engine for Oci {
         })?;
         let work = home.image("restore.work");
         fs::create_dir_all(&work)?;
-        let mut command = self.command(&["restore", "-d", "--bundle"]);
+        let mut command = self.restorer().command(&["restore", "-d", "--bundle"]);
         command.arg(&home.dir);
         command.arg("--image-path").arg(home.image(name));
         command.arg("--work-path").arg(&work).arg(&home.id);
@@ -130,9 +164,11 @@ impl Engine for Oci {
     }
 
     fn remove(&self, home: &Home) {
-        for verb in [&["kill", "--all"], &["delete", "-f"]] {
-            // It may have gone, or never have come.
-            let _ = run(self.command(verb).arg(&home.id));
+        for runtime in [self.0, self.restorer().0].map(Self) {
+            for verb in [&["kill", "--all"], &["delete", "-f"]] {
+                // It may have gone, or never have come.
+                let _ = run(runtime.command(verb).arg(&home.id));
+            }
         }
     }
 }

@@ -99,7 +99,9 @@ fn expect_kept(way: Way, guard: &Value) -> Result<()> {
 fn settle(container: &Container, truth: &Truth, trouble: Trouble, since: &[u64]) -> Result<()> {
     let state = match container.engine.ending() {
         Ending::Restorable => State::Ended,
-        Ending::Final | Ending::Never => container.state()?.unwrap_or(State::Ended),
+        Ending::Final | Ending::Never | Ending::OneWay => {
+            container.state()?.unwrap_or(State::Ended)
+        }
     };
     truth.expect(container, &state).context("after it")?;
     ensure!(

@@ -28,7 +28,7 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy) -> Result<()
     Way::Automatic.prepare()?;
     let ways = match engine.ending() {
         Ending::Never => &[true][..],
-        Ending::Restorable | Ending::Final => &[true, false],
+        Ending::Restorable | Ending::Final | Ending::OneWay => &[true, false],
     };
     for leave_running in ways.iter().copied() {
         one(engine, hierarchy, leave_running)
