@@ -18,9 +18,13 @@ mod oci;
 mod pod;
 mod podman;
 mod restart;
+mod session;
 mod short;
+mod tree;
 mod trouble;
 mod truth;
+mod unit;
+mod user;
 mod violated;
 
 use std::fs;
@@ -36,9 +40,11 @@ use engine::Engine;
 use lxc::Lxc;
 use oci::Oci;
 use podman::Podman;
+use session::Session;
+use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 8] = [
+const ALL: [&dyn Engine; 10] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Podman::WITH_RUNC,
@@ -47,6 +53,8 @@ const ALL: [&dyn Engine; 8] = [
     &Cri,
     &Docker,
     &Lxc,
+    &Unit,
+    &Session,
 ];
 
 /// The engines that this guest has.
@@ -131,10 +139,10 @@ enum Way {
 impl Way {
     const ALL: [Self; 3] = [Self::Bare, Self::Run, Self::Automatic];
 
-    fn name(self) -> &'static str {
+    fn name(self, engine: &dyn Engine) -> &'static str {
         match self {
             Self::Bare => "no guard",
-            Self::Run => "`run --freeze`",
+            Self::Run => engine.guarded_by(),
             Self::Automatic => "automatic",
         }
     }
