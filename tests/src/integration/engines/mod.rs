@@ -18,6 +18,7 @@ mod oci;
 mod pod;
 mod podman;
 mod restart;
+mod rootless;
 mod session;
 mod short;
 mod tree;
@@ -71,12 +72,15 @@ fn name(engine: &dyn Engine) -> String {
     engine.title().replace(' ', "_").replace('\'', "")
 }
 
-/// The short test of each engine. podman is tested with the runtime that Debian gives it.
+/// The short test of each engine. podman is tested with the runtime that Debian gives it. Trees that root
+/// dumps by hand have longer tests only.
 pub(super) fn list_short(list: &mut List<'_>) {
     if !list.can_dump() {
         return;
     }
-    let engines = here().filter(|engine| engine.title() != Podman::WITH_RUNC.title());
+    let engines = here().filter(|engine| {
+        engine.title() != Podman::WITH_RUNC.title() && engine.guarded_by() != tree::GUARDED
+    });
     for engine in engines {
         list.add(&format!("short_with_{}", name(engine)), move |h| {
             short::of(engine, h)
@@ -112,6 +116,12 @@ pub(super) fn list(list: &mut List<'_>) {
             &format!("trouble_without_a_guard_with_{}", name(engine)),
             move |h| bare::of(engine, h, &guest),
         );
+    }
+    if rootless::is_here() {
+        let guest = guest.clone();
+        list.add("rootless_podman_refuses", move |_| {
+            rootless::refuses(&guest)
+        });
     }
     list.add("thousand_thaws_on_the_answer", |h| {
         Way::Automatic.prepare()?;

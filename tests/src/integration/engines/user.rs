@@ -26,28 +26,26 @@ pub(super) fn prepare() -> Result<()> {
     if Path::new(RUNTIME_DIR).join("bus").exists() {
         return Ok(());
     }
-    for (file, line) in [
-        (
-            "passwd",
-            format!("{NAME}:x:{ID}:{ID}::{}:/bin/sh", home().display()),
-        ),
-        ("group", format!("{NAME}:x:{ID}:")),
-        ("subuid", format!("{NAME}:100000:65536")),
-        ("subgid", format!("{NAME}:100000:65536")),
-        // Debian makes these at the installation of PAM.
-        (
-            "pam.d/common-account",
-            "account required pam_permit.so".to_owned(),
-        ),
-        (
-            "pam.d/common-session-noninteractive",
-            "session required pam_permit.so".to_owned(),
-        ),
+    let passwd = format!("{NAME}:x:{ID}:{ID}::{}:/bin/sh", home().display());
+    let group = format!("{NAME}:x:{ID}:");
+    let ids = format!("{NAME}:100000:65536");
+    // Debian makes the files of PAM when PAM is installed.
+    let session = "session required pam_permit.so\nsession optional pam_systemd.so";
+    for (file, text) in [
+        ("passwd", &*passwd),
+        ("group", &group),
+        ("subuid", &ids),
+        ("subgid", &ids),
+        ("pam.d/common-account", "account required pam_permit.so"),
+        ("pam.d/common-auth", "auth required pam_permit.so"),
+        ("pam.d/common-password", "password required pam_permit.so"),
+        ("pam.d/common-session", session),
+        ("pam.d/common-session-noninteractive", session),
     ] {
         let path = Path::new("/etc").join(file);
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let mut file = file.with_context(|| format!("open {}", path.display()))?;
-        writeln!(file, "{line}")?;
+        writeln!(file, "{text}")?;
     }
     own(&home())?;
     systemctl(&["start", MANAGER])?.expect(0)?;
