@@ -35,7 +35,12 @@ impl Rootless {
         let dir = user::home().join(&id);
         image::make_root(&dir)?;
         user::own(&dir)?;
-        user::own(&dir.join("count"))?;
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                user::own(&path)?;
+            }
+        }
         let container = Self { id, dir };
         let words = ["run", "--detach", "--network", "host", "--name"];
         let mut command = user("podman", &words);

@@ -67,7 +67,7 @@ pub(super) fn own(dir: &Path) -> Result<()> {
 pub(super) fn user(program: &str, words: &[&str]) -> Command {
     let mut command = command(program, words);
     command.uid(ID).gid(ID).current_dir(home());
-    command.env("HOME", home());
+    command.env("HOME", home()).env("USER", NAME);
     command.env("XDG_RUNTIME_DIR", RUNTIME_DIR);
     command
 }
