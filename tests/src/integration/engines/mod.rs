@@ -19,7 +19,6 @@ mod pod;
 mod podman;
 mod restart;
 mod rootless;
-mod session;
 mod short;
 mod tree;
 mod trouble;
@@ -41,11 +40,10 @@ use engine::Engine;
 use lxc::Lxc;
 use oci::Oci;
 use podman::Podman;
-use session::Session;
 use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 10] = [
+const ALL: [&dyn Engine; 9] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Podman::WITH_RUNC,
@@ -55,7 +53,6 @@ const ALL: [&dyn Engine; 10] = [
     &Docker,
     &Lxc,
     &Unit,
-    &Session,
 ];
 
 /// The engines that this guest has.

@@ -16,10 +16,8 @@ const NAME: &str = "guest";
 const ID: u32 = 1000;
 /// The unit of the user's manager.
 const MANAGER: &str = "user@1000.service";
-/// The slice of all that is the user's.
-pub(super) const SLICE: &str = "user-1000.slice";
 /// The user's `XDG_RUNTIME_DIR`.
-pub(super) const RUNTIME_DIR: &str = "/run/user/1000";
+const RUNTIME_DIR: &str = "/run/user/1000";
 
 /// Makes the user and starts the user's manager, unless that has been done.
 pub(super) fn prepare() -> Result<()> {
