@@ -100,12 +100,19 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
         way.prepare()?;
         for end in End::ALL {
             let tried = one(engine, hierarchy, way, end)
-                .with_context(|| format!("{}, {}", way.name(), end.name()))?;
+                .with_context(|| format!("{}, {}", way.name(engine), end.name()))?;
             let Some([outcome, checkpoint, state]) = tried else {
                 continue;
             };
             let title = engine.title();
-            let cells = [guest, title, way.name(), end.name(), outcome, checkpoint];
+            let cells = [
+                guest,
+                title,
+                way.name(engine),
+                end.name(),
+                outcome,
+                checkpoint,
+            ];
             say_row("ends", &[&cells[..], &[state]].concat());
         }
     }

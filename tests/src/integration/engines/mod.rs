@@ -19,9 +19,13 @@ mod oci;
 mod pod;
 mod podman;
 mod restart;
+mod rootless;
 mod short;
+mod tree;
 mod trouble;
 mod truth;
+mod unit;
+mod user;
 mod violated;
 
 use std::fs;
@@ -37,9 +41,10 @@ use engine::Engine;
 use lxc::Lxc;
 use oci::Oci;
 use podman::Podman;
+use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 9] = [
+const ALL: [&dyn Engine; 10] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Oci::YOUKI,
@@ -49,6 +54,7 @@ const ALL: [&dyn Engine; 9] = [
     &Cri,
     &Docker,
     &Lxc,
+    &Unit,
 ];
 
 /// The engines that this guest has.
@@ -66,13 +72,15 @@ fn name(engine: &dyn Engine) -> String {
 }
 
 /// The short test of each engine that comes from Debian. podman is tested with the runtime that
-/// Debian gives it.
+/// Debian gives it. Trees that root dumps by hand have longer tests only.
 pub(super) fn list_short(list: &mut List<'_>) {
     if !list.can_dump() {
         return;
     }
     let left_out = [Podman::WITH_RUNC.title(), Oci::YOUKI.title()];
-    let engines = here().filter(|engine| !left_out.contains(&engine.title()));
+    let engines = here().filter(|engine| {
+        !left_out.contains(&engine.title()) && engine.guarded_by() != tree::GUARDED
+    });
     for engine in engines {
         list.add(&format!("short_with_{}", name(engine)), move |h| {
             short::of(engine, h)
@@ -122,6 +130,12 @@ pub(super) fn list(list: &mut List<'_>) {
             rpc::thaws(h, 250)
         });
     }
+    if rootless::is_here() {
+        let guest = guest.clone();
+        list.add("rootless_podman_refuses", move |_| {
+            rootless::refuses(&guest)
+        });
+    }
     for engine in here().filter(|engine| engine.daemon().is_some()) {
         let guest = guest.clone();
         list.add(&format!("restart_of_{}", name(engine)), move |h| {
@@ -144,10 +158,10 @@ enum Way {
 impl Way {
     const ALL: [Self; 3] = [Self::Bare, Self::Run, Self::Automatic];
 
-    fn name(self) -> &'static str {
+    fn name(self, engine: &dyn Engine) -> &'static str {
         match self {
             Self::Bare => "no guard",
-            Self::Run => "`run --freeze`",
+            Self::Run => engine.guarded_by(),
             Self::Automatic => "automatic",
         }
     }
