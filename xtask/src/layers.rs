@@ -24,8 +24,9 @@ const CRATES: [&str; 6] = [
 ];
 
 /// The rooms of `freezer-guard`: each imports from those before it only.
-const ROOMS: [&str; 10] = [
-    "sys", "words", "cgroup", "kernel", "guard", "criu", "report", "doctor", "daemon", "cli",
+const ROOMS: [&str; 11] = [
+    "sys", "words", "quirks", "cgroup", "kernel", "guard", "criu", "report", "doctor", "daemon",
+    "cli",
 ];
 
 /// A module's path below its crate: `guard::marks`, or nothing for the crate's root.

@@ -64,7 +64,9 @@ pub(super) fn criu() -> Vec<Check> {
         }
     };
     let text = criu.version_text();
-    let mut checks = vec![match criu.check() {
+    let check = criu.check();
+    let passes_check = check.is_ok();
+    let mut checks = vec![match check {
         Ok(()) => Check::good(NAME, format!("{text}; `criu check` is fine")),
         Err(error) => Check::limited(
             NAME,
@@ -72,7 +74,7 @@ pub(super) fn criu() -> Vec<Check> {
             "see `criu check` for what it needs",
         ),
     }];
-    checks.extend(criu.bugs().map(|bug| {
+    checks.extend(criu.bugs(passes_check).map(|bug| {
         let finding = format!("{} {}", criu.version(), bug.what);
         Check::limited("CRIU's bugs", finding, bug.remedy)
     }));

@@ -19,13 +19,14 @@ mod reading;
 mod report;
 mod sizes;
 mod table;
+mod types;
 mod unloading;
 
 use std::{io, path::PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::{Kind, sys, words::escaped};
+use crate::{Kind, quirks, sys, words::escaped};
 
 pub use calls::CallResult;
 pub use daemon::{DaemonLock, daemon_runs};
@@ -185,7 +186,7 @@ pub(crate) fn wait_for_programs() -> Result<(), Error> {
 
 /// Every field that the programs read and the running kernel has not.
 pub(crate) fn missing_fields() -> Result<Vec<(&'static str, &'static str)>, Error> {
-    btf::missing_fields()
+    Ok(btf::missing_fields(&btf::of_kernel()?))
 }
 
 impl Error {
@@ -197,6 +198,16 @@ impl Error {
         |source| Self::Failed {
             operation,
             source: source.into(),
+        }
+    }
+
+    /// Returns whether the kernel has refused to attach a program for its function's arguments.
+    fn is_function_too_long(&self) -> bool {
+        match self {
+            Self::Failed { source, .. } => source
+                .downcast_ref()
+                .is_some_and(quirks::is_function_too_long),
+            _ => false,
         }
     }
 
