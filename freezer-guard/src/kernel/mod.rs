@@ -4,6 +4,7 @@ mod btf;
 mod calls;
 mod code;
 mod daemon;
+pub(crate) mod decision;
 mod loading;
 mod lock;
 mod log;
@@ -124,6 +125,9 @@ pub enum Error {
         /// Why it could not be used.
         error: io::Error,
     },
+    /// A kernel that describes no types.
+    #[error("the kernel has no BTF: use a kernel built with CONFIG_DEBUG_INFO_BTF")]
+    NoTypes,
     /// BTF without something we read.
     #[error("this kernel's BTF has no {0}.{1}: freezer-guard does not know this kernel yet")]
     Field(&'static str, &'static str),
@@ -237,6 +241,7 @@ impl Error {
             | Self::NeverCalled { .. }
             | Self::Load { .. }
             | Self::Missing { .. }
+            | Self::NoTypes
             | Self::Field(..)
             | Self::Btf(_)
             | Self::Failed { .. } => Kind::Unsupported,

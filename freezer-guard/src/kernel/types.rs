@@ -95,7 +95,8 @@ impl Types {
         }
     }
 
-    /// The offset of a member in bits; a `.` stands before a member of a member.
+    /// The offset of a member in bits; a `.` stands before a member of a member. A bit field is no
+    /// member: the programs read whole bytes.
     fn find_path(&self, container: &Type, path: &str) -> Option<u32> {
         let (first, rest) = path.split_once('.').unwrap_or((path, ""));
         let (offset, inner) = self.find(container, first)?;
@@ -113,6 +114,10 @@ impl Types {
         fields.members.iter().find_map(|field| {
             let name = self.btf.resolve_name(field).unwrap_or_default();
             if name == member {
+                let is_bit_field = field.bitfield_size().is_some_and(|bits| bits != 0);
+                if is_bit_field || !field.bit_offset().is_multiple_of(8) {
+                    return None;
+                }
                 let inner = self.btf.resolve_chained_type(field).ok()?;
                 return Some((field.bit_offset(), inner));
             }
@@ -167,3 +172,6 @@ impl KernelTypes for Types {
             .find_map(|(id, found)| is_target(found).then_some(*id))
     }
 }
+
+#[cfg(test)]
+mod tests;
