@@ -290,3 +290,23 @@ fn nothing_imports_upwards() {
         }
     }
 }
+
+/// Distributions backport features, so a release says little about a kernel: see `quirks.rs`.
+#[test]
+fn no_decision_asks_for_the_release_of_the_kernel() {
+    const WORDS: [&str; 3] = ["osrelease", "uname()", "kernel::Version"];
+    // They print it.
+    const PRINTERS: [&str; 2] = ["doctor/kernel.rs", "daemon/metrics.rs"];
+    let source = workspace().join("freezer-guard/src");
+    let mut files = Vec::new();
+    list(&source, &mut files);
+    let asks = |path: &PathBuf| {
+        let text = fs::read_to_string(path).expect("a file of ours can be read");
+        WORDS.iter().any(|word| text.contains(word))
+    };
+    let mut found: Vec<_> = files.into_iter().filter(asks).collect();
+    found.sort();
+    let mut expected = PRINTERS.map(|name| source.join(name));
+    expected.sort();
+    assert_eq!(found, expected);
+}
