@@ -17,7 +17,7 @@ pub fn release() -> String {
     proc_file("/proc/sys/kernel/osrelease")
 }
 
-fn proc_file(path: &str) -> String {
+pub(super) fn proc_file(path: &str) -> String {
     fs::read_to_string(path)
         .unwrap_or_default()
         .trim()
@@ -171,6 +171,6 @@ pub(super) fn pins() -> Check {
             "none; the BPF programs of earlier guards stay loaded (`freezer-guard unload` removes them)",
         ),
         Ok((true, guards)) => Check::good(NAME, format!("{} in force", guards.len())),
-        Err(error) => Check::limited(NAME, chain(&error), "see `freezer-guard status`"),
+        Err(error) => Check::limited(NAME, chain(&error), "see `freezer-guard status`").private(),
     }
 }

@@ -17,6 +17,7 @@ pub(crate) mod prerequisites;
 mod programs;
 mod readers;
 mod reading;
+mod recorded;
 mod report;
 mod sizes;
 mod table;
@@ -41,6 +42,7 @@ pub use pins::Locked;
 pub use prerequisites::PIN_DIR;
 pub use programs::{Hierarchies, Levels};
 pub use readers::Reader;
+pub use recorded::RecordedTypes;
 pub use report::ProgramReport;
 pub use table::Map;
 
@@ -193,6 +195,11 @@ pub(crate) fn missing_fields() -> Result<Vec<(&'static str, &'static str)>, Erro
     Ok(btf::missing_fields(&btf::of_kernel()?))
 }
 
+/// What the running kernel's BTF says of all that we look at.
+pub(crate) fn recorded_types() -> Result<RecordedTypes, Error> {
+    Ok(RecordedTypes::of(&btf::of_kernel()?))
+}
+
 impl Error {
     fn failed<E>(operation: impl Into<String>) -> impl FnOnce(E) -> Self
     where
@@ -213,6 +220,11 @@ impl Error {
                 .is_some_and(quirks::is_function_too_long),
             _ => false,
         }
+    }
+
+    /// Returns whether its text may name a process of this host.
+    pub fn names_a_process(&self) -> bool {
+        matches!(self, Self::Locked(_))
     }
 
     /// Returns the kind of this failure.
