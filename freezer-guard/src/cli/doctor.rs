@@ -37,12 +37,17 @@ pub(super) struct Args {
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    let to_stdout = args.writes_to_stdout()?;
+    if let Some(path) = args.bundle.as_ref().filter(|_| !to_stdout) {
+        // The checks take some seconds.
+        output::expect_new(path).map_err(|source| not_written(path, source))?;
+    }
     let report = doctor::examine();
     let verdict = report.verdict as u8;
     if args.json {
         let text = serde_json::to_string(&Versioned::new(report))?;
         writeln!(io::stdout(), "{text}")?;
-    } else if !args.writes_to_stdout()? {
+    } else if !to_stdout {
         print(&describe(&report, args.verbose))?;
         if let Some(path) = &args.bundle {
             write_bundle(path, report)?;
@@ -68,11 +73,16 @@ fn bundle(report: Report) -> Result<String> {
     Ok(serde_json::to_string(&Versioned::new(Bundle::of(report)))? + "\n")
 }
 
-fn write_bundle(path: &Path, report: Report) -> Result<()> {
-    output::create(path, bundle(report)?.as_bytes()).map_err(|source| Error::Output {
+fn not_written(path: &Path, source: io::Error) -> Error {
+    Error::Output {
         path: path.to_owned(),
         source,
-    })?;
+    }
+}
+
+fn write_bundle(path: &Path, report: Report) -> Result<()> {
+    let bytes = bundle(report)?;
+    output::create(path, bytes.as_bytes()).map_err(|source| not_written(path, source))?;
     let text = format!("\nThe facts for a maintainer are in {}.\n", path.display());
     Ok(print(&text)?)
 }

@@ -31,9 +31,21 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Returns an error if there is such a file, which [`create`] does not replace.
+pub(super) fn expect_new(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => {
+            let why = "it exists: remove it, or name another file";
+            Err(io::Error::new(ErrorKind::AlreadyExists, why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes a file that nobody but its owner can read. It replaces no file; a pipe, a device or standard
 /// output is written to.
 pub(super) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    expect_new(path)?;
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let mut file = tempfile::Builder::new().tempfile_in(dir_of(path))?;
@@ -42,10 +54,6 @@ pub(super) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
             Ok(())
         }
         Err(error) => Err(error),
-        Ok(metadata) if metadata.is_file() => {
-            let why = "it exists: remove it, or name another file";
-            Err(io::Error::new(ErrorKind::AlreadyExists, why))
-        }
         Ok(_) if is_stdout(path)? => print(bytes),
         Ok(_) => into_special(path, bytes),
     }
