@@ -237,6 +237,9 @@ impl Attempt {
             (_, 1..) if level != Some(Level::Enforce) => {
                 Ok("a write by another process went through, and the guard detected it")
             }
+            (false, 0) if level.is_none() => {
+                Ok("a write by another process went through, and the guard did not detect it")
+            }
             _ => Err(format!(
                 "a write by another process: {:?}; the guard counted {} violations",
                 self.during, self.counted
