@@ -86,7 +86,7 @@ fn decision(bundle: &Bundle, is_refused: &dyn Fn(&str) -> bool) -> Decision {
     let types: Option<&RecordedTypes> = types.as_ref();
     decide(&HostFacts {
         types: types.map(|types| types as &dyn KernelTypes),
-        security_modules: security_modules.as_deref().unwrap_or_default(),
+        security_modules: security_modules.as_deref(),
         lockdown,
         function_tracing: *function_tracing,
         hierarchies: Hierarchies {

@@ -1,6 +1,8 @@
 //! The levels of a host's guards, decided from facts alone. A host finds the facts out when it loads
 //! and attaches the programs; a maintainer has them in a file.
 
+use std::io;
+
 use freezer_guard_abi::Level;
 
 use super::{
@@ -15,8 +17,9 @@ use crate::quirks::KernelTypes;
 pub(crate) struct HostFacts<'a> {
     /// The types of its kernel. `None`: it has no BTF that can be read.
     pub(crate) types: Option<&'a dyn KernelTypes>,
-    /// The active security modules, as `/sys/kernel/security/lsm` lists them.
-    pub(crate) security_modules: &'a str,
+    /// The active security modules, as `/sys/kernel/security/lsm` lists them. `None`: the list cannot be
+    /// read.
+    pub(crate) security_modules: Option<&'a str>,
     /// The modes of lockdown, with brackets around the one in force.
     pub(crate) lockdown: &'a str,
     /// Whether the kernel calls programs on functions (`kernel.ftrace_enabled`).
@@ -63,7 +66,9 @@ fn decided(host: &HostFacts<'_>) -> Result<Decision, Error> {
     }
     let mut reasons = Vec::new();
     let mut level = Level::Enforce;
-    if let Some(inactive) = prerequisites::lsm_inactive_in(host.security_modules) {
+    let unknown = || prerequisites::no_modules(io::ErrorKind::NotFound.into());
+    let modules = host.security_modules.ok_or_else(unknown)?;
+    if let Some(inactive) = prerequisites::lsm_inactive_in(modules) {
         reasons.push(inactive);
         level = Level::BestEffort;
     }

@@ -103,12 +103,17 @@ pub(super) fn is_bpffs_of_host() -> Result<(), Error> {
 
 /// The active security modules, as the boot parameter `lsm=` has them.
 pub(crate) fn active_modules() -> Result<String, Error> {
-    let list = fs::read_to_string(LSM_LIST).map_err(|error| Error::Missing {
+    let list = fs::read_to_string(LSM_LIST).map_err(no_modules)?;
+    Ok(list.trim().to_owned())
+}
+
+/// The error for a list of security modules that cannot be read.
+pub(super) fn no_modules(error: io::Error) -> Error {
+    Error::Missing {
         path: LSM_LIST.into(),
         needed_for: "mount it: mount -t securityfs securityfs /sys/kernel/security",
         error,
-    })?;
-    Ok(list.trim().to_owned())
+    }
 }
 
 /// Without `bpf` among the active security modules, loading and attaching

@@ -118,6 +118,11 @@ fn the_settings_of_the_host_count() {
             "function tracing is off",
         ),
         (
+            |kernel| kernel.security_modules = None,
+            Level::name_of(None),
+            "mount -t securityfs",
+        ),
+        (
             |kernel| kernel.types = None,
             Level::name_of(None),
             "CONFIG_DEBUG_INFO_BTF",

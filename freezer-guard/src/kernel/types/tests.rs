@@ -46,7 +46,7 @@ fn altered(changes: &[&str]) -> Types {
 fn decided(types: &Types, modules: &str, hierarchies: Hierarchies) -> Decision {
     decide(&HostFacts {
         types: Some(types),
-        security_modules: modules,
+        security_modules: Some(modules),
         lockdown: "[none] integrity confidentiality",
         function_tracing: true,
         hierarchies,
@@ -246,7 +246,7 @@ fn a_host_without_what_a_guard_needs_has_none() {
     let types = altered(&[]);
     let host = HostFacts {
         types: Some(&types),
-        security_modules: MODULES,
+        security_modules: Some(MODULES),
         lockdown: "",
         function_tracing: true,
         hierarchies: EVERYWHERE[1],
@@ -282,7 +282,7 @@ fn a_program_that_the_kernel_refuses_is_missing() {
     let decision = |refused: &dyn Fn(&str) -> bool, security_modules| {
         decide(&HostFacts {
             types: Some(&types),
-            security_modules,
+            security_modules: Some(security_modules),
             lockdown: "",
             function_tracing: true,
             hierarchies: EVERYWHERE[1],
