@@ -133,17 +133,14 @@ fn moved_field(hierarchy: Hierarchy) -> Result<()> {
 }
 
 /// BTF that is not the kernel's: the programs do not recognise a write to the freezer. The proof at
-/// the begin of a guard notices it.
+/// the begin of a guard notices it. (Many other fields are typed: see [`verifier`].)
 fn wrong_offset(hierarchy: Hierarchy) -> Result<()> {
-    for field in ["kernfs_node.id", "inode.i_private"] {
-        unload()?;
-        let target = Cgroup::new(hierarchy)?;
-        let change = format!("{field}+8");
-        let way = renamed(&[&change]);
-        expect_not_run(guarded(&way, &target, &[])?, 69, &target)?.says("does not call")?;
-        let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
-        run(Command::new(way[0]).args(doctor))?.expect(2)?;
-    }
+    unload()?;
+    let target = Cgroup::new(hierarchy)?;
+    let way = renamed(&["kernfs_node.id+8"]);
+    expect_not_run(guarded(&way, &target, &[])?, 69, &target)?.says("does not call")?;
+    let doctor = [&way[1..], &["freezer-guard", "doctor"]].concat();
+    run(Command::new(way[0]).args(doctor))?.expect(2)?;
     unload()?;
     expect_clean()
 }
