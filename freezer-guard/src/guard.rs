@@ -51,7 +51,7 @@ pub use pidfd::PidFd;
 pub use prepare::Preparation;
 pub use query::{count, is_any_in_force, list, of_cgroup, of_id};
 pub use restoring::thaw;
-pub(crate) use self_test::is_never_called;
+pub(crate) use self_test::{call_result, is_never_called};
 pub(crate) use status::total;
 pub use status::{State, Status};
 pub use summary::{describe_level, refusals, violations};

@@ -11,6 +11,7 @@ pub mod guard;
 pub mod json;
 pub mod kernel;
 mod kind;
+pub mod quirks;
 pub mod report;
 mod sys;
 pub mod words;

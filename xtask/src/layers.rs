@@ -24,8 +24,9 @@ const CRATES: [&str; 6] = [
 ];
 
 /// The rooms of `freezer-guard`: each imports from those before it only.
-const ROOMS: [&str; 10] = [
-    "sys", "words", "cgroup", "kernel", "guard", "criu", "report", "doctor", "daemon", "cli",
+const ROOMS: [&str; 11] = [
+    "sys", "words", "quirks", "cgroup", "kernel", "guard", "criu", "report", "doctor", "daemon",
+    "cli",
 ];
 
 /// A module's path below its crate: `guard::marks`, or nothing for the crate's root.
@@ -288,4 +289,24 @@ fn nothing_imports_upwards() {
             );
         }
     }
+}
+
+/// Distributions backport features, so a release says little about a kernel: see `quirks.rs`.
+#[test]
+fn no_decision_asks_for_the_release_of_the_kernel() {
+    const WORDS: [&str; 3] = ["osrelease", "uname()", "kernel::Version"];
+    // They print it.
+    const PRINTERS: [&str; 2] = ["doctor/kernel.rs", "daemon/metrics.rs"];
+    let source = workspace().join("freezer-guard/src");
+    let mut files = Vec::new();
+    list(&source, &mut files);
+    let asks = |path: &PathBuf| {
+        let text = fs::read_to_string(path).expect("a file of ours can be read");
+        WORDS.iter().any(|word| text.contains(word))
+    };
+    let mut found: Vec<_> = files.into_iter().filter(asks).collect();
+    found.sort();
+    let mut expected = PRINTERS.map(|name| source.join(name));
+    expected.sort();
+    assert_eq!(found, expected);
 }

@@ -23,6 +23,7 @@ mod debian;
 mod demo;
 mod dist;
 mod docs;
+mod doctor;
 mod ebpf;
 mod history;
 mod image;
@@ -78,6 +79,8 @@ enum Task {
     Demo(demo::Args),
     /// Make and check the release files: packages, bill of materials, checksums
     Dist(dist::Args),
+    /// Show a bundle of `freezer-guard doctor`, and what this version decides for its facts
+    Doctor(doctor::Args),
     /// Build docs/ as a book, in target/docs/book
     Docs(book::Args),
 }
@@ -102,6 +105,7 @@ fn try_main() -> Result<ExitCode> {
         Task::Bench(args) => bench::main(&args),
         Task::Demo(args) => demo::main(&args),
         Task::Dist(args) => dist::main(&args).map(|()| ExitCode::SUCCESS),
+        Task::Doctor(args) => doctor::main(&args),
         Task::Docs(args) => book::main(&args).map(|()| ExitCode::SUCCESS),
     }
 }

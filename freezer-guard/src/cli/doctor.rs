@@ -1,13 +1,22 @@
 //! `freezer-guard doctor`: can this host do it?
 
-use std::{io::Write as _, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use freezer_guard::{
-    doctor::{self, Report, Verdict},
+    doctor::{self, Bundle, Report, Verdict},
     json::Versioned,
 };
 
-use super::{error::Result, say::print};
+use super::{
+    error::{Error, Result},
+    output,
+    say::print,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -17,33 +26,77 @@ pub(super) struct Args {
     /// Also print the state of each BPF program
     #[arg(short, long, conflicts_with = "json")]
     verbose: bool,
+    /// Write facts for a maintainer to FILE, as one JSON object; `-` is standard output
+    ///
+    /// The object has the version and the configuration of the kernel, what its BTF says of the fields
+    /// and functions that matter, the checks, the levels, and the state of each BPF program. It names no
+    /// host, user, process or cgroup: a finding that could name one is left out. Only the owner can read
+    /// FILE, which must not exist.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    bundle: Option<PathBuf>,
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
+    let to_stdout = args.writes_to_stdout()?;
+    if let Some(path) = args.bundle.as_ref().filter(|_| !to_stdout) {
+        // The checks take some seconds.
+        output::expect_new(path).map_err(|source| not_written(path, source))?;
+    }
     let report = doctor::examine();
     let verdict = report.verdict as u8;
-    match args.json {
-        true => {
-            let text = serde_json::to_string(&Versioned::new(report))?;
-            writeln!(std::io::stdout(), "{text}")?;
+    if args.json {
+        let text = serde_json::to_string(&Versioned::new(report))?;
+        writeln!(io::stdout(), "{text}")?;
+    } else if !to_stdout {
+        print(&describe(&report, args.verbose))?;
+        if let Some(path) = &args.bundle {
+            write_bundle(path, report)?;
         }
-        false => print(&describe(&report, args.verbose))?,
+    } else {
+        output::print(bundle(report)?.as_bytes())?;
     }
     Ok(ExitCode::from(verdict))
+}
+
+impl Args {
+    /// Returns whether the bundle goes to standard output, and nothing else.
+    fn writes_to_stdout(&self) -> Result<bool> {
+        Ok(match &self.bundle {
+            Some(path) => path == Path::new("-") || output::is_stdout(path)?,
+            None => false,
+        })
+    }
+}
+
+/// The bundle as one line.
+fn bundle(report: Report) -> Result<String> {
+    Ok(serde_json::to_string(&Versioned::new(Bundle::of(report)))? + "\n")
+}
+
+fn not_written(path: &Path, source: io::Error) -> Error {
+    Error::Output {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn write_bundle(path: &Path, report: Report) -> Result<()> {
+    let bytes = bundle(report)?;
+    output::create(path, bytes.as_bytes()).map_err(|source| not_written(path, source))?;
+    let text = format!("\nThe facts for a maintainer are in {}.\n", path.display());
+    Ok(print(&text)?)
 }
 
 fn describe(report: &Report, verbose: bool) -> String {
     let mut text = String::new();
     for check in &report.checks {
-        let mark = match check.verdict {
-            Verdict::Good => "ok",
-            Verdict::Limited => "LIMIT",
-            Verdict::Unusable => "BAD",
-        };
-        text += &format!("{mark:<6}{:<17} {}\n", check.name, check.finding);
-        if let Some(remedy) = &check.remedy {
-            text += &format!("{:<23} -> {remedy}\n", "");
-        }
+        add_check(
+            &mut text,
+            check.verdict,
+            check.name,
+            &check.finding,
+            check.remedy.as_deref(),
+        );
     }
     if verbose {
         text += "\nprogram                  instructions  bytes  misses   calls  hook\n";
@@ -70,6 +123,26 @@ fn describe(report: &Report, verbose: bool) -> String {
         Verdict::Unusable => "\nThis host cannot guard checkpoints.\n",
     };
     text
+}
+
+/// Adds a check and its remedy.
+pub(super) fn add_check(
+    text: &mut String,
+    verdict: Verdict,
+    name: &str,
+    finding: &str,
+    remedy: Option<&str>,
+) {
+    let mark = match verdict {
+        Verdict::Good => "ok",
+        Verdict::Limited => "LIMIT",
+        Verdict::Unusable => "BAD",
+    };
+    // A string takes everything.
+    let _ = writeln!(text, "{mark:<6}{name:<17} {finding}");
+    if let Some(remedy) = remedy {
+        let _ = writeln!(text, "{:<23} -> {remedy}", "");
+    }
 }
 
 fn number(number: Option<impl ToString>) -> String {

@@ -38,8 +38,8 @@ impl Driver {
     /// A CRIU that will do on this kernel, and a word about what it is known for.
     pub(super) fn find(&self) -> Result<Criu> {
         let criu = Criu::find(self.criu.as_deref())?;
-        criu.check()?;
-        for bug in criu.bugs() {
+        let check = criu.check();
+        for bug in criu.bugs(check.is_ok()) {
             self.options.step(format_args!(
                 "warning: CRIU {} {}: {}",
                 criu.version(),
@@ -47,6 +47,7 @@ impl Driver {
                 bug.remedy
             ));
         }
+        check?;
         Ok(criu)
     }
 }

@@ -247,6 +247,7 @@ fn of_criu(error: &criu::Error) -> Code {
 fn of_file(error: &io::Error) -> Kind {
     match error.kind() {
         io::ErrorKind::NotFound
+        | io::ErrorKind::AlreadyExists
         | io::ErrorKind::NotADirectory
         | io::ErrorKind::IsADirectory
         | io::ErrorKind::InvalidInput

@@ -14,7 +14,9 @@ mod events;
 mod exit;
 mod guarded;
 mod names;
+mod output;
 mod reference;
+mod replay;
 mod report;
 mod restore;
 mod run;
@@ -132,7 +134,7 @@ pub(crate) fn main() -> ExitCode {
         return code;
     }
     complete::asked(Cli::command);
-    if let Some(code) = reference::asked(Cli::command) {
+    if let Some(code) = reference::asked(Cli::command).or_else(replay::asked) {
         return code;
     }
     let mut command = reference::with_examples(Cli::command());

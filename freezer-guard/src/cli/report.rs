@@ -1,7 +1,5 @@
 //! `freezer-guard report`: one checkpoint as a timeline.
 
-mod output;
-
 use std::{
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
@@ -18,7 +16,7 @@ use freezer_guard::{
 use super::{
     client,
     error::{Error, Result},
-    status,
+    output, status,
 };
 
 #[derive(clap::Args)]

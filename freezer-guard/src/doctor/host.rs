@@ -39,9 +39,12 @@ pub(super) fn cgroups() -> Check {
                 v1.display(),
                 v2.display()
             ),
-        ),
-        (Ok(Some(v1)), Ok(None)) => Check::good(NAME, format!("v1: freezer on {}", v1.display())),
-        (Ok(None), Ok(Some(v2))) => Check::good(NAME, format!("v2 on {}", v2.display())),
+        )
+        .private(),
+        (Ok(Some(v1)), Ok(None)) => {
+            Check::good(NAME, format!("v1: freezer on {}", v1.display())).private()
+        }
+        (Ok(None), Ok(Some(v2))) => Check::good(NAME, format!("v2 on {}", v2.display())).private(),
         (Ok(None), Ok(None)) => Check::unusable(
             NAME,
             "neither the v1 freezer nor v2 is mounted",
@@ -56,23 +59,29 @@ pub(super) fn criu() -> Vec<Check> {
     let criu = match Criu::find(None) {
         Ok(criu) => criu,
         Err(error) => {
-            return vec![Check::limited(
-                NAME,
-                chain(&error),
-                "install CRIU, unless you use another checkpointer",
-            )];
+            return vec![
+                Check::limited(
+                    NAME,
+                    chain(&error),
+                    "install CRIU, unless you use another checkpointer",
+                )
+                .private(),
+            ];
         }
     };
     let text = criu.version_text();
-    let mut checks = vec![match criu.check() {
+    let check = criu.check();
+    let passes_check = check.is_ok();
+    let check = match check {
         Ok(()) => Check::good(NAME, format!("{text}; `criu check` is fine")),
         Err(error) => Check::limited(
             NAME,
             format!("{text}; {}", chain(&error)),
             "see `criu check` for what it needs",
         ),
-    }];
-    checks.extend(criu.bugs().map(|bug| {
+    };
+    let mut checks = vec![check.private()];
+    checks.extend(criu.bugs(passes_check).map(|bug| {
         let finding = format!("{} {}", criu.version(), bug.what);
         Check::limited("CRIU's bugs", finding, bug.remedy)
     }));
@@ -93,11 +102,9 @@ pub(super) fn checkpointers() -> Vec<Check> {
     let names = match automatic::checkpointers() {
         Ok(names) => names,
         Err(error) => {
-            return vec![Check::limited(
-                NAME,
-                chain(&error),
-                "see `freezer-guard status`",
-            )];
+            return vec![
+                Check::limited(NAME, chain(&error), "see `freezer-guard status`").private(),
+            ];
         }
     };
     let check = |file: PathBuf| match why_not_guarded(&file, &names) {
@@ -113,7 +120,10 @@ pub(super) fn checkpointers() -> Vec<Check> {
             "check that its file system answers",
         ),
     };
-    files.into_iter().map(check).collect()
+    files
+        .into_iter()
+        .map(|file| check(file).private())
+        .collect()
 }
 
 /// The reason why an executable is no checkpointer for the service, and the remedy.
@@ -170,4 +180,5 @@ pub(super) fn engines() -> Check {
             false => found.join("; "),
         },
     )
+    .private()
 }

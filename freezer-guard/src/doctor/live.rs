@@ -5,10 +5,15 @@ use std::{io, path::Path, sync::mpsc, thread, time::Duration};
 
 use freezer_guard_abi::{Level, Protection};
 
-use super::Check;
+use super::{
+    Check,
+    trial::{self, Reason, Trial},
+};
 use crate::{
     cgroup::{self, Cgroup, CreatedCgroups},
-    guard::{self, Error, Guard, Preparation, Requirements, Shortfall, chain, is_never_called},
+    guard::{
+        self, Error, Guard, Preparation, Requirements, Shortfall, Status, chain, is_never_called,
+    },
     kernel::{Levels, Locked, ProgramReport},
 };
 
@@ -22,43 +27,56 @@ pub(super) struct Live {
     /// The weakest that each protection was; `None`: there was no guard.
     pub(super) levels: Option<Levels>,
     pub(super) programs: Vec<ProgramReport>,
+    pub(super) trials: Vec<Trial>,
 }
 
 /// Tries it in each hierarchy.
 pub(super) fn test() -> Live {
     let mut live = Live::default();
-    for (name, mount) in [
-        ("guard on v1", cgroup::freezer_mount()),
-        ("guard on v2", cgroup::unified_mount()),
+    for (name, hierarchy, mount) in [
+        ("guard on v1", "v1", cgroup::freezer_mount()),
+        ("guard on v2", "v2", cgroup::unified_mount()),
     ] {
         if let Ok(Some(mount)) = mount {
-            live.test_below(name, &mount);
+            live.test_below(name, hierarchy, &mount);
         }
     }
     live
 }
 
 impl Live {
-    fn test_below(&mut self, name: &'static str, mount: &Path) {
+    fn test_below(&mut self, name: &'static str, hierarchy: &'static str, mount: &Path) {
         let path = mount.join(format!("freezer-guard-doctor-{}", std::process::id()));
         let mut made = CreatedCgroups::default();
         if let Err(error) = made.make(&path) {
-            self.checks.push(Check::unusable(
-                name,
-                format!("cannot make a cgroup for the trial: {}", chain(&error)),
-                "run doctor as root, on the host",
-            ));
+            let finding = format!("cannot make a cgroup for the trial: {}", chain(&error));
+            let check = Check::unusable(name, finding, "run doctor as root, on the host");
+            self.checks.push(check.private());
             return;
         }
-        let check = self
-            .disturb(name, &path)
-            .unwrap_or_else(|error| Check::unusable(name, chain(&error), "see the checks above"));
+        let (check, trial) = match self.disturb(name, hierarchy, &path) {
+            Ok(found) => found,
+            Err(error) => {
+                let check = Check::unusable(name, chain(&error), "see the checks above");
+                let check = match trial::public(&error) {
+                    Some(_) => check,
+                    None => check.private(),
+                };
+                (check, Trial::failed(hierarchy, &error))
+            }
+        };
         self.checks.push(check);
+        self.trials.push(trial);
     }
 
     /// Guards a cgroup, has a thread outside of the guard write the freezer during the guard
     /// and after it, and judges what came of that.
-    fn disturb(&mut self, name: &'static str, path: &Path) -> Result<Check, Error> {
+    fn disturb(
+        &mut self,
+        name: &'static str,
+        hierarchy: &'static str,
+        path: &Path,
+    ) -> Result<(Check, Trial), Error> {
         let cgroup = Cgroup::open(path)?;
         // There before the guard, and so no part of it.
         let outsider = Outsider::of(Cgroup::open(path)?);
@@ -83,20 +101,32 @@ impl Live {
         guard.prepare(&how, |_| Ok::<_, Error>(()))?;
         let during = outsider.disturb(path);
         let levels = guard.levels();
-        let reasons = guard.weak_because().iter().map(|error| chain(error));
-        let reasons = reasons.collect::<Vec<_>>().join("; ");
+        let weak_because = guard.weak_because();
+        let texts: Vec<_> = weak_because.iter().map(|error| chain(error)).collect();
+        let reasons = weak_because.iter().map(Reason::of).collect();
         let status = guard.end()?;
         self.take(levels, programs?);
-        let trial = Trial {
+        let attempt = Attempt {
             during,
             after: outsider.disturb(path),
-            counted: status.map_or(0, |status| status.violation_count()),
+            counted: status.as_ref().map_or(0, Status::violation_count),
             levels,
         };
-        Ok(match trial.finding() {
-            Ok(finding) => limited_by_level(name, levels, finding, held, &reasons),
-            Err(fault) => Check::unusable(name, fault, "please report it"),
-        })
+        let check = match attempt.finding() {
+            Ok(finding) => limited_by_level(name, levels, finding, held, &texts.join("; ")),
+            Err(fault) => Check::unusable(name, fault, "please report it").private(),
+        };
+        let names = trial::named(levels).into_iter();
+        let trial = Trial {
+            hierarchy: hierarchy.to_owned(),
+            levels: Some(names.map(|(one, of)| (one.into(), of.into())).collect()),
+            refused: Some(attempt.is_refused()),
+            permitted_afterwards: Some(attempt.after.is_ok()),
+            violations: Some(attempt.counted),
+            proven: status.map(|status| !status.unproven),
+            reasons,
+        };
+        Ok((check, trial))
     }
 
     /// Keeps the weaker of what there was and what there is.
@@ -174,14 +204,22 @@ impl Outsider {
 }
 
 /// The writes of an outsider during a guard and after it, and what the guard has counted.
-struct Trial {
+struct Attempt {
     during: Result<(), cgroup::Error>,
     after: Result<(), cgroup::Error>,
     counted: u64,
     levels: Levels,
 }
 
-impl Trial {
+impl Attempt {
+    /// Returns whether the guard refused the write.
+    fn is_refused(&self) -> bool {
+        matches!(
+            &self.during,
+            Err(cgroup::Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY)
+        )
+    }
+
     /// Returns what the guard did, or as an error what it should not have done.
     fn finding(&self) -> Result<&'static str, String> {
         if let Err(error) = &self.after {
@@ -190,18 +228,17 @@ impl Trial {
                 chain(error)
             ));
         }
-        let refused = matches!(
-            &self.during,
-            Err(cgroup::Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY)
-        );
         let level = self.levels[Protection::Freeze as usize];
-        match (refused, self.counted) {
+        match (self.is_refused(), self.counted) {
             (true, 0) => Ok(
                 "the guard refuses a write by another process (EBUSY), and permits it after its end",
             ),
             // At `best-effort` that is what may happen.
             (_, 1..) if level != Some(Level::Enforce) => {
                 Ok("a write by another process went through, and the guard detected it")
+            }
+            (false, 0) if level.is_none() => {
+                Ok("a write by another process went through, and the guard did not detect it")
             }
             _ => Err(format!(
                 "a write by another process: {:?}; the guard counted {} violations",

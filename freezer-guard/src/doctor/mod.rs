@@ -1,20 +1,36 @@
 //! What this host can do, checked item by item, and tried out in the end.
 
+mod bundle;
 mod host;
 mod kernel;
 mod live;
+mod replay;
+mod trial;
 
 use std::collections::BTreeMap;
-
-use freezer_guard_abi::{Level, Protection};
 
 use schemars::JsonSchema;
 
 use crate::kernel::ProgramReport;
+pub use bundle::{Bundle, KernelFacts, MountedHierarchies, PublicCheck};
+pub use replay::{Replay, Row};
+pub use trial::{Reason, Trial};
+
 pub use kernel::{TESTED, release};
 
 /// The verdict of a check, or of all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, JsonSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "CheckVerdict")]
 pub enum Verdict {
@@ -37,6 +53,9 @@ pub struct Check {
     pub finding: String,
     /// The remedy, or null.
     pub remedy: Option<String>,
+    /// Whether the finding may name a file, process, cgroup or user of the host.
+    #[serde(skip)]
+    pub is_private: bool,
 }
 
 impl Check {
@@ -46,6 +65,15 @@ impl Check {
             verdict: Verdict::Good,
             finding: finding.into(),
             remedy: None,
+            is_private: false,
+        }
+    }
+
+    /// Keeps the finding out of a [`Bundle`].
+    fn private(self) -> Self {
+        Self {
+            is_private: true,
+            ..self
         }
     }
 
@@ -78,6 +106,9 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// The BPF programs of a guard on this host.
     pub programs: Vec<ProgramReport>,
+    /// The guards that were tried out: for a [`Bundle`].
+    #[serde(skip)]
+    pub trials: Vec<Trial>,
 }
 
 /// Looks at everything. Makes a cgroup in each hierarchy for a moment, guards it
@@ -105,12 +136,9 @@ pub fn examine() -> Report {
     Report {
         verdict: worst.unwrap_or(Verdict::Good),
         kernel: release(),
-        levels: live.levels.map(|levels| {
-            let each = Protection::ALL.into_iter().zip(levels);
-            each.map(|(protection, level)| (protection.name(), Level::name_of(level)))
-                .collect()
-        }),
+        levels: live.levels.map(trial::named),
         checks,
         programs: live.programs,
+        trials: live.trials,
     }
 }

@@ -99,14 +99,18 @@ fn try_counted(
     }
     let mut never = Vec::new();
     for program in programs.iter().filter(|program| program.attached) {
-        let result = match program.calls {
-            Some(1..) => CallResult::Called,
-            Some(0) if !is_late(program) => CallResult::NeverCalled,
-            _ => CallResult::Unknown,
-        };
-        never.extend(lock.keep_result(program.name, result)?);
+        never.extend(lock.keep_result(&program.name, call_result(program))?);
     }
     Ok((programs, never))
+}
+
+/// What the self-test has shown of this program.
+pub(crate) fn call_result(program: &ProgramReport) -> CallResult {
+    match program.calls {
+        Some(1..) => CallResult::Called,
+        Some(0) if program.name != LATE => CallResult::NeverCalled,
+        _ => CallResult::Unknown,
+    }
 }
 
 /// Returns whether the kernel did not call a program that is attached.
@@ -124,7 +128,7 @@ fn counted(
         let old = before.iter().find(|old| old.name == program.name);
         let old = old.and_then(|old| old.calls).unwrap_or_default();
         let calls = program.calls.map(|calls| calls.saturating_sub(old));
-        program.calls = calls.filter(|_| tried.contains(&program.name));
+        program.calls = calls.filter(|_| tried.contains(&&*program.name));
     }
     programs
 }

@@ -12,6 +12,9 @@ use super::{
     programs::{self, Hierarchies, PROGRAMS, Program},
 };
 
+/// The text of the link for a program that the kernel does not attach.
+const NOT_ATTACHABLE: &str = "not-attachable";
+
 /// What the self-test has shown of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallResult {
@@ -39,6 +42,19 @@ impl Program {
     pub(super) fn is_never_called(&self, dir: &Path) -> bool {
         let never = Path::new(CallResult::NeverCalled.text());
         fs::read_link(self.result(dir)).is_ok_and(|result| result == never)
+    }
+
+    /// Returns whether an attempt has shown that the kernel does not attach this program.
+    pub(super) fn is_not_attachable(&self, dir: &Path) -> bool {
+        fs::read_link(self.result(dir)).is_ok_and(|result| result == Path::new(NOT_ATTACHABLE))
+    }
+
+    /// Keeps this result, so that nothing attaches the program again.
+    pub(super) fn keep_not_attachable(&self, dir: &Path) -> Result<(), Error> {
+        let link = self.result(dir);
+        remove(&link)
+            .and_then(|()| symlink(NOT_ATTACHABLE, &link))
+            .map_err(Error::failed(format!("keep {}", link.display())))
     }
 
     fn is_tried(&self, dir: &Path) -> bool {

@@ -4,6 +4,7 @@ mod btf;
 mod calls;
 mod code;
 mod daemon;
+pub(crate) mod decision;
 mod loading;
 mod lock;
 mod log;
@@ -16,16 +17,18 @@ pub(crate) mod prerequisites;
 mod programs;
 mod readers;
 mod reading;
+mod recorded;
 mod report;
 mod sizes;
 mod table;
+mod types;
 mod unloading;
 
 use std::{io, path::PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::{Kind, sys, words::escaped};
+use crate::{Kind, quirks, sys, words::escaped};
 
 pub use calls::CallResult;
 pub use daemon::{DaemonLock, daemon_runs};
@@ -39,6 +42,7 @@ pub use pins::Locked;
 pub use prerequisites::PIN_DIR;
 pub use programs::{Hierarchies, Levels};
 pub use readers::Reader;
+pub use recorded::RecordedTypes;
 pub use report::ProgramReport;
 pub use table::Map;
 
@@ -123,6 +127,9 @@ pub enum Error {
         /// Why it could not be used.
         error: io::Error,
     },
+    /// A kernel that describes no types.
+    #[error("the kernel has no BTF: use a kernel built with CONFIG_DEBUG_INFO_BTF")]
+    NoTypes,
     /// BTF without something we read.
     #[error("this kernel's BTF has no {0}.{1}: freezer-guard does not know this kernel yet")]
     Field(&'static str, &'static str),
@@ -191,7 +198,12 @@ pub(crate) fn wait_for_programs() -> Result<(), Error> {
 
 /// Every field that the programs read and the running kernel has not.
 pub(crate) fn missing_fields() -> Result<Vec<(&'static str, &'static str)>, Error> {
-    btf::missing_fields()
+    Ok(btf::missing_fields(&btf::of_kernel()?))
+}
+
+/// What the running kernel's BTF says of all that we look at.
+pub(crate) fn recorded_types() -> Result<RecordedTypes, Error> {
+    Ok(RecordedTypes::of(&btf::of_kernel()?))
 }
 
 impl Error {
@@ -204,6 +216,21 @@ impl Error {
             operation,
             source: source.into(),
         }
+    }
+
+    /// Returns whether the kernel has refused to attach a program for its function's arguments.
+    fn is_function_too_long(&self) -> bool {
+        match self {
+            Self::Failed { source, .. } => source
+                .downcast_ref()
+                .is_some_and(quirks::is_function_too_long),
+            _ => false,
+        }
+    }
+
+    /// Returns whether its text may name a process of this host.
+    pub fn names_a_process(&self) -> bool {
+        matches!(self, Self::Locked(_))
     }
 
     /// Returns the kind of this failure.
@@ -233,6 +260,7 @@ impl Error {
             | Self::NeverCalled { .. }
             | Self::Load { .. }
             | Self::Missing { .. }
+            | Self::NoTypes
             | Self::Field(..)
             | Self::Btf(_)
             | Self::Failed { .. } => Kind::Unsupported,

@@ -320,8 +320,11 @@ impl Locked {
         };
         let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
         let is_attached = |program: &Program| program.link_pin(&self.dir).exists();
-        let is_callable =
-            |program: &Program| is_loaded(program) && !program.is_never_called(&self.dir);
+        let is_callable = |program: &Program| {
+            is_loaded(program)
+                && !program.is_never_called(&self.dir)
+                && !program.is_not_attachable(&self.dir)
+        };
         let all_moves = moves().all(is_callable);
         let missing: Vec<_> = programs::at(level)
             .filter(|program| needed(program))
@@ -348,6 +351,9 @@ impl Locked {
         for program in missing {
             match program.attach(&self.dir) {
                 Err(error) if program.is_vital() => return Err(error),
+                Err(error) if program.is_extra() && error.is_function_too_long() => {
+                    program.keep_not_attachable(&self.dir)?;
+                }
                 result => failed.extend(result.err()),
             }
         }

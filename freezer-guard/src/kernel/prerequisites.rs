@@ -103,28 +103,44 @@ pub(super) fn is_bpffs_of_host() -> Result<(), Error> {
 
 /// The active security modules, as the boot parameter `lsm=` has them.
 pub(crate) fn active_modules() -> Result<String, Error> {
-    let list = fs::read_to_string(LSM_LIST).map_err(|error| Error::Missing {
+    let list = fs::read_to_string(LSM_LIST).map_err(no_modules)?;
+    Ok(list.trim().to_owned())
+}
+
+/// The error for a list of security modules that cannot be read.
+pub(super) fn no_modules(error: io::Error) -> Error {
+    Error::Missing {
         path: LSM_LIST.into(),
         needed_for: "mount it: mount -t securityfs securityfs /sys/kernel/security",
         error,
-    })?;
-    Ok(list.trim().to_owned())
+    }
 }
 
 /// Without `bpf` among the active security modules, loading and attaching
 /// succeed and enforce nothing.
 pub(crate) fn lsm_inactive() -> Result<Option<Error>, Error> {
-    let active = active_modules()?;
+    Ok(lsm_inactive_in(&active_modules()?))
+}
+
+/// The same for a list of active security modules.
+pub(super) fn lsm_inactive_in(active: &str) -> Option<Error> {
     let has_bpf = active.split(',').any(|module| module == "bpf");
-    Ok((!has_bpf).then_some(Error::LsmInactive { active }))
+    (!has_bpf).then(|| Error::LsmInactive {
+        active: active.to_owned(),
+    })
 }
 
 /// In this mode there is no `bpf_probe_read_kernel` (`bpf_base_func_proto`).
 pub(crate) fn lockdown() -> Result<(), Error> {
-    if lockdown_modes().contains("[confidentiality]") {
-        return Err(Error::LockedDown);
+    match is_confidential(&lockdown_modes()) {
+        true => Err(Error::LockedDown),
+        false => Ok(()),
     }
-    Ok(())
+}
+
+/// Returns whether this mode is the one in force among these.
+pub(super) fn is_confidential(modes: &str) -> bool {
+    modes.contains("[confidentiality]")
 }
 
 /// All modes, with brackets around the one in force. Empty where the kernel

@@ -10,9 +10,9 @@ use aya_obj::generated::{
     bpf_prog_type::{self, *},
 };
 use freezer_guard_abi::{Level, Protection};
-use nix::sys::utsname::uname;
 
 use super::Error;
+use crate::quirks::{FREEZER_ID, MEMORY_OWNER};
 
 /// What a program is attached to.
 #[derive(Debug, Clone, Copy)]
@@ -72,8 +72,6 @@ enum At {
     Below,
     /// Where something is refused.
     AboveDetect,
-    /// Where a program can be attached to a function with more than six arguments.
-    LongFunctions,
 }
 
 /// Which kinds of target the guards in force have.
@@ -123,7 +121,7 @@ const fn program_on(
 /// for those that notice ptrace and writes to memory: see `report::missed`.
 #[rustfmt::skip]
 pub(super) const PROGRAMS: [Program; 31] = {
-    use At::{AboveDetect, Any, Below, Enforce, LongFunctions};
+    use At::{AboveDetect, Any, Below, Enforce};
     use Hook::{Entry, Exit, Lsm, Tracepoint};
     use NeededBy::{All, OnlyV2, V1, V2};
     use Protection::{Freeze, Kill, Migrate, Ptrace};
@@ -136,7 +134,7 @@ pub(super) const PROGRAMS: [Program; 31] = {
         program_on("signal_generate", Tracepoint, All, Notices(Kill), Any),
         program_on("ptrace_attach_exit", Exit("ptrace_attach"), All, Notices(Ptrace), Any),
         program_on("remote_vm_exit", Exit("access_remote_vm"), All, Notices(Ptrace), Any),
-        program_on("process_vm_exit", Exit("process_vm_rw"), All, NoticesMore, LongFunctions),
+        program_on("process_vm_exit", Exit("process_vm_rw"), All, NoticesMore, Any),
         program_on("set_swbp_exit", Exit("set_swbp"), All, NoticesRoot(Ptrace), Any),
         program_on("clear_refs_exit", Exit("clear_refs_write"), All, Notices(Ptrace), Any),
         program_on("ptrace_access_exit", Exit("security_ptrace_access_check"), All, Notices(Ptrace), Below),
@@ -164,10 +162,6 @@ pub(super) const PROGRAMS: [Program; 31] = {
     ]
 };
 
-/// The task whose memory an address space is. The kernel has it with memory cgroups only
-/// (`CONFIG_MEMCG`).
-pub(super) const MEMORY_OWNER: (&str, &str) = ("mm_struct", "owner");
-
 /// What is attached to at any level, as BTF names it.
 pub(super) fn targets() -> BTreeSet<String> {
     Level::ALL
@@ -187,20 +181,7 @@ pub(super) fn at(level: Level) -> impl Iterator<Item = &'static Program> {
         At::Enforce => level == Level::Enforce,
         At::Below => level < Level::Enforce,
         At::AboveDetect => level > Level::Detect,
-        At::LongFunctions => takes_long_functions(),
     })
-}
-
-/// Whether the kernel attaches a program to a function with more than six arguments: since Linux 6.6
-/// (commit 473e3150e30a, on x86).
-fn takes_long_functions() -> bool {
-    const SINCE: (u32, u32) = (6, 6);
-    let release = uname().map(|system| system.release().to_string_lossy().into_owned());
-    let release = release.unwrap_or_default();
-    let mut numbers = release
-        .split(['.', '-'])
-        .map_while(|number| number.parse().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= SINCE
 }
 
 /// How far each protection of guards in these hierarchies goes with the programs of which
@@ -251,10 +232,19 @@ impl Program {
         }
     }
 
-    /// The field of the kernel's structs without which it sees nothing, and which not every kernel has.
+    /// The field or constant of the kernel without which it sees nothing, and which not every kernel
+    /// has.
     pub(super) fn needs(&self) -> Option<(&'static str, &'static str)> {
-        let asks_the_owner = matches!(self.hook, Hook::Exit("access_remote_vm" | "set_swbp"));
-        asks_the_owner.then_some(MEMORY_OWNER)
+        match (self.hook, self.needed_by) {
+            (Hook::Exit("access_remote_vm" | "set_swbp"), _) => Some(MEMORY_OWNER),
+            (_, NeededBy::V1) => Some(FREEZER_ID),
+            _ => None,
+        }
+    }
+
+    /// Whether guards have all their levels without it.
+    pub(super) fn is_extra(&self) -> bool {
+        matches!(self.role, Role::NoticesMore)
     }
 
     /// Whether it is of use only together with the others of which this is true.

@@ -1,6 +1,6 @@
 //! What the kernel says of a program: its size, and how often it was left out.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use aya::programs::ProgramInfo;
 use freezer_guard_abi::Level;
@@ -49,7 +49,7 @@ impl Program {
         let info = ProgramInfo::from_pin(self.program_pin(dir)).ok();
         let info = info.as_ref();
         ProgramReport {
-            name: self.name,
+            name: self.name.into(),
             hook: self.hook(level),
             loaded: info.is_some(),
             attached: self.link_pin(dir).exists(),
@@ -63,11 +63,11 @@ impl Program {
 }
 
 /// The state of a program on this kernel.
-#[derive(Debug, Clone, serde::Serialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[schemars(rename = "Program")]
 pub struct ProgramReport {
     /// The name of the program.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The type and the hook of the program, in the kernel's words.
     pub hook: String,
     /// Whether the kernel has loaded it.

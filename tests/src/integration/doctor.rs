@@ -18,7 +18,7 @@ use super::{
     cgroups::{Cgroup, Hierarchy, eventually},
     has_bpf, levels,
     lifecycle::expect_clean,
-    process::{Held, expect_version, guard, run},
+    process::{Finished, Held, expect_version, guard, run},
     scratch_folder,
 };
 
@@ -29,6 +29,7 @@ pub(super) fn list(list: &mut List<'_>) {
 /// Where it finds more than an unused host.
 pub(super) fn list_beside(list: &mut List<'_>) {
     list.add("beside_a_guard", beside);
+    list.add("bundle_names_nothing_private", bundle);
     list.add("after_a_crash", after_crash);
     list.add("other_user", other_user);
     list.add("tells_which_criu_is_not_guarded", not_guarded);
@@ -137,6 +138,84 @@ fn beside(hierarchy: Hierarchy) -> Result<()> {
     );
     target.expect_refused(hierarchy.file(), hierarchy.thawed())?;
     held.release()?.expect(0)?;
+    expect_clean()
+}
+
+/// Writes a name into the file, and the old one when it goes.
+struct Renamed(&'static str, String);
+
+impl Renamed {
+    fn new(file: &'static str, name: &str) -> Result<Self> {
+        let old = fs::read_to_string(file)?;
+        fs::write(file, name)?;
+        Ok(Self(file, old))
+    }
+}
+
+impl Drop for Renamed {
+    fn drop(&mut self) {
+        // The test has its result.
+        let _ = fs::write(self.0, &self.1);
+    }
+}
+
+/// Whatever has a name on this host is called `secret`.
+fn bundle(hierarchy: Hierarchy) -> Result<()> {
+    let _host = Renamed::new("/proc/sys/kernel/hostname", "secrethost")?;
+    let _process = Renamed::new("/proc/self/comm", "secretprocess")?;
+    let secret = hierarchy.root().join("secretcgroup");
+    fs::create_dir_all(&secret)?;
+    let target = Cgroup::new(hierarchy)?;
+    let held = Held::new(&[&target])?;
+    let dir = scratch_folder("secretdir")?;
+    // It has no automatic guard, and doctor names it.
+    fs::write(dir.join("criu"), "#!/bin/sh\n")?;
+    fs::set_permissions(dir.join("criu"), fs::Permissions::from_mode(0o755))?;
+    let doctor = |file: &str| -> Result<Finished> {
+        run(Command::new("freezer-guard")
+            .args(["doctor", "--bundle", file])
+            .env("PATH", format!("{}:{}", env::var("PATH")?, dir.display()))
+            .env("SECRET", "secretvalue"))
+    };
+    let file = dir.join("bundle.json");
+    let path = file.display().to_string();
+    let told = doctor(&path)?.expect(1)?.stdout;
+    ensure!(told.contains("secretdir") && told.contains(&path), "{told}");
+    let mode = fs::metadata(&file)?.permissions().mode();
+    ensure!(mode & 0o777 == 0o600, "{mode:o}");
+    let text = fs::read_to_string(&file)?;
+    // The initramfs has none.
+    let machine_id = fs::read_to_string("/etc/machine-id");
+    let machine_id = machine_id.unwrap_or_else(|_| "secret".to_owned());
+    for name in [
+        "secret",
+        &target.path.file_name().context("a name")?.to_string_lossy(),
+        &env::var("PATH")?,
+        fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim(),
+        machine_id.trim(),
+    ] {
+        ensure!(!text.contains(name), "it has {name}: {text}");
+    }
+    let bundle: Value = serde_json::from_str(&text)?;
+    expect_version(&bundle)?;
+    let names = bundle["checks"].as_array().context("a list")?.iter();
+    ensure!(
+        names.filter(|check| check["finding"].is_null()).count() >= 2,
+        "{text}"
+    );
+    ensure!(
+        bundle["kernel"]["types"]["fields"]["cgroup.kn"].is_u64(),
+        "{text}"
+    );
+    // It is decided alike elsewhere.
+    let replayed = run(Command::new("freezer-guard").args(["replay", &path]))?;
+    replayed.expect(0)?;
+    doctor(&path)?.says("it exists: remove it")?;
+    let printed: Value = serde_json::from_str(&doctor("-")?.expect(1)?.stdout)?;
+    ensure!(printed["kernel"] == bundle["kernel"], "{printed}");
+    held.release()?.expect(0)?;
+    fs::remove_dir(&secret)?;
+    fs::remove_dir_all(&dir)?;
     expect_clean()
 }
 

@@ -103,7 +103,7 @@ enum Task {
     },
     /// Run a command where names in the kernel's BTF are others
     Renamed {
-        /// OLD=NEW, of the same length; STRUCT.MEMBER: one that has no such member
+        /// The changes, as `btf::change` takes them
         #[arg(required = true)]
         names: Vec<String>,
         #[arg(last = true, required = true)]

@@ -25,7 +25,8 @@ const NAMES: [&str; 6] = [
 ];
 
 /// The licences that crates may have. A person decides on each new one.
-const ACCEPTED: [&str; 10] = [
+const ACCEPTED: [&str; 11] = [
+    "0BSD",
     "Apache-2.0",
     "BSD-3-Clause",
     "BSL-1.0",

@@ -1,9 +1,10 @@
-//! The chapters of the book in `docs/reference`. Some have text of their own around the
+//! The chapters of the book in `docs/reference`, and the table of differences in `docs/kernels.md`. Some have text of their own around the
 //! generated parts, which stand between two marks.
 
 use std::{fs, path::Path};
 
 use clap::Command;
+use freezer_guard::quirks::QUIRKS;
 
 use super::{File, markdown, schemas};
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// Where the chapters are.
-const DIR: &str = "docs/reference";
+const DIR: &str = "docs";
 
 /// A generated part.
 struct Part {
@@ -24,53 +25,61 @@ struct Part {
     make: fn() -> String,
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part {
-        chapter: "exit-codes.md",
+        chapter: "reference/exit-codes.md",
         name: "exit-codes",
         make: exit_codes,
     },
     Part {
-        chapter: "json.md",
+        chapter: "reference/json.md",
         name: "objects",
         make: schemas::tables,
     },
     Part {
-        chapter: "events.md",
+        chapter: "reference/events.md",
         name: "kinds",
         make: schemas::event_kinds,
     },
     Part {
-        chapter: "events.md",
+        chapter: "reference/events.md",
         name: "fields",
         make: schemas::event_fields,
     },
     Part {
-        chapter: "varlink.md",
+        chapter: "reference/varlink.md",
         name: "interface",
         make: interface,
     },
     Part {
-        chapter: "configuration.md",
+        chapter: "reference/configuration.md",
         name: "keys",
         make: configuration,
     },
     Part {
-        chapter: "configuration.md",
+        chapter: "reference/configuration.md",
         name: "file",
         make: configuration_file,
     },
     Part {
-        chapter: "metrics.md",
+        chapter: "reference/metrics.md",
         name: "metrics",
         make: metrics,
+    },
+    Part {
+        chapter: "kernels.md",
+        name: "quirks",
+        make: quirks,
     },
 ];
 
 /// Returns the chapters, with their parts as they should be.
 pub(super) fn chapters(command: &Command, root: &Path) -> Result<Vec<File>> {
     let dir = Path::new(DIR);
-    let mut chapters = vec![(dir.join("commands.md"), markdown::commands(command)?)];
+    let mut chapters = vec![(
+        dir.join("reference/commands.md"),
+        markdown::commands(command)?,
+    )];
     for part in &PARTS {
         let path = dir.join(part.chapter);
         let index = chapters.iter().position(|(known, _)| *known == path);
@@ -115,6 +124,19 @@ fn exit_codes() -> String {
         table += &format!(
             "| {} | {} | {} |\n",
             meaning.code.0, meaning.cause, meaning.remedy
+        );
+    }
+    table
+}
+
+fn quirks() -> String {
+    let mut table =
+        "| difference | kernels or versions | recognised by | effect |\n|---|---|---|---|\n"
+            .to_owned();
+    for quirk in &QUIRKS {
+        table += &format!(
+            "| {} | {} | {} | {} |\n",
+            quirk.difference, quirk.since, quirk.recognised, quirk.effect
         );
     }
     table

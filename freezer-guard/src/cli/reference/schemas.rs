@@ -28,7 +28,7 @@ pub(super) struct Object {
 }
 
 /// Every object.
-pub(super) const OBJECTS: [Object; 9] = [
+pub(super) const OBJECTS: [Object; 10] = [
     Object {
         name: "status",
         printed_by: "`freezer-guard status --json` and `freezer-guard status --last --json`",
@@ -58,6 +58,11 @@ pub(super) const OBJECTS: [Object; 9] = [
         name: "doctor",
         printed_by: "`freezer-guard doctor --json`",
         schema: schema::<doctor::Report>,
+    },
+    Object {
+        name: "doctor-bundle",
+        printed_by: "`freezer-guard doctor --bundle FILE`",
+        schema: schema::<doctor::Bundle>,
     },
     Object {
         name: "verify",

@@ -151,6 +151,7 @@ fn doctor() -> Report {
         levels: None,
         checks: Vec::new(),
         programs: Vec::new(),
+        trials: Vec::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The file that a report is written into.
+//! The file that a report or a bundle is written into.
 
 use std::{
     fs::{self, File, Permissions},
@@ -31,7 +31,36 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-fn is_stdout(path: &Path) -> io::Result<bool> {
+/// Returns an error if there is such a file, which [`create`] does not replace.
+pub(super) fn expect_new(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => {
+            let why = "it exists: remove it, or name another file";
+            Err(io::Error::new(ErrorKind::AlreadyExists, why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a file that nobody but its owner can read. It replaces no file; a pipe, a device or standard
+/// output is written to.
+pub(super) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    expect_new(path)?;
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let mut file = tempfile::Builder::new().tempfile_in(dir_of(path))?;
+            file.write_all(bytes)?;
+            file.persist_noclobber(path)?;
+            Ok(())
+        }
+        Err(error) => Err(error),
+        Ok(_) if is_stdout(path)? => print(bytes),
+        Ok(_) => into_special(path, bytes),
+    }
+}
+
+/// Returns whether this is standard output.
+pub(super) fn is_stdout(path: &Path) -> io::Result<bool> {
     let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?).metadata()?;
     let of_path = fs::metadata(path);
     Ok(of_path.is_ok_and(|file| (file.dev(), file.ino()) == (stdout.dev(), stdout.ino())))
@@ -39,19 +68,24 @@ fn is_stdout(path: &Path) -> io::Result<bool> {
 
 /// Writes a new file beside it and renames that. `permissions`: those of the old file.
 fn replace(path: &Path, permissions: Option<Permissions>, bytes: &[u8]) -> io::Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
     // The umask of the user takes from these.
     let new = Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().permissions(new).tempfile_in(dir)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(new)
+        .tempfile_in(dir_of(path))?;
     if let Some(permissions) = permissions {
         file.as_file().set_permissions(permissions)?;
     }
     file.write_all(bytes)?;
     file.persist(path)?;
     Ok(())
+}
+
+fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
 }
 
 /// Writes into a pipe or a device.
@@ -79,7 +113,7 @@ mod tests {
         path::Path,
     };
 
-    use super::write;
+    use super::{create, write};
 
     #[test]
     fn the_target_of_a_link_is_not_changed() {
@@ -105,6 +139,21 @@ mod tests {
         assert_eq!(fs::read(&other).expect("the old one"), b"old");
         let mode = fs::metadata(&file).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(fs::read_dir(temp.path()).expect("a folder").count(), 2);
+    }
+
+    #[test]
+    fn a_new_file_is_private_and_replaces_none() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (file, link) = (temp.path().join("file"), temp.path().join("link"));
+        create(&file, b"first").expect("a new file");
+        let mode = fs::metadata(&file).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        create(&file, b"second").expect_err("it is there");
+        assert_eq!(fs::read(&file).expect("the first one"), b"first");
+        symlink(temp.path().join("target"), &link).expect("a link");
+        create(&link, b"third").expect_err("a link to nothing");
+        create(Path::new("/dev/null"), b"x").expect("a device");
         assert_eq!(fs::read_dir(temp.path()).expect("a folder").count(), 2);
     }
 

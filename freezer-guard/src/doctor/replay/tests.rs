@@ -1,0 +1,137 @@
+//! Replays of the bundle of a kernel that has all, and of altered ones.
+
+use std::collections::BTreeMap;
+
+use freezer_guard_abi::Level;
+
+use super::{Bundle, Replay};
+use crate::{
+    doctor::{KernelFacts, MountedHierarchies, Verdict},
+    json::Versioned,
+    kernel::RecordedTypes,
+};
+
+fn parsed(text: &str) -> Bundle {
+    serde_json::from_str(text).expect("a bundle")
+}
+
+/// A host whose kernel has all that we look at, and that had a guard at `enforce` on v2.
+fn whole() -> Bundle {
+    let levels = ["freeze", "kill", "migrate", "ptrace"];
+    Bundle {
+        freezer_guard: crate::VERSION.to_owned(),
+        verdict: Verdict::Good,
+        levels: Some(
+            levels
+                .into_iter()
+                .map(|name| (name.to_owned(), "enforce".to_owned()))
+                .collect(),
+        ),
+        kernel: KernelFacts {
+            release: "6.99.0".to_owned(),
+            build: String::new(),
+            architecture: String::new(),
+            configuration: None,
+            security_modules: Some("lockdown,bpf".to_owned()),
+            lockdown: "[none] integrity confidentiality".to_owned(),
+            function_tracing: true,
+            types: Some(RecordedTypes::whole()),
+            no_types: None,
+        },
+        cgroups: MountedHierarchies {
+            v1_freezer: false,
+            v2: true,
+        },
+        versions: BTreeMap::new(),
+        checks: Vec::new(),
+        trials: Vec::new(),
+        programs: Vec::new(),
+    }
+}
+
+fn types(bundle: &mut Bundle) -> &mut RecordedTypes {
+    bundle.kernel.types.as_mut().expect("it has BTF")
+}
+
+fn decided<'a>(replay: &'a Replay, protection: &str) -> &'a str {
+    let row = replay.rows.iter().find(|row| row.protection == protection);
+    row.expect("a row").decided
+}
+
+#[test]
+fn a_kernel_that_has_all_enforces_wherever_it_is_decided() {
+    let replay = Replay::of(&whole());
+    assert!(replay.agrees(), "{replay:?}");
+    assert!(
+        replay.reasons.is_empty() && replay.missing.is_empty(),
+        "{replay:?}"
+    );
+    let text = serde_json::to_string(&Versioned::new(whole())).expect("it is JSON");
+    assert!(Replay::of(&parsed(&text)).agrees());
+}
+
+/// The names of what is missing are the reasons.
+#[test]
+fn a_missing_symbol_makes_a_difference_with_a_reason() {
+    let mut bundle = whole();
+    types(&mut bundle)
+        .targets
+        .insert("cgroup_attach_permissions".to_owned(), None);
+    let replay = Replay::of(&bundle);
+    assert!(!replay.agrees());
+    assert_eq!(decided(&replay, "migrate"), "detect");
+    assert_eq!(decided(&replay, "freeze"), "enforce");
+    assert!(
+        replay
+            .reasons
+            .join(" ")
+            .contains("cgroup_attach_permissions")
+    );
+    assert_eq!(replay.missing, ["cgroup_attach_permissions"]);
+
+    let mut bundle = whole();
+    types(&mut bundle)
+        .fields
+        .insert("cgroup.kn".to_owned(), None);
+    let replay = Replay::of(&bundle);
+    assert_eq!(decided(&replay, "freeze"), Level::name_of(None));
+    assert!(replay.reasons.join(" ").contains("cgroup.kn"));
+}
+
+#[test]
+fn the_settings_of_the_host_count() {
+    for (change, level, reason) in [
+        (
+            (|kernel| kernel.security_modules = Some("lockdown,yama".to_owned()))
+                as fn(&mut KernelFacts),
+            "best-effort",
+            "do not include bpf",
+        ),
+        (
+            |kernel| kernel.lockdown = "none [confidentiality]".to_owned(),
+            Level::name_of(None),
+            "locked down",
+        ),
+        (
+            |kernel| kernel.function_tracing = false,
+            Level::name_of(None),
+            "function tracing is off",
+        ),
+        (
+            |kernel| kernel.security_modules = None,
+            Level::name_of(None),
+            "mount -t securityfs",
+        ),
+        (
+            |kernel| kernel.types = None,
+            Level::name_of(None),
+            "CONFIG_DEBUG_INFO_BTF",
+        ),
+    ] {
+        let mut bundle = whole();
+        change(&mut bundle.kernel);
+        let replay = Replay::of(&bundle);
+        assert_eq!(decided(&replay, "kill"), level);
+        assert!(replay.reasons.join(" ").contains(reason), "{replay:?}");
+    }
+}
