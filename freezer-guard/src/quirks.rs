@@ -152,9 +152,9 @@ pub const QUIRKS: [Quirk; 11] = [
     },
     Quirk {
         name: "cgroup.nr_populated_domain_children|self.nr_populated_children",
-        difference: "so is the count of the populated cgroups below it",
+        difference: "the css of a cgroup counts the populated cgroups below it",
         since: "7.3, in the same change",
-        recognised: "BTF: one of the two members. Where both are there, they count the same for a cgroup without threaded children",
+        recognised: "BTF: one of the two members, the cgroup's own first",
         effect: "none: the programs read the member that is there",
     },
     Quirk {

@@ -1,15 +1,33 @@
-//! Replays of the bundle of a kernel that has all, and of altered ones.
+//! Replays of bundles: one of a kernel that has all, altered ones, and those in `samples`, which come from
+//! guests of the tests.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, path::Path};
 
 use freezer_guard_abi::Level;
+use serde_json::Value;
 
 use super::{Bundle, Replay};
 use crate::{
     doctor::{KernelFacts, MountedHierarchies, Verdict},
-    json::Versioned,
+    json::{VERSION, Versioned},
     kernel::RecordedTypes,
 };
+
+/// The name of the hosts that the samples come from.
+const HOST: &str = "bundlehost";
+
+/// Bundles from guests of the tests: their names, and their texts.
+fn samples() -> Vec<(String, String)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/doctor/samples");
+    let entries = fs::read_dir(dir).expect("they are there").flatten();
+    let samples = entries.map(|entry| {
+        let text = fs::read_to_string(entry.path()).expect("it can be read");
+        (entry.file_name().to_string_lossy().into_owned(), text)
+    });
+    let samples: Vec<_> = samples.collect();
+    assert!(samples.len() >= 4, "{} samples", samples.len());
+    samples
+}
 
 fn parsed(text: &str) -> Bundle {
     serde_json::from_str(text).expect("a bundle")
@@ -133,5 +151,58 @@ fn the_settings_of_the_host_count() {
         let replay = Replay::of(&bundle);
         assert_eq!(decided(&replay, "kill"), level);
         assert!(replay.reasons.join(" ").contains(reason), "{replay:?}");
+    }
+}
+
+#[test]
+fn every_sample_is_decided_as_its_host_was() {
+    for (name, text) in samples() {
+        let replay = Replay::of(&parsed(&text));
+        assert!(replay.agrees(), "{name}: {replay:?}");
+        let strongest = match name.contains("no-bpf") {
+            true => Level::BestEffort,
+            false => Level::Enforce,
+        };
+        for row in &replay.rows {
+            assert_eq!(row.decided, strongest.name(), "{name}: {replay:?}");
+            assert_eq!(row.promised, row.decided, "{name}: {replay:?}");
+        }
+    }
+}
+
+/// Each field of a sample is one that a bundle has, and no finding is there that may be private.
+#[test]
+fn a_sample_names_nothing_of_its_host() {
+    const PRIVATE: [&str; 4] = ["cgroups", "CRIU", "automatic guards", "engines"];
+    for (name, text) in samples() {
+        assert!(!text.contains(HOST), "{name}");
+        assert!(!text.contains("/sys/fs/cgroup"), "{name}");
+        let bundle = parsed(&text);
+        let checks = bundle.checks.iter();
+        for check in checks.filter(|check| PRIVATE.contains(&&*check.name)) {
+            assert_eq!((&check.finding, &check.remedy), (&None, &None), "{name}");
+        }
+        let again = serde_json::to_value(Versioned::new(bundle)).expect("it is JSON");
+        let known: Value = serde_json::from_str(&text).expect("it is JSON");
+        assert_eq!(known["version"], VERSION);
+        assert_eq!(known, again, "{name}");
+    }
+}
+
+/// A program that the kernel did not call is worth nothing, whatever BTF promises.
+#[test]
+fn a_program_that_was_never_called_counts_as_missing() {
+    for (name, text) in samples() {
+        let mut changed = parsed(&text);
+        let mut programs = changed.programs.iter_mut();
+        let program = programs.find(|program| program.name == "task_kill");
+        program.expect("it was tried").calls = Some(0);
+        let replay = Replay::of(&changed);
+        assert_eq!(decided(&replay, "kill"), "detect", "{name}");
+        let kill = replay.rows.iter().find(|row| row.protection == "kill");
+        assert!(
+            kill.is_some_and(|row| row.promised == row.recorded),
+            "{name}"
+        );
     }
 }
