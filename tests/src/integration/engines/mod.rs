@@ -12,6 +12,7 @@ mod cri;
 mod docker;
 mod engine;
 mod image;
+mod incus;
 mod life;
 mod lxc;
 mod oci;
@@ -33,12 +34,13 @@ use containerd::Containerd;
 use cri::Cri;
 use docker::Docker;
 use engine::Engine;
+use incus::Incus;
 use lxc::Lxc;
 use oci::Oci;
 use podman::Podman;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 9] = [
+const ALL: [&dyn Engine; 10] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Oci::YOUKI,
@@ -48,6 +50,7 @@ const ALL: [&dyn Engine; 9] = [
     &Cri,
     &Docker,
     &Lxc,
+    &Incus,
 ];
 
 /// The engines that this guest has.
@@ -64,13 +67,13 @@ fn name(engine: &dyn Engine) -> String {
     engine.title().replace(' ', "_").replace('\'', "")
 }
 
-/// The short test of each engine that comes from Debian. podman is tested with the runtime that
-/// Debian gives it.
+/// The short test of each engine that comes from Debian and starts within seconds. podman is tested
+/// with the runtime that Debian gives it.
 pub(super) fn list_short(list: &mut List<'_>) {
     if !list.can_dump() {
         return;
     }
-    let left_out = [Podman::WITH_RUNC.title(), Oci::YOUKI.title()];
+    let left_out = [Podman::WITH_RUNC.title(), Oci::YOUKI.title(), Incus.title()];
     let engines = here().filter(|engine| !left_out.contains(&engine.title()));
     for engine in engines {
         list.add(&format!("short_with_{}", name(engine)), move |h| {
