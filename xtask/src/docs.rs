@@ -15,12 +15,14 @@ struct Table {
     begin: &'static str,
     head: &'static [&'static str],
     rows: fn(&Outcome) -> Vec<Vec<String>>,
+    /// How many of a row's cells say what it is about.
+    key: usize,
     /// How many of a row's cells every run has to agree with; the rest depends on who
     /// was quicker, or on Debian. No run has to agree with a table of 0.
     certain: usize,
 }
 
-const TABLES: [Table; 4] = [
+const TABLES: [Table; 5] = [
     Table {
         file: "docs/kernels.md",
         begin: "<!-- made by `cargo xtask test doctor::tells --kernel all --docs` -->\n",
@@ -33,6 +35,7 @@ const TABLES: [Table; 4] = [
             "ptrace",
         ],
         rows: |outcome| levels(outcome).into_iter().collect(),
+        key: 2,
         certain: 6,
     },
     Table {
@@ -50,6 +53,7 @@ const TABLES: [Table; 4] = [
             "versions",
         ],
         rows: |outcome| engines(outcome, "life"),
+        key: 3,
         certain: 8,
     },
     Table {
@@ -57,6 +61,7 @@ const TABLES: [Table; 4] = [
         begin: "<!-- trouble: made by `cargo xtask test engines:: --kernel all --docs` -->\n",
         head: &["guest", "engine", "guard", "attempt", "outcome", "message"],
         rows: |outcome| engines(outcome, "trouble"),
+        key: 4,
         certain: 4,
     },
     Table {
@@ -71,24 +76,41 @@ const TABLES: [Table; 4] = [
             "message",
         ],
         rows: |outcome| engines(outcome, "bare"),
+        key: 3,
+        certain: 0,
+    },
+    Table {
+        file: "docs/data/engines.md",
+        begin: "<!-- ends: made by `cargo xtask test engines:: --kernel all --docs` -->\n",
+        head: &[
+            "guest",
+            "engine",
+            "guard",
+            "attempt",
+            "outcome",
+            "checkpoint",
+            "container",
+        ],
+        rows: |outcome| engines(outcome, "ends"),
+        key: 4,
         certain: 0,
     },
 ];
 
-/// Puts the tables that there are rows for into their files.
+/// Puts the rows into the tables of their files, where a table may have rows of other runs.
 pub(crate) fn write(outcomes: &[Outcome]) -> Result<()> {
     let mut outcomes: Vec<_> = outcomes.iter().collect();
     outcomes.sort_by_key(|outcome| outcome.order());
     for table in &TABLES {
-        let mut rows: Vec<_> = outcomes
+        let rows: Vec<_> = outcomes
             .iter()
             .flat_map(|outcome| (table.rows)(outcome))
-            .map(|cells| line(&cells))
             .collect();
-        rows.dedup();
         if rows.is_empty() {
             continue;
         }
+        let earlier = get(table.file, table.begin)?;
+        let rows = merge(&earlier, rows, table.key);
         let head = line(table.head) + "|" + &"---|".repeat(table.head.len());
         put(
             table.file,
@@ -97,6 +119,35 @@ pub(crate) fn write(outcomes: &[Outcome]) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Returns the lines of a table with these rows in it. A row takes the place of the one with the
+/// same key; a row with a new key comes after the rows that share most of it.
+fn merge(earlier: &str, rows: Vec<Vec<String>>, key: usize) -> Vec<String> {
+    let cells = |line: &str| -> Vec<String> {
+        let cells = line.trim().trim_matches('|').split('|');
+        cells.map(|cell| cell.trim().to_owned()).collect()
+    };
+    // After the heading and the line below it.
+    let mut all: Vec<_> = earlier.lines().skip(2).map(cells).collect();
+    for row in rows {
+        let shared = |other: &Vec<String>| {
+            let pairs = row.iter().zip(other).take(key);
+            pairs.take_while(|(one, other)| one == other).count()
+        };
+        if let Some(same) = all.iter_mut().find(|other| shared(other) == key) {
+            *same = row;
+            continue;
+        }
+        let most = all.iter().map(shared).max().unwrap_or_default();
+        let last = all.iter().rposition(|other| shared(other) == most);
+        let place = match most {
+            0 => all.len(),
+            _ => last.map_or(all.len(), |last| last + 1),
+        };
+        all.insert(place, row);
+    }
+    all.iter().map(|cells| line(cells)).collect()
 }
 
 /// Puts something into a file, between a mark of its own and [`END`].
@@ -167,4 +218,39 @@ fn levels(outcome: &Outcome) -> Option<Vec<String>> {
 fn engines(outcome: &Outcome, table: &str) -> Vec<Vec<String>> {
     let rows = outcome.rows.iter().filter(|row| row.table == table);
     rows.map(|row| row.cells.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{line, merge};
+
+    #[test]
+    fn rows_take_the_place_of_earlier_ones() {
+        let row = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let lines =
+            |rows: &[&str]| -> Vec<_> { rows.iter().map(|text| line(&row(text))).collect() };
+        let earlier = [
+            "a b c",
+            "- - -",
+            "6.1 runc good",
+            "6.1 crun good",
+            "7.3 runc bad",
+        ];
+        let earlier = lines(&earlier).concat();
+        let rows = [
+            "6.1 runc bad",
+            "6.1 LXC good",
+            "7.3 runc good",
+            "8.0 runc good",
+        ];
+        let merged = merge(&earlier, rows.map(row).to_vec(), 2);
+        let expected = [
+            "6.1 runc bad",
+            "6.1 crun good",
+            "6.1 LXC good",
+            "7.3 runc good",
+            "8.0 runc good",
+        ];
+        assert_eq!(merged, lines(&expected));
+    }
 }

@@ -83,7 +83,16 @@ const PACKAGES: [&str; 26] = [
 
 /// crun's library for CRIU, and the engines that only newer releases have with a CRIU that
 /// serves them. All of them add 60 to 90 MB to the download.
-const WITH_DAEMONS: [&str; 5] = ["libcriu2", "containerd", "docker.io", "docker-cli", "lxc"];
+const WITH_DAEMONS: [&str; 8] = [
+    "libcriu2",
+    "containerd",
+    "docker.io",
+    "docker-cli",
+    "lxc",
+    "dbus-user-session",
+    "libpam-systemd",
+    "uidmap",
+];
 
 /// Incus without its virtual machines. It adds 40 MB to the download, and 145 MB to the disk.
 const INCUS: [&str; 1] = ["incus-base"];

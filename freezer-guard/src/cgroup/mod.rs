@@ -40,7 +40,9 @@ pub use find::{by_key, freezer_mount, has_v1_freezer, of_pid, of_unit, open_all,
 pub use others::{hybrid_roots, joined, others, own_of_pid};
 pub(crate) use proc::is_gone;
 pub use state::FreezerState;
-pub use tree::{Report, Task, Traced, examine, process, root, roots, strays};
+pub use tree::{
+    Report, Task, Traced, descends_from, examine, first_with, process, root, roots, strays,
+};
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::{
     Error, Version,
-    namespace::{Place, root_below},
+    namespace::{Place, Root},
 };
 
 /// Where a hierarchy is mounted, and which of its cgroups is at the mount point.
@@ -24,14 +24,16 @@ pub(super) struct Mount {
     id: u64,
     pub(super) point: PathBuf,
     pub(super) root: Place,
+    version: Version,
+    namespace: Root,
 }
 
 impl Mount {
     /// Where the cgroup with this path in its hierarchy is seen through the mount.
     pub(super) fn locate(&self, cgroup: &Path) -> Option<PathBuf> {
-        let below = self
-            .root
-            .way_to(&Place::parse(cgroup), || root_below(&self.point))?;
+        let below = self.root.way_to(&Place::parse(cgroup), || {
+            self.namespace.below(&self.point, self.version)
+        })?;
         Some(if below.as_os_str().is_empty() {
             self.point.clone()
         } else {
@@ -129,7 +131,14 @@ fn parse_line(line: &[u8]) -> Option<(Version, Mount)> {
     };
     let root = Place::parse(&unescaped(root));
     let point = unescaped(point);
-    Some((version, Mount { id, point, root }))
+    let mount = Mount {
+        id,
+        point,
+        root,
+        version,
+        namespace: Root::default(),
+    };
+    Some((version, mount))
 }
 
 /// A path in which the kernel has written space, tab, newline, `#` and backslash in octal, as

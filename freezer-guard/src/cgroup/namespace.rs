@@ -4,7 +4,10 @@
 use std::{
     fs,
     path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
+
+use super::{Version, proc::Membership};
 
 /// A cgroup, as seen from the root of this process's namespace: so many levels up, and then down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,16 +53,40 @@ impl Place {
     }
 }
 
-/// Returns the path of the namespace's root below a mount point. This looks for the cgroup that holds
-/// this process.
-pub(super) fn root_below(point: &Path) -> Option<PathBuf> {
+/// The path of the namespace's root below a mount point. It does not change while the mount is there, unless
+/// somebody renames a cgroup of v1. Clones share what is found.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Root(Arc<Mutex<Option<PathBuf>>>);
+
+impl Root {
+    /// Returns the path, and looks for it only if it is not known or is gone.
+    pub(super) fn below(&self, point: &Path, version: Version) -> Option<PathBuf> {
+        self.or_find(point, || {
+            let own = Membership::all("self").ok()??;
+            let own = own.into_iter().find(|cgroup| cgroup.is_of(version))?;
+            root_above(&find_own(point)?, &own.path)
+        })
+    }
+
+    fn or_find(&self, point: &Path, find: impl FnOnce() -> Option<PathBuf>) -> Option<PathBuf> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.take_if(|root| !point.join(root).is_dir());
+        if known.is_none() {
+            *known = find();
+        }
+        known.clone()
+    }
+}
+
+/// Looks for the cgroup that holds this process, and returns its path below the mount point.
+fn find_own(point: &Path) -> Option<PathBuf> {
     let own = std::process::id().to_string();
     let mut dirs = vec![point.to_owned()];
     while let Some(dir) = dirs.pop() {
         // The list of a threaded cgroup cannot be read, and a cgroup can go meanwhile.
         let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
         if pids.lines().any(|pid| pid == own) {
-            return root_above(dir.strip_prefix(point).ok()?);
+            return dir.strip_prefix(point).ok().map(Path::to_owned);
         }
         let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
         let inner = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -68,13 +95,14 @@ pub(super) fn root_below(point: &Path) -> Option<PathBuf> {
     None
 }
 
-/// Takes from the path of this process's cgroup the part that lies in the namespace.
-fn root_above(own: &Path) -> Option<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let inner = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    let inner = inner.map(|path| Place::parse(Path::new(path)));
-    let mut inner = inner.filter(|place| place.up == 0 && own.ends_with(&place.down));
-    let steps = inner.next()?.down.components().count();
+/// Takes from the path of this process's cgroup the part that lies in the namespace, which is `inner`: its
+/// path in the same hierarchy as the namespace shows it.
+fn root_above(own: &Path, inner: &Path) -> Option<PathBuf> {
+    let inner = Place::parse(inner);
+    if inner.up > 0 || !own.ends_with(&inner.down) {
+        return None;
+    }
+    let steps = inner.down.components().count();
     let all: Vec<_> = own.components().collect();
     Some(all[..all.len() - steps].iter().collect())
 }
@@ -123,5 +151,35 @@ mod tests {
         assert_eq!(way("/..", "/../../pod2"), None);
         assert_eq!(way("/../other", "/inner"), None);
         assert_eq!(way("/../other", "/../other/x"), Some("x".into()));
+    }
+
+    #[test]
+    fn the_root_is_above_the_path_in_the_same_hierarchy() {
+        let root = |own, inner| root_above(Path::new(own), Path::new(inner));
+        assert_eq!(root("pods/a/guard", "/guard"), Some("pods/a".into()));
+        assert_eq!(root("pods/a", "/"), Some("pods/a".into()));
+        assert_eq!(root("", "/"), Some(PathBuf::new()));
+        // The process is above the namespace's root, or was moved meanwhile.
+        assert_eq!(root("pods/a", "/../a"), None);
+        assert_eq!(root("pods/a", "/b"), None);
+    }
+
+    #[test]
+    fn the_hierarchy_is_searched_once() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (root, searches) = (Root::default(), std::cell::Cell::new(0));
+        let find = |root: &Root, name: &str| {
+            root.or_find(temp.path(), || {
+                searches.set(searches.get() + 1);
+                Some(name.into())
+            })
+        };
+        fs::create_dir(temp.path().join("a")).expect("a folder");
+        assert_eq!(find(&root, "a"), Some("a".into()));
+        assert_eq!(find(&root.clone(), "b"), Some("a".into()));
+        assert_eq!(searches.get(), 1);
+        fs::rename(temp.path().join("a"), temp.path().join("b")).expect("a new name");
+        assert_eq!(find(&root, "b"), Some("b".into()));
+        assert_eq!(searches.get(), 2);
     }
 }

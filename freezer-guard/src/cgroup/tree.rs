@@ -139,6 +139,37 @@ pub fn process(pid: i32) -> Result<Option<Task>, Error> {
     }
 }
 
+/// Returns whether a process descends from another one, now.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn descends_from(pid: i32, ancestor: i32) -> Result<bool, Error> {
+    let mut next = pid;
+    while let Some(Status { ppid, .. }) = status(next)?.filter(|status| status.ppid != 0) {
+        if ppid == ancestor {
+            return Ok(true);
+        }
+        next = ppid;
+    }
+    Ok(false)
+}
+
+/// Returns the first of these cgroups that holds the process, itself or in a cgroup below it.
+///
+/// # Errors
+/// When a cgroup cannot be read.
+pub fn first_with(cgroups: &[Cgroup], pid: i32) -> Result<Option<&Cgroup>, Error> {
+    for cgroup in cgroups {
+        if inside(&[cgroup])?
+            .values()
+            .any(|tasks| tasks.contains(&pid))
+        {
+            return Ok(Some(cgroup));
+        }
+    }
+    Ok(None)
+}
+
 /// Looks at the tasks in these cgroups and below. With `roots`, the process trees
 /// below them, threads included, have to be there. Each task is read once. Zombies
 /// are left out: they do nothing any more.
@@ -327,4 +358,33 @@ fn place(pid: i32, tid: i32, hierarchy: Option<u32>) -> Result<Option<Task>, Err
         cgroup_base64: words::base64(&cgroup),
         cgroup,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio, id};
+
+    use super::descends_from;
+
+    #[test]
+    fn a_grandchild_descends_and_a_parent_does_not() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "cat; :"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let descends = |pid, of| descends_from(pid, of).expect("/proc");
+        let (own, child) = (id().cast_signed(), shell.id().cast_signed());
+        assert!(descends(child, own));
+        assert!(!descends(own, child) && !descends(own, own));
+        let grandchild = loop {
+            if let [grandchild] = super::children(child, child).expect("/proc")[..] {
+                break grandchild;
+            }
+        };
+        assert!(descends(grandchild, own) && descends(grandchild, child));
+        drop(shell.stdin.take());
+        shell.wait().expect("it ends");
+        assert!(!descends(i32::MAX, own));
+    }
 }

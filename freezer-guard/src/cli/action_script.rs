@@ -78,9 +78,11 @@ fn answer() -> Result<ExitCode> {
     }
     // From here on the others may end their trees. Before, no evidence calls this image good.
     if draft.is_one_of_several && !Meeting::attend(dir).unwrap_or(false) {
+        // This goes to CRIU's log only.
         say(format_args!(
             "the checkpoint of another tree has failed: CRIU must not end this tree, since freezer-guard keeps the images of all or of none"
         ));
+        draft.give_way(dir)?;
         return Ok(exit::INTERNAL.into());
     }
     if !leaves_running {

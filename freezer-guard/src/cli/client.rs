@@ -121,6 +121,14 @@ pub(super) async fn ask<T>(
     }
 }
 
+/// What the daemon answers; without an answer of its own this fails.
+pub(super) async fn ask_daemon<T>(
+    daemon: impl AsyncFnOnce(&mut unix::Connection) -> Result<T>,
+) -> Result<T> {
+    let mut connection = connect().await?.ok_or(Error::NoService)?;
+    daemon(&mut connection).await
+}
+
 /// Returns the guards in force.
 pub(super) async fn list() -> Result<Vec<Status>> {
     ask(

@@ -6,7 +6,7 @@ use freezer_guard::{Kind, cgroup, criu, guard, kernel};
 use nix::{errno::Errno, sys::signal::Signal};
 
 use super::exit::{CANNOT_EXECUTE, Code, NOT_FOUND};
-use crate::daemon::{self, reply};
+use crate::daemon::{self, reply, varlink::SOCKET};
 
 /// Returned by every subcommand.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,11 @@ pub(super) enum Error {
         /// Why that failed.
         source: zlink::Error,
     },
+    /// The service has to answer, and does not run.
+    #[error(
+        "the service does not run: nothing listens on {SOCKET}; see `systemctl status freezer-guard`"
+    )]
+    NoService,
     /// COMMAND cannot be executed.
     #[error("cannot execute {command}")]
     Command {
@@ -58,6 +63,44 @@ pub(super) enum Error {
         "CRIU's --action-script and --config do not go with several trees, which have to succeed together: checkpoint them one by one, or leave the option out"
     )]
     ScriptOfSeveral,
+    /// The user has named a process tree twice.
+    #[error("{one} and {other} name the same process tree, that of {root}: name it once")]
+    SameTree {
+        /// The first name.
+        one: String,
+        /// The other one.
+        other: String,
+        /// Its root.
+        root: String,
+    },
+    /// CRIU would dump a process for two trees.
+    #[error(
+        "{inner_root}, the root of {inner}, descends from {outer_root}, the root of {outer}, whose image holds all its descendants: leave {inner} out"
+    )]
+    TreeInTree {
+        /// The name of the tree that is a part of the other one.
+        inner: String,
+        /// Its root.
+        inner_root: String,
+        /// The name of the whole tree.
+        outer: String,
+        /// Its root.
+        outer_root: String,
+    },
+    /// The freezer of one tree would stop the other one.
+    #[error(
+        "{root}, the root of {inner}, is in the cgroup {} of {outer}, or below it, and each tree needs a cgroup of its own: move it to a cgroup elsewhere, or checkpoint the trees one after the other with --pid", cgroup.display()
+    )]
+    TreeInCgroup {
+        /// The name of the tree in the cgroup of the other one.
+        inner: String,
+        /// Its root.
+        root: String,
+        /// The name of the other one.
+        outer: String,
+        /// The cgroup.
+        cgroup: PathBuf,
+    },
     /// The limit of open files is too low.
     #[error("this process cannot open {0} more files: raise its limit (ulimit -n)")]
     FewDescriptors(usize),
@@ -148,6 +191,9 @@ impl Error {
             Self::Contradiction { .. }
             | Self::ServiceLevel(_)
             | Self::ScriptOfSeveral
+            | Self::SameTree { .. }
+            | Self::TreeInTree { .. }
+            | Self::TreeInCgroup { .. }
             | Self::NotRemembered { .. } => Kind::Request,
             Self::Output { source, .. } => of_file(source),
             Self::FewDescriptors(_) => Kind::Unsupported,
@@ -155,9 +201,11 @@ impl Error {
                 return NOT_FOUND;
             }
             Self::Command { .. } => return CANNOT_EXECUTE,
-            Self::NoAnswer { .. } | Self::Io { .. } | Self::System(_) | Self::Unexpected(_) => {
-                Kind::Internal
-            }
+            Self::NoAnswer { .. }
+            | Self::NoService
+            | Self::Io { .. }
+            | Self::System(_)
+            | Self::Unexpected(_) => Kind::Internal,
         };
         kind.into()
     }
@@ -187,6 +235,7 @@ fn of_criu(error: &criu::Error) -> Code {
     let kind = match error {
         criu::Error::NotFound(_) => return NOT_FOUND,
         criu::Error::Run { .. } => return CANNOT_EXECUTE,
+        criu::Error::Rights { .. } => Kind::Permission,
         criu::Error::NoCriu { .. } | criu::Error::Check { .. } => Kind::Unsupported,
         criu::Error::Io { source, .. } => of_file(source),
         _ => Kind::Request,

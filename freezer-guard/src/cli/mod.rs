@@ -29,7 +29,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use freezer_guard::{VERSION, guard};
 
 use error::Result;
@@ -135,7 +135,11 @@ pub(crate) fn main() -> ExitCode {
     if let Some(code) = reference::asked(Cli::command) {
         return code;
     }
-    let cli = match Cli::try_parse() {
+    let mut command = reference::with_examples(Cli::command());
+    let parsed = command
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed.map_err(|error| error.format(&mut command)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; a closed pipe is nobody's concern.

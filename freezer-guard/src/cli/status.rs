@@ -37,6 +37,12 @@ pub(super) struct Args {
     /// Show the guards that have ended: the service keeps the last 64
     #[arg(long, conflicts_with = "path")]
     last: bool,
+    /// Ask the service, and fail if it does not answer
+    ///
+    /// Without this option `status` asks the kernel, or reads the file of the last guards, if no service
+    /// runs. It is meant for probes.
+    #[arg(long, conflicts_with_all = ["path", "watch"])]
+    service: bool,
     /// Show a live table of the guards in force and of the last ones that ended, until Ctrl-C or q
     ///
     /// It refreshes the table every SECONDS. Without a terminal it prints the table again when it has
@@ -63,9 +69,10 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let text = match &args.path {
         None => {
             let guards = client::block_on(async {
-                match args.last {
-                    true => last().await,
-                    false => client::list().await,
+                match (args.service, args.last) {
+                    (false, false) => client::list().await,
+                    (false, true) => last().await,
+                    (true, is_last) => list_of_service(is_last).await,
                 }
             })?;
             match (args.json, guards.is_empty(), args.last) {
@@ -114,6 +121,15 @@ pub(super) async fn last() -> Result<Vec<Status>> {
         },
     )
     .await
+}
+
+/// What the service itself says of the guards in force, or of those that have ended.
+async fn list_of_service(is_last: bool) -> Result<Vec<Status>> {
+    let answer = client::ask_daemon(async |daemon| match is_last {
+        true => answer(daemon.list_ended()).await,
+        false => answer(daemon.list()).await,
+    });
+    Ok(answer.await?.guards)
 }
 
 async fn state(path: &Path) -> Result<State> {

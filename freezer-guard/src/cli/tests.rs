@@ -7,6 +7,7 @@ use super::{
     Cli,
     error::Error,
     exit::{BUSY, Code, INTERNAL, USAGE, VIOLATED},
+    reference,
 };
 
 fn parses(line: &str) -> bool {
@@ -57,6 +58,8 @@ lines! {
     status_watches: true "freezer-guard status --watch",
     status_watches_in_other_steps: true "freezer-guard status --watch=0.5 --json",
     status_watches_no_single_cgroup: false "freezer-guard status --watch /x",
+    status_asks_the_service: true "freezer-guard status --service --last",
+    status_watches_not_by_the_service_alone: false "freezer-guard status --service --watch",
     status_watches_nothing_that_ended: false "freezer-guard status --watch --last",
     status_takes_no_steps_of_nothing: false "freezer-guard status --watch=0",
     status_takes_no_steps_without_end: false "freezer-guard status --watch=inf",
@@ -178,4 +181,23 @@ fn a_load_that_is_forbidden_is_a_matter_of_permission() {
     };
     assert_eq!(error(libc::EPERM).kind(), Kind::Permission);
     assert_eq!(error(libc::EINVAL).kind(), Kind::Unsupported);
+}
+
+/// As the manual pages have them.
+#[test]
+fn the_help_of_a_command_has_its_examples() {
+    let help = |name: &str| {
+        let mut command = reference::with_examples(Cli::command());
+        let inner = command.find_subcommand_mut(name).expect("a command");
+        inner.render_long_help().to_string()
+    };
+    let run = help("run");
+    let (_, examples) = run.split_once("Examples:\n").expect("examples");
+    assert!(
+        examples.contains("\n    freezer-guard run --pid PID --freeze --thaw -- criu dump"),
+        "{run}"
+    );
+    assert!(!run.ends_with("\n\n"), "{run:?}");
+    let checkpoint = help("checkpoint");
+    assert!(checkpoint.contains("  freezer-guard checkpoint --unit foo.service"));
 }

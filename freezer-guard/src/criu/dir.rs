@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -16,18 +17,64 @@ pub(super) const DRAFT: &str = "freezer-guard.json.draft";
 /// The end of a directory's name while CRIU writes images into it.
 pub(super) const UNFINISHED: &str = "unfinished";
 
+/// The ends of its name after a violation, and after a failure.
+pub(super) const VIOLATED: &str = "violated";
+pub(super) const FAILED: &str = "failed";
+
 /// Whether CRIU has written the images in a directory to the end.
 pub fn are_complete(dir: &Path) -> bool {
     dir.join(INVENTORY).exists()
 }
 
-/// The images of several trees, which have a directory each in this one.
+/// The directories in this one of the trees whose checkpoint was one, whatever came of it.
 pub(super) fn trees(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let dirs = entries.map(|entry| entry.path());
-    let mut trees: Vec<_> = dirs.filter(|dir| are_complete(dir)).collect();
+    let is_of_tree = |dir: &PathBuf| {
+        let files = [INVENTORY, EVIDENCE, DRAFT];
+        files.into_iter().any(|file| dir.join(file).exists())
+    };
+    let mut trees: Vec<_> = dirs.filter(is_of_tree).collect();
     trees.sort();
     trees
+}
+
+/// Why a directory holds no image: it is that of several trees, or the checkpoint for this place has left
+/// a directory of another name.
+pub(super) fn why_no_image(dir: &Path) -> Error {
+    let trees_here = trees(dir);
+    if !trees_here.is_empty() {
+        return Error::Several(dir.to_owned(), trees_here);
+    }
+    if dir.join(DRAFT).exists() {
+        return Error::Interrupted(dir.to_owned());
+    }
+    let complete = parts(&beside(dir, UNFINISHED)).into_iter();
+    let complete = complete.filter(|dir| are_complete(dir) && dir.join(EVIDENCE).exists());
+    let complete: Vec<_> = complete.collect();
+    if !complete.is_empty() {
+        return Error::Unfinished(dir.to_owned(), complete);
+    }
+    let mut others = [VIOLATED, FAILED, UNFINISHED]
+        .into_iter()
+        .map(|kind| beside(dir, kind));
+    if let Some(other) = others.find(|other| other.is_dir()) {
+        return Error::OtherName(dir.to_owned(), parts(&other));
+    }
+    match fs::read_dir(dir) {
+        Ok(_) => Error::NoImages(dir.to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Error::NoDirectory(dir.to_owned()),
+        Err(source) => failed("read", dir, source),
+    }
+}
+
+/// The directories of its trees, or itself if it is that of one.
+fn parts(dir: &Path) -> Vec<PathBuf> {
+    let trees = trees(dir);
+    match trees.is_empty() {
+        true => vec![dir.to_owned()],
+        false => trees,
+    }
 }
 
 /// How large the files in a directory with this beginning of their names are, without the
@@ -42,13 +89,8 @@ pub fn bytes(dir: &Path, prefix: &str) -> u64 {
         .sum()
 }
 
-/// Where images for this place are being written, if nothing was there before.
-pub(super) fn unfinished(place: &Path) -> PathBuf {
-    beside(place, UNFINISHED)
-}
-
 /// Where images for this place are that are of this kind, the first of them.
-pub(super) fn beside(place: &Path, kind: &str) -> PathBuf {
+fn beside(place: &Path, kind: &str) -> PathBuf {
     let mut name = place.file_name().unwrap_or_default().to_owned();
     name.push(".");
     name.push(kind);

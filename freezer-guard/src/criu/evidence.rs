@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     Error,
-    dir::{self, are_complete, bytes, sync_one, unfinished},
+    dir::{self, are_complete, bytes, sync_one},
     failed,
 };
 use crate::{
@@ -60,8 +60,8 @@ impl Verdict {
         match self {
             Self::Good => "good",
             Self::Excused => "excused",
-            Self::Violated => "violated",
-            Self::Failed => "failed",
+            Self::Violated => dir::VIOLATED,
+            Self::Failed => dir::FAILED,
         }
     }
 }
@@ -152,6 +152,9 @@ pub struct Draft {
     /// Whether it is one of several trees, whose checkpoints succeed together or not at all.
     #[serde(default)]
     pub is_one_of_several: bool,
+    /// Whether the images are complete, and CRIU was told to fail because that of another tree did.
+    #[serde(default)]
+    pub has_another_failed: bool,
     /// An [`Evidence`], of this same version.
     evidence: Value,
 }
@@ -177,14 +180,32 @@ impl Draft {
         let draft = Self {
             excuses,
             is_one_of_several,
+            has_another_failed: false,
             evidence,
         };
-        let mut text = serde_json::to_vec(&draft).map_err(|error| failed(error.into()))?;
-        text.resize(text.len().max(Self::BYTES), b' ');
         let mut file = File::create_new(&path).map_err(failed)?;
-        file.write_all(&text)
-            .and_then(|()| file.sync_all())
-            .map_err(failed)
+        draft.fill(&mut file).map_err(failed)
+    }
+
+    /// Records that another tree has failed, for the one that has started CRIU: it does not see the output
+    /// of an action script.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn give_way(&mut self, dir: &Path) -> Result<(), Error> {
+        let path = dir.join(Self::FILE);
+        self.has_another_failed = true;
+        let file = File::options().write(true).open(&path);
+        file.and_then(|mut file| self.fill(&mut file))
+            .map_err(|source| failed("write", &path, source))
+    }
+
+    /// Writes it over what is in the file.
+    fn fill(&self, file: &mut File) -> io::Result<()> {
+        let mut text = serde_json::to_vec(self)?;
+        text.resize(text.len().max(Self::BYTES), b' ');
+        file.write_all(&text)?;
+        file.sync_all()
     }
 
     /// Reads it from a directory of images.
@@ -268,16 +289,7 @@ impl Known {
     /// When there are no images, or they are not good.
     pub fn of_images(dir: &Path) -> Result<Option<Self>, Error> {
         if !are_complete(dir) {
-            let trees = dir::trees(dir);
-            if !trees.is_empty() {
-                return Err(Error::Several(dir.to_owned(), trees));
-            }
-            let unfinished = unfinished(dir);
-            return Err(match unfinished.join(Evidence::FILE).exists() {
-                true => Error::Unfinished(dir.to_owned(), unfinished),
-                false if !dir.exists() => Error::NoDirectory(dir.to_owned()),
-                false => Error::NoImages(dir.to_owned()),
-            });
+            return Err(dir::why_no_image(dir));
         }
         let path = dir.join(Evidence::FILE);
         let bytes = match fs::read(&path) {
@@ -388,7 +400,10 @@ mod tests {
         let guard: Status = serde_json::from_str(Status::OLD).expect("a guard");
         let complete = |dir: &Path| {
             Draft::write(dir, &evidence, false, false)?;
-            Draft::read(dir)?.complete(dir, &guard)
+            Draft::read(dir)?.give_way(dir)?;
+            let mut draft = Draft::read(dir)?;
+            assert!(draft.has_another_failed);
+            draft.complete(dir, &guard)
         };
         let write = |dir: &Path| evidence.write(dir);
         for write in [&write as &dyn Fn(&Path) -> Result<(), Error>, &complete] {

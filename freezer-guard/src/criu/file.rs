@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, ErrorKind, Read as _},
+    io::{self, BufRead, ErrorKind, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
@@ -36,6 +36,23 @@ pub(super) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         )),
         false => Ok(bytes),
     }
+}
+
+/// How much of a line of a log is read, bytes.
+pub(super) const LINE: u64 = 4096;
+/// How much of a log is read, bytes.
+pub(super) const LOG: u64 = 256 << 20;
+
+/// Reads the beginning of the next line, without its end. Returns false at the end of the log.
+pub(super) fn read_line(mut log: impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    if log.by_ref().take(LINE).read_until(b'\n', line)? == 0 {
+        return Ok(false);
+    }
+    if line.pop_if(|last| *last == b'\n').is_none() {
+        log.skip_until(b'\n')?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

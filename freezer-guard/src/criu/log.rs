@@ -3,16 +3,22 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use super::dir;
+use super::{
+    dir,
+    file::{self, LINE, LOG},
+};
 
 /// The size of the pages that CRIU counts, bytes.
 const PAGE: u64 = 4096;
+
+/// How much of a log is read at a time while it grows, bytes: the supervision of CRIU must not wait.
+const PART: u64 = 8 << 20;
 
 /// CRIU's log of a dump, as it grows, and the images beside it.
 #[derive(Debug)]
@@ -118,17 +124,26 @@ impl Log {
     /// Reads what has been added since.
     pub fn progress(&mut self) -> Progress {
         if self.reader.is_none() {
-            self.reader = File::open(&self.path).ok().map(BufReader::new);
+            self.reader = file::open(&self.path).ok().map(BufReader::new);
         }
         if let Some(reader) = &mut self.reader {
+            let mut part = reader.take(PART);
+            let mut rest = Vec::new();
             // What cannot be read now may be later; what is half a line is kept for then.
-            while reader
-                .read_until(b'\n', &mut self.line)
+            while part
+                .by_ref()
+                .take(LINE)
+                .read_until(b'\n', &mut rest)
                 .is_ok_and(|count| count > 0)
-                && self.line.ends_with(b"\n")
             {
-                self.progress.read(&String::from_utf8_lossy(&self.line));
-                self.line.clear();
+                // Of a long line the beginning will do.
+                let room = (LINE as usize).saturating_sub(self.line.len());
+                self.line.extend(rest.iter().take(room));
+                if rest.ends_with(b"\n") {
+                    self.progress.read(&String::from_utf8_lossy(&self.line));
+                    self.line.clear();
+                }
+                rest.clear();
             }
         }
         let dir = self.path.parent().unwrap_or(Path::new("."));
@@ -143,8 +158,11 @@ impl Log {
         if self.old.is_some() && self.old == self.stamp() {
             return errors;
         }
-        let lines = File::open(&self.path).map(|file| BufReader::new(file).split(b'\n'));
-        for line in lines.into_iter().flatten().map_while(Result::ok) {
+        let Ok(file) = file::open(&self.path) else {
+            return errors;
+        };
+        let (mut log, mut line) = (BufReader::new(file.take(LOG)), Vec::new());
+        while file::read_line(&mut log, &mut line).is_ok_and(|is_one| is_one) {
             let line = String::from_utf8_lossy(&line).into_owned();
             // The first one is what the others come from.
             if line.contains("Error (") && errors.len() < NAMED {
@@ -164,9 +182,12 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write as _};
+    use std::{
+        fs,
+        io::{Seek as _, SeekFrom, Write as _},
+    };
 
-    use super::{Log, Stage};
+    use super::{LINE, Log, PART, Stage};
 
     #[test]
     fn tells_how_far_it_is_from_lines_that_come_in_pieces() {
@@ -192,5 +213,30 @@ mod tests {
             .expect("an error");
         assert_eq!(another.failure().len(), 1);
         assert_eq!(log.failure(), ["(00.03) Error (criu/mem.c:1): no"]);
+    }
+
+    #[test]
+    fn a_log_without_lines_takes_no_memory() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let mut log = Log::new(temp.path(), "dump.log");
+        let mut file = fs::File::create(log.path()).expect("a log");
+        file.set_len(3 * PART).expect("a sparse file");
+        for _ in 0..2 {
+            assert_eq!(log.progress().processes, 0);
+            assert!(log.line.capacity() <= 2 * LINE as usize);
+        }
+        let length: usize = log.failure().iter().map(String::len).sum();
+        assert!(length <= LINE as usize, "{length}");
+        // The next line is read all the same, once it is reached.
+        file.seek(SeekFrom::End(0)).expect("its end");
+        file.write_all(b"\n(00.02) Dumping task (pid: 7 comm: sh)\n")
+            .expect("more");
+        let processes = (0..3).map(|_| log.progress().processes).max();
+        assert_eq!(processes, Some(1));
+        fs::remove_file(log.path()).expect("it goes");
+        std::os::unix::fs::symlink("/dev/zero", log.path()).expect("a link");
+        assert!(log.failure().is_empty());
+        let mut log = Log::new(temp.path(), "dump.log");
+        assert_eq!(log.progress().processes, 0);
     }
 }

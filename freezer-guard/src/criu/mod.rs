@@ -29,6 +29,8 @@ pub use record::Record;
 pub use stages::{Action, Stages, Step};
 pub use stats::DumpStats;
 
+use procfs::process::Process;
+
 use crate::words::join;
 
 /// The reason why CRIU or a directory of images cannot be used.
@@ -60,6 +62,16 @@ pub enum Error {
         /// Where it is.
         path: PathBuf,
         /// What it says.
+        said: String,
+    },
+    /// The caller lacks the rights that CRIU needs, so `criu check` fails.
+    #[error("uid {uid} may not use CRIU: it needs the capability CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; run freezer-guard as root (`{} check` says: {said})", path.display())]
+    Rights {
+        /// Where CRIU is.
+        path: PathBuf,
+        /// The caller.
+        uid: u32,
+        /// What CRIU says.
         said: String,
     },
     /// A directory of images, or a file in it, cannot be used.
@@ -98,14 +110,17 @@ pub enum Error {
     #[error("{} holds the images of several trees: name one of {}", .0.display(), join(.1, ", "))]
     Several(PathBuf, Vec<PathBuf>),
     /// A checkpoint that was interrupted after its images were complete.
-    #[error("{} holds no images of CRIU, but {} holds complete ones of an interrupted checkpoint: restore that one", .0.display(), .1.display())]
-    Unfinished(PathBuf, PathBuf),
+    #[error("there is no image {}, but an interrupted checkpoint has left {}, complete: restore from there", .0.display(), join(.1, " and "))]
+    Unfinished(PathBuf, Vec<PathBuf>),
+    /// A checkpoint without an outcome.
+    #[error("the checkpoint in {} was interrupted or still runs, and its image is not complete: `freezer-guard report` of that directory shows how far it is; if it does not run, remove the directory and take another checkpoint", .0.display())]
+    Interrupted(PathBuf),
     /// Images that `freezer-guard checkpoint` did not make.
     #[error("{} has no {}: only `freezer-guard checkpoint` writes it beside the images; for an image that an engine or `freezer-guard run` has made, `freezer-guard report --last` shows the guards that the service remembers", .0.display(), Evidence::FILE)]
     NoEvidence(PathBuf),
     /// The checkpoint for this place was not good, or goes on.
-    #[error("there is no image {}: look at {}", .0.display(), .1.display())]
-    OtherName(PathBuf, PathBuf),
+    #[error("there is no image {}, but a checkpoint that failed, was interrupted or still runs has left {}: `freezer-guard report` of that directory shows what happened; if no checkpoint runs, remove it and take another", .0.display(), join(.1, " and "))]
+    OtherName(PathBuf, Vec<PathBuf>),
     /// Nothing tells what to guard while it is restored.
     #[error("{} does not name the cgroup of its tree (it has no freezer-guard.json): name the cgroup with --cgroup", .0.display())]
     NoCgroup(PathBuf),
@@ -177,14 +192,29 @@ impl Criu {
     /// When it does not.
     pub fn check(&self) -> Result<(), Error> {
         let (good, said) = output_of(&self.path, &["check"])?;
-        match good {
-            true => Ok(()),
-            false => Err(Error::Check {
-                path: self.path.clone(),
-                said: said.lines().last().unwrap_or("nothing").to_owned(),
-            }),
+        if good {
+            return Ok(());
         }
+        let path = self.path.clone();
+        let said = said.lines().last().unwrap_or("nothing").to_owned();
+        let own = Process::myself().and_then(|process| process.status());
+        // Its file can have them too; then the check has another reason to fail.
+        Err(match own {
+            Ok(own) if !has_rights(own.capeff) => Error::Rights {
+                path,
+                uid: own.euid,
+                said,
+            },
+            _ => Error::Check { path, said },
+        })
     }
+}
+
+/// Whether these effective capabilities will do for CRIU (`capability.h`; criu(8), `--unprivileged`).
+fn has_rights(effective: u64) -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+    effective & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE) != 0
 }
 
 /// Whether a program ends well, and what it writes.
@@ -231,7 +261,14 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::version;
+    use super::{has_rights, version};
+
+    #[test]
+    fn criu_takes_root_or_one_capability() {
+        assert!(has_rights(u64::MAX) && has_rights(1 << 21) && has_rights(1 << 40));
+        // Those of the service.
+        assert!(!has_rights(0) && !has_rights(1 << 38 | 1 << 39));
+    }
 
     #[test]
     fn reads_versions() {

@@ -1,7 +1,6 @@
 //! The evidence of an image as a reader finds it: of this version or another.
 
 use std::{
-    fs,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -101,26 +100,10 @@ impl Record {
                 ..evidence
             });
         }
-        if are_complete(dir) {
-            return Err(Error::NoEvidence(dir.to_owned()));
-        }
-        let trees = dir::trees(dir);
-        if !trees.is_empty() {
-            return Err(Error::Several(dir.to_owned(), trees));
-        }
-        let kinds = [
-            Verdict::Violated.name(),
-            Verdict::Failed.name(),
-            dir::UNFINISHED,
-        ];
-        let mut others = kinds.into_iter().map(|kind| dir::beside(dir, kind));
-        match others.find(|other| other.is_dir()) {
-            Some(other) => Err(Error::OtherName(dir.to_owned(), other)),
-            None => match fs::read_dir(dir) {
-                Ok(_) => Err(Error::NoImages(dir.to_owned())),
-                Err(source) => Err(failed("read", dir, source)),
-            },
-        }
+        Err(match are_complete(dir) {
+            true => Error::NoEvidence(dir.to_owned()),
+            false => dir::why_no_image(dir),
+        })
     }
 
     /// The guard, if there is one and this version understands it.
@@ -156,10 +139,13 @@ fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::Path};
 
     use super::{Error, Record};
-    use crate::criu::Verdict;
+    use crate::criu::{
+        INVENTORY, Known, Verdict,
+        dir::{DRAFT, EVIDENCE},
+    };
 
     #[test]
     fn an_image_that_is_not_good_has_a_record() {
@@ -185,7 +171,7 @@ mod tests {
         let temp = tempfile::tempdir().expect("a folder");
         let place = temp.path().join("image");
         let found = || Record::of_images(&place).expect_err("no record");
-        assert!(matches!(found(), Error::Io { .. }));
+        assert!(matches!(found(), Error::NoDirectory(_)));
         fs::create_dir(&place).expect("a folder");
         assert!(matches!(found(), Error::NoImages(_)));
         fs::write(place.join("inventory.img"), "x").expect("an image");
@@ -198,8 +184,74 @@ mod tests {
         let violated = temp.path().join("image.violated");
         fs::create_dir(&violated).expect("a folder");
         match Record::of_images(&temp.path().join("image")) {
-            Err(Error::OtherName(_, other)) => assert_eq!(other, violated),
+            Err(Error::OtherName(_, other)) => assert_eq!(other, [violated]),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Makes a directory with these files.
+    fn make(dir: &Path, files: &[&str]) {
+        fs::create_dir_all(dir).expect("a folder");
+        for file in files {
+            fs::write(dir.join(file), "{}").expect("a file");
+        }
+    }
+
+    /// What `restore` and `report` say of a place. They look at it in the same way.
+    fn said(place: &Path) -> String {
+        let restore = Known::of_images(place).expect_err("no image").to_string();
+        let report = Record::of_images(place).expect_err("no record").to_string();
+        assert_eq!(restore, report);
+        restore
+    }
+
+    #[test]
+    fn the_leftovers_of_one_tree_and_of_several_are_named() {
+        for kind in ["unfinished", "failed", "violated"] {
+            for trees in [&[""][..], &["/db", "/web"]] {
+                let temp = tempfile::tempdir().expect("a folder");
+                let place = temp.path().join("image");
+                let left = |tree| format!("{}.{kind}{tree}", place.display());
+                for tree in trees {
+                    let file = if kind == "unfinished" {
+                        DRAFT
+                    } else {
+                        EVIDENCE
+                    };
+                    make(left(tree).as_ref(), &[file]);
+                }
+                let all: Vec<_> = trees.iter().map(left).collect();
+                let all = all.join(" and ");
+                let text = said(&place);
+                assert!(text.contains(&format!("has left {all}: ")), "{text}");
+                // An empty directory is as good as none.
+                make(&place, &[]);
+                assert_eq!(said(&place), text);
+            }
+        }
+    }
+
+    #[test]
+    fn an_interrupted_checkpoint_of_several_leads_to_its_trees() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("image");
+        let dir = temp.path().join("image.unfinished");
+        make(&dir.join("db"), &[DRAFT]);
+        make(&dir.join("web"), &[DRAFT, "core-1.img"]);
+        let text = said(&dir);
+        assert!(text.contains("db") && text.contains("web"), "{text}");
+        let interrupted = Known::of_images(&dir.join("db"));
+        assert!(
+            matches!(interrupted, Err(Error::Interrupted(_))),
+            "{interrupted:?}"
+        );
+        // The images were complete when it was killed.
+        for tree in ["db", "web"] {
+            make(&dir.join(tree), &[INVENTORY, EVIDENCE]);
+        }
+        let text = said(&place);
+        let both = format!("{0}/db and {0}/web", dir.display());
+        assert!(text.contains(&format!("has left {both}, ")), "{text}");
+        assert!(text.contains("restore"), "{text}");
     }
 }

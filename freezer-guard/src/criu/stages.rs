@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::file;
+use super::file::{self, LOG};
 use crate::words::YEAR;
 
 /// What CRIU did, and when.
@@ -65,10 +65,6 @@ const ERRORS: usize = 3;
 const DUMPS: usize = 1 << 16;
 /// How many of the other steps are kept: a dump has fewer than ten.
 const OTHERS: usize = 64;
-/// How much of a line is read, bytes.
-const LINE: u64 = 4096;
-/// How much of a log is read, bytes.
-const LOG: u64 = 256 << 20;
 /// `TASK_ALIVE` of `criu/include/pstree.h`.
 const ALIVE: &str = "1";
 
@@ -102,16 +98,10 @@ struct Parser {
 impl Parser {
     fn read(&mut self, mut log: impl BufRead) -> io::Result<()> {
         let mut line = Vec::new();
-        loop {
-            line.clear();
-            if log.by_ref().take(LINE).read_until(b'\n', &mut line)? == 0 {
-                return Ok(());
-            }
-            if line.pop_if(|last| *last == b'\n').is_none() {
-                log.skip_until(b'\n')?;
-            }
+        while file::read_line(&mut log, &mut line)? {
             self.add(&String::from_utf8_lossy(&line));
         }
+        Ok(())
     }
 
     /// Reads one line. A line without a time continues the one before: only the name of a task puts
@@ -222,8 +212,9 @@ fn written(text: &str) -> Option<u64> {
 mod tests {
     use std::{path::Path, time::Duration};
 
-    use super::{Action, LINE, Parser, Stages, timed};
+    use super::{Action, Parser, Stages, timed};
     use crate::criu::DumpStats;
+    use crate::criu::file::LINE;
 
     /// A directory with what a real CRIU has written.
     fn sample(name: &str) -> std::path::PathBuf {

@@ -48,10 +48,32 @@ impl Build {
 /// The reasons why a dump has no automatic guard.
 const REASONS: [&str; 4] = ["busy", "full", "untrusted", "failed"];
 
-/// The reasons why a checkpointer has left a cgroup frozen.
-const THAW_REASONS: [&str; 2] = [KILLED, TIMEOUT];
-const KILLED: &str = "killed";
-const TIMEOUT: &str = "timeout";
+/// The reason why the service thaws a cgroup that was frozen for a guard.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Thaw {
+    /// The checkpointer has ended without a thaw, or another process has killed it.
+    Killed,
+    /// The service has ended the checkpointer or its guard: `automatic.timeout`.
+    Timeout,
+    /// The service has ended the guard of a user: `users.longest_hold`.
+    LongestHold,
+}
+
+impl Thaw {
+    const NAMES: [&str; 3] = [
+        Self::Killed.name(),
+        Self::Timeout.name(),
+        Self::LongestHold.name(),
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Timeout => "timeout",
+            Self::LongestHold => "longest_hold",
+        }
+    }
+}
 
 /// Kinds of violations that belong to no protection.
 const MISSED: &str = "missed";
@@ -61,7 +83,8 @@ type Counts = BTreeMap<String, u64>;
 
 fn add(counts: &mut Counts, more: &Counts) {
     for (kind, count) in more {
-        *counts.entry(kind.clone()).or_default() += count;
+        let sum = counts.entry(kind.clone()).or_default();
+        *sum = sum.saturating_add(*count);
     }
 }
 
@@ -132,10 +155,8 @@ impl Metrics {
         self.lost += events;
     }
 
-    /// `by_us`: the service has killed the checkpointer, since it took too long.
-    pub(super) fn has_thawed(&mut self, cgroups: usize, by_us: bool) {
-        let reason = if by_us { TIMEOUT } else { KILLED };
-        *self.thawed.entry(reason.to_owned()).or_default() += cgroups as u64;
+    pub(super) fn has_thawed(&mut self, cgroups: usize, reason: Thaw) {
+        *self.thawed.entry(reason.name().to_owned()).or_default() += cgroups as u64;
     }
 
     pub(super) fn is_long(&mut self) {
@@ -247,8 +268,8 @@ impl Metrics {
         );
         registry.register(
             "thawed",
-            "Cgroups that a killed checkpointer had left frozen, and that the service has thawed, by reason",
-            by_reason(&THAW_REASONS, &self.thawed),
+            "Cgroups that a checkpointer had left frozen, and that the service has thawed, by reason",
+            by_reason(&Thaw::NAMES, &self.thawed),
         );
     }
 }

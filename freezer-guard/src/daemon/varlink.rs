@@ -238,7 +238,7 @@ where
         }
         let of = name.clone();
         let ended = blocking(move || match is_holder {
-            true => guard::end_by_holder(found.id, &of).map(Some),
+            true => guard::end_by_holder(found.id, &of).map(|(ended, _)| Some(ended)),
             false => guard::end_by_force(found.id),
         })
         .await?;

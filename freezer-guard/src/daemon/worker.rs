@@ -25,6 +25,7 @@ use super::{
     history,
     journal::{by, cgroups, log, tell_end, tell_thawed},
     known::Known,
+    metrics::Thaw,
     replace::replace,
     units::finish_stops,
 };
@@ -242,17 +243,23 @@ impl Worker {
             "ending the guard of {}: a user has held it for longer than `users.longest_hold`",
             escaped(&join(&known.cgroups, " "))
         );
-        self.end_in_its_name(id).await
+        self.end_in_its_name(id, Thaw::LongestHold).await
     }
 
-    async fn end_in_its_name(&self, id: GuardId) -> Result<()> {
+    /// `reason`: that of a thaw.
+    async fn end_in_its_name(&self, id: GuardId, reason: Thaw) -> Result<()> {
         let known = self.known.get(&id);
         let name = known.and_then(|known| known.cgroups.first().cloned());
         let name = name.unwrap_or_default();
         match blocking(move || guard::end_by_holder(id, &name)).await {
             // It has ended by itself.
             Err(Error::Guard(guard::Error::NotGuarded(_))) => Ok(()),
-            ended => ended.map(drop),
+            ended => {
+                let (_, thawed) = ended?;
+                let mut metrics = self.daemon.metrics.borrow_mut();
+                metrics.has_thawed(thawed.len(), reason);
+                Ok(())
+            }
         }
     }
 
@@ -275,7 +282,7 @@ impl Worker {
         for (id, was_killed) in over {
             let ended = match was_killed {
                 false => self.kill_holder(id).await,
-                true => self.end_in_its_name(id).await,
+                true => self.end_in_its_name(id, Thaw::Timeout).await,
             };
             if let Err(error) = ended {
                 error!(guard = id, "{}", guard::chain(&error));
@@ -313,14 +320,14 @@ impl Worker {
             if not_thawed.is_some() {
                 self.daemon.frozen.borrow_mut().insert(status.id);
             }
-            let by_us = self
-                .known
-                .get(&status.id)
-                .is_some_and(|known| known.was_killed);
-            self.daemon
-                .metrics
-                .borrow_mut()
-                .has_thawed(thawed.len(), by_us);
+            let known = self.known.get(&status.id);
+            let reason = match known.is_some_and(|known| known.was_killed) {
+                true => Thaw::Timeout,
+                false => Thaw::Killed,
+            };
+            let mut metrics = self.daemon.metrics.borrow_mut();
+            metrics.has_thawed(thawed.len(), reason);
+            drop(metrics);
             tell_thawed(thawed, not_thawed.filter(|_| !was_told));
             if was_told {
                 continue;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use freezer_guard_abi::GuardId;
+use freezer_guard_abi::{CgroupKey, GuardId};
 
 use super::{
     Error, Status,
@@ -93,19 +93,24 @@ pub fn end_all_by_force() -> Result<EndedAll, Error> {
 }
 
 /// Ends this guard in its holder's name: its targets are restored to the state they were
-/// found in. `name`: what the holder calls it by, which may have gone.
+/// found in. `name`: what the holder calls it by, which may have gone. Also returns the targets that this has
+/// thawed.
 ///
 /// # Errors
 /// When there is none; when a target cannot be restored, and there was no
 /// violation to be told first: the guard has ended even so.
-pub fn end_by_holder(id: GuardId, name: &Path) -> Result<Status, Error> {
+pub fn end_by_holder(id: GuardId, name: &Path) -> Result<(Status, Vec<CgroupKey>), Error> {
     let lock = Locked::wait()?;
     let not_guarded = || Error::NotGuarded(name.to_owned());
     let maps = lock.open()?.ok_or_else(not_guarded)?;
-    let restored = restore_targets(&maps, id);
+    let (thawed, restored) = match restore_targets(&maps, id) {
+        Ok(restored) => restored,
+        Err(error) => (Vec::new(), Err(error)),
+    };
     let targets: Vec<_> = targets(&maps, id)?.into_iter().filter_map(open).collect();
     prove_end(&lock, &maps, id, &targets.iter().collect::<Vec<_>>())?;
-    end(&lock, &maps, id, restored)?.ok_or_else(not_guarded)
+    let status = end(&lock, &maps, id, restored)?.ok_or_else(not_guarded)?;
+    Ok((status, thawed))
 }
 
 /// Removes the programs and the maps from the kernel, of whatever version of this program

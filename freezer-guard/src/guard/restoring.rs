@@ -77,20 +77,27 @@ pub(super) fn open(key: CgroupKey) -> Option<Cgroup> {
     Cgroup::open(&cgroup::by_key(key)?).ok()
 }
 
-/// Restores the targets of a guard that another process has begun, as a member of its holder.
-pub(super) fn restore_targets(store: &dyn GuardStore, id: GuardId) -> Result<(), Error> {
+/// Restores the targets of a guard that another process has begun, as a member of its holder. Returns those
+/// that it has thawed.
+pub(super) fn restore_targets(
+    store: &dyn GuardStore,
+    id: GuardId,
+) -> Result<(Vec<CgroupKey>, Result<(), Error>), Error> {
     let Some(entry) = store.guard(id)? else {
-        return Ok(());
+        return Ok((Vec::new(), Ok(())));
     };
     let targets: Vec<_> = targets(store, id)?.into_iter().filter_map(open).collect();
     let found = Found::remembered(&entry);
     // To be allowed to.
     store.join(id)?;
-    let (_, restored) = restore(targets.iter().map(|target| (target, found)));
+    let (mut thawed, restored) = restore(targets.iter().map(|target| (target, found)));
+    if found != Found::Thawed {
+        thawed.clear();
+    }
     // The kernel side counts a write a moment after it, and this one has to count.
     targets.iter().for_each(wait_quiescent);
     store.leave(id)?;
-    restored
+    Ok((thawed, restored))
 }
 
 /// Thaws each of the cgroups: what a checkpointer wants that cannot do it by itself.

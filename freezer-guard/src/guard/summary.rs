@@ -1,6 +1,6 @@
 //! What a guard did, in words.
 
-use super::Status;
+use super::{Status, total};
 use crate::words::escaped;
 
 /// `enforce`, or `freeze: enforce, ptrace: detect` and so on when they differ; for the guard
@@ -31,7 +31,7 @@ const NAMED: usize = 5;
 
 /// `refused 3 attempts: 2 by sh (pid 12, freeze), 1 by tee (pid 13, kill)`.
 pub fn refusals(guard: &Status) -> String {
-    let count: u64 = guard.denials.values().sum();
+    let count = total(&guard.denials);
     if count == 0 {
         return "refused nothing".to_owned();
     }
@@ -41,7 +41,7 @@ pub fn refusals(guard: &Status) -> String {
             *pid == incident.pid && *protection == incident.protection
         };
         match by_process.iter_mut().find(same) {
-            Some((.., count)) => *count += incident.count,
+            Some((.., count)) => *count = count.saturating_add(incident.count),
             None => by_process.push((
                 incident.pid,
                 &incident.comm,
@@ -51,7 +51,8 @@ pub fn refusals(guard: &Status) -> String {
         }
     }
     by_process.truncate(NAMED);
-    let named: u64 = by_process.iter().map(|(.., count)| count).sum();
+    let named = by_process.iter().map(|(.., count)| *count);
+    let named = named.fold(0, u64::saturating_add);
     let mut parts: Vec<_> = by_process
         .into_iter()
         .map(|(pid, comm, protection, count)| {
@@ -67,11 +68,11 @@ pub fn refusals(guard: &Status) -> String {
 
 /// What got through, a line each; none when nothing did.
 pub fn violations(guard: &Status) -> Vec<String> {
-    let count: u64 = guard.violations.values().sum();
-    let mut named = 0;
+    let count = total(&guard.violations);
+    let mut named = 0_u64;
     let mut lines = Vec::new();
     for incident in guard.violation_incidents().take(NAMED) {
-        named += incident.count;
+        named = named.saturating_add(incident.count);
         lines.push(format!("{} {incident}", incident.first));
     }
     if count > named {
@@ -103,4 +104,23 @@ pub fn violations(guard: &Status) -> Vec<String> {
         ));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Status, refusals, violations};
+
+    /// Evidence of an image may hold any number.
+    #[test]
+    fn no_counts_are_too_large() {
+        let mut guard: Status = serde_json::from_str(Status::OLD).expect("a guard");
+        for counts in [&mut guard.denials, &mut guard.violations] {
+            for kind in ["freeze", "kill"] {
+                counts.insert(kind.to_owned(), u64::MAX);
+            }
+        }
+        let most = format!("refused {} attempts", u64::MAX);
+        assert!(refusals(&guard).starts_with(&most), "{}", refusals(&guard));
+        assert!(!violations(&guard).is_empty());
+    }
 }

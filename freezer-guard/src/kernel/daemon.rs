@@ -1,6 +1,10 @@
 //! Whether the daemon runs: it owns the lock of a file.
 
-use std::{fs, io, os::unix::fs::MetadataExt as _};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::MetadataExt as _,
+};
 
 use super::{
     Error,
@@ -19,12 +23,12 @@ impl DaemonLock {
     /// Takes it.
     ///
     /// # Errors
-    /// When another daemon has it, or the directory of the lock is not the host's.
+    /// When another daemon has it, or the directory of the lock is not the host's, or may not be.
     pub fn take() -> Result<Self, Error> {
         let lock = FileLock::take(NAME);
-        if !is_run_dir_of_host() {
-            return Err(Error::OtherRunDir);
-        }
+        let identity = |path: &str| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+        let of_host = identity(&format!("/proc/1/root{RUN_DIR}"));
+        compare(of_host, identity(RUN_DIR))?;
         match lock {
             Ok(Some(lock)) => Ok(Self { _lock: lock }),
             Ok(None) => Err(Error::DaemonRuns),
@@ -33,21 +37,45 @@ impl DaemonLock {
     }
 }
 
-/// Two daemons with locks in different directories would not know of each other.
-fn is_run_dir_of_host() -> bool {
-    let identity = |path: &str| fs::metadata(path).map(|found| (found.dev(), found.ino()));
-    match (
-        identity(&format!("/proc/1/root{RUN_DIR}")),
-        identity(RUN_DIR),
-    ) {
-        (Ok(of_host), Ok(here)) => of_host == here,
-        // Without the right to look there, this is the sandbox of the service.
-        (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
-        _ => true,
+/// Compares the directory of PID 1 with that of this process. Two daemons with locks in different directories
+/// would not know of each other.
+///
+/// A process without the right to look there (EACCES) is refused too. No user gains by either answer, since
+/// the caller has CAP_BPF already; but a container with that capability, the host's bpffs, and a directory of
+/// its own would become a second daemon. Each supported way to run the daemon has CAP_SYS_PTRACE.
+fn compare(of_host: io::Result<(u64, u64)>, here: io::Result<(u64, u64)>) -> Result<(), Error> {
+    match (of_host, here) {
+        (Ok(of_host), Ok(here)) if of_host == here => Ok(()),
+        (Ok(_), Ok(_)) => Err(Error::OtherRunDir),
+        (Err(error), _) if error.kind() == ErrorKind::NotFound => Err(Error::OtherRunDir),
+        (Err(error), _) | (_, Err(error)) => Err(Error::UnknownRunDir(error)),
     }
 }
 
 /// Returns whether there is one.
 pub fn daemon_runs() -> bool {
     FileLock::is_held(NAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_directory_of_the_host_will_do() {
+        let error = |kind: ErrorKind| Err(kind.into());
+        assert!(compare(Ok((1, 2)), Ok((1, 2))).is_ok());
+        for of_host in [Ok((1, 3)), Ok((3, 2)), error(ErrorKind::NotFound)] {
+            let compared = compare(of_host, Ok((1, 2)));
+            assert!(matches!(compared, Err(Error::OtherRunDir)), "{compared:?}");
+        }
+        for (of_host, here) in [
+            (error(ErrorKind::PermissionDenied), Ok((1, 2))),
+            (Ok((1, 2)), error(ErrorKind::NotFound)),
+        ] {
+            let compared = compare(of_host, here);
+            let is_unknown = matches!(compared, Err(Error::UnknownRunDir(_)));
+            assert!(is_unknown, "{compared:?}");
+        }
+    }
 }

@@ -162,6 +162,12 @@ pub enum Error {
          the host's {RUN_DIR}"
     )]
     OtherRunDir,
+    /// It is not known whether the lock of the daemon is that of the host.
+    #[error(
+        "cannot find out whether {RUN_DIR} is that of PID 1: the service needs CAP_SYS_PTRACE for that, and no security \
+         module may forbid it"
+    )]
+    UnknownRunDir(#[source] io::Error),
     /// Another process does not unlock the pins.
     #[error("{}", describe_lock(.0.as_ref()))]
     Locked(Option<Owner>),
@@ -204,6 +210,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Permission => Kind::Permission,
+            Self::UnknownRunDir(error) => Kind::of_io(error),
             Self::Load { source, .. } if source.raw_os_error() == Some(libc::EPERM) => {
                 Kind::Permission
             }

@@ -94,7 +94,7 @@ pub(super) fn mount_bpffs() -> Result<(), Error> {
 pub(super) fn is_bpffs_of_host() -> Result<(), Error> {
     const OF_HOST: &str = "/proc/1/root/sys/fs/bpf";
     let device = |path: &str| fs::metadata(path).map(|found| found.dev());
-    // Without the right to look there, this is the sandbox of the service.
+    // A checkpointer in a sandbox may not look there. The daemon has to: see `DaemonLock`.
     match (device(OF_HOST), device(BPFFS)) {
         (Ok(of_host), Ok(here)) if of_host != here => Err(Error::OtherBpffs),
         _ => Ok(()),

@@ -4,7 +4,7 @@ use unicode_width::UnicodeWidthStr as _;
 
 use super::text::fitting;
 use crate::{
-    guard::{Incident, State, Status},
+    guard::{Incident, State, Status, total},
     words::{escaped, join},
 };
 
@@ -154,7 +154,7 @@ fn cells(row: &Row<'_>) -> [String; NAMES.len()] {
         false => guard.state,
     };
     let about = if row.is_last_seen { "~" } else { "" };
-    let refused: u64 = guard.denials.values().sum();
+    let refused = total(&guard.denials);
     let texts = [
         guard.id.to_string(),
         state.to_string(),

@@ -15,9 +15,9 @@ use super::{
     automatic::{FakeCriu, armed, sh, write},
     cgroups::{Cgroup, Hierarchy, Workload},
     configured::Configured,
-    process::{Held, LONG, Process, as_user, guard, guards, last_guard, run},
+    process::{Held, LONG, Process, as_user, guard, guards, last_guard, run, tool},
     service::{eventually, expect_idle, journal, main_pid},
-    varlink,
+    varlink::{self, SOCKET},
 };
 
 /// The uid of the user.
@@ -232,11 +232,20 @@ fn namespaces(hierarchy: Hierarchy) -> Result<()> {
 
 fn overdue(hierarchy: Hierarchy) -> Result<()> {
     let configured = Configured::new("[users]\nlongest_hold = \"2s\"\n")?;
+    let thawed = || -> Result<u64> {
+        let metrics = tool(["varlink", SOCKET, "io.freezerguard.Metrics"])?.stdout;
+        let name = r#"freezer_guard_thawed_total{reason=\"longest_hold\"} "#;
+        let (_, count) = metrics.split_once(name).context("there is none")?;
+        let count = count.split("\\n").next().context("a line")?;
+        Ok(count.parse()?)
+    };
+    let before = thawed()?;
     let (_parent, target) = delegated(hierarchy)?;
     let client = hold(&target)?;
     expect_idle()?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     ensure!(journal()?.contains("users.longest_hold"), "{}", journal()?);
+    eventually("the thaw is counted", || Ok(thawed()? == before + 1))?;
     drop((client, configured));
     Ok(())
 }

@@ -21,6 +21,15 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("watch", watch::on_a_terminal);
     list.add("watch_into_a_pipe", watch::into_a_pipe);
     list.add("watch_into_a_pipe_of_nobody", watch::into_a_pipe_of_nobody);
+    list.add("of_no_service", |_| {
+        for arguments in [
+            &["status", "--service"][..],
+            &["status", "--service", "--last"],
+        ] {
+            guard(arguments)?.expect(70)?.says("does not run")?;
+        }
+        Ok(())
+    });
     list.add("of_no_cgroup", |_| {
         guard(["status", "/tmp"])?.expect(64)?;
         Ok(())

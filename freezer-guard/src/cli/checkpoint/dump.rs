@@ -10,10 +10,10 @@ use std::{
 use freezer_guard::{
     VERSION,
     cgroup::{self, Task},
-    criu::{self, Criu, Evidence, Images, Log, Verdict},
+    criu::{self, Criu, Draft, Evidence, Images, Log, Verdict},
     doctor,
     guard::wall_clock,
-    words::{self, time_of, timestamp},
+    words::{self, escaped, time_of, timestamp},
 };
 
 use super::{Args, LOG, Watch, tree::Tree};
@@ -31,6 +31,8 @@ pub(super) struct Dump {
     pub(super) dir: PathBuf,
     pub(super) command: Vec<OsString>,
     pub(super) evidence: Evidence,
+    /// Whether its images were complete, and it failed because another one did.
+    pub(super) has_given_way: bool,
 }
 
 impl Dump {
@@ -72,7 +74,14 @@ impl Dump {
             dir,
             command,
             evidence,
+            has_given_way: false,
         })
+    }
+
+    /// The root of the tree, in words.
+    pub(super) fn root(&self) -> String {
+        let Evidence { pid, comm, .. } = &self.evidence;
+        format!("pid {pid} ({})", escaped(comm))
     }
 
     pub(super) fn watch<'a>(&self, options: &'a Options) -> Watch<'a> {
@@ -81,6 +90,9 @@ impl Dump {
 
     /// Adds the outcome to the evidence.
     pub(super) fn end(&mut self, done: &Outcome, verdict: Verdict, status: ExitStatus) {
+        // The evidence takes the place of the draft.
+        let draft = Draft::read(&self.dir).ok();
+        self.has_given_way = draft.is_some_and(|draft| draft.has_another_failed);
         let evidence = &mut self.evidence;
         evidence.verdict = verdict;
         evidence.exit_code = guarded::code_of(status).0;

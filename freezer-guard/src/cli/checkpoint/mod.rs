@@ -13,7 +13,7 @@ use clap::ValueHint;
 use freezer_guard::{
     criu::{self, Draft, Evidence, Images, Known, Log, Verdict},
     guard::{Target, chain},
-    words::{escaped, mebibytes},
+    words::mebibytes,
 };
 
 use super::{
@@ -109,8 +109,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let written = conclude(&mut dumps, done.is_decided);
     let verdict = worst(&dumps);
     let place = images.publish(verdict)?;
+    let failed = roots_of_failed(&dumps);
     for (dump, status) in dumps.iter().zip(done.statuses) {
-        dump.tell(args, &place, status);
+        dump.tell(args, &place, status, &failed);
     }
     written?;
     Ok(code_of(verdict, code).into())
@@ -158,6 +159,18 @@ fn worst(dumps: &[Dump]) -> Verdict {
     let mut verdicts = dumps.iter().map(|dump| dump.evidence.verdict);
     let bad = verdicts.clone().find(|verdict| !verdict.is_usable());
     bad.or_else(|| verdicts.next()).unwrap_or(Verdict::Failed)
+}
+
+/// The roots of the trees whose checkpoints failed, and not because another one did.
+fn roots_of_failed(dumps: &[Dump]) -> String {
+    let failed = dumps
+        .iter()
+        .filter(|dump| dump.evidence.verdict == Verdict::Failed && !dump.has_given_way);
+    let roots: Vec<_> = failed.map(Dump::root).collect();
+    match roots.is_empty() {
+        true => "another tree".to_owned(),
+        false => roots.join(" and that of "),
+    }
 }
 
 /// Writes the evidence of each, after the images. If one cannot be written, none is good, unless the
@@ -233,7 +246,8 @@ fn abandon(images: Images, dumps: &[Dump], error: Error) -> Result<ExitCode> {
 }
 
 impl Dump {
-    fn tell(&self, args: &Args, place: &Path, status: ExitStatus) {
+    /// `failed`: the roots of those that failed by themselves.
+    fn tell(&self, args: &Args, place: &Path, status: ExitStatus, failed: &str) {
         let evidence = &self.evidence;
         let place = &self
             .name
@@ -253,13 +267,16 @@ impl Dump {
             Verdict::Violated => say(format_args!(
                 "do not trust this checkpoint: its files are in {place}; remove them and take another"
             )),
+            Verdict::Failed if self.has_given_way => say(format_args!(
+                "the image of {} was complete, but the checkpoint of {failed} failed, and freezer-guard keeps the images of all trees or of none",
+                self.root()
+            )),
             Verdict::Failed => driver::say_failure(&log, status),
         }
         if !evidence.verdict.is_usable() {
             say(format_args!(
-                "pid {} ({}) {}",
-                evidence.pid,
-                escaped(&evidence.comm),
+                "{} {}",
+                self.root(),
                 match evidence.left_running {
                     true => "was left running",
                     false => "has ended",

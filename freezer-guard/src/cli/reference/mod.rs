@@ -24,6 +24,8 @@ use std::{
 use clap::Command;
 use freezer_guard::guard::chain;
 
+use commands::COMMANDS;
+
 use super::{
     error::{Error, Result},
     exit,
@@ -60,6 +62,24 @@ pub(super) fn asked(command: fn() -> Command) -> Option<ExitCode> {
             say(format_args!("{}", chain(&error)));
             exit::INTERNAL.into()
         }
+    })
+}
+
+/// Adds the examples of the reference to the long help of each subcommand.
+pub(super) fn with_examples(command: Command) -> Command {
+    command.mut_subcommands(|inner| {
+        let name = inner.get_name();
+        let reference = COMMANDS.iter().find(|known| known.command == name);
+        let examples = reference.map(|known| known.examples).unwrap_or_default();
+        if examples.is_empty() {
+            return inner;
+        }
+        let mut text = "Examples:".to_owned();
+        for (about, lines) in examples {
+            let lines = lines.replace('\n', "\n    ");
+            text += &format!("\n  {}\n    {lines}\n", about.replace('`', ""));
+        }
+        inner.after_long_help(text.trim_end().to_owned())
     })
 }
 

@@ -8,7 +8,7 @@ use std::{
 use freezer_guard::guard::{Counts, Status, Tally};
 use freezer_guard_abi::{GuardId, Level};
 
-use super::{Metrics, REASONS, THAW_REASONS};
+use super::{Metrics, REASONS, Thaw};
 
 #[test]
 fn metrics_are_there_before_anything_happens() {
@@ -30,6 +30,7 @@ fn metrics_are_there_before_anything_happens() {
         "freezer_guard_lost_events_total 7",
         "freezer_guard_thawed_total{reason=\"killed\"} 0",
         "freezer_guard_thawed_total{reason=\"timeout\"} 0",
+        "freezer_guard_thawed_total{reason=\"longest_hold\"} 0",
         "freezer_guard_level{kind=\"freeze\"} 3",
         "freezer_guard_level{kind=\"kill\"} 1",
         "freezer_guard_level{kind=\"migrate\"} 0",
@@ -121,7 +122,8 @@ fn a_guard_that_ends_changes_no_count() {
 fn both_formats_have_the_same_samples() {
     let mut metrics = Metrics::default();
     metrics.is_armed(Duration::ZERO);
-    metrics.has_thawed(2, true);
+    metrics.has_thawed(2, Thaw::Timeout);
+    metrics.has_thawed(3, Thaw::LongestHold);
     metrics.held.observe(1.0);
     let page = metrics.page(&Tally::default(), |_| false);
     let samples = |text: &str| {
@@ -138,6 +140,7 @@ fn both_formats_have_the_same_samples() {
         "# TYPE freezer_guard_build info",
         "# TYPE freezer_guard_thawed counter",
         "freezer_guard_thawed_total{reason=\"timeout\"} 2",
+        "freezer_guard_thawed_total{reason=\"longest_hold\"} 3",
         "freezer_guard_arm_seconds_bucket{le=\"0.0\"} 1",
     ] {
         let mut lines = page.open_metrics.lines();
@@ -208,7 +211,7 @@ fn rules_and_dashboard_explain_each_reason() {
 #[test]
 fn the_documentation_explains_each_reason() {
     let chapter = include_str!("../../../../docs/reference/metrics.md");
-    for reason in REASONS.iter().chain(&THAW_REASONS) {
+    for reason in REASONS.iter().chain(&Thaw::NAMES) {
         assert!(chapter.contains(&format!("\n| `{reason}` | ")), "{reason}");
     }
 }

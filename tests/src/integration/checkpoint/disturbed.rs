@@ -182,6 +182,13 @@ fn killed(hierarchy: Hierarchy) -> Result<()> {
     scene.expect_names(&["image.unfinished"])?;
     scene.cgroup.thaw()?;
     scene.expect_unharmed()?;
+    run(&mut scene.restore("image"))?
+        .expect(64)?
+        .says("has left")?
+        .says("image.unfinished")?;
+    run(&mut scene.restore("image.unfinished"))?
+        .expect(64)?
+        .says("was interrupted or still runs")?;
     // It is in nobody's way.
     scene.expect_good(
         run(scene.checkpoint("image").arg("--leave-running"))?,
@@ -208,7 +215,7 @@ fn killed_late(hierarchy: Hierarchy) -> Result<()> {
     ensure!(evidence(&scene.place("image.unfinished"))?["verdict"] == "good");
     run(&mut scene.restore("image"))?
         .expect(64)?
-        .says("image.unfinished holds complete ones")?;
+        .says("image.unfinished, complete: restore from there")?;
     run(&mut scene.restore("image.unfinished"))?
         .expect(0)
         .with_context(|| log(&scene.place("image.unfinished"), "restore.log"))?;

@@ -37,6 +37,7 @@ pub(super) fn list(list: &mut List<'_>) {
 pub(super) fn list_unit(list: &mut List<'_>) {
     if list.can_dump() {
         undisturbed::list_unit(list);
+        several::list_unit(list);
     }
 }
 

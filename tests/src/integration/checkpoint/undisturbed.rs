@@ -1,6 +1,6 @@
 //! Nobody is in the way: checkpoints of all that can be named, and their restores.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
@@ -109,45 +109,64 @@ fn of_pid(hierarchy: Hierarchy) -> Result<()> {
     scene.expect_unharmed()
 }
 
-/// A service that systemd has started. What is restored is in its cgroup, and its own
-/// master: the unit has ended.
+/// A service that systemd has started, and that counts in a file.
+pub(super) struct Counting {
+    pub(super) name: String,
+    pub(super) pid: i32,
+    counter: PathBuf,
+}
+
+impl Counting {
+    pub(super) fn start(scene: &Scene) -> Result<Self> {
+        let name = unique();
+        let counter = scene.place(&name);
+        // CRIU restores no open file whose size has changed.
+        let script = format!(
+            "i=0; while :; do i=$((i+1)); printf %020d $i 1<> {}; sleep 0.1; done",
+            counter.display()
+        );
+        run(Command::new("systemd-run")
+            .args(["--quiet", "--unit", &name, "-p", "StandardOutput=null"])
+            .args(["-p", "StandardError=null", "-p", "StandardInput=null"])
+            .args(["bash", "-c", &script]))?
+        .expect(0)?;
+        let pid = property(&name, "MainPID")?.parse()?;
+        let unit = Self { name, pid, counter };
+        eventually("it counts", || Ok(unit.count()? > 0))?;
+        Ok(unit)
+    }
+
+    pub(super) fn count(&self) -> Result<u64> {
+        let text = fs::read_to_string(&self.counter).unwrap_or_default();
+        Ok(text.trim().parse().unwrap_or(0))
+    }
+
+    pub(super) fn stop(&self) -> Result<()> {
+        systemctl(&["kill", "--signal", "SIGKILL", &self.name])?.expect(0)?;
+        eventually("it is gone", || Ok(property(&self.name, "MainPID")? == "0"))
+    }
+}
+
+/// What is restored is in the cgroup of the service, and its own master: the unit has ended.
 fn of_unit(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
-    let unit = unique();
-    let counter = scene.place("counter");
-    // CRIU restores no open file whose size has changed.
-    let script = format!(
-        "i=0; while :; do i=$((i+1)); printf %020d $i 1<> {}; sleep 0.1; done",
-        counter.display()
-    );
-    run(Command::new("systemd-run")
-        .args(["--quiet", "--unit", &unit, "-p", "StandardOutput=null"])
-        .args(["-p", "StandardError=null", "-p", "StandardInput=null"])
-        .args(["bash", "-c", &script]))?
-    .expect(0)?;
-    let count = || -> Result<u64> {
-        let text = fs::read_to_string(&counter).unwrap_or_default();
-        Ok(text.trim().parse().unwrap_or(0))
-    };
-    eventually("it counts", || Ok(count()? > 0))?;
-    let pid: i32 = property(&unit, "MainPID")?.parse()?;
+    let unit = Counting::start(&scene)?;
     let mut command = Command::new("freezer-guard");
-    command.args(["checkpoint", "--leave-running", "--unit", &unit, "-D"]);
+    command.args(["checkpoint", "--leave-running", "--unit", &unit.name, "-D"]);
     scene.expect_good(run(command.arg(scene.place("image")))?, "image")?;
     let evidence = evidence(&scene.place("image"))?;
-    ensure!(evidence["pid"] == pid, "{evidence}");
-    ensure!(property(&unit, "ActiveState")? == "active");
-    systemctl(&["kill", "--signal", "SIGKILL", &unit])?.expect(0)?;
-    eventually("it is gone", || Ok(property(&unit, "MainPID")? == "0"))?;
-    let since = count()?;
+    ensure!(evidence["pid"] == unit.pid, "{evidence}");
+    ensure!(property(&unit.name, "ActiveState")? == "active");
+    unit.stop()?;
+    let since = unit.count()?;
     run(&mut scene.restore("image"))?
         .expect(0)
         .with_context(|| log(&scene.place("image"), "restore.log"))?;
-    eventually("it counts on", || Ok(count()? > since))?;
+    eventually("it counts on", || Ok(unit.count()? > since))?;
     let cgroup = evidence["cgroups"][0].as_str().context("its cgroup")?;
     let pids = fs::read_to_string(format!("{cgroup}/cgroup.procs"))?;
     ensure!(
-        pids.lines().any(|line| line == pid.to_string()),
+        pids.lines().any(|line| line == unit.pid.to_string()),
         "it is elsewhere"
     );
     for pid in pids.lines() {

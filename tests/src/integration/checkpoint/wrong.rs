@@ -15,7 +15,7 @@ use super::{
         List,
         cgroups::{Cgroup, Hierarchy, Workload},
         mounts::Mount,
-        process::{LONG, guard, run},
+        process::{LONG, as_user, guard, run},
     },
     Scene, for_pids,
 };
@@ -141,6 +141,10 @@ fn wrong_criu(hierarchy: Hierarchy) -> Result<()> {
             .expect(code)?
             .says(words)?;
     }
+    run(&mut as_user(1000, "", &scene.checkpoint("image")))?
+        .expect(77)?
+        .says("uid 1000 may not use CRIU")?
+        .says("CAP_CHECKPOINT_RESTORE")?;
     scene.expect_names(&["file"])?;
     scene.expect_unharmed()
 }

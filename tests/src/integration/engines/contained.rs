@@ -98,6 +98,11 @@ impl Service {
             name: unique(),
             pod: manifest["spec"]["template"]["spec"].clone(),
         };
+        // No service is there yet: no probe may say otherwise.
+        for name in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            let command = texts(&service.container()[name]["exec"]["command"])?;
+            guard(&command[1..])?.expect(70).context(name)?;
+        }
         let image = service.image()?;
         if run(Command::new("podman").args(["image", "exists", image]))?.code != 0 {
             let load = ["load", "--quiet", "--input", CONTAINER_IMAGE_PATH];

@@ -65,6 +65,11 @@ impl Container {
 
     /// Returns the command that makes a checkpoint in this way.
     pub(super) fn checkpoint(&self, way: Way, name: &str, kind: Kind<'_>) -> Result<Command> {
+        if way == Way::Run
+            && let Some(command) = self.engine.guarded(&self.home, name, kind)?
+        {
+            return Ok(command);
+        }
         let command = self.engine.checkpoint(&self.home, name, kind)?;
         if way != Way::Run {
             return Ok(command);
@@ -124,12 +129,13 @@ impl Container {
             return Ok(None);
         };
         let cgroup = self.cgroup()?;
-        let scope = cgroup.iter().find_map(|part| {
+        let unit = cgroup.iter().find_map(|part| {
             let part = part.to_str()?;
-            part.ends_with(".scope").then(|| part.to_owned())
+            let is_unit = part.ends_with(".scope") || part.ends_with(".service");
+            is_unit.then(|| part.to_owned())
         });
-        let scope = scope.with_context(|| format!("no scope in {}", cgroup.display()))?;
-        Ok(Some((scope, slice)))
+        let unit = unit.with_context(|| format!("no unit in {}", cgroup.display()))?;
+        Ok(Some((unit, slice)))
     }
 }
 

@@ -128,6 +128,8 @@ impl Engine for Cri {
             Verb::Update => return None,
             Verb::Kill => ctr(NAMESPACE, &["tasks", "kill", "-s", "KILL", &id]),
             Verb::Stop => Self::call(&["stop", &id]),
+            Verb::Remove => ctr(NAMESPACE, &["tasks", "delete", "-f", &id]),
+            Verb::RestartAlways => return None,
         })
     }
 

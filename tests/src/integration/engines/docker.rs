@@ -98,6 +98,8 @@ impl Engine for Docker {
             Verb::Update => &update,
             Verb::Kill => &["kill", id],
             Verb::Stop => &["stop", "-t", "1", id],
+            Verb::Remove => &["rm", "-f", id],
+            Verb::RestartAlways => &["update", "--restart", "always", id],
         };
         Some(Self::command(words))
     }

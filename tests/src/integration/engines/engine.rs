@@ -85,6 +85,18 @@ pub(super) trait Engine: Send + Sync {
     /// Returns the command that makes a checkpoint with this name.
     fn checkpoint(&self, home: &Home, name: &str, kind: Kind<'_>) -> Result<Command>;
 
+    /// Returns the command that makes the same checkpoint under a guard of its own. Without one,
+    /// `freezer-guard run` runs the engine's command.
+    fn guarded(&self, home: &Home, name: &str, kind: Kind<'_>) -> Result<Option<Command>> {
+        let _ = (home, name, kind);
+        Ok(None)
+    }
+
+    /// Returns the command of freezer-guard that [`Way::Run`](super::Way::Run) is, for the tables.
+    fn guarded_by(&self) -> &'static str {
+        "`run --freeze`"
+    }
+
     /// Restores the container from the checkpoint with this name, by another engine if its own
     /// cannot.
     fn restore(&self, home: &Home, name: &str) -> Result<()>;
@@ -165,6 +177,10 @@ pub(super) enum Verb {
     Kill,
     /// Asks it to end.
     Stop,
+    /// Ends and forgets it.
+    Remove,
+    /// Has the engine start it again whenever it ends.
+    RestartAlways,
 }
 
 /// What an engine says of a container.

@@ -145,6 +145,8 @@ impl Engine for Incus {
             Verb::Update => &["config", "set", id, "limits.memory=300MB"],
             Verb::Kill => &["stop", "--force", id],
             Verb::Stop => &["stop", "--timeout", "1", id],
+            Verb::Remove => &["delete", "--force", id],
+            Verb::RestartAlways => return None,
         };
         Some(Self::command(words))
     }

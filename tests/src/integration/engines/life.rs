@@ -40,14 +40,14 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
             true => refused_under_run(engine, hierarchy),
             false => live(engine, hierarchy, way),
         };
-        let life = life.with_context(|| way.name())?;
-        let cells = [&[guest, title, way.name()], &life[..], &[&versions]].concat();
+        let life = life.with_context(|| way.name(engine))?;
+        let cells = [&[guest, title, way.name(engine)], &life[..], &[&versions]].concat();
         say_row("life", &cells);
         let without = *without.get_or_insert(life);
         ensure!(
             is_refused || life == without,
             "{}: {life:?}, without a guard {without:?}",
-            way.name()
+            way.name(engine)
         );
     }
     Ok(())

@@ -102,6 +102,8 @@ impl Engine for Lxc {
             Verb::Update => ("lxc-cgroup", &["memory.max", "300000000"]),
             Verb::Kill => ("lxc-stop", &["--kill"]),
             Verb::Stop => ("lxc-stop", &["--timeout", "1"]),
+            Verb::Remove => ("lxc-destroy", &["--force"]),
+            Verb::RestartAlways => return None,
         };
         Some(Self::tool(tool, home, words))
     }

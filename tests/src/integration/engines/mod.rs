@@ -10,6 +10,7 @@ mod container;
 mod containerd;
 mod cri;
 mod docker;
+mod ends;
 mod engine;
 mod image;
 mod incus;
@@ -19,9 +20,13 @@ mod oci;
 mod pod;
 mod podman;
 mod restart;
+mod rootless;
 mod short;
+mod tree;
 mod trouble;
 mod truth;
+mod unit;
+mod user;
 mod violated;
 
 use std::fs;
@@ -38,9 +43,10 @@ use incus::Incus;
 use lxc::Lxc;
 use oci::Oci;
 use podman::Podman;
+use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 10] = [
+const ALL: [&dyn Engine; 11] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Oci::YOUKI,
@@ -50,6 +56,7 @@ const ALL: [&dyn Engine; 10] = [
     &Cri,
     &Docker,
     &Lxc,
+    &Unit,
     &Incus,
 ];
 
@@ -68,13 +75,15 @@ fn name(engine: &dyn Engine) -> String {
 }
 
 /// The short test of each engine that comes from Debian and starts within seconds. podman is tested
-/// with the runtime that Debian gives it.
+/// with the runtime that Debian gives it. Trees that root dumps by hand have longer tests only.
 pub(super) fn list_short(list: &mut List<'_>) {
     if !list.can_dump() {
         return;
     }
     let left_out = [Podman::WITH_RUNC.title(), Oci::YOUKI.title(), Incus.title()];
-    let engines = here().filter(|engine| !left_out.contains(&engine.title()));
+    let engines = here().filter(|engine| {
+        !left_out.contains(&engine.title()) && engine.guarded_by() != tree::GUARDED
+    });
     for engine in engines {
         list.add(&format!("short_with_{}", name(engine)), move |h| {
             short::of(engine, h)
@@ -111,10 +120,25 @@ pub(super) fn list(list: &mut List<'_>) {
             move |h| bare::of(engine, h, &guest),
         );
     }
-    list.add("thousand_thaws_on_the_answer", |h| {
-        Way::Automatic.prepare()?;
-        rpc::thaws(h, 1000)
-    });
+    for engine in here() {
+        let guest = guest.clone();
+        list.add(&format!("ends_with_{}", name(engine)), move |h| {
+            ends::of(engine, h, &guest)
+        });
+    }
+    // In parts, for no trial may take 20 minutes.
+    for part in 1..=4 {
+        list.add(&format!("thousand_thaws_on_the_answer_{part}"), |h| {
+            Way::Automatic.prepare()?;
+            rpc::thaws(h, 250)
+        });
+    }
+    if rootless::is_here() {
+        let guest = guest.clone();
+        list.add("rootless_podman_refuses", move |_| {
+            rootless::refuses(&guest)
+        });
+    }
     for engine in here().filter(|engine| engine.daemon().is_some()) {
         let guest = guest.clone();
         list.add(&format!("restart_of_{}", name(engine)), move |h| {
@@ -137,10 +161,10 @@ enum Way {
 impl Way {
     const ALL: [Self; 3] = [Self::Bare, Self::Run, Self::Automatic];
 
-    fn name(self) -> &'static str {
+    fn name(self, engine: &dyn Engine) -> &'static str {
         match self {
             Self::Bare => "no guard",
-            Self::Run => "`run --freeze`",
+            Self::Run => engine.guarded_by(),
             Self::Automatic => "automatic",
         }
     }

@@ -158,6 +158,8 @@ impl Engine for Oci {
             Verb::Update => self.command(&["update", id, "--memory", "300000000"]),
             Verb::Kill => self.command(&["kill", id, "KILL"]),
             Verb::Stop => self.command(&["kill", id, "TERM"]),
+            Verb::Remove => self.command(&["delete", "-f", id]),
+            Verb::RestartAlways => return None,
         })
     }
 

@@ -87,6 +87,8 @@ impl Engine for Podman {
             Verb::Update => self.command(&["update", id, "--memory", "300m"]),
             Verb::Kill => self.command(&["kill", id]),
             Verb::Stop => self.command(&["stop", "-t", "1", id]),
+            Verb::Remove => self.command(&["rm", "-f", "-t", "1", id]),
+            Verb::RestartAlways => self.command(&["update", "--restart", "always", id]),
         })
     }
 

@@ -30,8 +30,16 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     let attempt = format!("systemctl restart {daemon}");
     for way in [Way::Bare, Way::Automatic] {
         way.prepare()?;
-        let (outcome, state) = one(engine, hierarchy, way, daemon).with_context(|| way.name())?;
-        let cells = [guest, engine.title(), way.name(), &attempt, outcome, &state];
+        let (outcome, state) =
+            one(engine, hierarchy, way, daemon).with_context(|| way.name(engine))?;
+        let cells = [
+            guest,
+            engine.title(),
+            way.name(engine),
+            &attempt,
+            outcome,
+            &state,
+        ];
         say_row("trouble", &cells);
     }
     Ok(())

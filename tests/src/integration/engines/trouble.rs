@@ -30,14 +30,21 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     for way in ways.iter().copied() {
         way.prepare()?;
         for trouble in Trouble::ALL {
-            let what = || format!("{}, {}", way.name(), trouble.name());
+            let what = || format!("{}, {}", way.name(engine), trouble.name());
             let container = Container::start(engine, hierarchy)?;
             let tried = disturb(&container, way, trouble).with_context(what)?;
             let Some((outcome, says)) = tried else {
                 continue;
             };
             let title = engine.title();
-            let cells = [guest, title, way.name(), trouble.name(), outcome, &says];
+            let cells = [
+                guest,
+                title,
+                way.name(engine),
+                trouble.name(),
+                outcome,
+                &says,
+            ];
             say_row("trouble", &cells);
         }
     }

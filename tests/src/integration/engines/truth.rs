@@ -41,7 +41,8 @@ impl Truth {
         agree.map_err(|error| error.context(why))
     }
 
-    fn complaint(&self, container: &Container, expected: &State) -> Result<String> {
+    /// Returns on which point engine and kernel do not agree that it is in this state.
+    pub(super) fn complaint(&self, container: &Container, expected: &State) -> Result<String> {
         let state = container.state()?;
         let is_ended = matches!(state, None | Some(State::Ended));
         match expected {
