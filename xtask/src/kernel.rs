@@ -57,11 +57,12 @@ pub(crate) fn names() -> PossibleValuesParser {
 }
 
 /// What CRIU and the root disk need. Those that are built in are not missed.
-const MODULES: [&str; 18] = [
+const MODULES: [&str; 19] = [
     "virtio_pci",
     "virtio_blk",
     "nfnetlink",
     "nf_tables",
+    "nf_conntrack_netlink",
     "inet_diag",
     "tcp_diag",
     "udp_diag",

@@ -57,7 +57,8 @@ pub(super) fn archive() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn tar(dir: &Path, archive: &Path, files: &[&str]) -> Result<()> {
+/// Packs these files of a directory.
+pub(super) fn tar(dir: &Path, archive: &Path, files: &[&str]) -> Result<()> {
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(dir).arg("-cf").arg(archive).args(files);
     run(&mut tar)?.expect(0)?;

@@ -13,6 +13,7 @@ mod docker;
 mod ends;
 mod engine;
 mod image;
+mod incus;
 mod life;
 mod lxc;
 mod oci;
@@ -38,13 +39,14 @@ use containerd::Containerd;
 use cri::Cri;
 use docker::Docker;
 use engine::Engine;
+use incus::Incus;
 use lxc::Lxc;
 use oci::Oci;
 use podman::Podman;
 use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 10] = [
+const ALL: [&dyn Engine; 11] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Oci::YOUKI,
@@ -55,6 +57,7 @@ const ALL: [&dyn Engine; 10] = [
     &Docker,
     &Lxc,
     &Unit,
+    &Incus,
 ];
 
 /// The engines that this guest has.
@@ -71,13 +74,13 @@ fn name(engine: &dyn Engine) -> String {
     engine.title().replace(' ', "_").replace('\'', "")
 }
 
-/// The short test of each engine that comes from Debian. podman is tested with the runtime that
-/// Debian gives it. Trees that root dumps by hand have longer tests only.
+/// The short test of each engine that comes from Debian and starts within seconds. podman is tested
+/// with the runtime that Debian gives it. Trees that root dumps by hand have longer tests only.
 pub(super) fn list_short(list: &mut List<'_>) {
     if !list.can_dump() {
         return;
     }
-    let left_out = [Podman::WITH_RUNC.title(), Oci::YOUKI.title()];
+    let left_out = [Podman::WITH_RUNC.title(), Oci::YOUKI.title(), Incus.title()];
     let engines = here().filter(|engine| {
         !left_out.contains(&engine.title()) && engine.guarded_by() != tree::GUARDED
     });
