@@ -62,9 +62,14 @@ impl Root {
     /// Returns the path, and looks for it only if it is not known or is gone.
     pub(super) fn below(&self, point: &Path, version: Version) -> Option<PathBuf> {
         self.or_find(point, || {
-            let own = Membership::all("self").ok()??;
-            let own = own.into_iter().find(|cgroup| cgroup.is_of(version))?;
-            root_above(&find_own(point)?, &own.path)
+            let path = || {
+                let own = Membership::all("self").ok()??;
+                let own = own.into_iter().find(|cgroup| cgroup.is_of(version))?;
+                Some(own.path)
+            };
+            let (own, found) = (path()?, find_own(point)?);
+            // A wrong root would stay: this process may have been moved meanwhile.
+            root_above(&found, &own).filter(|_| path().as_ref() == Some(&own))
         })
     }
 

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::ErrorKind,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
@@ -26,7 +27,7 @@ pub fn are_complete(dir: &Path) -> bool {
     dir.join(INVENTORY).exists()
 }
 
-/// The directories in this one of the trees whose checkpoint was one, whatever came of it.
+/// The directories in this one of the trees of one checkpoint, good or not.
 pub(super) fn trees(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let dirs = entries.map(|entry| entry.path());
@@ -49,17 +50,14 @@ pub(super) fn why_no_image(dir: &Path) -> Error {
     if dir.join(DRAFT).exists() {
         return Error::Interrupted(dir.to_owned());
     }
-    let complete = parts(&beside(dir, UNFINISHED)).into_iter();
-    let complete = complete.filter(|dir| are_complete(dir) && dir.join(EVIDENCE).exists());
-    let complete: Vec<_> = complete.collect();
+    let mut complete = left(dir, UNFINISHED);
+    complete.retain(|dir| are_complete(dir) && dir.join(EVIDENCE).exists());
     if !complete.is_empty() {
         return Error::Unfinished(dir.to_owned(), complete);
     }
-    let mut others = [VIOLATED, FAILED, UNFINISHED]
-        .into_iter()
-        .map(|kind| beside(dir, kind));
-    if let Some(other) = others.find(|other| other.is_dir()) {
-        return Error::OtherName(dir.to_owned(), parts(&other));
+    let others = [VIOLATED, FAILED, UNFINISHED].map(|kind| left(dir, kind));
+    if let Some(others) = others.into_iter().find(|others| !others.is_empty()) {
+        return Error::OtherName(dir.to_owned(), others);
     }
     match fs::read_dir(dir) {
         Ok(_) => Error::NoImages(dir.to_owned()),
@@ -89,12 +87,29 @@ pub fn bytes(dir: &Path, prefix: &str) -> u64 {
         .sum()
 }
 
-/// Where images for this place are that are of this kind, the first of them.
-fn beside(place: &Path, kind: &str) -> PathBuf {
+/// The directories of the trees that checkpoints for this place have left as `place.kind`, `place.kind.2`
+/// and so on.
+fn left(place: &Path, kind: &str) -> Vec<PathBuf> {
     let mut name = place.file_name().unwrap_or_default().to_owned();
     name.push(".");
     name.push(kind);
-    place.with_file_name(name)
+    let is_meant = |path: &PathBuf| {
+        let found = path.file_name().unwrap_or_default().as_bytes();
+        let number = found.strip_prefix(name.as_bytes());
+        number.is_some_and(|number| match number.strip_prefix(b".") {
+            Some(number) => number.iter().all(u8::is_ascii_digit),
+            None => number.is_empty(),
+        })
+    };
+    let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let entries = fs::read_dir(dir.unwrap_or(Path::new("."))).into_iter();
+    let paths = entries.flatten().flatten().map(|entry| entry.path());
+    let mut dirs: Vec<_> = paths
+        .filter(is_meant)
+        .filter(|path| path.is_dir())
+        .collect();
+    dirs.sort();
+    dirs.iter().flat_map(|dir| parts(dir)).collect()
 }
 
 /// Waits until the files of a directory and their names are on the disk.

@@ -205,6 +205,8 @@ impl Draft {
         let mut text = serde_json::to_vec(self)?;
         text.resize(text.len().max(Self::BYTES), b' ');
         file.write_all(&text)?;
+        // An earlier text may have been longer.
+        file.set_len(text.len() as u64)?;
         file.sync_all()
     }
 

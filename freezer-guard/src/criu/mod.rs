@@ -110,7 +110,7 @@ pub enum Error {
     #[error("{} holds the images of several trees: name one of {}", .0.display(), join(.1, ", "))]
     Several(PathBuf, Vec<PathBuf>),
     /// A checkpoint that was interrupted after its images were complete.
-    #[error("there is no image {}, but an interrupted checkpoint has left {}, complete: restore from there", .0.display(), join(.1, " and "))]
+    #[error("there is no image {}, but a checkpoint that was interrupted or still runs has left {}, complete: once it has ended, restore from there", .0.display(), join(.1, " and "))]
     Unfinished(PathBuf, Vec<PathBuf>),
     /// A checkpoint without an outcome.
     #[error("the checkpoint in {} was interrupted or still runs, and its image is not complete: `freezer-guard report` of that directory shows how far it is; if it does not run, remove the directory and take another checkpoint", .0.display())]

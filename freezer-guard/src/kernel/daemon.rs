@@ -26,14 +26,12 @@ impl DaemonLock {
     /// When another daemon has it, or the directory of the lock is not the host's, or may not be.
     pub fn take() -> Result<Self, Error> {
         let lock = FileLock::take(NAME);
+        let lock = lock.map_err(Error::failed(format!("lock {RUN_DIR}/{NAME}")))?;
         let identity = |path: &str| fs::metadata(path).map(|found| (found.dev(), found.ino()));
         let of_host = identity(&format!("/proc/1/root{RUN_DIR}"));
         compare(of_host, identity(RUN_DIR))?;
-        match lock {
-            Ok(Some(lock)) => Ok(Self { _lock: lock }),
-            Ok(None) => Err(Error::DaemonRuns),
-            Err(error) => Err(Error::failed(format!("lock {RUN_DIR}/{NAME}"))(error)),
-        }
+        lock.map(|lock| Self { _lock: lock })
+            .ok_or(Error::DaemonRuns)
     }
 }
 
@@ -47,7 +45,9 @@ fn compare(of_host: io::Result<(u64, u64)>, here: io::Result<(u64, u64)>) -> Res
     match (of_host, here) {
         (Ok(of_host), Ok(here)) if of_host == here => Ok(()),
         (Ok(_), Ok(_)) => Err(Error::OtherRunDir),
-        (Err(error), _) if error.kind() == ErrorKind::NotFound => Err(Error::OtherRunDir),
+        (Err(error), _) | (Ok(_), Err(error)) if error.kind() == ErrorKind::NotFound => {
+            Err(Error::OtherRunDir)
+        }
         (Err(error), _) | (_, Err(error)) => Err(Error::UnknownRunDir(error)),
     }
 }
@@ -65,13 +65,18 @@ mod tests {
     fn only_the_directory_of_the_host_will_do() {
         let error = |kind: ErrorKind| Err(kind.into());
         assert!(compare(Ok((1, 2)), Ok((1, 2))).is_ok());
-        for of_host in [Ok((1, 3)), Ok((3, 2)), error(ErrorKind::NotFound)] {
-            let compared = compare(of_host, Ok((1, 2)));
+        for (of_host, here) in [
+            (Ok((1, 3)), Ok((1, 2))),
+            (Ok((3, 2)), Ok((1, 2))),
+            (error(ErrorKind::NotFound), Ok((1, 2))),
+            (Ok((1, 2)), error(ErrorKind::NotFound)),
+        ] {
+            let compared = compare(of_host, here);
             assert!(matches!(compared, Err(Error::OtherRunDir)), "{compared:?}");
         }
         for (of_host, here) in [
             (error(ErrorKind::PermissionDenied), Ok((1, 2))),
-            (Ok((1, 2)), error(ErrorKind::NotFound)),
+            (Ok((1, 2)), error(ErrorKind::PermissionDenied)),
         ] {
             let compared = compare(of_host, here);
             let is_unknown = matches!(compared, Err(Error::UnknownRunDir(_)));

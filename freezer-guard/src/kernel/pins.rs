@@ -352,7 +352,7 @@ impl Locked {
             match program.attach(&self.dir) {
                 Err(error) if program.is_vital() => return Err(error),
                 Err(error) if program.is_extra() && error.is_function_too_long() => {
-                    program.keep_not_attachable(&self.dir)?;
+                    failed.extend(program.keep_not_attachable(&self.dir).err());
                 }
                 result => failed.extend(result.err()),
             }

@@ -215,7 +215,7 @@ fn killed_late(hierarchy: Hierarchy) -> Result<()> {
     ensure!(evidence(&scene.place("image.unfinished"))?["verdict"] == "good");
     run(&mut scene.restore("image"))?
         .expect(64)?
-        .says("image.unfinished, complete: restore from there")?;
+        .says("image.unfinished, complete: once it has ended, restore from there")?;
     run(&mut scene.restore("image.unfinished"))?
         .expect(0)
         .with_context(|| log(&scene.place("image.unfinished"), "restore.log"))?;

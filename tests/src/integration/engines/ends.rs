@@ -57,25 +57,25 @@ impl End {
     }
 
     /// The attempt, unless there is no such thing.
-    fn command(self, container: &Container) -> Result<Option<Command>> {
+    fn command(self, container: &Container, guest: &str) -> Result<Option<Command>> {
         if self == Self::Remove {
             return Ok(container.verb(Verb::Remove));
         }
         if self == Self::RestartAlways {
-            let policy = container.verb(Verb::RestartAlways);
-            // podman before 5.1 cannot set it later.
-            let is_set = policy.map(|mut policy| run(&mut policy)).transpose()?;
-            let is_set = is_set.is_some_and(|finished| finished.code == 0);
-            return Ok(container.verb(Verb::Kill).filter(|_| is_set));
+            let Some(mut policy) = container.verb(Verb::RestartAlways) else {
+                return Ok(None);
+            };
+            run(&mut policy)?.expect(0)?;
+            return Ok(container.verb(Verb::Kill));
         }
         if self == Self::OutOfMemory {
-            let limit = container.cgroup()?.join("memory.max");
             // With a hybrid layout the limit is elsewhere.
-            return Ok(limit.exists().then(|| {
-                let mut shell = command("sh", &["-c", "echo 16384 > \"$1\"", "sh"]);
-                shell.arg(limit);
-                shell
-            }));
+            if guest.ends_with("hybrid") {
+                return Ok(None);
+            }
+            let mut shell = command("sh", &["-c", "echo 16384 > \"$1\"", "sh"]);
+            shell.arg(container.cgroup()?.join("memory.max"));
+            return Ok(Some(shell));
         }
         let Some((scope, slice)) = container.units()? else {
             return Ok(None);
@@ -99,7 +99,7 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     for way in [Way::Bare, Way::Automatic] {
         way.prepare()?;
         for end in End::ALL {
-            let tried = one(engine, hierarchy, way, end)
+            let tried = one(engine, (hierarchy, guest), way, end)
                 .with_context(|| format!("{}, {}", way.name(engine), end.name()))?;
             let Some([outcome, checkpoint, state]) = tried else {
                 continue;
@@ -123,13 +123,13 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
 /// kernel agree on afterwards.
 fn one(
     engine: &'static dyn Engine,
-    hierarchy: Hierarchy,
+    (hierarchy, guest): (Hierarchy, &str),
     way: Way,
     end: End,
 ) -> Result<Option<[&'static str; 3]>> {
     let container = Container::start(engine, hierarchy)?;
     let truth = Truth::of(&container)?;
-    let Some(mut attempt) = end.command(&container)? else {
+    let Some(mut attempt) = end.command(&container, guest)? else {
         return Ok(None);
     };
     let (checkpoint, criu) = hold(&container, way, engine.restorable())?;

@@ -88,7 +88,8 @@ impl Engine for Podman {
             Verb::Kill => self.command(&["kill", id]),
             Verb::Stop => self.command(&["stop", "-t", "1", id]),
             Verb::Remove => self.command(&["rm", "-f", "-t", "1", id]),
-            Verb::RestartAlways => self.command(&["update", "--restart", "always", id]),
+            // podman 4.3 has no command for that.
+            Verb::RestartAlways => return None,
         })
     }
 
