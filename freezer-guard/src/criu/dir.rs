@@ -132,3 +132,35 @@ pub(super) fn sync_one(path: &Path) -> Result<(), Error> {
         .and_then(|file| file.sync_all())
         .map_err(|source| failed("sync", path, source))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_complete_leftover_is_named_whichever_it_is() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let place = temp.path().join("image");
+        for name in [
+            "image.unfinished",
+            "image.unfinished.2",
+            "image.unfinished.old",
+        ] {
+            fs::create_dir(temp.path().join(name)).expect("a folder");
+        }
+        let why = why_no_image(&place);
+        let both = ["image.unfinished", "image.unfinished.2"].map(|name| temp.path().join(name));
+        assert!(
+            matches!(&why, Error::OtherName(_, left) if *left == both),
+            "{why}"
+        );
+        for file in [INVENTORY, EVIDENCE] {
+            fs::write(both[1].join(file), "x").expect("a file");
+        }
+        let why = why_no_image(&place);
+        assert!(
+            matches!(&why, Error::Unfinished(_, left) if *left == both[1..]),
+            "{why}"
+        );
+    }
+}

@@ -368,6 +368,21 @@ mod tests {
     }
 
     #[test]
+    fn a_long_draft_can_give_way() {
+        let dir = images();
+        let mut draft = Draft {
+            excuses: false,
+            is_one_of_several: true,
+            has_another_failed: false,
+            evidence: "x".repeat(2 * Draft::BYTES).into(),
+        };
+        let mut file = File::create_new(dir.path().join(Draft::FILE)).expect("a file");
+        draft.fill(&mut file).expect("it is written");
+        draft.give_way(dir.path()).expect("it is written again");
+        assert!(Draft::read(dir.path()).expect("a draft").has_another_failed);
+    }
+
+    #[test]
     fn evidence_of_a_later_version_is_refused() {
         let dir = images();
         let later = OLD.replacen('{', r#"{"version": 2,"#, 1);
