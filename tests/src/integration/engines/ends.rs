@@ -95,7 +95,7 @@ pub(super) fn of(engine: &'static dyn Engine, hierarchy: Hierarchy, guest: &str)
     if !engine.can_checkpoint()? {
         return Ok(());
     }
-    shorten_stops()?;
+    let _stops = ShortStops::new()?;
     for way in [Way::Bare, Way::Automatic] {
         way.prepare()?;
         for end in End::ALL {
@@ -197,12 +197,25 @@ fn expect_honest(guard: &Value, end: End, is_good: bool) -> Result<()> {
     Ok(())
 }
 
-/// systemd waits for 90 s otherwise.
-fn shorten_stops() -> Result<()> {
-    let dir = Path::new("/run/systemd/system/scope.d");
-    fs::create_dir_all(dir)?;
-    let stops = format!("[Scope]\nTimeoutStopSec={}\n", STOPS.as_secs());
-    fs::write(dir.join("stops.conf"), stops)?;
-    systemctl(&["daemon-reload"])?.expect(0)?;
-    Ok(())
+/// While it is there, systemd waits less than 90 s.
+struct ShortStops;
+
+impl ShortStops {
+    const FILE: &str = "/run/systemd/system/scope.d/stops.conf";
+
+    fn new() -> Result<Self> {
+        let file = Path::new(Self::FILE);
+        fs::create_dir_all(file.parent().context("a directory")?)?;
+        let stops = format!("[Scope]\nTimeoutStopSec={}\n", STOPS.as_secs());
+        fs::write(file, stops)?;
+        systemctl(&["daemon-reload"])?.expect(0)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for ShortStops {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(Self::FILE);
+        let _ = systemctl(&["daemon-reload"]);
+    }
 }

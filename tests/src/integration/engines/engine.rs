@@ -199,7 +199,8 @@ impl State {
         match &*word.to_ascii_lowercase() {
             "running" => Self::Running,
             "paused" | "frozen" => Self::Paused,
-            "exited" | "stopped" => Self::Ended,
+            // Docker calls it dead if it could not remove all of it.
+            "exited" | "stopped" | "dead" => Self::Ended,
             other => Self::Other(other.to_owned()),
         }
     }
