@@ -298,7 +298,10 @@ impl Known {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return match dir.join(Draft::FILE).exists() {
-                    true => Err(not_good(dir, "its checkpoint was interrupted")),
+                    true => Err(not_good(
+                        dir,
+                        "its checkpoint was interrupted or still runs",
+                    )),
                     false => Ok(None),
                 };
             }

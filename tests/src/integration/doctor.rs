@@ -148,7 +148,8 @@ impl Renamed {
     fn new(file: &'static str, name: &str) -> Result<Self> {
         let old = fs::read_to_string(file)?;
         fs::write(file, name)?;
-        Ok(Self(file, old))
+        // `comm` would keep the end of the line.
+        Ok(Self(file, old.trim_end().to_owned()))
     }
 }
 

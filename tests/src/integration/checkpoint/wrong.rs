@@ -3,7 +3,10 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::CommandExt as _,
+    },
     path::Path,
     process::Command,
 };
@@ -15,7 +18,7 @@ use super::{
         List,
         cgroups::{Cgroup, Hierarchy, Workload},
         mounts::Mount,
-        process::{LONG, as_user, guard, run},
+        process::{LONG, guard, run},
     },
     Scene, for_pids,
 };
@@ -141,7 +144,7 @@ fn wrong_criu(hierarchy: Hierarchy) -> Result<()> {
             .expect(code)?
             .says(words)?;
     }
-    run(&mut as_user(1000, "", &scene.checkpoint("image")))?
+    run(scene.checkpoint("image").uid(1000).gid(1000))?
         .expect(77)?
         .says("uid 1000 may not use CRIU")?
         .says("CAP_CHECKPOINT_RESTORE")?;
