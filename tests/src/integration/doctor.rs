@@ -210,7 +210,7 @@ fn bundle(hierarchy: Hierarchy) -> Result<()> {
     // It is decided alike elsewhere.
     let replayed = run(Command::new("freezer-guard").args(["replay", &path]))?;
     replayed.expect(0)?;
-    doctor(&path)?.says("it exists: remove it")?;
+    doctor(&path)?.says("it exists: name a new file")?;
     let printed: Value = serde_json::from_str(&doctor("-")?.expect(1)?.stdout)?;
     ensure!(printed["kernel"] == bundle["kernel"], "{printed}");
     held.release()?.expect(0)?;
