@@ -20,6 +20,8 @@ use super::{
 
 /// The exit code if this version decides otherwise than the host.
 const DIFFERS: u8 = 1;
+/// The exit code if the bundle holds no complete trial, so that nothing can be decided.
+const UNDECIDED: u8 = 3;
 
 /// A bundle, with the version of its format.
 #[derive(Deserialize)]
@@ -54,9 +56,10 @@ fn replay(file: &OsString) -> Result<ExitCode> {
     }
     let replay = Replay::of(&known.bundle);
     print(&describe(&known.bundle, &replay))?;
-    Ok(match replay.agrees() {
-        true => ExitCode::SUCCESS,
-        false => DIFFERS.into(),
+    Ok(match (replay.incomplete.is_empty(), replay.agrees()) {
+        (false, _) => UNDECIDED.into(),
+        (true, false) => DIFFERS.into(),
+        (true, true) => ExitCode::SUCCESS,
     })
 }
 
@@ -84,10 +87,16 @@ fn describe(bundle: &Bundle, replay: &Replay) -> String {
     }
     text += "\nprotection  recorded     by the kernel's types  decided with all facts\n";
     for row in &replay.rows {
-        let mark = if row.agrees() { "" } else { "  DIFFERS" };
+        let mark = match row.decided {
+            Some(_) if !row.agrees() => "  DIFFERS",
+            _ => "",
+        };
         text += &format!(
             "{:<11} {:<12} {:<22} {}{mark}\n",
-            row.protection, row.recorded, row.promised, row.decided
+            row.protection,
+            row.recorded,
+            row.promised,
+            row.decided.unwrap_or("-")
         );
     }
     for reason in &replay.reasons {
@@ -96,10 +105,16 @@ fn describe(bundle: &Bundle, replay: &Replay) -> String {
     if !replay.missing.is_empty() {
         text += &format!("  BTF lacks: {}\n", replay.missing.join(", "));
     }
-    text += match replay.agrees() {
-        true => "\nThis version decides as the host did.\n",
-        false => "\nThis version decides otherwise than the host did.\n",
-    };
+    if !replay.incomplete.is_empty() {
+        text += "\nThe bundle holds no complete trial, so there is no decision with all facts:\n";
+        for reason in &replay.incomplete {
+            text += &format!("  {reason}\n");
+        }
+    } else if replay.agrees() {
+        text += "\nThis version decides as the host did.\n";
+    } else {
+        text += "\nThis version decides otherwise than the host did.\n";
+    }
     text
 }
 
