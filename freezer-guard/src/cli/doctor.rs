@@ -30,8 +30,9 @@ pub(super) struct Args {
     ///
     /// The object has the version and the configuration of the kernel, what its BTF says of the fields
     /// and functions that matter, the checks, the levels, and the state of each BPF program. It names no
-    /// host, user, process or cgroup: a finding that could name one is left out. Only the owner can read
-    /// FILE, which must not exist.
+    /// host, user, process or cgroup: a finding that could name one is left out. The builder of the kernel
+    /// can choose the text of its release, build and compiler, so read them before you send the file. Only
+    /// the owner can read FILE, which must not exist.
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     bundle: Option<PathBuf>,
 }
