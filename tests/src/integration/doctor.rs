@@ -159,7 +159,7 @@ impl Drop for Renamed {
     }
 }
 
-/// Whatever has a name on this host is called `secret`.
+/// The host, a process, a cgroup and a directory have names that begin with `secret`.
 fn bundle(hierarchy: Hierarchy) -> Result<()> {
     let _host = Renamed::new("/proc/sys/kernel/hostname", "secrethost")?;
     let _process = Renamed::new("/proc/self/comm", "secretprocess")?;
