@@ -89,8 +89,8 @@ pub(crate) fn is_function_too_long(attach: &io::Error) -> bool {
 pub(crate) struct CriuFacts {
     /// The first two numbers of its version.
     pub(crate) version: (u32, u32),
-    /// Whether `criu check` succeeds.
-    pub(crate) passes_check: bool,
+    /// Whether `criu check` fails for another reason than a lack of rights.
+    pub(crate) fails_check: bool,
     /// Whether a file in `/etc/criu` names an action script, and runc is there.
     pub(crate) runc_has_action_script: bool,
     /// Whether both a freezer of v1 and cgroup v2 are mounted.
@@ -102,7 +102,7 @@ pub(crate) struct CriuFacts {
 /// CRIU before 4.0 does not start on Linux 6.18 and later, as seen in the guests of the tests. Its own
 /// check shows it on any kernel, so this asks for no kernel's release.
 pub(crate) fn criu_does_not_start(criu: &CriuFacts) -> bool {
-    criu.version < (4, 0) && !criu.passes_check
+    criu.version < (4, 0) && criu.fails_check
 }
 
 /// CRIU fails at every checkpoint by runc, since a file in `/etc/criu` names an action script.
@@ -196,7 +196,7 @@ pub const QUIRKS: [Quirk; 11] = [
         name: "criu_does_not_start",
         difference: "CRIU is too old for the kernel",
         since: "CRIU before 4.0, on Linux 6.18 and later",
-        recognised: "CRIU's version, and `criu check` fails",
+        recognised: "CRIU's version, and `criu check` fails as root",
         effect: "no checkpoint; `doctor` reports it",
     },
     Quirk {
@@ -257,25 +257,25 @@ mod tests {
     fn a_bug_of_criu_shows_only_where_all_of_it_is() {
         let good = CriuFacts {
             version: (4, 2),
-            passes_check: true,
+            fails_check: false,
             runc_has_action_script: true,
             is_hybrid: true,
         };
-        let with = |version, passes_check| CriuFacts {
+        let with = |version, fails_check| CriuFacts {
             version,
-            passes_check,
+            fails_check,
             ..good
         };
-        assert!(!criu_does_not_start(&with((3, 17), true)));
-        assert!(!criu_does_not_start(&with((4, 1), false)));
-        assert!(criu_does_not_start(&with((3, 19), false)));
+        assert!(!criu_does_not_start(&with((3, 17), false)));
+        assert!(!criu_does_not_start(&with((4, 1), true)));
+        assert!(criu_does_not_start(&with((3, 19), true)));
         for (version, fails, confused) in [
             ((3, 16), false, true),
             ((3, 17), true, true),
             ((3, 18), true, false),
             ((3, 19), false, false),
         ] {
-            let criu = with(version, true);
+            let criu = with(version, false);
             assert_eq!(criu_fails_with_action_script_of_runc(&criu), fails);
             assert_eq!(criu_takes_v2_for_v1(&criu), confused);
             let elsewhere = CriuFacts {

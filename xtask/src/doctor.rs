@@ -16,7 +16,8 @@ pub(crate) struct Args {
     file: PathBuf,
 }
 
-/// Exits with 1 if this version decides otherwise than that host.
+/// Exits with 1 if this version decides otherwise than that host, and with 3 if the bundle holds no complete
+/// trial.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let file = absolute(&args.file).with_context(|| format!("find {}", args.file.display()))?;
     // cargo changes to the top of the workspace.

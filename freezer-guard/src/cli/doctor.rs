@@ -24,20 +24,21 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     /// Also print the state of each BPF program
-    #[arg(short, long, conflicts_with = "json")]
+    #[arg(short, long, conflicts_with_all = ["json", "bundle"])]
     verbose: bool,
     /// Write facts for a maintainer to FILE, as one JSON object; `-` is standard output
     ///
     /// The object has the version and the configuration of the kernel, what its BTF says of the fields
     /// and functions that matter, the checks, the levels, and the state of each BPF program. It names no
-    /// host, user, process or cgroup: a finding that could name one is left out. Only the owner can read
-    /// FILE, which must not exist.
+    /// host, user, process or cgroup: a finding that could name one is left out. The builder of the kernel
+    /// can choose the text of its release, build and compiler, so read them before you send the file. Only
+    /// the owner can read FILE, which must not exist.
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     bundle: Option<PathBuf>,
 }
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
-    let to_stdout = args.writes_to_stdout()?;
+    let to_stdout = args.bundle.as_deref() == Some(Path::new("-"));
     if let Some(path) = args.bundle.as_ref().filter(|_| !to_stdout) {
         // The checks take some seconds.
         output::expect_new(path).map_err(|source| not_written(path, source))?;
@@ -56,16 +57,6 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
         output::print(bundle(report)?.as_bytes())?;
     }
     Ok(ExitCode::from(verdict))
-}
-
-impl Args {
-    /// Returns whether the bundle goes to standard output, and nothing else.
-    fn writes_to_stdout(&self) -> Result<bool> {
-        Ok(match &self.bundle {
-            Some(path) => path == Path::new("-") || output::is_stdout(path)?,
-            None => false,
-        })
-    }
 }
 
 /// The bundle as one line.
@@ -147,4 +138,51 @@ pub(super) fn add_check(
 
 fn number(number: Option<impl ToString>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, path::PathBuf};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::{Args, main};
+    use crate::cli::exit::USAGE;
+
+    /// The checks would take seconds, and would begin guards.
+    #[test]
+    fn a_bundle_replaces_nothing_and_is_refused_before_the_checks() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let dir = temp.path();
+        let (fifo, file) = (dir.join("fifo"), dir.join("file"));
+        mkfifo(&fifo, Mode::S_IRWXU).expect("a pipe");
+        fs::write(&file, "old").expect("a file");
+        symlink(&fifo, dir.join("to-fifo")).expect("a link");
+        symlink(&file, dir.join("to-file")).expect("a link");
+        symlink(dir.join("nothing"), dir.join("dangling")).expect("a link");
+        for path in [
+            fifo,
+            file.clone(),
+            file.join("below"),
+            dir.to_owned(),
+            dir.join("to-fifo"),
+            dir.join("to-file"),
+            dir.join("dangling"),
+            dir.join("missing/bundle"),
+            dir.join("new/"),
+            PathBuf::new(),
+            PathBuf::from("/dev/null"),
+            PathBuf::from("/dev/stdout"),
+        ] {
+            let args = Args {
+                json: false,
+                verbose: false,
+                bundle: Some(path.clone()),
+            };
+            let error = main(&args).expect_err("it is refused");
+            assert_eq!(error.code(), USAGE, "{}: {error}", path.display());
+        }
+        assert_eq!(fs::read(&file).expect("the old one"), b"old");
+        assert_eq!(fs::read_dir(dir).expect("a directory").count(), 5);
+    }
 }

@@ -39,7 +39,7 @@ impl Driver {
     pub(super) fn find(&self) -> Result<Criu> {
         let criu = Criu::find(self.criu.as_deref())?;
         let check = criu.check();
-        for bug in criu.bugs(check.is_ok()) {
+        for bug in criu.bugs(&check) {
             self.options.step(format_args!(
                 "warning: CRIU {} {}: {}",
                 criu.version(),

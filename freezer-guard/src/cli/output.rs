@@ -5,7 +5,10 @@ use std::{
     io::{self, ErrorKind, Write as _},
     os::{
         fd::AsFd as _,
-        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        },
     },
     path::Path,
 };
@@ -20,7 +23,7 @@ pub(super) fn print(bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Makes a file, or replaces it. The target of a link is never changed, unless it is a pipe or a
-/// device, or is standard output itself: `/dev/stdout` is a link too.
+/// character device, or is standard output itself: `/dev/stdout` is a link too.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => replace(path, None, bytes),
@@ -31,36 +34,44 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Returns an error if there is such a file, which [`create`] does not replace.
+/// Returns an error if [`create`] does not make such a file: the name is taken, be it by a link, a pipe
+/// or a device, or there is no directory for it.
 pub(super) fn expect_new(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() => {
-            let why = "it exists: remove it, or name another file";
-            Err(io::Error::new(ErrorKind::AlreadyExists, why))
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(_) => {
+            let why = "it exists: name a new file, or `-` for standard output";
+            return Err(io::Error::new(ErrorKind::AlreadyExists, why));
         }
-        _ => Ok(()),
+    }
+    let dir = dir_of(path);
+    match fs::metadata(dir) {
+        Ok(metadata) if !metadata.is_dir() => Err(ErrorKind::NotADirectory.into()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let why = format!("there is no directory {}", dir.display());
+            Err(io::Error::new(ErrorKind::NotFound, why))
+        }
+        Err(error) => Err(error),
+        Ok(_) if path.file_name().is_none() || path.as_os_str().as_bytes().ends_with(b"/") => {
+            let why = "it is not the name of a file";
+            Err(io::Error::new(ErrorKind::InvalidInput, why))
+        }
+        Ok(_) => Ok(()),
     }
 }
 
-/// Makes a file that nobody but its owner can read. It replaces no file; a pipe, a device or standard
-/// output is written to.
+/// Makes a file that nobody but its owner can read. It replaces nothing and follows no link.
 pub(super) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     expect_new(path)?;
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let mut file = tempfile::Builder::new().tempfile_in(dir_of(path))?;
-            file.write_all(bytes)?;
-            file.persist_noclobber(path)?;
-            Ok(())
-        }
-        Err(error) => Err(error),
-        Ok(_) if is_stdout(path)? => print(bytes),
-        Ok(_) => into_special(path, bytes),
-    }
+    let mut file = tempfile::Builder::new().tempfile_in(dir_of(path))?;
+    file.write_all(bytes)?;
+    file.persist_noclobber(path)?;
+    Ok(())
 }
 
 /// Returns whether this is standard output.
-pub(super) fn is_stdout(path: &Path) -> io::Result<bool> {
+fn is_stdout(path: &Path) -> io::Result<bool> {
     let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?).metadata()?;
     let of_path = fs::metadata(path);
     Ok(of_path.is_ok_and(|file| (file.dev(), file.ino()) == (stdout.dev(), stdout.ino())))
@@ -88,20 +99,25 @@ fn dir_of(path: &Path) -> &Path {
     }
 }
 
-/// Writes into a pipe or a device.
+/// Writes into a pipe or a character device.
 fn into_special(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let refused = || {
-        let why = "it is a symbolic link to a file: name the file itself";
-        Err(io::Error::new(ErrorKind::InvalidInput, why))
-    };
+    let refused = |why| Err(io::Error::new(ErrorKind::InvalidInput, why));
+    const LINK: &str = "it is a symbolic link to a file: name the file itself";
+    const DISK: &str = "it is a block device: name a file";
+    // To open a disk for writing has effects of its own.
+    let named = fs::metadata(path);
+    if named.is_ok_and(|file| file.file_type().is_block_device()) {
+        return refused(DISK);
+    }
     let mut file = match File::options().write(true).open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return refused(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return refused(LINK),
         opened => opened?,
     };
     let kind = file.metadata()?.file_type();
-    match kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+    match kind.is_fifo() || kind.is_char_device() {
         true => file.write_all(bytes),
-        false => refused(),
+        false if kind.is_block_device() => refused(DISK),
+        false => refused(LINK),
     }
 }
 
@@ -153,7 +169,7 @@ mod tests {
         assert_eq!(fs::read(&file).expect("the first one"), b"first");
         symlink(temp.path().join("target"), &link).expect("a link");
         create(&link, b"third").expect_err("a link to nothing");
-        create(Path::new("/dev/null"), b"x").expect("a device");
+        create(Path::new("/dev/null"), b"x").expect_err("a device");
         assert_eq!(fs::read_dir(temp.path()).expect("a folder").count(), 2);
     }
 

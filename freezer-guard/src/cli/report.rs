@@ -27,8 +27,8 @@ pub(super) struct Args {
     form: Form,
     /// Write to this file instead of standard output
     ///
-    /// The file appears, or is replaced, in one step. A symbolic link to a file is refused; a pipe or a
-    /// device such as /dev/stdout is written to.
+    /// The file appears, or is replaced, in one step. A symbolic link to a file is refused, and so is a
+    /// block device; a pipe or a character device such as /dev/stdout is written to.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }

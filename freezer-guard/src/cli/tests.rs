@@ -78,6 +78,8 @@ lines! {
     end_wants_something: false "freezer-guard end --force",
     end_takes_no_two: false "freezer-guard end --force --all --guard 12",
     doctor_is_not_json_and_verbose: false "freezer-guard doctor --json --verbose",
+    doctor_writes_a_bundle: true "freezer-guard doctor --bundle -",
+    doctor_writes_no_bundle_and_is_verbose: false "freezer-guard doctor --verbose --bundle -",
     verify_wants_a_pid: false "freezer-guard verify --cgroup /x",
     daemon_takes_a_log_level: true "freezer-guard daemon --kernel-log debug",
     daemon_takes_no_other_log_level: false "freezer-guard daemon --kernel-log loud",

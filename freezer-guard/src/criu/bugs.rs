@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-use super::{Criu, output_of};
+use nix::unistd::{Uid, geteuid};
+
+use super::{Criu, Error, output_of};
 use crate::{
     cgroup,
     quirks::{self, CriuFacts},
@@ -55,15 +57,49 @@ fn runc_has_action_script() -> bool {
     configured && output_of(Path::new("runc"), &["--version"]).is_ok()
 }
 
+/// Returns whether `criu check` fails because of CRIU or the kernel. Without the rights of root it can fail
+/// on any kernel.
+fn shows_a_bug(check: &Result<(), Error>, user: Uid) -> bool {
+    user.is_root() && matches!(check, Err(Error::Check { .. }))
+}
+
 impl Criu {
-    /// Those of its bugs that show on this host. `passes_check`: whether [`Criu::check`] succeeds.
-    pub fn bugs(&self, passes_check: bool) -> impl Iterator<Item = &'static Bug> {
+    /// Those of its bugs that show on this host. `check`: the result of [`Criu::check`].
+    pub fn bugs(&self, check: &Result<(), Error>) -> impl Iterator<Item = &'static Bug> {
         let facts = CriuFacts {
             version: self.version,
-            passes_check,
+            fails_check: shows_a_bug(check, geteuid()),
             runc_has_action_script: runc_has_action_script(),
             is_hybrid: is_hybrid(),
         };
         BUGS.iter().filter(move |bug| (bug.is_here)(&facts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::Uid;
+
+    use super::{Error, shows_a_bug};
+
+    #[test]
+    fn a_check_without_rights_shows_no_bug() {
+        let (root, user) = (Uid::from_raw(0), Uid::from_raw(1000));
+        let said = || "said".to_owned();
+        let fails = Err(Error::Check {
+            path: "criu".into(),
+            said: said(),
+        });
+        let lacks_rights = Err(Error::Rights {
+            path: "criu".into(),
+            uid: 0,
+            said: said(),
+        });
+        assert!(shows_a_bug(&fails, root));
+        assert!(!shows_a_bug(&fails, user));
+        assert!(!shows_a_bug(&lacks_rights, root));
+        assert!(!shows_a_bug(&lacks_rights, user));
+        assert!(!shows_a_bug(&Err(Error::NotFound("criu".into())), root));
+        assert!(!shows_a_bug(&Ok(()), root));
     }
 }

@@ -16,7 +16,7 @@ use std::{
     fmt,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 pub use bugs::Bug;
@@ -219,24 +219,32 @@ fn has_rights(effective: u64) -> bool {
 
 /// Whether a program ends well, and what it writes.
 pub(crate) fn output_of(program: &Path, arguments: &[&str]) -> Result<(bool, String), Error> {
+    let output = finished(program, arguments)?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    Ok((output.status.success(), text))
+}
+
+/// Returns the text that a program writes to standard output, if it ends well.
+pub(crate) fn stdout_of(program: &Path, arguments: &[&str]) -> Result<Option<String>, Error> {
+    let output = finished(program, arguments)?;
+    let text = || String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok(output.status.success().then(text))
+}
+
+/// Runs a program until its end.
+fn finished(program: &Path, arguments: &[&str]) -> Result<Output, Error> {
     let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output();
-    match output {
-        Ok(output) => {
-            let text = [output.stdout, output.stderr].concat();
-            let text = String::from_utf8_lossy(&text).trim().to_owned();
-            Ok((output.status.success(), text))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(Error::NotFound(program.to_owned()))
-        }
-        Err(source) => Err(Error::Run {
+    output.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::NotFound(program.to_owned()),
+        _ => Error::Run {
             path: program.to_owned(),
-            source,
-        }),
-    }
+            source: error,
+        },
+    })
 }
 
 /// `Version: 3.17.1` is (3, 17).
@@ -261,7 +269,17 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{has_rights, version};
+    use std::path::Path;
+
+    use super::{has_rights, stdout_of, version};
+
+    #[test]
+    fn only_a_program_that_ends_well_has_an_output() {
+        let shell = |script| stdout_of(Path::new("/bin/sh"), &["-c", script]).expect("it runs");
+        assert_eq!(shell("echo 1.2.3; exit 1"), None);
+        assert_eq!(shell("echo 1.2.3 >&2").as_deref(), Some(""));
+        assert_eq!(shell("echo 1.2.3").as_deref(), Some("1.2.3"));
+    }
 
     #[test]
     fn criu_takes_root_or_one_capability() {

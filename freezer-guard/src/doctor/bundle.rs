@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     env::consts::ARCH,
+    net::Ipv4Addr,
     path::Path,
 };
 
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Check, Report, Trial, Verdict, kernel::proc_file};
 use crate::{
     VERSION, cgroup,
-    criu::output_of,
+    criu::stdout_of,
     guard::chain,
     kernel::{ProgramReport, RecordedTypes, prerequisites, recorded_types},
 };
@@ -231,21 +232,38 @@ fn relevant(configuration: &HashMap<String, ConfigSetting>) -> BTreeMap<String, 
 
 fn versions() -> BTreeMap<String, String> {
     let found = PROGRAMS.into_iter().filter_map(|program| {
-        let (_, text) = output_of(Path::new(program), &["--version"]).ok()?;
+        let text = stdout_of(Path::new(program), &["--version"]).ok()??;
         Some((program.to_owned(), version(&text)?))
     });
     found.collect()
 }
 
-/// The first number in what a program says of its version, with the words that hang on it. The rest may
-/// name the machine that built it.
+/// The version that a program prints, such as `4.1` with the characters that hang on it. The rest may name
+/// the machine that built it, or another one.
 fn version(text: &str) -> Option<String> {
+    let line = text.lines().next()?;
+    let mut words = line
+        .split_whitespace()
+        .map(|word| word.trim_end_matches(','))
+        .map(|word| word.strip_prefix('v').unwrap_or(word));
+    if let Some(number) = line.strip_prefix("systemd ") {
+        let is_digit = |letter: char| letter.is_ascii_digit();
+        let number = number.split_whitespace().next()?;
+        return number.chars().all(is_digit).then(|| number.to_owned());
+    }
+    words.find(|word| is_version(word)).map(str::to_owned)
+}
+
+/// Returns whether this is `N.N` and more of that kind, but no address.
+fn is_version(word: &str) -> bool {
     let is_part = |letter: char| letter.is_ascii_alphanumeric() || ".+~-".contains(letter);
-    let words = text.lines().next()?.split(|letter| !is_part(letter));
-    let mut versions = words
-        .map(|word| word.trim_start_matches('v'))
-        .filter(|word| word.starts_with(|letter: char| letter.is_ascii_digit()));
-    versions.next().map(str::to_owned)
+    let is_number = |text: &str| text.starts_with(|letter: char| letter.is_ascii_digit());
+    let (major, minor) = word.split_once('.').unwrap_or_default();
+    is_number(major)
+        && major.chars().all(|letter| letter.is_ascii_digit())
+        && is_number(minor)
+        && minor.chars().all(is_part)
+        && word.parse::<Ipv4Addr>().is_err()
 }
 
 #[cfg(test)]
@@ -275,7 +293,12 @@ mod tests {
                 Some("1.7.24"),
             ),
             ("systemd 257 (257.9-1~deb13u1)", Some("257")),
+            ("systemd of 10.1.2.3", None),
             ("no version here", None),
+            ("cannot connect to 10.1.2.3", None),
+            ("cannot connect to 10.1.2.3:80", None),
+            ("time=\"2026-11-30T10:00:00.123Z\" level=error", None),
+            ("2026-11-30T10:00:00.123Z 7", None),
             ("", None),
         ] {
             assert_eq!(version(text).as_deref(), expected, "{text}");

@@ -70,18 +70,17 @@ pub(super) fn criu() -> Vec<Check> {
         }
     };
     let text = criu.version_text();
-    let check = criu.check();
-    let passes_check = check.is_ok();
-    let check = match check {
+    let result = criu.check();
+    let check = match &result {
         Ok(()) => Check::good(NAME, format!("{text}; `criu check` is fine")),
         Err(error) => Check::limited(
             NAME,
-            format!("{text}; {}", chain(&error)),
+            format!("{text}; {}", chain(error)),
             "see `criu check` for what it needs",
         ),
     };
     let mut checks = vec![check.private()];
-    checks.extend(criu.bugs(passes_check).map(|bug| {
+    checks.extend(criu.bugs(&result).map(|bug| {
         let finding = format!("{} {}", criu.version(), bug.what);
         Check::limited("CRIU's bugs", finding, bug.remedy)
     }));

@@ -92,6 +92,7 @@ impl Live {
             false => None,
         };
         let mut guard = Guard::begin(vec![vec![cgroup]], &wanted)?;
+        let loaded = Locked::wait()?.level();
         let programs = guard.try_programs();
         let how = Preparation {
             freeze: true,
@@ -119,6 +120,8 @@ impl Live {
         let names = trial::named(levels).into_iter();
         let trial = Trial {
             hierarchy: hierarchy.to_owned(),
+            loaded: loaded.map(|level| level.name().to_owned()),
+            held: held.is_some(),
             levels: Some(names.map(|(one, of)| (one.into(), of.into())).collect()),
             refused: Some(attempt.is_refused()),
             permitted_afterwards: Some(attempt.after.is_ok()),

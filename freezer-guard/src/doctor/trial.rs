@@ -19,6 +19,13 @@ const LINES: usize = 100;
 pub struct Trial {
     /// The hierarchy of the cgroup: `v1` or `v2`.
     pub hierarchy: String,
+    /// The level that the BPF programs were loaded for, or null if there was no guard.
+    #[serde(default)]
+    pub loaded: Option<String>,
+    /// Whether the programs were loaded before, since other guards were in force. Then the level may be
+    /// weaker than the strongest of this host.
+    #[serde(default)]
+    pub held: bool,
     /// The level of each protection, or null if there was no guard.
     pub levels: Option<BTreeMap<String, String>>,
     /// Whether the guard refused a write by another process, or null if there was no guard.
@@ -44,6 +51,12 @@ pub struct Reason {
 }
 
 impl Trial {
+    /// Returns the level that the BPF programs were loaded for, if there was a guard.
+    pub(super) fn loaded(&self) -> Option<Level> {
+        let name = self.loaded.as_deref().filter(|_| self.levels.is_some())?;
+        Level::ALL.into_iter().find(|level| level.name() == name)
+    }
+
     /// One without a guard.
     pub(super) fn failed(hierarchy: &str, error: &guard::Error) -> Self {
         let of_kernel = error.kernel_errors();
@@ -56,6 +69,8 @@ impl Trial {
         };
         Self {
             hierarchy: hierarchy.to_owned(),
+            loaded: None,
+            held: false,
             levels: None,
             refused: None,
             permitted_afterwards: None,

@@ -37,6 +37,11 @@ pub(crate) struct Decision {
     pub(crate) reasons: Vec<Error>,
 }
 
+/// Returns whether the programs of this level include this one.
+pub(crate) fn is_of_level(program: &str, level: Level) -> bool {
+    programs::at(level).any(|one| one.name == program)
+}
+
 /// Decides how far each protection of guards goes on such a host.
 pub(crate) fn decide(host: &HostFacts<'_>) -> Decision {
     decided(host).unwrap_or_else(|error| Decision {

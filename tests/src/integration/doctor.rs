@@ -160,7 +160,7 @@ impl Drop for Renamed {
     }
 }
 
-/// Whatever has a name on this host is called `secret`.
+/// The host, a process, a cgroup and a directory have names that begin with `secret`.
 fn bundle(hierarchy: Hierarchy) -> Result<()> {
     let _host = Renamed::new("/proc/sys/kernel/hostname", "secrethost")?;
     let _process = Renamed::new("/proc/self/comm", "secretprocess")?;
@@ -211,7 +211,7 @@ fn bundle(hierarchy: Hierarchy) -> Result<()> {
     // It is decided alike elsewhere.
     let replayed = run(Command::new("freezer-guard").args(["replay", &path]))?;
     replayed.expect(0)?;
-    doctor(&path)?.says("it exists: remove it")?;
+    doctor(&path)?.says("it exists: name a new file")?;
     let printed: Value = serde_json::from_str(&doctor("-")?.expect(1)?.stdout)?;
     ensure!(printed["kernel"] == bundle["kernel"], "{printed}");
     held.release()?.expect(0)?;

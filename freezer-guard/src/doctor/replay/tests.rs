@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Bundle, Replay};
 use crate::{
-    doctor::{KernelFacts, MountedHierarchies, Verdict},
+    doctor::{KernelFacts, MountedHierarchies, Reason, Trial, Verdict},
     json::{VERSION, Versioned},
     kernel::RecordedTypes,
 };
@@ -62,8 +62,23 @@ fn whole() -> Bundle {
         },
         versions: BTreeMap::new(),
         checks: Vec::new(),
-        trials: Vec::new(),
+        trials: vec![trial(Level::Enforce)],
         programs: Vec::new(),
+    }
+}
+
+/// A complete trial on v2, with the programs of a level.
+fn trial(level: Level) -> Trial {
+    Trial {
+        hierarchy: "v2".to_owned(),
+        loaded: Some(level.name().to_owned()),
+        held: false,
+        levels: Some(BTreeMap::new()),
+        refused: Some(true),
+        permitted_afterwards: Some(true),
+        violations: Some(0),
+        proven: Some(true),
+        reasons: Vec::new(),
     }
 }
 
@@ -73,7 +88,7 @@ fn types(bundle: &mut Bundle) -> &mut RecordedTypes {
 
 fn decided<'a>(replay: &'a Replay, protection: &str) -> &'a str {
     let row = replay.rows.iter().find(|row| row.protection == protection);
-    row.expect("a row").decided
+    row.expect("a row").decided.unwrap_or("undecided")
 }
 
 #[test]
@@ -164,8 +179,8 @@ fn every_sample_is_decided_as_its_host_was() {
             false => Level::Enforce,
         };
         for row in &replay.rows {
-            assert_eq!(row.decided, strongest.name(), "{name}: {replay:?}");
-            assert_eq!(row.promised, row.decided, "{name}: {replay:?}");
+            assert_eq!(row.decided, Some(strongest.name()), "{name}: {replay:?}");
+            assert_eq!(row.promised, strongest.name(), "{name}: {replay:?}");
         }
     }
 }
@@ -189,7 +204,7 @@ fn a_sample_names_nothing_of_its_host() {
     }
 }
 
-/// A program that the kernel did not call is worth nothing, whatever BTF promises.
+/// A program that the kernel did not call protects from nothing, even if BTF promises its function.
 #[test]
 fn a_program_that_was_never_called_counts_as_missing() {
     for (name, text) in samples() {
@@ -205,4 +220,74 @@ fn a_program_that_was_never_called_counts_as_missing() {
             "{name}"
         );
     }
+}
+
+/// The verifier rejects a program that no guard goes without, so no guard begins and no program is listed.
+#[test]
+fn a_trial_that_failed_decides_nothing() {
+    let mut bundle = whole();
+    bundle.levels = None;
+    bundle.trials = vec![Trial {
+        loaded: None,
+        levels: None,
+        refused: None,
+        permitted_afterwards: None,
+        violations: None,
+        proven: None,
+        reasons: vec![Reason {
+            text: Some("load the BPF program move_task_exit".to_owned()),
+            verifier_log: Some("R1 invalid mem access".to_owned()),
+        }],
+        ..trial(Level::Enforce)
+    }];
+    let replay = Replay::of(&bundle);
+    assert_eq!(replay.incomplete, ["the guard on v2 failed"]);
+    assert!(!replay.agrees());
+    for row in &replay.rows {
+        assert_eq!((row.promised, row.decided), ("enforce", None));
+    }
+
+    bundle.trials.clear();
+    let replay = Replay::of(&bundle);
+    assert_eq!(replay.incomplete, ["no guard was tried out on v2"]);
+
+    // No trial can tell more of a host that can have no guard.
+    bundle.kernel.lockdown = "none [confidentiality]".to_owned();
+    let replay = Replay::of(&bundle);
+    assert!(
+        replay.incomplete.is_empty() && replay.agrees(),
+        "{replay:?}"
+    );
+}
+
+/// The kernel permits no program to change the return value of a function, so the programs that only detect
+/// are loaded, and no other is listed.
+#[test]
+fn a_kernel_that_lets_no_program_refuse_is_decided_to_detect() {
+    let mut bundle = whole();
+    bundle.kernel.security_modules = Some("lockdown,yama".to_owned());
+    bundle.trials = vec![trial(Level::Detect)];
+    for level in bundle.levels.iter_mut().flat_map(BTreeMap::values_mut) {
+        Level::Detect.name().clone_into(level);
+    }
+    let replay = Replay::of(&bundle);
+    assert!(replay.agrees(), "{replay:?}");
+    for row in &replay.rows {
+        assert_eq!((row.promised, row.decided), ("best-effort", Some("detect")));
+    }
+}
+
+#[test]
+fn a_trial_beside_a_weaker_guard_decides_nothing() {
+    let mut bundle = whole();
+    let held = |level| Trial {
+        held: true,
+        ..trial(level)
+    };
+    bundle.trials = vec![held(Level::Detect)];
+    let replay = Replay::of(&bundle);
+    assert!(!replay.agrees());
+    assert!(replay.incomplete.concat().contains("at the level detect"));
+    bundle.trials = vec![held(Level::Enforce)];
+    assert!(Replay::of(&bundle).agrees());
 }
