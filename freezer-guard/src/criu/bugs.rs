@@ -1,4 +1,4 @@
-//! What is known to go wrong with which CRIU on which host.
+//! The known bugs of CRIU on this host.
 
 use std::{fs, path::Path};
 

@@ -147,7 +147,7 @@ impl Counting {
     }
 }
 
-/// What is restored is in the cgroup of the service, and its own master: the unit has ended.
+/// The restored tree is in the cgroup of the service, and its own master: the unit has ended.
 fn of_unit(hierarchy: Hierarchy) -> Result<()> {
     let scene = Scene::new(hierarchy)?;
     let unit = Counting::start(&scene)?;
