@@ -73,6 +73,11 @@ pub(super) trait Engine: Send + Sync {
         Some(SLICE)
     }
 
+    /// Returns whether systemd kills the rest of the container once CRIU has killed its first process.
+    fn is_supervised(&self) -> bool {
+        false
+    }
+
     /// Starts its daemon and loads an image, unless that has been done.
     fn prepare(&self) -> Result<()> {
         Ok(())

@@ -60,6 +60,10 @@ impl Engine for Unit {
         PreDump::Frozen
     }
 
+    fn is_supervised(&self) -> bool {
+        true
+    }
+
     fn guarded_by(&self) -> &'static str {
         GUARDED
     }
