@@ -7,6 +7,8 @@ use freezer_guard::{
 use freezer_guard_abi::CgroupKey;
 use tracing::{error, info, warn};
 
+use super::metrics::Thaw;
+
 /// `way_out`: the remedy, if the event needs one.
 pub(super) fn log(event: &Event, way_out: &str) {
     let Some(by) = &event.by else { return };
@@ -73,20 +75,27 @@ pub(super) fn tell_end(status: &Status) {
     );
 }
 
-/// Logs which cgroups of a dead holder's guard were thawed.
-pub(super) fn tell_thawed(thawed: Vec<CgroupKey>, not_thawed: Option<guard::Error>) {
+/// Logs which cgroups the service has thawed, since their guard had frozen them.
+pub(super) fn tell_thawed(thawed: Vec<CgroupKey>, reason: Thaw) {
+    let why = match reason {
+        Thaw::Killed => "the holder has ended without a thaw",
+        Thaw::Timeout => "the holder has passed `automatic.timeout`",
+        Thaw::LongestHold => "the holder has passed `users.longest_hold`",
+    };
     for cgroup in thawed.into_iter().map(guard::path) {
         warn!(
             cgroup = %cgroup.display(),
-            "thawed {}: its guard had frozen it, and the holder has ended without a thaw",
+            "thawed {}: its guard had frozen it, and {why}",
             escaped(&cgroup.display().to_string())
         );
     }
-    if let Some(error) = not_thawed {
-        warn!(
-            "cannot thaw a cgroup that a guard had frozen and whose holder has ended: {}; the service tries \
-             again when another guard ends",
-            guard::chain(&error)
-        );
-    }
+}
+
+/// Logs that a cgroup of a dead holder's guard is frozen still.
+pub(super) fn tell_not_thawed(error: &guard::Error) {
+    warn!(
+        "cannot thaw a cgroup that a guard had frozen and whose holder has ended: {}; the service tries \
+         again when another guard ends",
+        guard::chain(error)
+    );
 }

@@ -23,7 +23,7 @@ use super::{
     Daemon, blocking,
     error::{Error, Result},
     history,
-    journal::{by, cgroups, log, tell_end, tell_thawed},
+    journal::{by, cgroups, log, tell_end, tell_not_thawed, tell_thawed},
     known::Known,
     metrics::Thaw,
     replace::replace,
@@ -258,6 +258,7 @@ impl Worker {
                 let (_, thawed) = ended?;
                 let mut metrics = self.daemon.metrics.borrow_mut();
                 metrics.has_thawed(thawed.len(), reason);
+                tell_thawed(thawed, reason);
                 Ok(())
             }
         }
@@ -328,7 +329,10 @@ impl Worker {
             let mut metrics = self.daemon.metrics.borrow_mut();
             metrics.has_thawed(thawed.len(), reason);
             drop(metrics);
-            tell_thawed(thawed, not_thawed.filter(|_| !was_told));
+            tell_thawed(thawed, reason);
+            if let Some(error) = not_thawed.filter(|_| !was_told) {
+                tell_not_thawed(&error);
+            }
             if was_told {
                 continue;
             }

@@ -244,7 +244,11 @@ fn overdue(hierarchy: Hierarchy) -> Result<()> {
     let client = hold(&target)?;
     expect_idle()?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
-    ensure!(journal()?.contains("users.longest_hold"), "{}", journal()?);
+    ensure!(
+        journal()?.contains("and the holder has passed `users.longest_hold`"),
+        "{}",
+        journal()?
+    );
     eventually("the thaw is counted", || Ok(thawed()? == before + 1))?;
     drop((client, configured));
     Ok(())
