@@ -165,6 +165,12 @@ pub(crate) struct Metrics {
     /// than that of the example needs `ReadWritePaths=` in a drop-in of freezer-guard.service.
     #[schemars(extend("default" = "", "example" = "/var/lib/prometheus/node-exporter/freezer-guard.prom"))]
     pub(crate) textfile: PathBuf,
+    /// The path of a file for Node Feature Discovery, which makes labels of a Kubernetes node:
+    /// `feature.node.kubernetes.io/freezer-guard.level` has the level of the weakest protection, or
+    /// `none`. The service replaces the file every 10 seconds; five minutes without the service, the labels
+    /// go. An empty path writes no file.
+    #[schemars(extend("default" = "", "example" = "/etc/kubernetes/node-feature-discovery/features.d/freezer-guard"))]
+    pub(crate) node_features: PathBuf,
 }
 
 /// The type of a time.

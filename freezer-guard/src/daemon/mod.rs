@@ -8,6 +8,7 @@ mod accounts;
 mod begin;
 pub(crate) mod config;
 pub(crate) mod error;
+mod features;
 pub(crate) mod history;
 mod http;
 mod idl;

@@ -1,7 +1,12 @@
 //! What has to be done when something happens: one thing after the other, since
 //! each waits for the lock of the pins.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
 
 use freezer_guard::{
     guard::{
@@ -20,9 +25,9 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    Daemon, blocking,
+    Daemon, blocking, config,
     error::{Error, Result},
-    history,
+    features, history,
     journal::{by, cgroups, log, tell_end, tell_not_thawed, tell_thawed},
     known::Known,
     metrics::Thaw,
@@ -380,15 +385,27 @@ impl Worker {
     }
 
     async fn write_metrics(&self) -> Result<()> {
-        let path = self.daemon.config.borrow().metrics.textfile.clone();
-        if !path.as_os_str().is_empty() && self.daemon.ready.get() {
-            let text = self.daemon.metrics().await?.prometheus;
-            let failed = Error::io(format!("write {}", path.display()));
-            let write = move || replace(&path, 0o644, text.as_bytes()).map_err(failed);
-            if let Err(error) = blocking(write).await {
-                warn!("cannot {}", guard::chain(&error));
-            }
+        let config::Metrics {
+            textfile,
+            node_features,
+        } = self.daemon.config.borrow().metrics.clone();
+        let is_wanted = |path: &Path| !path.as_os_str().is_empty() && self.daemon.ready.get();
+        if is_wanted(&textfile) {
+            write(textfile, self.daemon.metrics().await?.prometheus).await;
+        }
+        if is_wanted(&node_features) {
+            let levels = blocking(guard::tally).await?.levels;
+            write(node_features, features::text(&levels, SystemTime::now())).await;
         }
         Ok(())
+    }
+}
+
+/// Replaces a file for others to read.
+async fn write(path: PathBuf, text: String) {
+    let failed = Error::io(format!("write {}", path.display()));
+    let write = move || replace(&path, 0o644, text.as_bytes()).map_err(failed);
+    if let Err(error) = blocking(write).await {
+        warn!("cannot {}", guard::chain(&error));
     }
 }

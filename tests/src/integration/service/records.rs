@@ -18,9 +18,10 @@ pub(super) fn metrics(hierarchy: Hierarchy) -> Result<()> {
     fs::create_dir_all(dir)?;
     let before = fs::read_to_string(CONFIG)?;
     let file = dir.join("freezer-guard.prom");
+    let features = dir.join("features");
     fs::write(
         CONFIG,
-        format!("[metrics]\ntextfile = {:?}\n", file.display().to_string()),
+        format!("[metrics]\ntextfile = {file:?}\nnode_features = {features:?}\n"),
     )?;
     // Its sandbox was made before the directory.
     systemctl(&["restart", "freezer-guard"])?.expect(0)?;
@@ -35,6 +36,10 @@ pub(super) fn metrics(hierarchy: Hierarchy) -> Result<()> {
                 && text.contains("freezer_guard_guards_active 0\n")
                 && text.contains("freezer_guard_hold_seconds_count 1\n"),
         )
+    })?;
+    eventually("the file for labels tells the level", || {
+        let text = fs::read_to_string(&features).unwrap_or_default();
+        Ok(text.starts_with("# +expiry-time=") && text.contains("\nfreezer-guard.level=enforce\n"))
     })?;
     fs::write(CONFIG, before)?;
     systemctl(&["reload", "freezer-guard"])?.expect(0)?;
