@@ -17,6 +17,7 @@
 pub mod control;
 mod decision;
 mod fields;
+pub mod kfuncs;
 mod log;
 mod naming;
 mod record;

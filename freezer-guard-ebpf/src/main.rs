@@ -69,6 +69,7 @@ mod memory;
 mod migration;
 mod operations;
 mod pid;
+mod preemption;
 mod proof;
 mod restore;
 mod seize;
@@ -104,7 +105,7 @@ fn permit<const WITH_V1: bool>(ctx: &LsmContext) -> i32 {
     }
     let file = ctx.arg(0);
     match cgroup::is_in_cgroup(file) {
-        true => cgroup::check_write::<WITH_V1>(file),
+        true => preemption::without(|| cgroup::check_write::<WITH_V1>(file)),
         false => image::check_write(file),
     }
 }

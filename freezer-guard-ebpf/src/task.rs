@@ -11,7 +11,7 @@ use crate::{
     kernel::{self, Pointer, offset, probe},
     lifetime,
     lookup::{self, Found, Origin, is_traced_by_holder},
-    membership,
+    membership, preemption,
 };
 
 /// The signal that a terminal's end sends.
@@ -245,7 +245,7 @@ pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
     if !is_guarded_signal(signal) && !is_deadly(victim, signal) {
         return 0;
     }
-    Attempt::new(Act::Signal, signal as u32, victim).check()
+    preemption::without(|| Attempt::new(Act::Signal, signal as u32, victim).check())
 }
 
 /// The tracepoint `signal_generate`: a signal is on its way, whoever sent it.

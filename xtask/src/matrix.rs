@@ -44,7 +44,7 @@ const MATRIX: [Row; 15] = [
     row(V2, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
     row(Hybrid, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
     row(V1, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels], &[]),
-    row(V2, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels], &[("6.12", Levels)]),
+    row(V2, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels, Soak], &[("6.12", Levels)]),
     row(V2, Initramfs, &[LOCKED_DOWN], &["6.12"], &[Lockdown], &[("6.12", Lockdown)]),
     // Once for each userland.
     row(V2, Systemd, &[], &["6.1", "6.18", "7.3"], &[Engines], &[]),

@@ -217,7 +217,7 @@ impl Metrics {
         );
         registry.register(
             "recursion_misses",
-            "Runs of BPF programs that a preemptible kernel has left out since their load",
+            "Calls for which a preemptible kernel has left out a BPF program and all its copies, at most, since their load",
             gauge(tally.recursion_misses),
         );
         registry

@@ -132,7 +132,7 @@ pub(super) fn preemption() -> Check {
     let matters = match enforces {
         true => "it does not matter here, since bpf is a security module",
         false => {
-            "on a full or lazy preemptible kernel some writes get past the refusal, and are detected"
+            "on a full or lazy preemptible kernel a crowd of processes can get an access past the refusal, and it is detected"
         }
     };
     Check::good(NAME, format!("{finding}; {matters}"))

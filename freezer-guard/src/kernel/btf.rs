@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use freezer_guard_abi::{KernelOffsets, NO_FREEZER};
+use freezer_guard_abi::{KernelOffsets, NO_FREEZER, kfuncs};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
@@ -101,7 +101,16 @@ impl Facts {
     pub(super) fn target(&self, name: &str) -> Option<u32> {
         self.targets.get(name).copied()
     }
+
+    /// The BTF ids of [`kfuncs::NAMES`], if the kernel has all.
+    pub(super) fn kfuncs(&self) -> Option<Kfuncs> {
+        let [disable, enable, save, restore] = kfuncs::NAMES.map(|name| self.target(name));
+        Some([disable?, enable?, save?, restore?])
+    }
 }
+
+/// The BTF ids of [`kfuncs::NAMES`].
+pub(super) type Kfuncs = [u32; kfuncs::NAMES.len()];
 
 /// Stands for the offset of a field that this kernel does not have.
 const ABSENT: u32 = u32::MAX;

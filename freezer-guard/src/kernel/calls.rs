@@ -1,13 +1,14 @@
 //! The result of the self-test for each program, kept beside its pin until it is unloaded.
 
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use super::{
     Error,
+    loading::remove_if_there,
     pins::Locked,
     programs::{self, Hierarchies, PROGRAMS, Program},
 };
@@ -52,7 +53,7 @@ impl Program {
     /// Keeps this result, so that nothing attaches the program again.
     pub(super) fn keep_not_attachable(&self, dir: &Path) -> Result<(), Error> {
         let link = self.result(dir);
-        remove(&link)
+        remove_if_there(&link)
             .and_then(|()| symlink(NOT_ATTACHABLE, &link))
             .map_err(Error::failed(format!("keep {}", link.display())))
     }
@@ -83,7 +84,7 @@ impl Locked {
     /// When they cannot be removed.
     pub fn forget_results(&self) -> Result<(), Error> {
         let mut all = PROGRAMS.iter().map(|program| program.result(self.dir()));
-        all.try_for_each(|link| remove(&link))
+        all.try_for_each(|link| remove_if_there(&link))
             .map_err(Error::failed("remove the results of the self-test"))
     }
 
@@ -100,26 +101,18 @@ impl Locked {
             return Ok(None);
         };
         let link = program.result(self.dir());
-        remove(&link)
+        remove_if_there(&link)
             .and_then(|()| symlink(result.text(), &link))
             .map_err(Error::failed(format!("keep {}", link.display())))?;
         if result != CallResult::NeverCalled {
             return Ok(None);
         }
-        let pin = program.link_pin(self.dir());
-        remove(&pin).map_err(Error::failed(format!("remove {}", pin.display())))?;
+        program.detach(self.dir())?;
         self.detach_incomplete_moves()?;
         let error = program.never_called(level);
         match program.is_vital() {
             true => Err(error),
             false => Ok(Some(error)),
         }
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }

@@ -11,16 +11,22 @@ use std::{
     path::Path,
 };
 
-use aya_obj::Object;
-use freezer_guard_abi::{LogLevel, names};
+use aya_obj::{
+    Object,
+    generated::{BPF_ALU64, BPF_CALL, BPF_JMP, BPF_K, BPF_MOV, BPF_PSEUDO_KFUNC_CALL, bpf_insn},
+};
+use freezer_guard_abi::{LogLevel, kfuncs, names};
 
 use super::{
     Error,
-    btf::Facts,
+    btf::{Facts, Kfuncs},
     object::{missing, parse},
     sizes,
 };
 use crate::sys::{self, Attachment, Functions};
+
+/// `r0 = 0`, of which the number is the immediate.
+const NOTHING: u8 = (BPF_ALU64 | BPF_MOV | BPF_K) as u8;
 
 const DOING: &str = "prepare the BPF object";
 
@@ -94,11 +100,12 @@ impl Code {
         })
     }
 
-    /// Loads the program `name`.
+    /// Loads the program `name`. `kfuncs`: what it calls where [`kfuncs`] stand in for it; `None`: nothing.
     pub(super) fn load(
         &self,
         name: &'static str,
         attachment: Attachment,
+        kfuncs: Option<Kfuncs>,
     ) -> Result<OwnedFd, Error> {
         let program = self
             .object
@@ -114,9 +121,13 @@ impl Code {
             btf: &self.btf,
             places: &code.func_info.func_info,
         };
+        let mut instructions = code.instructions.clone();
+        for instruction in &mut instructions {
+            put_kfunc(instruction, kfuncs);
+        }
         sys::load(
             name,
-            &code.instructions,
+            &instructions,
             Some(functions),
             &program.license,
             attachment,
@@ -126,6 +137,29 @@ impl Code {
             source,
             log,
         })
+    }
+}
+
+/// Puts one of these functions, or nothing, where the instruction calls what stands in for it.
+fn put_kfunc(instruction: &mut bpf_insn, kfuncs: Option<Kfuncs>) {
+    const CALL: u8 = (BPF_JMP | BPF_CALL) as u8;
+    let is_helper = instruction.code == CALL && instruction.src_reg() == 0;
+    let number = instruction.imm.cast_unsigned().wrapping_sub(kfuncs::FIRST) as usize;
+    if !is_helper || number >= kfuncs::NAMES.len() {
+        return;
+    }
+    match kfuncs {
+        Some(kfuncs) => {
+            instruction.set_src_reg(BPF_PSEUDO_KFUNC_CALL as u8);
+            instruction.imm = kfuncs[number].cast_signed();
+        }
+        None => {
+            *instruction = bpf_insn {
+                code: NOTHING,
+                imm: 0,
+                ..*instruction
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Programs on their way into the kernel and onto their hooks.
 
 use std::{
-    io,
+    fs, io,
     os::fd::OwnedFd,
     path::Path,
     thread::sleep,
@@ -54,17 +54,16 @@ pub(super) fn load_iterator(
                 function: ITERATOR.to_owned(),
             })?,
         },
+        None,
     )?;
     let path = dir.join(name);
     sys::attach_iterator(&program)
         .map_err(Error::failed(format!("attach the BPF iterator {name}")))
-        .and_then(|link| {
-            sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
-        })
+        .and_then(|link| pin_at(&link, &path))
 }
 
 impl Program {
-    /// Loads it for this level and pins it.
+    /// Loads it for this level, and copies of it if the kernel may leave it out, and pins them.
     pub(super) fn load(
         &self,
         level: Level,
@@ -72,9 +71,16 @@ impl Program {
         facts: &Facts,
         dir: &Path,
     ) -> Result<(), Error> {
-        let loaded = code.load(self.name, self.attachment(level, facts)?)?;
-        let pin = self.program_pin(dir);
-        sys::pin(&loaded, &pin).map_err(Error::failed(format!("pin {}", pin.display())))
+        let attachment = self.attachment(level, facts)?;
+        let kfuncs = facts.kfuncs().filter(|_| self.copies(level, true) > 1);
+        // A kernel may have the functions, and not permit what they are for here.
+        let kfuncs = kfuncs.filter(|_| code.load(self.name, attachment, kfuncs).is_ok());
+        let copies = self.copies(level, kfuncs.is_some());
+        let pins = self.pins(dir).map(|(pin, _)| pin).take(copies).rev();
+        pins.filter(|pin| !pin.exists()).try_for_each(|pin| {
+            let loaded = code.load(self.name, attachment, kfuncs)?;
+            pin_at(&loaded, &pin)
+        })
     }
 
     /// Where it goes on this kernel.
@@ -97,13 +103,41 @@ impl Program {
         }
     }
 
-    /// Attaches it, from its pin, and pins the link.
+    /// Attaches it and its copies, from their pins, and pins the links. The kernel calls first what is
+    /// attached last.
+    ///
+    /// # Errors
+    /// When it is not attached, or not each of its copies.
     pub(super) fn attach(&self, dir: &Path) -> Result<(), Error> {
-        let failed = || Error::failed(format!("attach the BPF program {}", self.name));
-        let path = self.link_pin(dir);
-        let program = sys::open_pin(&self.program_pin(dir)).map_err(failed())?;
-        let link = attach_again(&program).map_err(failed())?;
-        sys::pin(&link, &path).map_err(Error::failed(format!("pin {}", path.display())))
+        let attach = |program: &Path, link: &Path| {
+            let failed = || Error::failed(format!("attach the BPF program {}", self.name));
+            let program = sys::open_pin(program).map_err(failed())?;
+            let attached = attach_again(&program).map_err(failed())?;
+            pin_at(&attached, link)
+        };
+        let pins = self.pins(dir).rev();
+        pins.filter(|(program, link)| program.exists() && !link.exists())
+            .map(|(program, link)| attach(&program, &link))
+            .fold(Ok(()), Result::and)
+    }
+
+    /// Detaches it and its copies.
+    pub(super) fn detach(&self, dir: &Path) -> Result<(), Error> {
+        self.pins(dir).try_for_each(|(_, link)| {
+            remove_if_there(&link).map_err(Error::failed(format!("remove {}", link.display())))
+        })
+    }
+}
+
+fn pin_at(object: &OwnedFd, path: &Path) -> Result<(), Error> {
+    sys::pin(object, path).map_err(Error::failed(format!("pin {}", path.display())))
+}
+
+/// Removes a pin, if there is one.
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

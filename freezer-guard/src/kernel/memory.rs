@@ -26,11 +26,8 @@ impl Locked {
         const DOING: &str = "read what the programs take";
         let mut memory = Memory::default();
         let mut of_programs = BTreeSet::new();
-        for program in &PROGRAMS {
-            let pin = program.program_pin(self.dir());
-            if !pin.exists() {
-                continue;
-            }
+        let pins = PROGRAMS.iter().flat_map(|program| program.pins(self.dir()));
+        for pin in pins.map(|(pin, _)| pin).filter(|pin| pin.exists()) {
             let info = ProgramInfo::from_pin(&pin).map_err(Error::failed(DOING))?;
             let locked = info.memory_locked().map_err(Error::failed(DOING))?;
             memory.programs += u64::from(locked);

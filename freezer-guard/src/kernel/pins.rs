@@ -236,7 +236,7 @@ impl Locked {
         for name in [names::MEMBERS_ITER, names::ENROL_ITER] {
             load_iterator(name, &loader.code, &loader.facts, &self.dir)?;
         }
-        let control = loader.code.load(names::CONTROL, Attachment::BY_BPF)?;
+        let control = (loader.code).load(names::CONTROL, Attachment::BY_BPF, None)?;
         // The map may be new, and a reader there from before.
         reading::tell(&self.dir)?;
         let path = self.control(level);
@@ -363,14 +363,10 @@ impl Locked {
 
     /// Detaches the programs that refuse moves on v2 if one of them is not attached.
     pub(super) fn detach_incomplete_moves(&self) -> Result<(), Error> {
-        let pins: Vec<_> = moves().map(|program| program.link_pin(&self.dir)).collect();
-        if pins.iter().all(|pin| pin.exists()) {
-            return Ok(());
+        match moves().all(|program| program.link_pin(&self.dir).exists()) {
+            true => Ok(()),
+            false => moves().try_for_each(|program| program.detach(&self.dir)),
         }
-        for pin in pins.iter().filter(|pin| pin.exists()) {
-            fs::remove_file(pin).map_err(Error::failed(format!("remove {}", pin.display())))?;
-        }
-        Ok(())
     }
 
     /// Removes the entries of threads that ended while no program was attached. The kernel reuses
@@ -418,10 +414,7 @@ impl Locked {
             .iter()
             .rev()
             .filter(|program| !(program.is_needed(hierarchies) || watch && program.watches()))
-            .map(|program| program.link_pin(&self.dir))
-            .filter(|pin| pin.exists())
-            .try_for_each(fs::remove_file)
-            .map_err(Error::failed(format!("remove pins in {PIN_DIR}")))
+            .try_for_each(|program| program.detach(&self.dir))
     }
 
     /// Every pin, of whatever version, but for the maps of those who follow the events.

@@ -22,18 +22,24 @@ pub(super) fn missed(level: Level, dir: &Path) -> Result<u64, Error> {
 }
 
 impl Program {
-    /// `recursion_misses`; 0 when it is not loaded.
+    /// `recursion_misses` of each of its copies that is loaded, in the order in which the kernel calls them.
+    fn misses(&self, dir: &Path) -> impl Iterator<Item = Result<u64, Error>> {
+        let pins = self.pins(dir).map(|(pin, _)| pin);
+        pins.filter(|pin| pin.exists())
+            .map(|pin| self.number(&pin, "recursion_misses"))
+    }
+
+    /// How many calls have got past all copies, at most; 0 when it is not loaded.
     fn recursion_misses(&self, dir: &Path) -> Result<u64, Error> {
-        match self.program_pin(dir).exists() {
-            true => self.number(dir, "recursion_misses"),
-            false => Ok(0),
-        }
+        self.misses(dir)
+            .reduce(|least, misses| Ok(least?.min(misses?)))
+            .unwrap_or(Ok(0))
     }
 
     /// A line of `bpf_prog_show_fdinfo`.
-    fn number(&self, dir: &Path, name: &'static str) -> Result<u64, Error> {
+    fn number(&self, pin: &Path, name: &'static str) -> Result<u64, Error> {
         let failed = || format!("read {name} of the BPF program {}", self.name);
-        let program = sys::open_pin(&self.program_pin(dir)).map_err(Error::failed(failed()))?;
+        let program = sys::open_pin(pin).map_err(Error::failed(failed()))?;
         sys::fdinfo(program, name)
             .map_err(Error::failed(failed()))?
             .ok_or_else(|| Error::failed(failed())("the kernel does not tell"))
@@ -57,7 +63,8 @@ impl Program {
             bytes_translated: info.and_then(ProgramInfo::size_translated),
             bytes_jited: info.map(ProgramInfo::size_jitted),
             recursion_misses: self.left_out(dir),
-            calls: self.number(dir, "run_cnt").ok(),
+            copies_misses: self.misses(dir).map(Result::unwrap_or_default).collect(),
+            calls: self.number(&self.program_pin(dir), "run_cnt").ok(),
         }
     }
 }
@@ -80,8 +87,13 @@ pub struct ProgramReport {
     pub bytes_translated: Option<u32>,
     /// The size of its machine code, in bytes.
     pub bytes_jited: Option<u32>,
-    /// The number of runs that the kernel has left out.
+    /// The number of runs that the kernel has left out. Of a program with copies: the number of those of
+    /// the copy of which it has left out the fewest.
     pub recursion_misses: u64,
+    /// The same number for each copy, in the order in which the kernel calls them. Absent if it is not
+    /// loaded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies_misses: Vec<u64>,
     /// The number of calls during the check, or null if the check does not call it.
     pub calls: Option<u64>,
 }

@@ -22,7 +22,7 @@ pub(super) struct Part {
 }
 
 #[rustfmt::skip]
-pub(super) const PARTS: [Part; 46] = [
+pub(super) const PARTS: [Part; 47] = [
     part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
@@ -37,6 +37,7 @@ pub(super) const PARTS: [Part; 46] = [
     part("levels", levels::list, Nothing, &[Levels, Core, Full]),
     part("levels", levels::list_each, Nothing, &[Levels, Full]),
     part("levels", levels::crowds::list, Nothing, &[Levels, Soak]),
+    part("levels", levels::crowds::list_long, Nothing, &[Soak]),
     part("doctor", doctor::list, Nothing, &[Levels, Mixed, Core, Full]),
     part("doctor", doctor::list_beside, Nothing, &[Full]),
     part("dump", dump::list, AnotherGuard, &[Mixed, Core, Full]),

@@ -1,6 +1,6 @@
 //! Holders and outsiders in crowds, on kernels that may leave programs out.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -11,7 +11,7 @@ use super::{
         List,
         cgroups::{Cgroup, Hierarchy, Workload, eventually},
         lifecycle::expect_clean,
-        process::{Finished, Held, guards, tool},
+        process::{Finished, Held, guards, run, tool},
     },
     held_at,
 };
@@ -29,6 +29,13 @@ pub(in super::super) fn list(list: &mut List<'_>) {
     list.add("what_may_have_been_missed_is_a_violation", unseen);
     if list.hierarchy == Hierarchy::V2 {
         list.add("best_effort_misses_no_move", moves);
+    }
+}
+
+/// Where guards have this level.
+pub(in super::super) fn list_long(list: &mut List<'_>) {
+    if list.config.boot.iter().any(|word| word.starts_with("lsm=")) {
+        list.add("best_effort_misses_no_freeze_in_ten_minutes", freezes_long);
     }
 }
 
@@ -80,28 +87,75 @@ fn outlives(hierarchy: Hierarchy, level: &'static str) -> Result<()> {
 struct Crowd {
     attempts: u64,
     successes: u64,
+    /// How often the kernel has left out the program that refuses them.
+    left_out: u64,
     /// The guard's entry in `status`, and the state of its target, before its end.
     guard: Value,
     state: String,
     finished: Finished,
 }
 
-/// `first`: a command that the holder runs before.
-fn crowd(target: &Cgroup, first: &str, arguments: &[&str]) -> Result<Crowd> {
+/// `first`: a command that the holder runs before. `program`: it refuses the attempts.
+fn crowd(target: &Cgroup, first: &str, program: &str, arguments: &[&str]) -> Result<Crowd> {
+    crowds(1, target, first, program, arguments)
+}
+
+/// So many crowds, one after the other.
+fn crowds(
+    count: usize,
+    target: &Cgroup,
+    first: &str,
+    program: &str,
+    arguments: &[&str],
+) -> Result<Crowd> {
     let mut held = held_at(target, "best-effort")?;
     ensure!(held.sh(first)? == 0, "the holder may not: {first}");
-    let said = tool(arguments)?.expect(0)?.stdout;
-    let (attempts, successes) = said.trim().split_once(' ').context("two numbers")?;
-    let (attempts, successes) = (attempts.parse()?, successes.parse()?);
-    eprintln!("{attempts} attempts, {successes} went through");
+    let (mut attempts, mut successes) = (0_u64, 0_u64);
+    for _ in 0..count {
+        let said = tool(arguments)?.expect(0)?.stdout;
+        let (more, through) = said.trim().split_once(' ').context("two numbers")?;
+        attempts += more.parse::<u64>()?;
+        successes += through.parse::<u64>()?;
+        eprintln!("{attempts} attempts, {successes} went through");
+    }
     ensure!(attempts > 100, "only {attempts} attempts");
     Ok(Crowd {
         attempts,
         successes,
+        left_out: left_out(program)?,
         guard: guards()?.remove(0),
         state: target.state()?,
         finished: held.release()?,
     })
+}
+
+/// How often the kernel has left out the program whose name begins so, and called a copy of it.
+fn left_out(program: &str) -> Result<u64> {
+    let report = run(Command::new("freezer-guard").args(["doctor", "--json"]))?.stdout;
+    let report: Value = serde_json::from_str(&report).context("the report of doctor")?;
+    let programs = report["programs"].as_array().context("a list")?;
+    let loaded = programs
+        .iter()
+        .filter(|one| one["attached"] == true)
+        .find(|one| {
+            one["name"]
+                .as_str()
+                .is_some_and(|name| name.starts_with(program))
+        })
+        .with_context(|| format!("{program} is not attached: {report}"))?;
+    eprintln!("{program}: {}", loaded["copies_misses"]);
+    loaded["copies_misses"][0].as_u64().context("a number")
+}
+
+/// At most one of so many gets past all copies of the program.
+fn expect_refused(crowd: &Crowd, of: u64) -> Result<()> {
+    ensure!(
+        crowd.successes * of <= crowd.attempts,
+        "{} of {} went through",
+        crowd.successes,
+        crowd.attempts
+    );
+    Ok(())
 }
 
 /// Nothing is left out on a kernel that does not preempt itself, and much on one
@@ -134,10 +188,22 @@ fn expect_told(finished: Finished, disturbed: bool) -> Result<()> {
 /// Whether a write has changed anything is seen from the state in the end: it
 /// was FROZEN, and changes by turns.
 fn freezes(hierarchy: Hierarchy) -> Result<()> {
+    freezes_in(1, 10_000, hierarchy)
+}
+
+/// Ten minutes of it.
+fn freezes_long(hierarchy: Hierarchy) -> Result<()> {
+    freezes_in(200, 1_000_000, hierarchy)
+}
+
+/// In so many crowds, at most one of so many gets through.
+fn freezes_in(count: usize, of: u64, hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let freezer = target.freezer().display().to_string();
     let arguments = ["toggle", &freezer, hierarchy.thawed(), hierarchy.frozen()];
-    let crowd = crowd(&target, "true", &arguments)?;
+    let crowd = crowds(count, &target, "true", "file_permission", &arguments)?;
+    expect_refused(&crowd, of)?;
+    expect_left_out(crowd.left_out)?;
     let (successes, guard) = (crowd.successes, crowd.guard);
     let counted = guard["violations"]["freeze"].as_u64().context("a count")?;
     ensure!(
@@ -151,7 +217,6 @@ fn freezes(hierarchy: Hierarchy) -> Result<()> {
         "{counted} changes, and {}",
         crowd.state
     );
-    expect_left_out(successes)?;
     expect_told(crowd.finished, counted > 0)?;
     expect_clean()
 }
@@ -159,13 +224,15 @@ fn freezes(hierarchy: Hierarchy) -> Result<()> {
 fn signals(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
-    let crowd = crowd(&target, "true", &["continue", &workload.pid.to_string()])?;
+    let pid = workload.pid.to_string();
+    let crowd = crowd(&target, "true", "task_kill", &["continue", &pid])?;
+    expect_refused(&crowd, 10_000)?;
+    expect_left_out(crowd.left_out)?;
     let (successes, guard) = (crowd.successes, crowd.guard);
     ensure!(
         guard["violations"]["kill"] == successes,
         "{successes}: {guard}"
     );
-    expect_left_out(successes)?;
     expect_told(crowd.finished, successes > 0)?;
     workload.expect_counting()?;
     drop((workload, target));
@@ -179,7 +246,12 @@ fn accesses(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 0)?;
     for way in ["peek", "seize"] {
-        let crowd = crowd(&target, "true", &[way, &workload.pid.to_string()])?;
+        let crowd = crowd(
+            &target,
+            "true",
+            "ptrace_access_check",
+            &[way, &workload.pid.to_string()],
+        )?;
         let (successes, guard) = (crowd.successes, crowd.guard);
         ensure!(
             successes == 0 && guard["missed"] == 0,
@@ -230,14 +302,16 @@ fn moves(hierarchy: Hierarchy) -> Result<()> {
     let crowd = crowd(
         &target,
         &thaw,
+        "inode_permission",
         &["migrate", &target.text(), &outside.text(), &pid],
     )?;
+    expect_refused(&crowd, 10_000)?;
+    expect_left_out(crowd.left_out)?;
     let (successes, guard) = (crowd.successes, crowd.guard);
     // A move to where the task is already goes through and changes nothing.
     let counted = guard["violations"]["migrate"].as_u64().context("a count")?;
     ensure!(counted <= successes, "{successes}: {guard}");
     ensure!((counted == 0) == (successes == 0), "{successes}: {guard}");
-    expect_left_out(successes)?;
     expect_told(crowd.finished, counted > 0)?;
     child.kill_all()?;
     target.kill_all()?;
