@@ -6,6 +6,8 @@
 
 use std::io;
 
+use freezer_guard_abi::kfuncs;
+
 /// The answers of a kernel's BTF.
 pub(crate) trait KernelTypes {
     /// The offset of a member, bytes. `|` stands between names of several releases, and `.` before a
@@ -73,6 +75,19 @@ pub(crate) fn lacks_v1_freezer(types: &dyn KernelTypes) -> bool {
     types.constant(name, constant).is_none()
 }
 
+/// The BTF ids of [`kfuncs::NAMES`].
+pub(crate) type Kfuncs = [u32; kfuncs::NAMES.len()];
+
+/// The kernel has functions by which a program keeps the scheduler off while it decides.
+///
+/// Since Linux 6.14 (c8e2ee1f3df0, "bpf: Introduce support for `bpf_local_irq_{save,restore}`"). A program
+/// that calls global functions meanwhile takes 6.15. BTF does not show that, so an attempt to load has
+/// to. `target`: the BTF id of a function.
+pub(crate) fn scheduler_can_be_kept_off(target: impl Fn(&str) -> Option<u32>) -> Option<Kfuncs> {
+    let [disable, enable, save, restore] = kfuncs::NAMES.map(target);
+    Some([disable?, enable?, save?, restore?])
+}
+
 /// The kernel attaches no program to this function, since it has too many arguments.
 ///
 /// On x86 a program goes onto functions of at most six arguments before Linux 6.6 (473e3150e30a, "bpf,
@@ -135,7 +150,7 @@ pub struct Quirk {
 }
 
 /// Every difference.
-pub const QUIRKS: [Quirk; 11] = [
+pub const QUIRKS: [Quirk; 12] = [
     Quirk {
         name: "kernfs_node.parent|__parent",
         difference: "the parent of a kernfs node has another name",
@@ -184,6 +199,13 @@ pub const QUIRKS: [Quirk; 11] = [
         since: "6.1 (fba1a1c6c912)",
         recognised: "BTF: `bpf_htab.ma`",
         effect: "without it there are at most 1,024 guards, and 16,384 threads of holders",
+    },
+    Quirk {
+        name: "scheduler_can_be_kept_off",
+        difference: "a program can keep the scheduler off while it decides",
+        since: "6.14, and 6.15 if it calls global functions meanwhile",
+        recognised: "BTF: `bpf_preempt_disable`, `bpf_local_irq_save` and their opposites; an attempt to load",
+        effect: "at `best-effort`, without it there are 12 copies of a program instead of 6",
     },
     Quirk {
         name: "is_function_too_long",

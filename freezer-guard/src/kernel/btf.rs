@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use freezer_guard_abi::{KernelOffsets, NO_FREEZER, kfuncs};
+use freezer_guard_abi::{KernelOffsets, NO_FREEZER};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
@@ -20,7 +20,7 @@ use super::{
     programs,
     types::Types,
 };
-use crate::quirks::{self, FREEZER_ID, KernelTypes, MEMORY_OWNER};
+use crate::quirks::{self, FREEZER_ID, KernelTypes, Kfuncs, MEMORY_OWNER};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -102,15 +102,11 @@ impl Facts {
         self.targets.get(name).copied()
     }
 
-    /// The BTF ids of [`kfuncs::NAMES`], if the kernel has all.
+    /// See [`quirks::scheduler_can_be_kept_off`].
     pub(super) fn kfuncs(&self) -> Option<Kfuncs> {
-        let [disable, enable, save, restore] = kfuncs::NAMES.map(|name| self.target(name));
-        Some([disable?, enable?, save?, restore?])
+        quirks::scheduler_can_be_kept_off(|name| self.target(name))
     }
 }
-
-/// The BTF ids of [`kfuncs::NAMES`].
-pub(super) type Kfuncs = [u32; kfuncs::NAMES.len()];
 
 /// Stands for the offset of a field that this kernel does not have.
 const ABSENT: u32 = u32::MAX;

@@ -19,11 +19,14 @@ use freezer_guard_abi::{LogLevel, kfuncs, names};
 
 use super::{
     Error,
-    btf::{Facts, Kfuncs},
+    btf::Facts,
     object::{missing, parse},
     sizes,
 };
-use crate::sys::{self, Attachment, Functions};
+use crate::{
+    quirks::Kfuncs,
+    sys::{self, Attachment, Functions},
+};
 
 /// `r0 = 0`, of which the number is the immediate.
 const NOTHING: u8 = (BPF_ALU64 | BPF_MOV | BPF_K) as u8;
