@@ -105,7 +105,7 @@ fn permit<const WITH_V1: bool>(ctx: &LsmContext) -> i32 {
     }
     let file = ctx.arg(0);
     match cgroup::is_in_cgroup(file) {
-        true => preemption::without(|| cgroup::check_write::<WITH_V1>(file)),
+        true => preemption::disabled(|| cgroup::check_write::<WITH_V1>(file)),
         false => image::check_write(file),
     }
 }

@@ -1,7 +1,7 @@
-//! Programs that the scheduler does not interrupt.
+//! Programs that disable preemption.
 //!
-//! Below the level `enforce`, the kernel leaves a program out while it has interrupted another run of it on
-//! the same CPU (`__bpf_prog_enter_recur` of `kernel/bpf/trampoline.c`). Other tasks can so get past a
+//! Below the level `enforce`, the kernel skips a program while it has interrupted another run of it on the
+//! same CPU (`__bpf_prog_enter_recur` of `kernel/bpf/trampoline.c`). Other tasks can so get past a
 //! program for as long as the interrupted one waits for the CPU.
 
 use core::mem::{MaybeUninit, transmute};
@@ -13,12 +13,13 @@ const fn stand_in(index: usize) -> usize {
     kfuncs::FIRST as usize + index
 }
 
-/// Calls `decide`, during which no other task runs on this CPU, if the kernel has what that needs.
+/// Calls `decide` with preemption disabled, if the kernel has what that needs.
 ///
-/// The kernel interrupts a task late that was to be interrupted meanwhile: with interrupts off,
-/// `preempt_enable` does not, and the program has ended when somebody asks next.
+/// With interrupts disabled, `preempt_enable` does not schedule. So a task that was to be preempted
+/// meanwhile is preempted after the program. There are a few instructions before and after, in which it still can
+/// be preempted inside the program: hence the program has copies.
 #[inline(always)]
-pub(crate) fn without(decide: impl FnOnce() -> i32) -> i32 {
+pub(crate) fn disabled(decide: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the loader puts functions with these arguments in the place of the numbers, or nothing,
     // and the verifier checks their use.
     unsafe {

@@ -245,7 +245,7 @@ pub(crate) fn check_signal(victim: Pointer, signal: i32) -> i32 {
     if !is_guarded_signal(signal) && !is_deadly(victim, signal) {
         return 0;
     }
-    preemption::without(|| Attempt::new(Act::Signal, signal as u32, victim).check())
+    preemption::disabled(|| Attempt::new(Act::Signal, signal as u32, victim).check())
 }
 
 /// The tracepoint `signal_generate`: a signal is on its way, whoever sent it.

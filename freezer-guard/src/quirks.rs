@@ -78,12 +78,12 @@ pub(crate) fn lacks_v1_freezer(types: &dyn KernelTypes) -> bool {
 /// The BTF ids of [`kfuncs::NAMES`].
 pub(crate) type Kfuncs = [u32; kfuncs::NAMES.len()];
 
-/// The kernel has functions by which a program keeps the scheduler off while it decides.
+/// The kernel has functions by which a program disables preemption while it decides.
 ///
-/// Since Linux 6.14 (c8e2ee1f3df0, "bpf: Introduce support for `bpf_local_irq_{save,restore}`"). A program
-/// that calls global functions meanwhile takes 6.15. BTF does not show that, so an attempt to load has
-/// to. `target`: the BTF id of a function.
-pub(crate) fn scheduler_can_be_kept_off(target: impl Fn(&str) -> Option<u32>) -> Option<Kfuncs> {
+/// Since Linux 6.14 (c8e2ee1f3df0, "bpf: Introduce support for `bpf_local_irq_{save,restore}`"). Since 6.15
+/// such a program may call global functions meanwhile ("bpf: Summarize sleepable global subprogs"). BTF
+/// does not show that, so an attempt to load has to. `target`: the BTF id of a function.
+pub(crate) fn preemption_can_be_disabled(target: impl Fn(&str) -> Option<u32>) -> Option<Kfuncs> {
     let [disable, enable, save, restore] = kfuncs::NAMES.map(target);
     Some([disable?, enable?, save?, restore?])
 }
@@ -201,8 +201,8 @@ pub const QUIRKS: [Quirk; 12] = [
         effect: "without it there are at most 1,024 guards, and 16,384 threads of holders",
     },
     Quirk {
-        name: "scheduler_can_be_kept_off",
-        difference: "a program can keep the scheduler off while it decides",
+        name: "preemption_can_be_disabled",
+        difference: "a program can disable preemption while it decides",
         since: "6.14, and 6.15 if it calls global functions meanwhile",
         recognised: "BTF: `bpf_preempt_disable`, `bpf_local_irq_save` and their opposites; an attempt to load",
         effect: "at `best-effort`, without it there are 12 copies of a program instead of 6",

@@ -51,7 +51,7 @@ pub(crate) struct Config {
     pub(crate) users: Users,
     /// Units of systemd.
     pub(crate) units: Units,
-    /// Metrics for a monitoring system.
+    /// Metrics for a monitoring system, and the level for Kubernetes.
     pub(crate) metrics: Metrics,
     /// Diagnostics.
     pub(crate) log: Log,
@@ -167,8 +167,8 @@ pub(crate) struct Metrics {
     pub(crate) textfile: PathBuf,
     /// The path of a file for Node Feature Discovery, which makes labels of a Kubernetes node:
     /// `feature.node.kubernetes.io/freezer-guard.level` has the level of the weakest protection, or
-    /// `none`. The service replaces the file every 10 seconds; five minutes without the service, the labels
-    /// go. An empty path writes no file.
+    /// `none`. The file expires after five minutes without the service. An empty path writes no file. Outside
+    /// of a container, the directory needs `ReadWritePaths=` in a drop-in of freezer-guard.service.
     #[schemars(extend("default" = "", "example" = "/etc/kubernetes/node-feature-discovery/features.d/freezer-guard"))]
     pub(crate) node_features: PathBuf,
 }

@@ -1,50 +1,89 @@
 //! The file from which Node Feature Discovery makes labels of a Kubernetes node.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use freezer_guard::kernel::Levels;
 
-/// How long the file says what is so. The service replaces it every 10 seconds: without the service, the
-/// labels go.
+/// How long the file says what is so. Without the service, the labels go.
 const LASTS: Duration = Duration::from_secs(300);
+
+/// What was written last: Node Feature Discovery begins its work anew whenever the file changes.
+#[derive(Debug)]
+pub(super) struct Written {
+    path: PathBuf,
+    levels: Levels,
+    at: SystemTime,
+}
+
+impl Written {
+    pub(super) fn new(path: &Path, levels: Levels, at: SystemTime) -> Self {
+        let path = path.to_owned();
+        Self { path, levels, at }
+    }
+
+    /// Whether it says what is so, and does so for a while.
+    pub(super) fn will_do(&self, path: &Path, levels: &Levels, now: SystemTime) -> bool {
+        // The clock may have gone back.
+        let age = now.duration_since(self.at).unwrap_or(LASTS);
+        self.path == path && self.levels == *levels && age < LASTS / 2
+    }
+}
 
 /// Returns the contents of the file at this moment: the level is that of the weakest protection.
 ///
 /// The format is that of Node Feature Discovery's source `local`.
 pub(super) fn text(levels: &Levels, now: SystemTime) -> String {
+    const PREFIX: &str = "feature.node.kubernetes.io/freezer-guard";
     let weakest = levels.iter().min().copied().flatten();
     let level = weakest.map_or("none", |level| level.name());
     let expiry = humantime::format_rfc3339_seconds(now + LASTS);
     let version = env!("CARGO_PKG_VERSION");
-    format!(
-        "# +expiry-time={expiry}\nfreezer-guard.level={level}\nfreezer-guard.version={version}\n"
-    )
+    format!("# +expiry-time={expiry}\n{PREFIX}.level={level}\n{PREFIX}.version={version}\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::{
+        path::Path,
+        time::{Duration, SystemTime},
+    };
 
     use freezer_guard_abi::Level;
 
-    use super::text;
+    use super::{Written, text};
+
+    const ENFORCE: Option<Level> = Some(Level::Enforce);
 
     #[test]
     fn the_weakest_protection_is_the_level() {
         let first_line = "# +expiry-time=1970-01-01T00:06:40Z\n";
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
-        let enforce = Some(Level::Enforce);
         for (levels, level) in [
-            ([enforce; 4], "enforce"),
-            ([enforce, Some(Level::Detect), enforce, enforce], "detect"),
-            ([enforce, None, Some(Level::Detect), enforce], "none"),
+            ([ENFORCE; 4], "enforce"),
+            ([ENFORCE, Some(Level::Detect), ENFORCE, ENFORCE], "detect"),
+            ([ENFORCE, None, Some(Level::Detect), ENFORCE], "none"),
         ] {
             let text = text(&levels, now);
             assert!(text.starts_with(first_line), "{text}");
             assert!(
-                text.contains(&format!("\nfreezer-guard.level={level}\n")),
+                text.contains(&format!("/freezer-guard.level={level}\n")),
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn it_is_written_again_for_a_change_and_before_it_expires() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let (path, levels) = (Path::new("/a"), [ENFORCE; 4]);
+        let written = Written::new(path, levels, at(1000));
+        assert!(written.will_do(path, &levels, at(1149)));
+        assert!(!written.will_do(path, &levels, at(1150)));
+        assert!(!written.will_do(path, &levels, at(999)));
+        assert!(!written.will_do(Path::new("/b"), &levels, at(1001)));
+        assert!(!written.will_do(path, &[None; 4], at(1001)));
     }
 }

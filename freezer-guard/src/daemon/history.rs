@@ -6,7 +6,7 @@ use std::{collections::VecDeque, fs, io, path::Path};
 use freezer_guard::guard::Status;
 use freezer_guard_abi::GuardId;
 
-use super::replace::replace;
+use super::replace::{Sync, replace};
 
 /// The file.
 pub(crate) const LAST: &str = "/var/lib/freezer-guard/last.json";
@@ -46,5 +46,10 @@ impl History {
 /// # Errors
 /// See [`replace`].
 pub(super) fn keep(last: &[Status]) -> io::Result<()> {
-    replace(Path::new(LAST), 0o600, &serde_json::to_vec(last)?)
+    replace(
+        Path::new(LAST),
+        0o600,
+        &serde_json::to_vec(last)?,
+        Sync::Yes,
+    )
 }

@@ -217,7 +217,7 @@ impl Metrics {
         );
         registry.register(
             "recursion_misses",
-            "Calls for which a preemptible kernel has left out a BPF program and all its copies, at most, since their load",
+            "An upper bound of the calls that got past a BPF program and all its copies since its load, of all programs",
             gauge(tally.recursion_misses),
         );
         registry

@@ -31,7 +31,7 @@ use super::{
     journal::{by, cgroups, log, tell_end, tell_not_thawed, tell_thawed},
     known::Known,
     metrics::Thaw,
-    replace::replace,
+    replace::{Sync, replace},
     units::finish_stops,
 };
 
@@ -66,6 +66,8 @@ struct Worker {
     known: BTreeMap<GuardId, Known>,
     /// Whether more may be attached than is needed.
     is_too_much_attached: bool,
+    /// The file for Node Feature Discovery.
+    features: Option<features::Written>,
 }
 
 /// Does one job after the other.
@@ -74,6 +76,7 @@ pub(super) async fn keep(daemon: Rc<Daemon>, mut jobs: mpsc::UnboundedReceiver<J
         daemon,
         known: BTreeMap::new(),
         is_too_much_attached: false,
+        features: None,
     };
     let mut next = None;
     loop {
@@ -384,7 +387,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn write_metrics(&self) -> Result<()> {
+    async fn write_metrics(&mut self) -> Result<()> {
         let config::Metrics {
             textfile,
             node_features,
@@ -395,17 +398,25 @@ impl Worker {
         }
         if is_wanted(&node_features) {
             let levels = blocking(guard::tally).await?.levels;
-            write(node_features, features::text(&levels, SystemTime::now())).await;
+            let now = SystemTime::now();
+            let written = self.features.as_ref();
+            if !written.is_some_and(|written| written.will_do(&node_features, &levels, now)) {
+                let written = features::Written::new(&node_features, levels, now);
+                let is_written = write(node_features, features::text(&levels, now)).await;
+                self.features = is_written.then_some(written);
+            }
         }
         Ok(())
     }
 }
 
-/// Replaces a file for others to read.
-async fn write(path: PathBuf, text: String) {
+/// Replaces a file for others to read. Returns whether it could.
+async fn write(path: PathBuf, text: String) -> bool {
     let failed = Error::io(format!("write {}", path.display()));
-    let write = move || replace(&path, 0o644, text.as_bytes()).map_err(failed);
-    if let Err(error) = blocking(write).await {
-        warn!("cannot {}", guard::chain(&error));
+    let write = move || replace(&path, 0o644, text.as_bytes(), Sync::No).map_err(failed);
+    let written = blocking(write).await;
+    if let Err(error) = &written {
+        warn!("cannot {}", guard::chain(error));
     }
+    written.is_ok()
 }

@@ -22,7 +22,7 @@ pub struct Tally {
     pub guards: BTreeMap<GuardId, Counts>,
     /// The level that each protection reaches on this host.
     pub levels: Levels,
-    /// How often the kernel has left BPF programs out since their load.
+    /// See [`Locked::recursion_misses`].
     pub recursion_misses: u64,
 }
 

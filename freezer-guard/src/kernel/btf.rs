@@ -102,9 +102,9 @@ impl Facts {
         self.targets.get(name).copied()
     }
 
-    /// See [`quirks::scheduler_can_be_kept_off`].
+    /// See [`quirks::preemption_can_be_disabled`].
     pub(super) fn kfuncs(&self) -> Option<Kfuncs> {
-        quirks::scheduler_can_be_kept_off(|name| self.target(name))
+        quirks::preemption_can_be_disabled(|name| self.target(name))
     }
 }
 

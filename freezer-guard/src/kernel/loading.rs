@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -63,7 +63,7 @@ pub(super) fn load_iterator(
 }
 
 impl Program {
-    /// Loads it for this level, and copies of it if the kernel may leave it out, and pins them.
+    /// Loads it and its copies for this level, and pins them.
     pub(super) fn load(
         &self,
         level: Level,
@@ -72,13 +72,21 @@ impl Program {
         dir: &Path,
     ) -> Result<(), Error> {
         let attachment = self.attachment(level, facts)?;
-        let kfuncs = facts.kfuncs().filter(|_| self.copies(level, true) > 1);
-        // A kernel may have the functions, and not permit what they are for here.
-        let kfuncs = kfuncs.filter(|_| code.load(self.name, attachment, kfuncs).is_ok());
-        let copies = self.copies(level, kfuncs.is_some());
-        let pins = self.pins(dir).map(|(pin, _)| pin).take(copies).rev();
-        pins.filter(|pin| !pin.exists()).try_for_each(|pin| {
-            let loaded = code.load(self.name, attachment, kfuncs)?;
+        let load = |kfuncs| code.load(self.name, attachment, kfuncs);
+        let kfuncs = facts.kfuncs().filter(|_| self.modifies_return(level));
+        // A kernel may have these functions, and not permit what the program does between them.
+        let (first, kfuncs) = match kfuncs.map(|_| load(kfuncs)) {
+            Some(Ok(first)) => (first, kfuncs),
+            _ => (load(None)?, None),
+        };
+        let mut first = Some(first);
+        let pins = self.pins(dir).map(|(pin, _)| pin);
+        let mut pins = pins.take(self.copies(level, kfuncs.is_some())).rev();
+        pins.try_for_each(|pin| {
+            if pin.exists() {
+                return Ok(());
+            }
+            let loaded = first.take().map_or_else(|| load(kfuncs), Ok)?;
             pin_at(&loaded, &pin)
         })
     }
@@ -103,30 +111,38 @@ impl Program {
         }
     }
 
-    /// Attaches it and its copies, from their pins, and pins the links. The kernel calls first what is
-    /// attached last.
+    /// Attaches it and its copies, from their pins, and pins the links.
     ///
     /// # Errors
-    /// When it is not attached, or not each of its copies.
+    /// When it cannot be attached, or not with all copies: then without any.
     pub(super) fn attach(&self, dir: &Path) -> Result<(), Error> {
-        let attach = |program: &Path, link: &Path| {
+        let attach = |(program, link): (PathBuf, PathBuf)| {
             let failed = || Error::failed(format!("attach the BPF program {}", self.name));
-            let program = sys::open_pin(program).map_err(failed())?;
+            let program = sys::open_pin(&program).map_err(failed())?;
             let attached = attach_again(&program).map_err(failed())?;
-            pin_at(&attached, link)
+            pin_at(&attached, &link)
         };
-        let pins = self.pins(dir).rev();
-        pins.filter(|(program, link)| program.exists() && !link.exists())
-            .map(|(program, link)| attach(&program, &link))
-            .fold(Ok(()), Result::and)
+        let is_due = |(program, link): &(PathBuf, PathBuf)| program.exists() && !link.exists();
+        let copies = self.pins(dir).skip(1).filter(is_due).try_for_each(attach);
+        if copies.is_err() {
+            // It stays attached, if it is: another guard may be in force.
+            remove_links(self.pins(dir).skip(1))?;
+        }
+        self.pins(dir).take(1).filter(is_due).try_for_each(attach)?;
+        copies
     }
 
     /// Detaches it and its copies.
     pub(super) fn detach(&self, dir: &Path) -> Result<(), Error> {
-        self.pins(dir).try_for_each(|(_, link)| {
-            remove_if_there(&link).map_err(Error::failed(format!("remove {}", link.display())))
-        })
+        remove_links(self.pins(dir))
     }
+}
+
+fn remove_links(pins: impl Iterator<Item = (PathBuf, PathBuf)>) -> Result<(), Error> {
+    let mut links = pins.map(|(_, link)| link);
+    links.try_for_each(|link| {
+        remove_if_there(&link).map_err(Error::failed(format!("remove {}", link.display())))
+    })
 }
 
 fn pin_at(object: &OwnedFd, path: &Path) -> Result<(), Error> {
@@ -143,18 +159,20 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
 
 /// Attaches a program that may have been detached just now. The kernel detaches in the
 /// background, some milliseconds after the link's pin is gone (`bpf_link_put`), and takes a
-/// program for busy until then (`bpf_trampoline_link_prog`).
+/// program for busy, and its room for taken, until then (`bpf_trampoline_link_prog`).
 fn attach_again(program: &OwnedFd) -> io::Result<OwnedFd> {
     const TIMEOUT: Duration = Duration::from_secs(10);
+    const NO_ROOM: Duration = Duration::from_millis(200);
     const PAUSE: Duration = Duration::from_millis(2);
+    let patience = |error: &io::Error| match error.kind() {
+        io::ErrorKind::ResourceBusy => TIMEOUT,
+        io::ErrorKind::ArgumentListTooLong => NO_ROOM,
+        _ => Duration::ZERO,
+    };
     let start = Instant::now();
     loop {
         match sys::attach(program) {
-            Err(error)
-                if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < TIMEOUT =>
-            {
-                sleep(PAUSE);
-            }
+            Err(error) if start.elapsed() < patience(&error) => sleep(PAUSE),
             attached => return attached,
         }
     }

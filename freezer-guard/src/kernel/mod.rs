@@ -87,6 +87,12 @@ pub enum Error {
     /// A program that is of use is not attached.
     #[error("the BPF program {0} is not attached")]
     NotAttached(&'static str),
+    /// A program is attached without its copies.
+    #[error(
+        "the BPF program {0} is attached, but not all of its copies: on a preemptible kernel more accesses get \
+         through; look for other programs on the same hook (`bpftool link`)"
+    )]
+    CopiesNotAttached(&'static str),
     /// The kernel does not call a program that is attached.
     #[error(
         "the kernel does not call the BPF program {program} ({hook}), though it is attached: \
@@ -257,6 +263,7 @@ impl Error {
             | Self::OtherRunDir
             | Self::NoHook { .. }
             | Self::NotAttached(_)
+            | Self::CopiesNotAttached(_)
             | Self::NeverCalled { .. }
             | Self::Load { .. }
             | Self::Missing { .. }

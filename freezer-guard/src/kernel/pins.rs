@@ -171,9 +171,12 @@ impl Locked {
         self.level().map_or_else(Vec::new, |level| {
             programs::at(level)
                 .filter(|program| program.is_needed(hierarchies))
-                .filter(|program| !program.link_pin(&self.dir).exists())
+                .filter(|program| !program.is_attached(&self.dir))
                 .map(|program| match program.is_never_called(&self.dir) {
                     true => program.never_called(level),
+                    false if program.link_pin(&self.dir).exists() => {
+                        Error::CopiesNotAttached(program.name)
+                    }
                     false => Error::NotAttached(program.name),
                 })
                 .collect()
@@ -192,7 +195,8 @@ impl Locked {
         })
     }
 
-    /// How often the kernel has left programs out since they were loaded.
+    /// An upper bound of the calls that got past a program and all its copies since its load, of all
+    /// programs.
     pub fn recursion_misses(&self) -> u64 {
         PROGRAMS
             .iter()
@@ -319,7 +323,7 @@ impl Locked {
             return Ok(Vec::new());
         };
         let is_loaded = |program: &Program| program.program_pin(&self.dir).exists();
-        let is_attached = |program: &Program| program.link_pin(&self.dir).exists();
+        let is_attached = |program: &Program| program.is_attached(&self.dir);
         let is_callable = |program: &Program| {
             is_loaded(program)
                 && !program.is_never_called(&self.dir)

@@ -74,9 +74,6 @@ enum At {
     AboveDetect,
 }
 
-/// How often a program is there at most.
-const MOST_COPIES: usize = 12;
-
 /// Which kinds of target the guards in force have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hierarchies {
@@ -290,21 +287,27 @@ impl Program {
         matches!(self.hook, Hook::Lsm(_)) && level < Level::Enforce
     }
 
-    /// How often it is loaded and attached. Below `enforce`, the kernel leaves out a program while it has
-    /// interrupted another run of it on the same CPU, and calls its copies. `uninterrupted`: whether the
-    /// program keeps the scheduler off while it decides.
+    /// The number of its copies: how often it is loaded and attached. Below `enforce`, the kernel skips a
+    /// program while it has interrupted another run of it on the same CPU, but not the copies of that
+    /// program. `disables_preemption`: whether the program does that while it decides.
     ///
-    /// The numbers are measured: of 10 million attempts of 16 processes on two CPUs, none gets past all
-    /// copies. Each access to any file pays for them.
-    pub(super) fn copies(&self, level: Level, uninterrupted: bool) -> usize {
+    /// The numbers are measured (`levels::crowds` of the tests). Each access to any file pays for the copies.
+    pub(super) fn copies(&self, level: Level, disables_preemption: bool) -> usize {
+        match self.modifies_return(level) {
+            true if disables_preemption => self.most_copies().min(6),
+            true => self.most_copies(),
+            false => 1,
+        }
+    }
+
+    /// The number of its copies at most. Never lower one of these without a change of the BPF object: the next
+    /// version would not find the pins that this one has left.
+    fn most_copies(&self) -> usize {
         match self.hook {
-            Hook::Lsm(_) if level == Level::Enforce => 1,
-            // The caller holds a spinlock.
-            Hook::Lsm("ptrace_access_check") => 1,
+            Hook::Lsm("file_permission" | "task_kill") => 12,
             // Each step of each path calls it, and it only compares two numbers.
             Hook::Lsm("inode_permission") => 3,
-            Hook::Lsm(_) if uninterrupted => 6,
-            Hook::Lsm(_) => MOST_COPIES,
+            // The caller of `ptrace_access_check` holds a spinlock.
             _ => 1,
         }
     }
@@ -319,17 +322,25 @@ impl Program {
         dir.join(format!("program-{}", self.name))
     }
 
-    /// Both pins, those of itself and then those that its copies may have. These come before it and go
-    /// after it, so with it all are there.
+    /// The pins that it and its copies may have: of the program, and of the link. Those of itself come first.
+    /// The copies are made before it and removed after it, so with it all are there that the kernel has
+    /// room for.
     pub(super) fn pins(
         &self,
         dir: &Path,
     ) -> impl DoubleEndedIterator<Item = (PathBuf, PathBuf)> + ExactSizeIterator {
         let (program, link) = (self.program_pin(dir), self.link_pin(dir));
-        (0..MOST_COPIES).map(move |copy| match copy {
+        (0..self.most_copies()).map(move |copy| match copy {
             0 => (program.clone(), link.clone()),
             _ => (numbered(&program, copy), numbered(&link, copy)),
         })
+    }
+
+    /// Whether it and all copies of it that are loaded are attached.
+    pub(super) fn is_attached(&self, dir: &Path) -> bool {
+        let mut pins = self.pins(dir);
+        self.link_pin(dir).exists()
+            && pins.all(|(program, link)| link.exists() || !program.exists())
     }
 
     /// Whether guards with targets in these hierarchies need it.

@@ -22,7 +22,7 @@ pub(super) fn missed(level: Level, dir: &Path) -> Result<u64, Error> {
 }
 
 impl Program {
-    /// `recursion_misses` of each of its copies that is loaded, in the order in which the kernel calls them.
+    /// `recursion_misses` of itself and of each of its copies, if they are loaded.
     fn misses(&self, dir: &Path) -> impl Iterator<Item = Result<u64, Error>> {
         let pins = self.pins(dir).map(|(pin, _)| pin);
         pins.filter(|pin| pin.exists())
@@ -63,7 +63,10 @@ impl Program {
             bytes_translated: info.and_then(ProgramInfo::size_translated),
             bytes_jited: info.map(ProgramInfo::size_jitted),
             recursion_misses: self.left_out(dir),
-            copies_misses: self.misses(dir).map(Result::unwrap_or_default).collect(),
+            copies_misses: self
+                .misses(dir)
+                .collect::<Result<_, _>>()
+                .unwrap_or_default(),
             calls: self.number(&self.program_pin(dir), "run_cnt").ok(),
         }
     }
@@ -87,11 +90,11 @@ pub struct ProgramReport {
     pub bytes_translated: Option<u32>,
     /// The size of its machine code, in bytes.
     pub bytes_jited: Option<u32>,
-    /// The number of runs that the kernel has left out. Of a program with copies: the number of those of
-    /// the copy of which it has left out the fewest.
+    /// The number of runs that the kernel has skipped. For a program with copies: that of the copy with the
+    /// fewest skipped runs.
     pub recursion_misses: u64,
-    /// The same number for each copy, in the order in which the kernel calls them. Absent if it is not
-    /// loaded.
+    /// The same number for the program itself, and then for each copy. Absent if it is not loaded, or if
+    /// the kernel does not tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies_misses: Vec<u64>,
     /// The number of calls during the check, or null if the check does not call it.

@@ -39,7 +39,7 @@ pub(super) fn metrics(hierarchy: Hierarchy) -> Result<()> {
     })?;
     eventually("the file for labels tells the level", || {
         let text = fs::read_to_string(&features).unwrap_or_default();
-        Ok(text.starts_with("# +expiry-time=") && text.contains("\nfreezer-guard.level=enforce\n"))
+        Ok(text.starts_with("# +expiry-time=") && text.contains("/freezer-guard.level=enforce\n"))
     })?;
     fs::write(CONFIG, before)?;
     systemctl(&["reload", "freezer-guard"])?.expect(0)?;
