@@ -16,6 +16,10 @@ use crate::{
 /// A list of security modules without `bpf`.
 pub(crate) const NO_BPF: &str = "lsm=lockdown,yama";
 const PREEMPT_FULL: &str = "preempt=full";
+/// A small host.
+const SMALL: [&str; 2] = ["maxcpus=1", "mem=512M"];
+/// A host whose second CPU has no timer's interrupts while one task runs there.
+const QUIET: [&str; 2] = ["nohz_full=1", "rcu_nocbs=1"];
 const LOCKED_DOWN: &str = "lockdown=confidentiality";
 
 /// All of [`KERNELS`].
@@ -34,7 +38,7 @@ struct Row {
 }
 
 #[rustfmt::skip]
-const MATRIX: [Row; 15] = [
+const MATRIX: [Row; 17] = [
     row(V1, Initramfs, &[], ALL, &[Full, Soak], &[("6.1", Core)]),
     row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full), ("7.3", Core)]),
     row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Mixed)]),
@@ -45,6 +49,8 @@ const MATRIX: [Row; 15] = [
     row(Hybrid, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
     row(V1, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels], &[]),
     row(V2, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels, Soak], &[("6.12", Levels)]),
+    row(V2, Initramfs, &SMALL, ALL, &[Core], &[]),
+    row(V2, Initramfs, &QUIET, ALL, &[Core], &[]),
     row(V2, Initramfs, &[LOCKED_DOWN], &["6.12"], &[Lockdown], &[("6.12", Lockdown)]),
     // Once for each userland.
     row(V2, Systemd, &[], &["6.1", "6.18", "7.3"], &[Engines], &[]),
