@@ -21,6 +21,7 @@ mod pod;
 mod podman;
 mod restart;
 mod rootless;
+mod session;
 mod short;
 mod tree;
 mod trouble;
@@ -43,10 +44,11 @@ use incus::Incus;
 use lxc::Lxc;
 use oci::Oci;
 use podman::Podman;
+use session::Session;
 use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 11] = [
+const ALL: [&dyn Engine; 12] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Oci::YOUKI,
@@ -57,6 +59,7 @@ const ALL: [&dyn Engine; 11] = [
     &Docker,
     &Lxc,
     &Unit,
+    &Session,
     &Incus,
 ];
 
