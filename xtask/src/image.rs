@@ -83,7 +83,7 @@ const PACKAGES: [&str; 26] = [
 
 /// crun's library for CRIU, and the engines that only newer releases have with a CRIU that
 /// serves them. All of them add 60 to 90 MB to the download.
-const WITH_DAEMONS: [&str; 8] = [
+const WITH_DAEMONS: [&str; 9] = [
     "libcriu2",
     "containerd",
     "docker.io",
@@ -91,6 +91,7 @@ const WITH_DAEMONS: [&str; 8] = [
     "lxc",
     "dbus-user-session",
     "libpam-systemd",
+    "systemd-container",
     "uidmap",
 ];
 

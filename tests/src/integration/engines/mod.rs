@@ -16,6 +16,7 @@ mod image;
 mod incus;
 mod life;
 mod lxc;
+mod nspawn;
 mod oci;
 mod pod;
 mod podman;
@@ -42,13 +43,14 @@ use docker::Docker;
 use engine::Engine;
 use incus::Incus;
 use lxc::Lxc;
+use nspawn::Nspawn;
 use oci::Oci;
 use podman::Podman;
 use session::Session;
 use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 12] = [
+const ALL: [&dyn Engine; 13] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Oci::YOUKI,
@@ -60,6 +62,7 @@ const ALL: [&dyn Engine; 12] = [
     &Lxc,
     &Unit,
     &Session,
+    &Nspawn,
     &Incus,
 ];
 
