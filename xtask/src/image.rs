@@ -46,7 +46,7 @@ pub(crate) const TRIXIE: Userland = Userland {
 pub(crate) const FORKY: Userland = Userland {
     release: "forky",
     more_packages: &WITH_DAEMONS,
-    own_packages: &INCUS,
+    own_packages: &ONLY_NEWEST,
     layouts: &[Cgroup::V2],
 };
 pub(crate) const USERLANDS: [&Userland; 3] = [&BOOKWORM, &TRIXIE, &FORKY];
@@ -83,7 +83,7 @@ const PACKAGES: [&str; 26] = [
 
 /// crun's library for CRIU, and the engines that only newer releases have with a CRIU that
 /// serves them. All of them add 60 to 90 MB to the download.
-const WITH_DAEMONS: [&str; 9] = [
+const WITH_DAEMONS: [&str; 8] = [
     "libcriu2",
     "containerd",
     "docker.io",
@@ -91,12 +91,12 @@ const WITH_DAEMONS: [&str; 9] = [
     "lxc",
     "dbus-user-session",
     "libpam-systemd",
-    "systemd-container",
     "uidmap",
 ];
 
-/// Incus without its virtual machines. It adds 40 MB to the download, and 145 MB to the disk.
-const INCUS: [&str; 1] = ["incus-base"];
+/// Incus without its virtual machines, which adds 40 MB to the download and 145 MB to the disk, and
+/// systemd-nspawn, whose older containers CRIU cannot restore.
+const ONLY_NEWEST: [&str; 2] = ["incus-base", "systemd-container"];
 
 /// The programs of the initramfs, besides busybox.
 const PROGRAMS: [&str; 4] = [

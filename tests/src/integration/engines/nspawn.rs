@@ -82,8 +82,10 @@ impl Engine for Nspawn {
         tree::versions()
     }
 
+    /// Older versions of nspawn delete a file that they mount twice (`boot_id`). CRIU restores no such
+    /// mounts.
     fn is_in(&self, release: &str) -> bool {
-        release != "bookworm"
+        !matches!(release, "bookworm" | "trixie")
     }
 
     fn pre_dump(&self) -> PreDump {
