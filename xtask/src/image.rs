@@ -46,7 +46,7 @@ pub(crate) const TRIXIE: Userland = Userland {
 pub(crate) const FORKY: Userland = Userland {
     release: "forky",
     more_packages: &WITH_DAEMONS,
-    own_packages: &INCUS,
+    own_packages: &ONLY_NEWEST,
     layouts: &[Cgroup::V2],
 };
 pub(crate) const USERLANDS: [&Userland; 3] = [&BOOKWORM, &TRIXIE, &FORKY];
@@ -94,8 +94,9 @@ const WITH_DAEMONS: [&str; 8] = [
     "uidmap",
 ];
 
-/// Incus without its virtual machines. It adds 40 MB to the download, and 145 MB to the disk.
-const INCUS: [&str; 1] = ["incus-base"];
+/// Incus without its virtual machines, which adds 40 MB to the download and 145 MB to the disk, and
+/// systemd-nspawn, whose older containers CRIU cannot restore.
+const ONLY_NEWEST: [&str; 2] = ["incus-base", "systemd-container"];
 
 /// The programs of the initramfs, besides busybox.
 const PROGRAMS: [&str; 4] = [

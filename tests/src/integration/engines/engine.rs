@@ -73,9 +73,10 @@ pub(super) trait Engine: Send + Sync {
         Some(SLICE)
     }
 
-    /// Returns whether systemd kills the rest of the container once CRIU has killed its first process.
-    fn is_supervised(&self) -> bool {
-        false
+    /// Returns the names of the programs that kill the rest of the container once CRIU has killed its
+    /// first process.
+    fn supervisors(&self) -> &'static [&'static str] {
+        &[]
     }
 
     /// Starts its daemon and loads an image, unless that has been done.

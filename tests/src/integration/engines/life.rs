@@ -162,12 +162,15 @@ impl Life {
                 ensure!(last["automatic"] == true, "{last}");
                 ensure!(!is_violated(&last), "{last}");
                 // Nobody disturbs, so the engine itself would have been refused.
-                let is_calm = match self.container.engine.is_supervised() {
-                    true => last["intruders"].as_array().is_some_and(|all| {
-                        all.iter()
-                            .all(|one| one["pid"] == 1 && one["protection"] == "kill")
+                let supervisors = self.container.engine.supervisors();
+                let is_calm = match supervisors.is_empty() {
+                    true => !has_any(&last["denials"]),
+                    false => last["intruders"].as_array().is_some_and(|all| {
+                        all.iter().all(|one| {
+                            let name = one["comm"].as_str().unwrap_or_default();
+                            supervisors.contains(&name) && one["protection"] == "kill"
+                        })
                     }),
-                    false => !has_any(&last["denials"]),
                 };
                 ensure!(is_calm, "{last}");
                 Ok(finished)

@@ -16,11 +16,13 @@ mod image;
 mod incus;
 mod life;
 mod lxc;
+mod nspawn;
 mod oci;
 mod pod;
 mod podman;
 mod restart;
 mod rootless;
+mod session;
 mod short;
 mod tree;
 mod trouble;
@@ -41,12 +43,14 @@ use docker::Docker;
 use engine::Engine;
 use incus::Incus;
 use lxc::Lxc;
+use nspawn::Nspawn;
 use oci::Oci;
 use podman::Podman;
+use session::Session;
 use unit::Unit;
 
 /// Every engine, in the order of the tables.
-const ALL: [&dyn Engine; 11] = [
+const ALL: [&dyn Engine; 13] = [
     &Oci::RUNC,
     &Oci::CRUN,
     &Oci::YOUKI,
@@ -57,6 +61,8 @@ const ALL: [&dyn Engine; 11] = [
     &Docker,
     &Lxc,
     &Unit,
+    &Session,
+    &Nspawn,
     &Incus,
 ];
 

@@ -23,7 +23,7 @@ pub(super) fn by_criu(
     name: &str,
     kind: Kind<'_>,
     pid: i32,
-    options: &[&str],
+    options: &[String],
 ) -> Result<Command> {
     let image = home.image(name);
     fs::create_dir_all(&image)?;
@@ -46,7 +46,7 @@ pub(super) fn by_us(
     name: &str,
     kind: Kind<'_>,
     target: [&str; 2],
-    options: &[&str],
+    options: &[String],
 ) -> Result<Command> {
     fs::create_dir_all(home.image(""))?;
     let mut ours = command("freezer-guard", &["checkpoint"]);

@@ -60,8 +60,8 @@ impl Engine for Unit {
         PreDump::Frozen
     }
 
-    fn is_supervised(&self) -> bool {
-        true
+    fn supervisors(&self) -> &'static [&'static str] {
+        &["systemd"]
     }
 
     fn guarded_by(&self) -> &'static str {

@@ -10,20 +10,36 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{super::service::systemctl, engine::command};
+use super::{
+    super::service::{property, systemctl},
+    engine::command,
+};
 
 const NAME: &str = "guest";
 const ID: u32 = 1000;
 /// The unit of the user's manager.
 const MANAGER: &str = "user@1000.service";
+/// The slice of all that is the user's.
+pub(super) const SLICE: &str = "user-1000.slice";
 /// The user's `XDG_RUNTIME_DIR`.
 const RUNTIME_DIR: &str = "/run/user/1000";
 
 /// Makes the user and starts the user's manager, unless that has been done.
 pub(super) fn prepare() -> Result<()> {
-    if Path::new(RUNTIME_DIR).join("bus").exists() {
-        return Ok(());
+    if !home().exists() {
+        make()?;
     }
+    systemctl(&["start", MANAGER])?.expect(0)?;
+    Ok(())
+}
+
+/// Returns whether the user's manager runs.
+pub(super) fn is_managed() -> Result<bool> {
+    Ok(property(MANAGER, "ActiveState")? == "active")
+}
+
+/// Makes the user.
+fn make() -> Result<()> {
     let passwd = format!("{NAME}:x:{ID}:{ID}::{}:/bin/sh", home().display());
     let group = format!("{NAME}:x:{ID}:");
     let ids = format!("{NAME}:100000:65536");
@@ -45,9 +61,7 @@ pub(super) fn prepare() -> Result<()> {
         let mut file = file.with_context(|| format!("open {}", path.display()))?;
         writeln!(file, "{text}")?;
     }
-    own(&home())?;
-    systemctl(&["start", MANAGER])?.expect(0)?;
-    Ok(())
+    own(&home())
 }
 
 /// Returns the user's home.
