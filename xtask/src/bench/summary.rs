@@ -1,6 +1,8 @@
 //! Ratios and pictures of the figures. `docs/performance.md` shows them, and
 //! `docs/data/performance.md` has the figures.
 
+use anyhow::{Result, ensure};
+
 use super::{Counted, Dump, Found, Row};
 use crate::{
     docs,
@@ -41,17 +43,7 @@ pub(super) struct Summary {
 }
 
 pub(super) const SUMMARIES: [Summary; 3] = [
-    Summary {
-        begin: "<!-- operations: made by `cargo xtask bench --kernel all --docs` -->\n",
-        head: &["operation"],
-        names: || OPERATIONS.map(|name| vec![name.to_owned()]).to_vec(),
-        cell: |counted, number| {
-            let mut rows = counted.report.rows.iter();
-            let row = rows.find(|row| is(row, OPERATIONS[number]))?;
-            let most = row.guarded().map(|(_, most)| most).fold(0.0, f64::max);
-            Some(format!("{:.2}", most / row.at("none")))
-        },
-    },
+    operations_marked("<!-- operations: made by `cargo xtask bench --kernel all --docs` -->\n"),
     Summary {
         begin: "<!-- dumps: made by `cargo xtask bench --kernel all --docs` -->\n",
         head: &["state of the host", "memory, MiB"],
@@ -67,8 +59,36 @@ pub(super) const SUMMARIES: [Summary; 3] = [
             Some(format!("{:.2}", dump.guarded / dump.bare))
         },
     },
+    begins_marked("<!-- begins: made by `cargo xtask bench --kernel all --docs` -->\n"),
+];
+
+/// The same at the level `best-effort`.
+pub(super) const BEST_EFFORT: [Summary; 2] = [
+    operations_marked(
+        "<!-- best effort: made by `cargo xtask bench --best-effort --kernel all --docs` -->\n",
+    ),
+    begins_marked(
+        "<!-- begins at best effort: made by `cargo xtask bench --best-effort --kernel all --docs` -->\n",
+    ),
+];
+
+const fn operations_marked(begin: &'static str) -> Summary {
     Summary {
-        begin: "<!-- begins: made by `cargo xtask bench --kernel all --docs` -->\n",
+        begin,
+        head: &["operation"],
+        names: || OPERATIONS.map(|name| vec![name.to_owned()]).to_vec(),
+        cell: |counted, number| {
+            let mut rows = counted.report.rows.iter();
+            let row = rows.find(|row| is(row, OPERATIONS[number]))?;
+            let most = row.guarded().map(|(_, most)| most).fold(0.0, f64::max);
+            Some(format!("{:.2}", most / row.at("none")))
+        },
+    }
+}
+
+const fn begins_marked(begin: &'static str) -> Summary {
+    Summary {
+        begin,
         head: &["state of the host"],
         names: || STATES.map(|(_, state)| vec![state.to_owned()]).to_vec(),
         cell: |counted, number| {
@@ -78,8 +98,8 @@ pub(super) const SUMMARIES: [Summary; 3] = [
             })?;
             Some(format!("{:.1}", life.begin / 1e6))
         },
-    },
-];
+    }
+}
 
 fn is(row: &Row, operation: &str) -> bool {
     (&*row.hierarchy, &*row.operation) == (HIERARCHY, operation)
@@ -98,9 +118,23 @@ fn dump(counted: &Counted, found: Found, mib: usize) -> Option<&Dump> {
     dumps.find(|dump| (&*dump.hierarchy, dump.found, dump.mib) == (HIERARCHY, found, mib))
 }
 
+/// Writes these tables into the chapter.
+pub(super) fn write(summaries: &[Summary], chapter: &str, counted: &[Counted]) -> Result<()> {
+    for summary in summaries {
+        let table = summary.table(counted);
+        ensure!(
+            !table.is_empty(),
+            "there are no figures for {chapter}: {}",
+            summary.begin
+        );
+        docs::put(chapter, summary.begin, &table)?;
+    }
+    Ok(())
+}
+
 impl Summary {
     /// Returns the table, or nothing if figures are missing.
-    pub(super) fn table(&self, counted: &[Counted]) -> String {
+    fn table(&self, counted: &[Counted]) -> String {
         let kernels = counted.iter().map(|counted| counted.kernel);
         let head: Vec<_> = self.head.iter().copied().chain(kernels).collect();
         let mut text = docs::line(&head) + "|" + &"---|".repeat(head.len()) + "\n";
