@@ -106,21 +106,9 @@ pub(super) fn lockdown() -> Check {
 /// tripwires of ptrace.
 pub(super) fn preemption() -> Check {
     const NAME: &str = "preemption";
-    // debugfs need not be mounted.
-    let modes = proc_file("/sys/kernel/debug/sched/preempt");
-    let in_force = modes
-        .split_once('(')
-        .and_then(|(_, rest)| rest.split_once(')'))
-        .map(|(mode, _)| mode.to_owned());
+    let finding = prerequisites::preemption()
+        .unwrap_or_else(|| "set at boot (mount debugfs to see how)".to_owned());
     let built = proc_file("/proc/sys/kernel/version");
-    let finding = match in_force {
-        Some(mode) => mode,
-        None if built.contains("PREEMPT_DYNAMIC") => {
-            "set at boot (mount debugfs to see how)".to_owned()
-        }
-        None if built.contains("PREEMPT") => "full".to_owned(),
-        None => "none or voluntary".to_owned(),
-    };
     if built.contains("PREEMPT_RT") {
         return Check::limited(
             NAME,

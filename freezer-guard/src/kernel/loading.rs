@@ -15,6 +15,7 @@ use super::{
     Error,
     btf::Facts,
     code::Code,
+    prerequisites,
     programs::{ITERATOR, Program},
 };
 use crate::sys::{self, Attachment};
@@ -23,17 +24,44 @@ use crate::sys::{self, Attachment};
 pub(super) struct Loader {
     pub(super) facts: Facts,
     pub(super) code: Code,
+    may_preempt: bool,
 }
 
 impl Loader {
     pub(super) fn new(dir: &Path, log: LogLevel) -> Result<Self, Error> {
         let facts = Facts::of_kernel()?;
         let code = Code::new(&facts, dir, log)?;
-        Ok(Self { facts, code })
+        Ok(Self {
+            facts,
+            code,
+            may_preempt: prerequisites::may_preempt(),
+        })
     }
 
+    /// Loads a program and its copies for this level, and pins them.
     pub(super) fn load(&self, program: &Program, level: Level, dir: &Path) -> Result<(), Error> {
-        program.load(level, &self.code, &self.facts, dir)
+        let attachment = program.attachment(level, &self.facts)?;
+        let load = |kfuncs| self.code.load(program.name, attachment, kfuncs);
+        let has_copies = program.modifies_return(level) && self.may_preempt;
+        let kfuncs = self.facts.kfuncs().filter(|_| has_copies);
+        // A kernel may have these functions, and not permit what the program does between them.
+        let (first, kfuncs) = match kfuncs.map(|_| load(kfuncs)) {
+            Some(Ok(first)) => (first, kfuncs),
+            _ => (load(None)?, None),
+        };
+        let copies = match has_copies {
+            true => program.copies(kfuncs.is_some()),
+            false => 1,
+        };
+        let mut first = Some(first);
+        let pins = program.pins(dir).map(|(pin, _)| pin);
+        pins.take(copies).rev().try_for_each(|pin| {
+            if pin.exists() {
+                return Ok(());
+            }
+            let loaded = first.take().map_or_else(|| load(kfuncs), Ok)?;
+            pin_at(&loaded, &pin)
+        })
     }
 }
 
@@ -63,34 +91,6 @@ pub(super) fn load_iterator(
 }
 
 impl Program {
-    /// Loads it and its copies for this level, and pins them.
-    pub(super) fn load(
-        &self,
-        level: Level,
-        code: &Code,
-        facts: &Facts,
-        dir: &Path,
-    ) -> Result<(), Error> {
-        let attachment = self.attachment(level, facts)?;
-        let load = |kfuncs| code.load(self.name, attachment, kfuncs);
-        let kfuncs = facts.kfuncs().filter(|_| self.modifies_return(level));
-        // A kernel may have these functions, and not permit what the program does between them.
-        let (first, kfuncs) = match kfuncs.map(|_| load(kfuncs)) {
-            Some(Ok(first)) => (first, kfuncs),
-            _ => (load(None)?, None),
-        };
-        let mut first = Some(first);
-        let pins = self.pins(dir).map(|(pin, _)| pin);
-        let mut pins = pins.take(self.copies(level, kfuncs.is_some())).rev();
-        pins.try_for_each(|pin| {
-            if pin.exists() {
-                return Ok(());
-            }
-            let loaded = first.take().map_or_else(|| load(kfuncs), Ok)?;
-            pin_at(&loaded, &pin)
-        })
-    }
-
     /// Where it goes on this kernel.
     pub(super) fn attachment(&self, level: Level, facts: &Facts) -> Result<Attachment, Error> {
         if let Some(field) = self.needs() {

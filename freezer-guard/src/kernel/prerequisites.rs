@@ -171,3 +171,26 @@ pub(super) fn foreign_hand(dir: &File) -> io::Result<Option<String>> {
         format!("others may write to {above}, and so replace it: chmod go-w {above}")
     }))
 }
+
+/// How the kernel preempts tasks inside itself: `none`, `voluntary`, `lazy` or `full`, as debugfs has it.
+/// `None`: that is set at boot, and debugfs is not mounted.
+pub(crate) fn preemption() -> Option<String> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let modes = read("/sys/kernel/debug/sched/preempt");
+    let in_force = modes
+        .split_once('(')
+        .and_then(|(_, rest)| rest.split_once(')'));
+    let built = read("/proc/sys/kernel/version");
+    match in_force {
+        Some((mode, _)) => Some(mode.to_owned()),
+        None if built.contains("PREEMPT_DYNAMIC") => None,
+        None if built.contains("PREEMPT") => Some("full".to_owned()),
+        None => Some("none or voluntary".to_owned()),
+    }
+}
+
+/// Whether the kernel may preempt a task inside a program.
+pub(super) fn may_preempt() -> bool {
+    let mode = preemption();
+    !mode.is_some_and(|mode| mode.starts_with("none") || mode == "voluntary")
+}

@@ -287,16 +287,15 @@ impl Program {
         matches!(self.hook, Hook::Lsm(_)) && level < Level::Enforce
     }
 
-    /// The number of its copies: how often it is loaded and attached. Below `enforce`, the kernel skips a
-    /// program while it has interrupted another run of it on the same CPU, but not the copies of that
-    /// program. `disables_preemption`: whether the program does that while it decides.
+    /// The number of its copies, how often it is loaded and attached, where the kernel may skip it: while it
+    /// has interrupted another run of it on the same CPU. It does not skip the copies of that program.
+    /// `disables_preemption`: whether the program does that while it decides.
     ///
     /// The numbers are measured (`levels::crowds` of the tests). Each access to any file pays for the copies.
-    pub(super) fn copies(&self, level: Level, disables_preemption: bool) -> usize {
-        match self.modifies_return(level) {
-            true if disables_preemption => self.most_copies().min(6),
-            true => self.most_copies(),
-            false => 1,
+    pub(super) fn copies(&self, disables_preemption: bool) -> usize {
+        match disables_preemption {
+            true => self.most_copies().min(6),
+            false => self.most_copies(),
         }
     }
 
