@@ -88,9 +88,12 @@ impl Row {
     fn takes(&self, suite: Suite) -> bool {
         match suite {
             Service | Short | Engines | Lockdown => self.release.contains(&suite),
-            Levels | Mixed | Core | Full | Soak => {
-                !self.release.contains(&Engines) && !self.release.contains(&Lockdown)
-            }
+            Levels | Mixed | Core | Full | Soak => match self.release {
+                [Engines] | [Lockdown] => false,
+                // A small host.
+                [Core] => suite == Core,
+                _ => true,
+            },
         }
     }
 

@@ -168,7 +168,8 @@ pub(crate) struct Metrics {
     /// The path of a file for Node Feature Discovery, which makes labels of a Kubernetes node:
     /// `feature.node.kubernetes.io/freezer-guard.level` has the level of the weakest protection, or
     /// `none`. The file expires after five minutes without the service. An empty path writes no file. Outside
-    /// of a container, the directory needs `ReadWritePaths=` in a drop-in of freezer-guard.service.
+    /// of a container, the directory has to exist, and needs `ReadWritePaths=` in a drop-in of
+    /// freezer-guard.service.
     #[schemars(extend("default" = "", "example" = "/etc/kubernetes/node-feature-discovery/features.d/freezer-guard"))]
     pub(crate) node_features: PathBuf,
 }

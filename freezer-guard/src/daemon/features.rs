@@ -28,7 +28,7 @@ impl Written {
     pub(super) fn will_do(&self, path: &Path, levels: &Levels, now: SystemTime) -> bool {
         // The clock may have gone back.
         let age = now.duration_since(self.at).unwrap_or(LASTS);
-        self.path == path && self.levels == *levels && age < LASTS / 2
+        self.path == path && path.exists() && self.levels == *levels && age < LASTS / 2
     }
 }
 
@@ -78,12 +78,14 @@ mod tests {
     #[test]
     fn it_is_written_again_for_a_change_and_before_it_expires() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let (path, levels) = (Path::new("/a"), [ENFORCE; 4]);
+        let (path, levels) = (Path::new("/"), [ENFORCE; 4]);
         let written = Written::new(path, levels, at(1000));
         assert!(written.will_do(path, &levels, at(1149)));
         assert!(!written.will_do(path, &levels, at(1150)));
         assert!(!written.will_do(path, &levels, at(999)));
-        assert!(!written.will_do(Path::new("/b"), &levels, at(1001)));
+        assert!(!written.will_do(Path::new("/dev"), &levels, at(1001)));
         assert!(!written.will_do(path, &[None; 4], at(1001)));
+        let gone = Path::new("/dev/null/gone");
+        assert!(!Written::new(gone, levels, at(1000)).will_do(gone, &levels, at(1001)));
     }
 }

@@ -42,18 +42,19 @@ impl Loader {
     pub(super) fn load(&self, program: &Program, level: Level, dir: &Path) -> Result<(), Error> {
         let attachment = program.attachment(level, &self.facts)?;
         let load = |kfuncs| self.code.load(program.name, attachment, kfuncs);
-        let has_copies = program.modifies_return(level) && self.may_preempt;
-        let kfuncs = self.facts.kfuncs().filter(|_| has_copies);
+        let modifies_return = program.modifies_return(level);
+        let kfuncs = self.facts.kfuncs().filter(|_| modifies_return);
         // A kernel may have these functions, and not permit what the program does between them.
         let (first, kfuncs) = match kfuncs.map(|_| load(kfuncs)) {
             Some(Ok(first)) => (first, kfuncs),
             _ => (load(None)?, None),
         };
-        let copies = match has_copies {
+        let copies = match modifies_return && self.may_preempt {
             true => program.copies(kfuncs.is_some()),
             false => 1,
         };
         let mut first = Some(first);
+        // Its own pin last: with it, all are there.
         let pins = program.pins(dir).map(|(pin, _)| pin);
         pins.take(copies).rev().try_for_each(|pin| {
             if pin.exists() {
@@ -111,10 +112,10 @@ impl Program {
         }
     }
 
-    /// Attaches it and its copies, from their pins, and pins the links.
+    /// Attaches it and then its copies, from their pins, and pins the links.
     ///
     /// # Errors
-    /// When it cannot be attached, or not with all copies: then without any.
+    /// When it cannot be attached, or some of its copies: [`Error::CopiesNotAttached`].
     pub(super) fn attach(&self, dir: &Path) -> Result<(), Error> {
         let attach = |(program, link): (PathBuf, PathBuf)| {
             let failed = || Error::failed(format!("attach the BPF program {}", self.name));
@@ -123,26 +124,19 @@ impl Program {
             pin_at(&attached, &link)
         };
         let is_due = |(program, link): &(PathBuf, PathBuf)| program.exists() && !link.exists();
-        let copies = self.pins(dir).skip(1).filter(is_due).try_for_each(attach);
-        if copies.is_err() {
-            // It stays attached, if it is: another guard may be in force.
-            remove_links(self.pins(dir).skip(1))?;
-        }
-        self.pins(dir).take(1).filter(is_due).try_for_each(attach)?;
-        copies
+        let attached = self.pins(dir).filter(is_due).try_for_each(attach);
+        attached.map_err(|error| match self.link_pin(dir).exists() {
+            true => Error::CopiesNotAttached(self.name, Box::new(error)),
+            false => error,
+        })
     }
 
     /// Detaches it and its copies.
     pub(super) fn detach(&self, dir: &Path) -> Result<(), Error> {
-        remove_links(self.pins(dir))
+        self.pins(dir).try_for_each(|(_, link)| {
+            remove_if_there(&link).map_err(Error::failed(format!("remove {}", link.display())))
+        })
     }
-}
-
-fn remove_links(pins: impl Iterator<Item = (PathBuf, PathBuf)>) -> Result<(), Error> {
-    let mut links = pins.map(|(_, link)| link);
-    links.try_for_each(|link| {
-        remove_if_there(&link).map_err(Error::failed(format!("remove {}", link.display())))
-    })
 }
 
 fn pin_at(object: &OwnedFd, path: &Path) -> Result<(), Error> {
@@ -159,20 +153,18 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
 
 /// Attaches a program that may have been detached just now. The kernel detaches in the
 /// background, some milliseconds after the link's pin is gone (`bpf_link_put`), and takes a
-/// program for busy, and its room for taken, until then (`bpf_trampoline_link_prog`).
+/// program for busy until then (`bpf_trampoline_link_prog`).
 fn attach_again(program: &OwnedFd) -> io::Result<OwnedFd> {
     const TIMEOUT: Duration = Duration::from_secs(10);
-    const NO_ROOM: Duration = Duration::from_millis(200);
     const PAUSE: Duration = Duration::from_millis(2);
-    let patience = |error: &io::Error| match error.kind() {
-        io::ErrorKind::ResourceBusy => TIMEOUT,
-        io::ErrorKind::ArgumentListTooLong => NO_ROOM,
-        _ => Duration::ZERO,
-    };
     let start = Instant::now();
     loop {
         match sys::attach(program) {
-            Err(error) if start.elapsed() < patience(&error) => sleep(PAUSE),
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < TIMEOUT =>
+            {
+                sleep(PAUSE);
+            }
             attached => return attached,
         }
     }

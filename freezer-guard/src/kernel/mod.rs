@@ -87,12 +87,12 @@ pub enum Error {
     /// A program that is of use is not attached.
     #[error("the BPF program {0} is not attached")]
     NotAttached(&'static str),
-    /// A program is attached without its copies.
+    /// A program is attached, and some of its copies are not.
     #[error(
-        "the BPF program {0} is attached, but not all of its copies: on a preemptible kernel more accesses get \
-         through; look for other programs on the same hook (`bpftool link`)"
+        "the BPF program {0} is attached, but not all of its copies, so on a preemptible kernel more accesses get \
+         through: look for other programs on the same function (`bpftool link`)"
     )]
-    CopiesNotAttached(&'static str),
+    CopiesNotAttached(&'static str, #[source] Box<Error>),
     /// The kernel does not call a program that is attached.
     #[error(
         "the kernel does not call the BPF program {program} ({hook}), though it is attached: \
@@ -263,7 +263,7 @@ impl Error {
             | Self::OtherRunDir
             | Self::NoHook { .. }
             | Self::NotAttached(_)
-            | Self::CopiesNotAttached(_)
+            | Self::CopiesNotAttached(..)
             | Self::NeverCalled { .. }
             | Self::Load { .. }
             | Self::Missing { .. }

@@ -171,12 +171,9 @@ impl Locked {
         self.level().map_or_else(Vec::new, |level| {
             programs::at(level)
                 .filter(|program| program.is_needed(hierarchies))
-                .filter(|program| !program.is_attached(&self.dir))
+                .filter(|program| !program.link_pin(&self.dir).exists())
                 .map(|program| match program.is_never_called(&self.dir) {
                     true => program.never_called(level),
-                    false if program.link_pin(&self.dir).exists() => {
-                        Error::CopiesNotAttached(program.name)
-                    }
                     false => Error::NotAttached(program.name),
                 })
                 .collect()

@@ -287,9 +287,9 @@ impl Program {
         matches!(self.hook, Hook::Lsm(_)) && level < Level::Enforce
     }
 
-    /// The number of its copies, how often it is loaded and attached, where the kernel may skip it: while it
-    /// has interrupted another run of it on the same CPU. It does not skip the copies of that program.
-    /// `disables_preemption`: whether the program does that while it decides.
+    /// How often it is loaded and attached on a preemptible kernel: itself and its copies. The kernel skips a
+    /// program while it has interrupted another run of it on the same CPU, but not the copies of that
+    /// program. `disables_preemption`: whether the program does that while it decides.
     ///
     /// The numbers are measured (`levels::crowds` of the tests). Each access to any file pays for the copies.
     pub(super) fn copies(&self, disables_preemption: bool) -> usize {
@@ -299,7 +299,7 @@ impl Program {
         }
     }
 
-    /// The number of its copies at most. Never lower one of these without a change of the BPF object: the next
+    /// The same at most. Never lower one of these without a change of the BPF object: the next
     /// version would not find the pins that this one has left.
     fn most_copies(&self) -> usize {
         match self.hook {
@@ -322,8 +322,6 @@ impl Program {
     }
 
     /// The pins that it and its copies may have: of the program, and of the link. Those of itself come first.
-    /// The copies are made before it and removed after it, so with it all are there that the kernel has
-    /// room for.
     pub(super) fn pins(
         &self,
         dir: &Path,

@@ -22,16 +22,17 @@ pub(super) fn missed(level: Level, dir: &Path) -> Result<u64, Error> {
 }
 
 impl Program {
-    /// `recursion_misses` of itself and of each of its copies, if they are loaded.
-    fn misses(&self, dir: &Path) -> impl Iterator<Item = Result<u64, Error>> {
-        let pins = self.pins(dir).map(|(pin, _)| pin);
-        pins.filter(|pin| pin.exists())
-            .map(|pin| self.number(&pin, "recursion_misses"))
+    /// A number of itself and of each of its copies: of those that are attached, or else loaded.
+    fn numbers(&self, dir: &Path, name: &'static str) -> impl Iterator<Item = Result<u64, Error>> {
+        let is_attached = self.link_pin(dir).exists();
+        let pins = self.pins(dir);
+        pins.filter(move |(program, link)| program.exists() && (link.exists() || !is_attached))
+            .map(move |(program, _)| self.number(&program, name))
     }
 
     /// How many calls have got past all copies, at most; 0 when it is not loaded.
     fn recursion_misses(&self, dir: &Path) -> Result<u64, Error> {
-        self.misses(dir)
+        self.numbers(dir, "recursion_misses")
             .reduce(|least, misses| Ok(least?.min(misses?)))
             .unwrap_or(Ok(0))
     }
@@ -50,6 +51,13 @@ impl Program {
         self.recursion_misses(dir).unwrap_or_default()
     }
 
+    /// How often the kernel has called it or a copy; `None` if it does not count or is not loaded. A copy that
+    /// refuses keeps the others from a call.
+    fn calls(&self, dir: &Path) -> Option<u64> {
+        let calls = self.numbers(dir, "run_cnt");
+        calls.reduce(|all, calls| Ok(all? + calls?))?.ok()
+    }
+
     /// What the kernel says of it.
     pub(super) fn report(&self, level: Level, dir: &Path) -> ProgramReport {
         let info = ProgramInfo::from_pin(self.program_pin(dir)).ok();
@@ -64,10 +72,10 @@ impl Program {
             bytes_jited: info.map(ProgramInfo::size_jitted),
             recursion_misses: self.left_out(dir),
             copies_misses: self
-                .misses(dir)
+                .numbers(dir, "recursion_misses")
                 .collect::<Result<_, _>>()
                 .unwrap_or_default(),
-            calls: self.number(&self.program_pin(dir), "run_cnt").ok(),
+            calls: self.calls(dir),
         }
     }
 }
@@ -97,6 +105,6 @@ pub struct ProgramReport {
     /// the kernel does not tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copies_misses: Vec<u64>,
-    /// The number of calls during the check, or null if the check does not call it.
+    /// The number of calls of it and its copies during the check, or null if the check does not call it.
     pub calls: Option<u64>,
 }

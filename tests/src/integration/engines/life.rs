@@ -168,7 +168,8 @@ impl Life {
                     false => last["intruders"].as_array().is_some_and(|all| {
                         all.iter().all(|one| {
                             let name = one["comm"].as_str().unwrap_or_default();
-                            supervisors.contains(&name) && one["protection"] == "kill"
+                            let is_system = name != "systemd" || one["pid"] == 1;
+                            supervisors.contains(&name) && is_system && one["protection"] == "kill"
                         })
                     }),
                 };
