@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The program that the kernel calls some time after the end of a task, and the longest wait for
-/// that. Then nothing is known of it.
+/// that. Then nothing is known of it: with `rcu_nocbs` RCU can take 10 seconds (`CONFIG_RCU_LAZY`).
 const LATE: &str = "task_free";
 const TIMEOUT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -93,6 +93,9 @@ fn try_counted(
         sleep(PAUSE);
         programs = called(&tried);
     }
+    for program in programs.iter_mut().filter(|program| is_awaited(program)) {
+        program.calls = None;
+    }
     if is_tracing_off() {
         // No program is called then, and none can be detached.
         return Err(kernel::Error::TracingOff.into());
@@ -108,8 +111,8 @@ fn try_counted(
 pub(crate) fn call_result(program: &ProgramReport) -> CallResult {
     match program.calls {
         Some(1..) => CallResult::Called,
-        Some(0) if program.name != LATE => CallResult::NeverCalled,
-        _ => CallResult::Unknown,
+        Some(0) => CallResult::NeverCalled,
+        None => CallResult::Unknown,
     }
 }
 
