@@ -155,7 +155,7 @@ impl Engine for Oci {
             Verb::Pause => self.command(&["pause", id]),
             Verb::Resume => self.command(&["resume", id]),
             Verb::Exec => self.command(&["exec", id, "/guest-tool", "--help"]),
-            Verb::Update => self.command(&["update", id, "--memory", "300000000"]),
+            Verb::Update => self.command(&["update", "--memory", "300000000", id]),
             Verb::Kill => self.command(&["kill", id, "KILL"]),
             Verb::Stop => self.command(&["kill", id, "TERM"]),
             Verb::Remove => self.command(&["delete", "-f", id]),
