@@ -125,15 +125,15 @@ fn crowds(
     Ok(Crowd {
         attempts,
         successes,
-        skipped: skipped(program)?[0] - before[0],
+        skipped: skipped(program)? - before,
         guard: guards()?.remove(0),
         state: target.state()?,
         finished: held.release()?,
     })
 }
 
-/// How often the kernel has skipped each copy of the attached program whose name begins so.
-fn skipped(program: &str) -> Result<Vec<u64>> {
+/// How often the kernel has skipped the attached program whose name begins so, or a copy of it.
+fn skipped(program: &str) -> Result<u64> {
     let report = run(Command::new("freezer-guard").args(["doctor", "--json"]))?.stdout;
     let report: Value = serde_json::from_str(&report).context("the report of doctor")?;
     let programs = report["programs"].as_array().context("a list")?;
@@ -145,10 +145,10 @@ fn skipped(program: &str) -> Result<Vec<u64>> {
     let loaded = loaded.with_context(|| format!("{program} is not attached: {report}"))?;
     eprintln!("{program}: {}", loaded["copies_misses"]);
     let copies = loaded["copies_misses"].as_array().context("a list")?;
-    let copies = copies
-        .iter()
-        .map(|misses| misses.as_u64().context("a number"));
-    copies.collect()
+    let mut copies = copies.iter().map(Value::as_u64);
+    copies
+        .try_fold(0, |all, misses| Some(all + misses?))
+        .context("numbers")
 }
 
 /// Each program has its copies, and a kernel that preempts nothing needs none. Links that are gone are
