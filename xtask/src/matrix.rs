@@ -194,6 +194,7 @@ impl Guest {
         match self.suite {
             Engines => true,
             Full | Levels | Lockdown => (self.cgroup, self.image) == (V2, Initramfs),
+            Core => self.boot == SMALL || self.boot == QUIET,
             _ => false,
         }
     }
