@@ -1,6 +1,5 @@
 //! Functions of the kernel that programs call if it has all of them (Linux 6.14). In the object
-//! the number of a helper stands for each, which no helper has. The loader puts the function
-//! there, or nothing.
+//! a number that no helper has stands for each. The loader puts the function there, or nothing.
 
 /// The number that stands for the first of [`NAMES`]; those of the others follow.
 pub const FIRST: u32 = 0x4000_0000;

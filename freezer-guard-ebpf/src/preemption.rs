@@ -13,11 +13,11 @@ const fn stand_in(index: usize) -> usize {
     kfuncs::FIRST as usize + index
 }
 
-/// Calls `decide` with preemption disabled, if the kernel has what that needs.
+/// Calls `decide` with preemption disabled, if the kernel has the functions for that.
 ///
 /// With interrupts disabled, `preempt_enable` does not schedule. So a task that was to be preempted
-/// meanwhile is preempted after the program. There are a few instructions before and after, in which it still can
-/// be preempted inside the program: hence the program has copies.
+/// meanwhile is preempted after the program. The kernel can still preempt it in the few instructions
+/// before and after: hence the program has copies.
 #[inline(always)]
 pub(crate) fn disabled(decide: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the loader puts functions with these arguments in the place of the numbers, or nothing,

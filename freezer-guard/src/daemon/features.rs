@@ -7,10 +7,10 @@ use std::{
 
 use freezer_guard::kernel::Levels;
 
-/// How long the file says what is so. Without the service, the labels go.
+/// How long the file is valid. Without the service, it expires.
 const LASTS: Duration = Duration::from_secs(300);
 
-/// What was written last: Node Feature Discovery begins its work anew whenever the file changes.
+/// The last replacement of the file. Node Feature Discovery begins its work anew at each change.
 #[derive(Debug)]
 pub(super) struct Written {
     path: PathBuf,
@@ -24,8 +24,8 @@ impl Written {
         Self { path, levels, at }
     }
 
-    /// Whether it says what is so, and does so for a while.
-    pub(super) fn will_do(&self, path: &Path, levels: &Levels, now: SystemTime) -> bool {
+    /// Whether the file is right, and stays valid for a while.
+    pub(super) fn is_enough(&self, path: &Path, levels: &Levels, now: SystemTime) -> bool {
         // The clock may have gone back.
         let age = now.duration_since(self.at).unwrap_or(LASTS);
         self.path == path && path.exists() && self.levels == *levels && age < LASTS / 2
@@ -80,12 +80,12 @@ mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let (path, levels) = (Path::new("/"), [ENFORCE; 4]);
         let written = Written::new(path, levels, at(1000));
-        assert!(written.will_do(path, &levels, at(1149)));
-        assert!(!written.will_do(path, &levels, at(1150)));
-        assert!(!written.will_do(path, &levels, at(999)));
-        assert!(!written.will_do(Path::new("/dev"), &levels, at(1001)));
-        assert!(!written.will_do(path, &[None; 4], at(1001)));
+        assert!(written.is_enough(path, &levels, at(1149)));
+        assert!(!written.is_enough(path, &levels, at(1150)));
+        assert!(!written.is_enough(path, &levels, at(999)));
+        assert!(!written.is_enough(Path::new("/dev"), &levels, at(1001)));
+        assert!(!written.is_enough(path, &[None; 4], at(1001)));
         let gone = Path::new("/dev/null/gone");
-        assert!(!Written::new(gone, levels, at(1000)).will_do(gone, &levels, at(1001)));
+        assert!(!Written::new(gone, levels, at(1000)).is_enough(gone, &levels, at(1001)));
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, fs, io, path::Path};
 use freezer_guard::guard::Status;
 use freezer_guard_abi::GuardId;
 
-use super::replace::{Sync, replace};
+use super::replace::replace_on_disk;
 
 /// The file.
 pub(crate) const LAST: &str = "/var/lib/freezer-guard/last.json";
@@ -44,12 +44,7 @@ impl History {
 /// Writes the file.
 ///
 /// # Errors
-/// See [`replace`].
+/// See [`replace_on_disk`].
 pub(super) fn keep(last: &[Status]) -> io::Result<()> {
-    replace(
-        Path::new(LAST),
-        0o600,
-        &serde_json::to_vec(last)?,
-        Sync::Yes,
-    )
+    replace_on_disk(Path::new(LAST), 0o600, &serde_json::to_vec(last)?)
 }

@@ -134,6 +134,8 @@ pub(super) struct Page {
     pub(super) prometheus: String,
     /// OpenMetrics 1.0.
     pub(super) open_metrics: String,
+    /// The levels among them.
+    pub(super) levels: freezer_guard::kernel::Levels,
 }
 
 impl Metrics {
@@ -178,6 +180,7 @@ impl Metrics {
         let mut page = Page {
             prometheus: String::new(),
             open_metrics: String::new(),
+            levels: tally.levels,
         };
         // Writing to a string does not fail.
         let _ = prometheus_text::encode(&mut page.prometheus, &registry);

@@ -31,7 +31,7 @@ use super::{
     journal::{by, cgroups, log, tell_end, tell_not_thawed, tell_thawed},
     known::Known,
     metrics::Thaw,
-    replace::{Sync, replace},
+    replace::replace,
     units::finish_stops,
 };
 
@@ -392,19 +392,21 @@ impl Worker {
             textfile,
             node_features,
         } = self.daemon.config.borrow().metrics.clone();
-        let is_wanted = |path: &Path| !path.as_os_str().is_empty() && self.daemon.ready.get();
-        if is_wanted(&textfile) {
-            write(textfile, self.daemon.metrics().await?.prometheus).await;
+        let is_wanted = |path: &Path| !path.as_os_str().is_empty();
+        if !self.daemon.ready.get() || !(is_wanted(&textfile) || is_wanted(&node_features)) {
+            return Ok(());
         }
-        if is_wanted(&node_features) {
-            let levels = blocking(guard::tally).await?.levels;
-            let now = SystemTime::now();
-            let written = self.features.as_ref();
-            if !written.is_some_and(|written| written.will_do(&node_features, &levels, now)) {
-                let written = features::Written::new(&node_features, levels, now);
-                let is_written = write(node_features, features::text(&levels, now)).await;
-                self.features = is_written.then_some(written);
-            }
+        let page = self.daemon.metrics().await?;
+        if is_wanted(&textfile) {
+            write(textfile, page.prometheus).await;
+        }
+        let (levels, now) = (page.levels, SystemTime::now());
+        let last = self.features.as_ref();
+        let is_enough = last.is_some_and(|last| last.is_enough(&node_features, &levels, now));
+        if is_wanted(&node_features) && !is_enough {
+            let written = features::Written::new(&node_features, levels, now);
+            let is_written = write(node_features, features::text(&levels, now)).await;
+            self.features = is_written.then_some(written);
         }
         Ok(())
     }
@@ -413,7 +415,7 @@ impl Worker {
 /// Replaces a file for others to read. Returns whether it could.
 async fn write(path: PathBuf, text: String) -> bool {
     let failed = Error::io(format!("write {}", path.display()));
-    let write = move || replace(&path, 0o644, text.as_bytes(), Sync::No).map_err(failed);
+    let write = move || replace(&path, 0o644, text.as_bytes()).map_err(failed);
     let written = blocking(write).await;
     if let Err(error) = &written {
         warn!("cannot {}", guard::chain(error));

@@ -28,7 +28,7 @@ use crate::{
     sys::{self, Attachment, Functions},
 };
 
-/// `r0 = 0`, of which the number is the immediate.
+/// `r0 = IMMEDIATE`
 const NOTHING: u8 = (BPF_ALU64 | BPF_MOV | BPF_K) as u8;
 
 const DOING: &str = "prepare the BPF object";
@@ -103,7 +103,8 @@ impl Code {
         })
     }
 
-    /// Loads the program `name`. `kfuncs`: what it calls where [`kfuncs`] stand in for it; `None`: nothing.
+    /// Loads the program `name`. `kfuncs`: it calls these in place of their stand-ins; `None`: it calls
+    /// nothing there.
     pub(super) fn load(
         &self,
         name: &'static str,
@@ -143,7 +144,7 @@ impl Code {
     }
 }
 
-/// Puts one of these functions, or nothing, where the instruction calls what stands in for it.
+/// Puts one of these functions, or nothing, into an instruction that calls its stand-in.
 fn put_kfunc(instruction: &mut bpf_insn, kfuncs: Option<Kfuncs>) {
     const CALL: u8 = (BPF_JMP | BPF_CALL) as u8;
     let is_helper = instruction.code == CALL && instruction.src_reg() == 0;

@@ -44,7 +44,7 @@ impl Loader {
         let load = |kfuncs| self.code.load(program.name, attachment, kfuncs);
         let modifies_return = program.modifies_return(level);
         let kfuncs = self.facts.kfuncs().filter(|_| modifies_return);
-        // A kernel may have these functions, and not permit what the program does between them.
+        // A kernel may have these functions, and not permit the code between their calls.
         let (first, kfuncs) = match kfuncs.map(|_| load(kfuncs)) {
             Some(Ok(first)) => (first, kfuncs),
             _ => (load(None)?, None),

@@ -162,7 +162,8 @@ pub(super) const PROGRAMS: [Program; 31] = {
     ]
 };
 
-/// What is attached to at any level, and what programs call, as BTF names it.
+/// The functions and tracepoints that programs are attached to at any level, and the functions that they
+/// call, as BTF names them.
 pub(super) fn targets() -> BTreeSet<String> {
     Level::ALL
         .into_iter()

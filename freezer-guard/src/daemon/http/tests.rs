@@ -76,6 +76,7 @@ fn page(number: u64) -> Option<Page> {
     Some(Page {
         prometheus: format!("prometheus {number}\n"),
         open_metrics: format!("open {number}\n# EOF\n"),
+        levels: [None; 4],
     })
 }
 

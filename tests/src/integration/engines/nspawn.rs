@@ -10,13 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    super::{
-        cgroups::{Hierarchy, within},
-        dump,
-        mounts::Mount,
-        process::{LONG, run},
-        service::property,
-    },
+    super::{cgroups::Hierarchy, mounts::Mount, service::property},
     engine::{Engine, Home, Kind, PROGRAM, PreDump, SLICE, State, Verb, command, quietly},
     tree::{self, GUARDED},
 };
@@ -36,17 +30,6 @@ impl Nspawn {
     fn payload(home: &Home) -> PathBuf {
         let unit = Hierarchy::V2.root().join(SLICE).join(Self::name(home));
         unit.join("payload")
-    }
-
-    /// Runs something as a new service with the container's name.
-    fn service(home: &Home, more: &[&str]) -> Command {
-        let mut run = command("systemd-run", &["--quiet", "--collect", "--slice", SLICE]);
-        run.args(["--unit", &Self::name(home), "--property", "Delegate=yes"]);
-        for stream in ["Input", "Output", "Error"] {
-            run.args(["--property", &format!("Standard{stream}=null")]);
-        }
-        run.args(["--property", "TimeoutStopSec=1"]).args(more);
-        run
     }
 
     /// Returns CRIU's options for a dump: the mounts of [`MOUNTS`] get names.
@@ -108,7 +91,7 @@ impl Engine for Nspawn {
             fs::create_dir_all(root.join(dir))?;
         }
         fs::write(root.join("etc/os-release"), "")?;
-        let mut run = Self::service(home, &["systemd-nspawn", "--quiet"]);
+        let mut run = tree::service(&Self::name(home), &["systemd-nspawn", "--quiet"]);
         // Without a terminal, a network of its own, and copies of the host's files.
         run.args(["--register=no", "--keep-unit", "--console=pipe"]);
         run.args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
@@ -136,35 +119,16 @@ impl Engine for Nspawn {
     }
 
     fn restore(&self, home: &Home, name: &str) -> Result<()> {
-        let unit = Self::name(home);
-        within(LONG, "systemd forgets the unit", || {
-            Ok(property(&unit, "LoadState")? == "not-found")
-        })?;
-        let file = home.dir.join("pid");
-        let _ = fs::remove_file(&file);
-        let file = file.to_str().context("a plain path")?;
-        let property = format!("PIDFile={file}");
-        let mut command = Self::service(home, &["-p", "Type=forking", "-p", &property]);
-        let image = home.image(name);
-        let restore = tree::restore(&image);
-        command.arg(restore.get_program()).args(restore.get_args());
-        command
-            .args(["--pidfile", file])
-            .args(Self::restore_options(home)?);
+        let options = Self::restore_options(home)?;
         // CRIU wants the root to be a mount. The restored one is the container's own.
         let _root = Mount::bind(&home.rootfs(), home.rootfs())?;
-        quietly(&mut command).with_context(|| dump::log(&image, "restore.log"))
+        tree::restore_as_service(home, &Self::name(home), name, &[], &options)
     }
 
     fn inspect(&self, home: &Home) -> Result<Option<(State, i32)>> {
         let unit = Self::name(home);
-        if property(&unit, "LoadState")? == "not-found" {
+        let Some(state) = tree::state(|name| property(&unit, name))? else {
             return Ok(None);
-        }
-        let state = match &*property(&unit, "ActiveState")? {
-            "active" => State::Running,
-            "inactive" | "failed" => State::Ended,
-            other => State::Other(other.to_owned()),
         };
         let cgroup = Self::payload(home);
         let Some(pid) = first(&cgroup) else {
@@ -179,7 +143,6 @@ impl Engine for Nspawn {
     }
 
     fn verb(&self, home: &Home, verb: Verb) -> Option<Command> {
-        let unit = &*Self::name(home);
         // nspawn has no pause: root writes to the payload's freezer.
         let write = |value: &str| {
             let path = Self::payload(home).join("cgroup.freeze");
@@ -187,35 +150,21 @@ impl Engine for Nspawn {
             shell.arg(path);
             shell
         };
-        Some(match verb {
-            Verb::Pause => write("1"),
-            Verb::Resume => write("0"),
+        match verb {
+            Verb::Pause => Some(write("1")),
+            Verb::Resume => Some(write("0")),
             Verb::Exec => {
                 let pid = first(&Self::payload(home))?.to_string();
                 let mut enter = command("nsenter", &["--all", "--join-cgroup", "--target", &pid]);
                 enter.args(["/guest-tool", "--help"]);
-                enter
+                Some(enter)
             }
-            Verb::Update => command(
-                "systemctl",
-                &["set-property", "--runtime", unit, "MemoryMax=300000000"],
-            ),
-            Verb::Kill => command("systemctl", &["kill", "--signal", "SIGKILL", unit]),
-            Verb::Stop => command("systemctl", &["stop", unit]),
-            Verb::Remove | Verb::RestartAlways => return None,
-        })
+            verb => tree::verb(tree::systemctl, &Self::name(home), verb),
+        }
     }
 
     fn remove(&self, home: &Home) {
-        let unit = Self::name(home);
-        for verb in [
-            &["kill", "--signal", "SIGKILL"][..],
-            &["stop"],
-            &["reset-failed"],
-        ] {
-            // It may have gone, or never have come.
-            let _ = run(command("systemctl", verb).arg(&unit));
-        }
+        tree::remove(tree::systemctl, &Self::name(home));
     }
 }
 

@@ -39,8 +39,14 @@ impl Session {
     }
 
     fn property(home: &Home, name: &str) -> Result<String> {
-        let words = ["--user", "show", "--value", "--property", name];
-        let shown = run(user("systemctl", &words).arg(Self::name(home)))?;
+        let unit = Self::name(home);
+        let shown = run(&mut user::own_systemctl(&[
+            "show",
+            "--value",
+            "--property",
+            name,
+            &unit,
+        ]))?;
         Ok(shown.expect(0)?.stdout.trim().to_owned())
     }
 
@@ -126,13 +132,13 @@ impl Engine for Session {
 
     fn inspect(&self, home: &Home) -> Result<Option<(State, i32)>> {
         // A manager that has ended knows nothing any more.
-        if !user::is_managed()? || Self::property(home, "LoadState")? == "not-found" {
+        if !user::is_managed()? {
             return Ok(None);
         }
-        let state = match &*Self::property(home, "ActiveState")? {
-            "active" => State::of(&Self::property(home, "FreezerState")?),
-            "inactive" | "failed" => return Ok(Some((State::Ended, 0))),
-            other => State::Other(other.to_owned()),
+        let state = match tree::state(|name| Self::property(home, name))? {
+            Some(State::Ended) => return Ok(Some((State::Ended, 0))),
+            Some(state) => state,
+            None => return Ok(None),
         };
         // The root of the tree came first.
         let pid = Self::processes(home)?.1.into_iter().min();
@@ -144,25 +150,15 @@ impl Engine for Session {
     }
 
     fn verb(&self, home: &Home, verb: Verb) -> Option<Command> {
-        let unit = &*Self::name(home);
-        let systemctl = |words: &[&str]| user("systemctl", &[&["--user"], words].concat());
-        Some(match verb {
-            Verb::Pause => systemctl(&["freeze", unit]),
-            Verb::Resume => systemctl(&["thaw", unit]),
-            Verb::Exec => user("bash", &["-c", &tree::join("--user", unit)]),
-            Verb::Update => systemctl(&["set-property", "--runtime", unit, "MemoryMax=300000000"]),
-            Verb::Kill => systemctl(&["kill", "--signal", "SIGKILL", unit]),
-            Verb::Stop => systemctl(&["stop", unit]),
-            Verb::Remove | Verb::RestartAlways => return None,
-        })
+        let unit = Self::name(home);
+        match verb {
+            Verb::Exec => Some(user("bash", &["-c", &tree::join("--user", &unit)])),
+            verb => tree::verb(user::own_systemctl, &unit, verb),
+        }
     }
 
     fn remove(&self, home: &Home) {
-        let unit = Self::name(home);
-        for verb in [&["kill", "--signal", "SIGKILL"][..], &["stop"]] {
-            // It may have gone, or never have come.
-            let _ = run(user("systemctl", &[&["--user"], verb].concat()).arg(&unit));
-        }
+        tree::remove(user::own_systemctl, &Self::name(home));
         let _ = fs::remove_dir_all(self.counters(home));
     }
 }

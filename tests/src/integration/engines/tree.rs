@@ -10,8 +10,13 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    super::cgroups::Hierarchy,
-    engine::{self, Home, Kind, PROGRAM, command},
+    super::{
+        cgroups::{Hierarchy, within},
+        dump,
+        process::{LONG, run},
+        service::property,
+    },
+    engine::{self, Home, Kind, PROGRAM, SLICE, State, Verb, command, quietly},
 };
 
 /// [`Way::Run`](super::Way::Run) of these trees, for the tables.
@@ -108,4 +113,95 @@ pub(super) fn program(home: &Home) -> Result<Vec<String>> {
 pub(super) fn versions() -> Result<String> {
     let systemd = engine::version("systemctl")?.replace("systemctl", "systemd");
     Ok(format!("{systemd}, {}", engine::version("criu")?))
+}
+
+/// Returns `systemctl` of the host's systemd.
+pub(super) fn systemctl(words: &[&str]) -> Command {
+    command("systemctl", words)
+}
+
+/// Returns the command of a systemd for this verb, if it has one. `systemctl`: see [`systemctl`].
+pub(super) fn verb(
+    systemctl: impl Fn(&[&str]) -> Command,
+    unit: &str,
+    verb: Verb,
+) -> Option<Command> {
+    let words: &[&str] = match verb {
+        Verb::Pause => &["freeze"],
+        Verb::Resume => &["thaw"],
+        Verb::Update => &["set-property", "--runtime"],
+        Verb::Kill => &["kill", "--signal", "SIGKILL"],
+        Verb::Stop => &["stop"],
+        Verb::Exec | Verb::Remove | Verb::RestartAlways => return None,
+    };
+    let mut command = systemctl(words);
+    command.arg(unit);
+    command.args((verb == Verb::Update).then_some("MemoryMax=300000000"));
+    Some(command)
+}
+
+/// Ends a unit, which may have gone, or never have come.
+pub(super) fn remove(systemctl: impl Fn(&[&str]) -> Command, unit: &str) {
+    for words in [
+        &["kill", "--signal", "SIGKILL", unit][..],
+        &["stop", unit],
+        &["reset-failed", unit],
+    ] {
+        let _ = run(&mut systemctl(words));
+    }
+}
+
+/// Returns the state of a unit, if its systemd knows it. `property`: one of the unit's.
+pub(super) fn state(property: impl Fn(&str) -> Result<String>) -> Result<Option<State>> {
+    if property("LoadState")? == "not-found" {
+        return Ok(None);
+    }
+    Ok(Some(match &*property("ActiveState")? {
+        "active" => State::of(&property("FreezerState")?),
+        "inactive" | "failed" => State::Ended,
+        other => State::Other(other.to_owned()),
+    }))
+}
+
+/// Returns a command that starts a program as a new service.
+pub(super) fn service(unit: &str, more: &[&str]) -> Command {
+    let mut command = command("systemd-run", &["--quiet", "--collect", "--slice", SLICE]);
+    command.args(["--unit", unit]);
+    // CRIU cannot dump a connection to the journal. A process can join a delegated cgroup.
+    for property in [
+        "StandardInput=null",
+        "StandardOutput=null",
+        "StandardError=null",
+        "TimeoutStopSec=1",
+        "Delegate=yes",
+    ] {
+        command.args(["--property", property]);
+    }
+    command.args(more);
+    command
+}
+
+/// Restores an image as a new service, so that systemd supervises the tree. `before`: the words before
+/// the command of the restore; `options`: CRIU's.
+pub(super) fn restore_as_service(
+    home: &Home,
+    unit: &str,
+    name: &str,
+    before: &[&str],
+    options: &[String],
+) -> Result<()> {
+    within(LONG, "systemd forgets the unit", || {
+        Ok(property(unit, "LoadState")? == "not-found")
+    })?;
+    let file = home.dir.join("pid");
+    let _ = fs::remove_file(&file);
+    let file = file.to_str().context("a plain path")?;
+    let pid_file = format!("PIDFile={file}");
+    let mut command = service(unit, &["-p", "Type=forking", "-p", &pid_file]);
+    let image = home.image(name);
+    let restore = restore(&image);
+    command.args(before).arg(restore.get_program());
+    command.args(restore.get_args()).args(["--pidfile", file]);
+    command.args(options);
+    quietly(&mut command).with_context(|| dump::log(&image, "restore.log"))
 }

@@ -83,3 +83,8 @@ pub(super) fn user(program: &str, words: &[&str]) -> Command {
     command.env("XDG_RUNTIME_DIR", RUNTIME_DIR);
     command
 }
+
+/// Returns `systemctl` of the user's systemd.
+pub(super) fn own_systemctl(words: &[&str]) -> Command {
+    user("systemctl", &[&["--user"], words].concat())
+}
