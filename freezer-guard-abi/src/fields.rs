@@ -11,7 +11,7 @@ macro_rules! kernel_fields {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
         pub struct KernelOffsets {
             $(
-                #[doc = concat!("`", $struct, ".", $member, "`; `|` stands between names of several releases, `.` before a member of a member")]
+                #[doc = concat!("`", $struct, ".", $member, "`; `|` stands between names of several releases, `.` before a member of a member, `[N]` after an array")]
                 pub $field: u32,
             )+
         }
@@ -123,7 +123,28 @@ kernel_fields! {
     xarray_xa_head = "xarray"."xa_head";
     xa_node_shift = "xa_node"."shift";
     xa_node_slots = "xa_node"."slots";
-    pt_regs_orig_ax = "pt_regs"."orig_ax";
-    pt_regs_si = "pt_regs"."si";
-    pt_regs_dx = "pt_regs"."dx";
+    pt_regs_call = "pt_regs"."orig_ax|syscallno";
+    pt_regs_second = "pt_regs"."si|regs[1]";
+    pt_regs_third = "pt_regs"."dx|regs[2]";
 }
+
+/// The numbers of the system calls that write to a file. Each architecture has its own.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct WritingCalls {
+    /// The calls that take one buffer: `write`, `pwrite64`.
+    pub plain: [u32; 2],
+    /// The calls that take a list of buffers: `writev`, `pwritev`, `pwritev2`.
+    pub vectored: [u32; 3],
+}
+
+impl WritingCalls {
+    /// The value before user space fills in the numbers.
+    pub const NONE: Self = Self {
+        plain: [u32::MAX; 2],
+        vectored: [u32::MAX; 3],
+    };
+}
+
+/// In place of `freezer_cgrp_id` on a kernel without the v1 freezer.
+pub const NO_FREEZER: u32 = u32::MAX;

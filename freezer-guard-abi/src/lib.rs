@@ -26,7 +26,7 @@ pub use decision::{
     Action, Actor, Object, PROTECTED_FILES, Place, ProtectedFile, Protection, Stage,
     acts_downwards, moves_one_thread, name_words, protection_of, protects_from,
 };
-pub use fields::KernelOffsets;
+pub use fields::{KernelOffsets, NO_FREEZER, WritingCalls};
 pub use log::LogLine;
 pub use naming::{FileName, NoSuchName};
 pub use record::{
@@ -392,6 +392,8 @@ pub mod names {
     /// The read-only global that is 1 if the kernel's functions for uprobes take a
     /// `struct vm_area_struct *` (since Linux 6.16), 0 if they take a `struct mm_struct *`.
     pub const PROBES_BY_VMA: &str = "PROBES_BY_VMA";
+    /// The read-only global [`WritingCalls`](super::WritingCalls).
+    pub const WRITING_CALLS: &str = "WRITING_CALLS";
     /// The ring buffer of the kernel side's log lines, as `aya-log-ebpf` calls it.
     pub const LOGS: &str = "AYA_LOGS";
     /// The read-only global [`LogLevel`](super::LogLevel), as `aya-log-ebpf` calls it.
@@ -409,9 +411,6 @@ pub mod names {
 pub const AUTOMATIC: u32 = 0;
 /// See [`names::TEMPLATES`].
 pub const ASKED_FOR: u32 = 1;
-
-/// In place of `freezer_cgrp_id` on a kernel without the v1 freezer.
-pub const NO_FREEZER: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<CgroupKey>() == 16);

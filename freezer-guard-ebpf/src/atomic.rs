@@ -6,7 +6,7 @@ use core::{
     ptr,
 };
 
-/// Adds to a counter.
+/// Adds to a counter. On arm64 that orders nothing (`STADD`): see [`fence`].
 ///
 /// # Safety
 /// `counter` points at an aligned word of a map value, which the verifier has seen checked
@@ -60,6 +60,17 @@ pub(crate) unsafe fn clear_bits(word: *mut u64, bits: u64) {
 pub(crate) unsafe fn swap(word: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's.
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word, value) }
+}
+
+/// Orders all that this CPU has written before all that it reads afterwards.
+///
+/// An exchange has this order on every architecture (`BPF_XCHG`). LLVM emits the unordered form of the
+/// other operations if their result is unused.
+#[inline(always)]
+pub(crate) fn fence() {
+    static FENCE: Word = Word::new();
+    // SAFETY: globals lie in a map value, which is always there.
+    unsafe { swap(FENCE.0.get(), 0) };
 }
 
 /// A global word, here and not in a map of its own: a program reads it without

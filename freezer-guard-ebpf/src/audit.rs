@@ -125,7 +125,16 @@ extern "C" fn count(id: GuardId, kind: u64, protection: u64) -> u64 {
     let Some(entry) = Entry::of(id) else {
         return NOT_COUNTED;
     };
+    if !is_denial {
+        // Another CPU sees the disturbance before its count.
+        atomic::fence();
+    }
     entry.count(is_denial, protection as u32);
+    if !is_denial {
+        // The operation that enters CHECKPOINTING looks at the count afterwards: one of both sees the
+        // other.
+        atomic::fence();
+    }
     if !entry.is_checkpointing() {
         return COUNTED;
     }

@@ -11,15 +11,15 @@ use freezer_guard_abi::TaskPointer;
 /// the compiler would take the zero it sees for the value.
 macro_rules! offset {
     ($field:ident) => {
-        $crate::kernel::read_offset(&crate::maps::OFFSETS.$field)
+        $crate::kernel::read_constant(&crate::maps::OFFSETS.$field)
     };
 }
 pub(crate) use offset;
 
 #[inline(always)]
-pub(crate) fn read_offset(offset: &u32) -> usize {
+pub(crate) fn read_constant(constant: &u32) -> usize {
     // SAFETY: a reference is valid to read from.
-    unsafe { ptr::read_volatile(offset) as usize }
+    unsafe { ptr::read_volatile(constant) as usize }
 }
 
 /// A pointer to some struct of the kernel's.

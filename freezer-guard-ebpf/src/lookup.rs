@@ -152,7 +152,7 @@ pub(crate) fn v1_of_set(set: Pointer) -> Option<Pointer> {
 /// is in what `owner` points to.
 #[inline(always)]
 pub(crate) fn state_of_freezer(owner: Pointer, subsystems: usize) -> Option<Pointer> {
-    let freezer = kernel::read_offset(&FREEZER);
+    let freezer = kernel::read_constant(&FREEZER);
     if freezer == NO_FREEZER as usize {
         return None;
     }

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use freezer_guard_abi::{
     AncestorKey, CgroupKey, Enrolling, FileName, GuardEntry, GuardId, Intruder, IntruderKey,
     KernelOffsets, MAX_CHECKPOINTERS, MAX_DEPTH, MAX_ENDED, MAX_INTRUDERS, MAX_MEMBERS,
-    MAX_READERS, NO_FREEZER, RING_BYTES, RawEvent, TaskPointer,
+    MAX_READERS, NO_FREEZER, RING_BYTES, RawEvent, TaskPointer, WritingCalls,
 };
 
 /// User space sets how many, as the kernel allows.
@@ -69,6 +69,10 @@ pub(crate) static FREEZER: u32 = NO_FREEZER;
 /// See [`names::PROBES_BY_VMA`](freezer_guard_abi::names::PROBES_BY_VMA).
 #[unsafe(no_mangle)]
 pub(crate) static PROBES_BY_VMA: u32 = 0;
+
+/// The numbers that system calls have on this machine, filled in before the load.
+#[unsafe(no_mangle)]
+pub(crate) static WRITING_CALLS: WritingCalls = WritingCalls::NONE;
 
 /// A copy of a map's value that is one word.
 #[inline(always)]

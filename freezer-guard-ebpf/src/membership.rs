@@ -149,7 +149,10 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
         // It has left the cgroup frozen on purpose.
         entry.clear_flags(GuardEntry::FROZEN_BY_US);
     }
+    // The flags are seen before the count.
+    atomic::fence();
     entry.remove_member();
+    atomic::fence();
     // Two that leave at once may both read zero: the second finds no entry. A
     // count that has reached zero stays there: only members make members.
     let is_last = || entry.members() == 0;
@@ -166,7 +169,7 @@ extern "C" fn count_out(task: u64, id: GuardId) -> u64 {
         }
     }
     // The leader ends it and then looks at the count; the others count and then look
-    // whether it has ended: at least one of them sees both.
+    // whether it has ended: at least one of them sees both. (`Entry::end` exchanges.)
     let is_unread = || entry.flags() & GuardEntry::UNREAD != 0;
     if entry.has_ended() && is_last() && !is_unread() {
         let _ = GUARDS.remove(id);

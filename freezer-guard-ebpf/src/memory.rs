@@ -40,7 +40,7 @@ pub(crate) fn copied(pid: i32, is_write: i32, bytes: i64) {
 /// A process that maps a file writes its breakpoints by itself.
 #[inline(always)]
 pub(crate) fn probed(memory: Pointer, result: i32) {
-    let mm = match kernel::read_offset(&PROBES_BY_VMA) {
+    let mm = match kernel::read_constant(&PROBES_BY_VMA) {
         0 => Some(memory),
         _ => probe(memory, offset!(vm_area_struct_vm_mm)),
     };

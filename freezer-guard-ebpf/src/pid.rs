@@ -15,7 +15,7 @@ use aya_ebpf::helpers::{
 use crate::{
     each::{self, GO_ON, STOP},
     kernel::{self, Pointer, offset, probe, zero},
-    maps::TURNS,
+    maps::{TURNS, WRITING_CALLS},
 };
 
 /// As much of the text as is read, bytes. A pid has at most 7 digits.
@@ -51,33 +51,26 @@ pub(crate) extern "C" fn being_written() -> u64 {
     }
 }
 
-/// The system calls that take one buffer, and those that take a list of them
-/// (`arch/x86/entry/syscalls/syscall_64.tbl`). Any other way to write
-/// (`splice`, `io_uring_enter` …) has its text elsewhere.
-const SYS_WRITE: u64 = 1;
-const SYS_PWRITE64: u64 = 18;
-const SYS_WRITEV: u64 = 20;
-const SYS_PWRITEV: u64 = 296;
-const SYS_PWRITEV2: u64 = 328;
-
-/// Where the text that the current task writes begins, and its length, bytes.
+/// Where the text that the current task writes begins, and its length, bytes. Any other way to
+/// write than [`WRITING_CALLS`] (`splice`, `io_uring_enter` …) has its text elsewhere.
 #[inline(always)]
 fn buffer() -> Option<(u64, u64)> {
     // SAFETY: the helper knows where they are.
     let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as Pointer;
-    let call: u64 = probe(registers, offset!(pt_regs_orig_ax))?;
-    let buffer: u64 = probe(registers, offset!(pt_regs_si))?;
-    let length: u64 = probe(registers, offset!(pt_regs_dx))?;
-    match call {
-        SYS_WRITE | SYS_PWRITE64 => Some((buffer, length)),
-        SYS_WRITEV | SYS_PWRITEV | SYS_PWRITEV2 if length == 1 => {
-            // SAFETY: the helper checks the address.
-            let [buffer, length] =
-                unsafe { bpf_probe_read_user(buffer as *const [u64; 2]) }.ok()?;
-            Some((buffer, length))
-        }
-        _ => None,
+    // 64 bits on x86, of which the lower half has the number.
+    let call: u32 = probe(registers, offset!(pt_regs_call))?;
+    let buffer: u64 = probe(registers, offset!(pt_regs_second))?;
+    let length: u64 = probe(registers, offset!(pt_regs_third))?;
+    let is_call = |number: &u32| call as usize == kernel::read_constant(number);
+    if WRITING_CALLS.plain.iter().any(is_call) {
+        return Some((buffer, length));
     }
+    if length != 1 || !WRITING_CALLS.vectored.iter().any(is_call) {
+        return None;
+    }
+    // SAFETY: the helper checks the address.
+    let [buffer, length] = unsafe { bpf_probe_read_user(buffer as *const [u64; 2]) }.ok()?;
+    Some((buffer, length))
 }
 
 /// The beginning of the buffer, padded with NUL.

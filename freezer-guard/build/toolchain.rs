@@ -95,6 +95,7 @@ impl Toolchain {
         };
         let flags = [
             "--cfg".into(),
+            // One object serves all machines: the programs use none of aya's types of registers.
             "bpf_target_arch=\"x86_64\"".into(),
             format!("-Clinker={}", linker.display()),
             "-Clink-arg=--btf".into(),

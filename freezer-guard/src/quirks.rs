@@ -99,6 +99,15 @@ pub(crate) fn is_function_too_long(attach: &io::Error) -> bool {
     attach.raw_os_error() == Some(ENOTSUPP)
 }
 
+/// The kernel attaches no program to any function.
+///
+/// It lacks `CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS`: on arm64 before Linux 6.4 ("arm64:
+/// ftrace: Add direct call support"), and with kernel CFI (`CONFIG_CFI`). `attach`: the error for a function of few
+/// arguments, ENOTSUPP.
+pub(crate) fn lacks_trampolines(attach: &io::Error) -> bool {
+    is_function_too_long(attach)
+}
+
 /// The facts about a CRIU and its host on which its bugs depend.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CriuFacts {
@@ -150,7 +159,7 @@ pub struct Quirk {
 }
 
 /// Every difference.
-pub const QUIRKS: [Quirk; 12] = [
+pub const QUIRKS: [Quirk; 16] = [
     Quirk {
         name: "kernfs_node.parent|__parent",
         difference: "the parent of a kernfs node has another name",
@@ -170,6 +179,27 @@ pub const QUIRKS: [Quirk; 12] = [
         difference: "the css of a cgroup counts the populated cgroups below it",
         since: "7.3, in the same change",
         recognised: "BTF: one of the two members, the cgroup's own first",
+        effect: "none: the programs read the member that is there",
+    },
+    Quirk {
+        name: "pt_regs.orig_ax|syscallno",
+        difference: "x86 and arm64 keep the number of a system call in different fields",
+        since: "always",
+        recognised: "BTF: one of the two members",
+        effect: "none: the programs read the member that is there, and user space gives them the numbers",
+    },
+    Quirk {
+        name: "pt_regs.si|regs[1]",
+        difference: "the second argument of a system call is in `si` on x86, in `regs[1]` on arm64",
+        since: "always",
+        recognised: "BTF: one of the two members",
+        effect: "none: the programs read the member that is there",
+    },
+    Quirk {
+        name: "pt_regs.dx|regs[2]",
+        difference: "the third argument of a system call is in `dx` on x86, in `regs[2]` on arm64",
+        since: "always",
+        recognised: "BTF: one of the two members",
         effect: "none: the programs read the member that is there",
     },
     Quirk {
@@ -213,6 +243,13 @@ pub const QUIRKS: [Quirk; 12] = [
         since: "before 6.6 (473e3150e30a, x86)",
         recognised: "the attach fails with ENOTSUPP",
         effect: "a `process_vm_writev` that was permitted before the guard began is not detected",
+    },
+    Quirk {
+        name: "lacks_trampolines",
+        difference: "the kernel attaches no program to any function",
+        since: "arm64 before 6.4 (\"arm64: ftrace: Add direct call support\"), and with kernel CFI",
+        recognised: "the attach of a program without which there is no guard fails with ENOTSUPP",
+        effect: "no guard; `doctor` reports it",
     },
     Quirk {
         name: "criu_does_not_start",

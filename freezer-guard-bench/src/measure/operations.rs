@@ -207,8 +207,14 @@ impl Drop for Deep {
     }
 }
 
-/// An ELF program for x86-64 (elf(5)) of one segment: its own headers, and
-/// `exit_group(0)`.
+/// `exit_group(0)`: `mov edi, 0; mov eax, 231; syscall`.
+#[cfg(target_arch = "x86_64")]
+const EXIT_CODE: (u16, [u32; 3]) = (libc::EM_X86_64, [0x0000_00bf, 0x00e7_b800, 0x050f_0000]);
+/// `exit_group(0)`: `mov x0, #0; mov x8, #94; svc #0`.
+#[cfg(target_arch = "aarch64")]
+const EXIT_CODE: (u16, [u32; 3]) = (libc::EM_AARCH64, [0xd280_0000, 0xd280_0bc8, 0xd400_0001]);
+
+/// An ELF program (elf(5)) of one segment: its own headers, and [`EXIT_CODE`].
 const EXIT: [u8; 132] = {
     const BASE: u64 = 0x40_0000;
     const HEADERS: u64 = 0x78;
@@ -228,9 +234,9 @@ const EXIT: [u8; 132] = {
     // e_ident: magic, 64 bits, little endian, version 1.
     put!(0x0001_0102_464c_457f_u64);
     put!(0_u64);
-    // e_type, e_machine, e_version: an executable for x86-64.
+    // e_type, e_machine, e_version: an executable for this machine.
     put!(2_u16);
-    put!(62_u16);
+    put!(EXIT_CODE.0);
     put!(1_u32);
     // e_entry, e_phoff, e_shoff, e_flags
     put!(BASE + HEADERS);
@@ -254,13 +260,9 @@ const EXIT: [u8; 132] = {
     put!(132_u64);
     put!(132_u64);
     put!(0x1000_u64);
-    // mov edi, 0; mov eax, 231
-    put!(0xbf_u8);
-    put!(0_u32);
-    put!(0xb8_u8);
-    put!(231_u32);
-    // syscall
-    put!(0x050f_u16);
+    put!(EXIT_CODE.1[0]);
+    put!(EXIT_CODE.1[1]);
+    put!(EXIT_CODE.1[2]);
     assert!(at == file.len());
     file
 };

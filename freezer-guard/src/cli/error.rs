@@ -236,7 +236,9 @@ fn of_criu(error: &criu::Error) -> Code {
         criu::Error::NotFound(_) => return NOT_FOUND,
         criu::Error::Run { .. } => return CANNOT_EXECUTE,
         criu::Error::Rights { .. } => Kind::Permission,
-        criu::Error::NoCriu { .. } | criu::Error::Check { .. } => Kind::Unsupported,
+        criu::Error::NoCriu { .. } | criu::Error::Check { .. } | criu::Error::NoTracking { .. } => {
+            Kind::Unsupported
+        }
         criu::Error::Io { source, .. } => of_file(source),
         _ => Kind::Request,
     };

@@ -14,9 +14,6 @@ use super::{
     file::{self, LINE, LOG},
 };
 
-/// The size of the pages that CRIU counts, bytes.
-const PAGE: u64 = 4096;
-
 /// How much of a log is read at a time while it grows, bytes: the supervision of CRIU must not wait.
 const PART: u64 = 8 << 20;
 
@@ -70,7 +67,7 @@ impl Stage {
 impl Progress {
     /// The memory that was written, bytes.
     pub fn bytes(&self) -> u64 {
-        self.pages * PAGE
+        self.pages * procfs::page_size()
     }
 
     /// The lines are those of `dump_one_task`, `pre_dump_one_task` and
@@ -147,7 +144,7 @@ impl Log {
             }
         }
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        self.progress.pages = dir::bytes(dir, "pages-") / PAGE;
+        self.progress.pages = dir::bytes(dir, "pages-") / procfs::page_size();
         self.progress
     }
 

@@ -64,6 +64,14 @@ pub enum Error {
         /// What it says.
         said: String,
     },
+    /// The kernel does not tell which memory has changed.
+    #[error(
+        "CRIU cannot tell which memory has changed on this kernel (`{} check --feature mem_dirty_track`), as on arm64: \
+         take a whole checkpoint, without --pre-dump and --parent", path.display())]
+    NoTracking {
+        /// Where CRIU is.
+        path: PathBuf,
+    },
     /// The caller lacks the rights that CRIU needs, so `criu check` fails.
     #[error("uid {uid} may not use CRIU: it needs the capability CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; run freezer-guard as root (`{} check` says: {said})", path.display())]
     Rights {
@@ -184,6 +192,20 @@ impl Criu {
     /// `4.1`.
     pub fn version(&self) -> impl fmt::Display {
         format!("{}.{}", self.version.0, self.version.1)
+    }
+
+    /// Asks CRIU whether it can tell which memory has changed since an earlier image.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check_tracking(&self) -> Result<(), Error> {
+        let (good, _) = output_of(&self.path, &["check", "--feature", "mem_dirty_track"])?;
+        match good {
+            true => Ok(()),
+            false => Err(Error::NoTracking {
+                path: self.path.clone(),
+            }),
+        }
     }
 
     /// Runs `criu check`: does this kernel have what it cannot do without?

@@ -14,7 +14,7 @@ use crate::{
     guard::{
         self, Error, Guard, Preparation, Requirements, Shortfall, Status, chain, is_never_called,
     },
-    kernel::{Levels, Locked, ProgramReport},
+    kernel::{self, Levels, Locked, ProgramReport},
 };
 
 /// How long an empty cgroup may take to freeze.
@@ -31,21 +31,44 @@ pub(super) struct Live {
 }
 
 /// Tries it in each hierarchy.
-pub(super) fn test() -> Live {
+///
+/// `earlier_checks_pass`: no earlier check has found a reason why no guard can begin.
+pub(super) fn test(earlier_checks_pass: bool) -> Live {
     let mut live = Live::default();
     for (name, hierarchy, mount) in [
         ("guard on v1", "v1", cgroup::freezer_mount()),
         ("guard on v2", "v2", cgroup::unified_mount()),
     ] {
         if let Ok(Some(mount)) = mount {
-            live.test_below(name, hierarchy, &mount);
+            live.test_below(name, hierarchy, &mount, earlier_checks_pass);
         }
     }
     live
 }
 
+/// Returns the remedy for a guard that did not begin.
+fn remedy(error: &Error, earlier_checks_pass: bool) -> &'static str {
+    use kernel::Error::{Failed, Load, NeverCalled, NoHook, NoTrampolines, TracingOff};
+    match error.kernel_errors()[..] {
+        [NoTrampolines] => "use a kernel with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS",
+        [TracingOff] => "sysctl kernel.ftrace_enabled=1",
+        [Failed { .. } | Load { .. } | NeverCalled { .. } | NoHook { .. }]
+            if earlier_checks_pass =>
+        {
+            "please report it, with the file that `freezer-guard doctor --bundle FILE` writes"
+        }
+        _ => "see the checks above",
+    }
+}
+
 impl Live {
-    fn test_below(&mut self, name: &'static str, hierarchy: &'static str, mount: &Path) {
+    fn test_below(
+        &mut self,
+        name: &'static str,
+        hierarchy: &'static str,
+        mount: &Path,
+        earlier_checks_pass: bool,
+    ) {
         let path = mount.join(format!("freezer-guard-doctor-{}", std::process::id()));
         let mut made = CreatedCgroups::default();
         if let Err(error) = made.make(&path) {
@@ -57,7 +80,8 @@ impl Live {
         let (check, trial) = match self.disturb(name, hierarchy, &path) {
             Ok(found) => found,
             Err(error) => {
-                let check = Check::unusable(name, chain(&error), "see the checks above");
+                let check =
+                    Check::unusable(name, chain(&error), remedy(&error, earlier_checks_pass));
                 let check = match trial::public(&error) {
                     Some(_) => check,
                     None => check.private(),

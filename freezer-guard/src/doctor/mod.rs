@@ -129,7 +129,8 @@ pub fn examine() -> Report {
     checks.extend(host::criu());
     checks.extend(host::checkpointers());
     checks.push(host::engines());
-    let live = live::test();
+    let are_good = |check: &Check| check.verdict != Verdict::Unusable;
+    let live = live::test(checks.iter().all(are_good));
     checks.extend(live.checks);
     checks.extend(live::check(&live.programs));
     let worst = checks.iter().map(|check| check.verdict).max();

@@ -15,7 +15,7 @@ use aya_obj::{
     Object,
     generated::{BPF_ALU64, BPF_CALL, BPF_JMP, BPF_K, BPF_MOV, BPF_PSEUDO_KFUNC_CALL, bpf_insn},
 };
-use freezer_guard_abi::{LogLevel, kfuncs, names};
+use freezer_guard_abi::{LogLevel, WritingCalls, kfuncs, names};
 
 use super::{
     Error,
@@ -32,6 +32,18 @@ use crate::{
 const NOTHING: u8 = (BPF_ALU64 | BPF_MOV | BPF_K) as u8;
 
 const DOING: &str = "prepare the BPF object";
+
+/// [`WritingCalls`] of this machine, word by word.
+fn writing_calls() -> [u32; size_of::<WritingCalls>() / 4] {
+    [
+        libc::SYS_write,
+        libc::SYS_pwrite64,
+        libc::SYS_writev,
+        libc::SYS_pwritev,
+        libc::SYS_pwritev2,
+    ]
+    .map(|number| number as u32)
+}
 
 /// The code of the programs, and the maps that they use.
 pub(super) struct Code {
@@ -53,6 +65,7 @@ impl Code {
             (names::OFFSETS, bytes(&facts.offsets.values())),
             (names::FREEZER, bytes(&[facts.freezer])),
             (names::PROBES_BY_VMA, bytes(&[facts.probes_by_vma.into()])),
+            (names::WRITING_CALLS, bytes(&writing_calls())),
             (names::LOG_LEVEL, vec![log as u8]),
         ];
         let globals = globals

@@ -28,7 +28,7 @@ use std::{io, path::PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::{Kind, quirks, sys, words::escaped};
+use crate::{Kind, sys, words::escaped};
 
 pub use calls::CallResult;
 pub use daemon::{DaemonLock, daemon_runs};
@@ -70,6 +70,12 @@ pub enum Error {
          `sysctl kernel.ftrace_enabled=1`"
     )]
     TracingOff,
+    /// The kernel attaches no program to any function.
+    #[error(
+        "the kernel attaches no BPF program to a function, as it lacks CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS: \
+         on arm64 use Linux 6.4 or later, without kernel CFI"
+    )]
+    NoTrampolines,
     /// Programs may not read the kernel's memory.
     #[error(
         "the kernel is locked down (confidentiality), which forbids BPF to read kernel memory: \
@@ -224,12 +230,10 @@ impl Error {
         }
     }
 
-    /// Returns whether the kernel has refused to attach a program for its function's arguments.
-    fn is_function_too_long(&self) -> bool {
+    /// Returns whether this quirk explains the error.
+    fn is(&self, quirk: fn(&io::Error) -> bool) -> bool {
         match self {
-            Self::Failed { source, .. } => source
-                .downcast_ref()
-                .is_some_and(quirks::is_function_too_long),
+            Self::Failed { source, .. } => source.downcast_ref().is_some_and(quirk),
             _ => false,
         }
     }
@@ -258,6 +262,7 @@ impl Error {
             | Self::Interrupted(_) => Kind::Busy,
             Self::LsmInactive { .. }
             | Self::TracingOff
+            | Self::NoTrampolines
             | Self::LockedDown
             | Self::OtherBpffs
             | Self::OtherRunDir

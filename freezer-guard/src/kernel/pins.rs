@@ -23,7 +23,10 @@ use super::{
     report::ProgramReport,
     table::{Map as _, Table},
 };
-use crate::sys::{self, Attachment};
+use crate::{
+    quirks,
+    sys::{self, Attachment},
+};
 
 /// The right to change what is pinned. User-space writers are one at a time.
 #[derive(Debug)]
@@ -351,8 +354,11 @@ impl Locked {
         }
         for program in missing {
             match program.attach(&self.dir) {
+                Err(error) if program.is_vital() && error.is(quirks::lacks_trampolines) => {
+                    return Err(Error::NoTrampolines);
+                }
                 Err(error) if program.is_vital() => return Err(error),
-                Err(error) if program.is_extra() && error.is_function_too_long() => {
+                Err(error) if program.is_extra() && error.is(quirks::is_function_too_long) => {
                     failed.extend(program.keep_not_attachable(&self.dir).err());
                 }
                 result => failed.extend(result.err()),

@@ -95,14 +95,36 @@ impl Types {
         }
     }
 
-    /// The offset of a member in bits; a `.` stands before a member of a member. A bit field is no
-    /// member: the programs read whole bytes.
+    /// The offset of a member in bits; a `.` stands before a member of a member, `[N]` after an array of
+    /// integers. A bit field is no member: the programs read whole bytes.
     fn find_path(&self, container: &Type, path: &str) -> Option<u32> {
+        if let Some((array, index)) = path
+            .strip_suffix(']')
+            .and_then(|path| path.rsplit_once('['))
+        {
+            let (offset, Type::Array(array)) = self.find(container, array)? else {
+                return None;
+            };
+            let element = self.size_of(Type::Array(array))?;
+            return Some(offset + 8 * element * index.parse::<u32>().ok()?);
+        }
         let (first, rest) = path.split_once('.').unwrap_or((path, ""));
         let (offset, inner) = self.find(container, first)?;
         match rest {
             "" => Some(offset),
             rest => self.find_path(&inner, rest).map(|inside| offset + inside),
+        }
+    }
+
+    /// The bytes of an integer, or of one element of an array of integers.
+    fn size_of(&self, mut found: Type) -> Option<u32> {
+        loop {
+            found = match &found {
+                Type::Int(found) => return found.size().try_into().ok(),
+                Type::Array(array) => self.btf.resolve_chained_type(array).ok()?,
+                Type::Typedef(typedef) => self.btf.resolve_chained_type(typedef).ok()?,
+                _ => return None,
+            }
         }
     }
 

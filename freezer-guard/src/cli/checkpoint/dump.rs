@@ -189,7 +189,7 @@ impl Args {
             ("-v4", true),
             ("--leave-running", self.leave_running),
             // The next image has the changes from here on.
-            ("--track-mem", self.pre_dump || parent.is_some()),
+            ("--track-mem", self.tracks_memory()),
         ];
         // A script of a configuration file would run after ours.
         let flags = flags

@@ -68,6 +68,11 @@ impl Args {
     pub(super) fn is_verbose(&self) -> bool {
         self.driver.options.is_verbose()
     }
+
+    /// Whether another image is to build on this one, or this one on another.
+    fn tracks_memory(&self) -> bool {
+        self.pre_dump || self.parent.is_some()
+    }
 }
 
 /// CRIU's log in the directory of images.
@@ -87,6 +92,9 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
     for tree in trees {
         dumps.push(Dump::prepare(args, &criu, &tree, is_one, &mut images)?);
         targets.push(tree.target);
+    }
+    if args.tracks_memory() {
+        criu.check_tracking()?;
     }
     let done = match dump_all(args, &dumps, targets, images.dir()) {
         Ok(done) => done,

@@ -135,6 +135,22 @@ fn a_member_of_a_member_is_found() {
     assert_eq!(types.offset("cgroup", "self.level"), None);
 }
 
+/// arm64 has its registers in an array, inside an anonymous struct.
+#[test]
+fn an_element_of_an_array_is_found() {
+    let mut blob = Blob::new();
+    let word = blob.typedef("u32", 1);
+    let registers = blob.array(word, 31);
+    let inner = blob.structure("", &[("regs", registers, 64)], false);
+    let members = [("", inner, 0), ("syscallno", 1, 2048)];
+    blob.structure("pt_regs", &members, false);
+    let types = types(&blob.bytes());
+    let found = ["orig_ax|syscallno", "si|regs[1]", "dx|regs[2]"];
+    let found = found.map(|names| types.offset("pt_regs", names));
+    assert_eq!(found, [Some(256), Some(12), Some(16)]);
+    assert_eq!(types.offset("pt_regs", "syscallno[1]"), None);
+}
+
 /// The offset that the programs get is the new one, and no other changes.
 #[test]
 fn reads_follow_a_field_that_has_moved() {

@@ -105,7 +105,11 @@ impl Blob {
         self.add(name, 12, 0, prototype, &[])
     }
 
-    fn typedef(&mut self, name: &str, of: u32) -> u32 {
+    pub(super) fn array(&mut self, of: u32, length: u32) -> u32 {
+        self.add("", 3, 0, 0, &[of, INT, length])
+    }
+
+    pub(super) fn typedef(&mut self, name: &str, of: u32) -> u32 {
         self.add(name, 8, 0, of, &[])
     }
 
