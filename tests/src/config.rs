@@ -16,11 +16,11 @@ pub const YOUKI_PATH: &str = "/guest/bin/youki";
 pub const MODULES_DIR: &str = "/guest/modules";
 /// The file that a test leaves if systemd shall power the guest off at the end.
 pub const POWER_OFF_PATH: &str = "/run/power-off";
-/// The serial port that says `up` once init runs and `exit N` at the end, and then
-/// `powers off` if systemd does that.
-pub const CONTROL_PORT: &str = "/dev/ttyS2";
-/// The serial port of the command's input and output.
-pub const COMMAND_PORT: &str = "/dev/ttyS1";
+/// The port of the command's input and output.
+pub const COMMAND_PORT: &str = "/dev/hvc0";
+/// The port that says `up` once init runs and `exit N` at the end, and then `powers off` if
+/// systemd does that.
+pub const CONTROL_PORT: &str = "/dev/hvc1";
 
 /// One boot of a guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -94,8 +94,8 @@ named!(
     Suite {
         /// How far protections go, and what `doctor` says.
         Levels = "levels",
-        /// A locked-down kernel refuses guards, with a clear error.
-        Lockdown = "lockdown",
+        /// A kernel on which no guard can begin: each is refused with a clear error.
+        Refused = "refused",
         /// The host's service and `checkpoint`, in a guest with systemd.
         Service = "service",
         /// A short test of each container engine and of the container image, in a guest with systemd.

@@ -17,10 +17,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build::{self, Profile},
+    build::{self, Profile, Programs},
     config::{Cgroup, Image},
     docs,
-    kernel::{KERNELS, Kernel},
+    kernel::Kernel,
+    machine::AMD64,
     matrix::NO_BPF,
     plot,
     setup::{self, Needs},
@@ -54,7 +55,8 @@ pub(crate) struct Args {
     /// Exit with 1 if a figure is over its budget
     #[arg(long)]
     check: bool,
-    /// Write the counted tables and pictures of docs/performance.md. Needs `--kernel all`
+    /// Write the counted tables and pictures of docs/performance.md. The rows of other kernels stay. With
+    /// `--best-effort` this needs `--kernel all`
     #[arg(long)]
     docs: bool,
     /// Draw the instructions that guards add, into this SVG file
@@ -159,10 +161,17 @@ struct Counted {
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let kernels = Kernel::chosen(&args.kernel)?;
+    let kernels: Vec<_> = Kernel::chosen(&args.kernel)?
+        .into_iter()
+        .filter(|kernel| kernel.is_counted)
+        .collect();
+    ensure!(
+        !kernels.is_empty(),
+        "no guard can begin on this kernel, or another name stands for it: see xtask/src/kernel.rs"
+    );
     let guests = kernels.iter().map(|kernel| (*kernel, Image::Initramfs));
     let needs = Needs::guests(guests);
-    let programs = setup::guest_programs(&needs, Profile::Release)?;
+    let programs = setup::guest_programs(&needs, |_| Profile::Release)?;
     let mut counted = Vec::new();
     for kernel in kernels {
         let report = args.count_on(kernel, &programs)?;
@@ -176,14 +185,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         }
     }
     if args.docs {
-        ensure!(
-            counted.len() == KERNELS.len() && args.cgroup.is_none(),
-            "--docs needs --kernel all without --cgroup: each table has all kernels and layouts"
-        );
-        match args.best_effort {
-            true => summary::write(&summary::BEST_EFFORT, CHAPTER, &counted)?,
-            false => write_docs(&counted)?,
-        }
+        args.write_docs(&counted)?;
     }
     if let Some(path) = &args.plot {
         let picture = summary::operations_on_all(&counted);
@@ -244,7 +246,11 @@ const CHAPTER: &str = "docs/performance.md";
 fn write_docs(counted: &[Counted]) -> Result<()> {
     let put = |begin, table: &str| match table {
         "" => Ok(()),
-        _ => docs::put(DATA, begin, table),
+        _ => docs::put(
+            DATA,
+            begin,
+            &tables::with_others(table, &docs::get(DATA, begin)?),
+        ),
     };
     put(tables::BEGIN, &tables::operations(counted))?;
     for more in tables::MORE {
@@ -258,9 +264,12 @@ fn write_docs(counted: &[Counted]) -> Result<()> {
     Ok(())
 }
 
-/// Returns the pictures of the figures in the docs, with their files.
+/// Returns the pictures of the figures for amd64 in the docs, with their files.
 pub(crate) fn pictures() -> Result<Vec<(&'static str, String)>> {
-    let counted = figures::in_docs()?;
+    let mut counted = figures::in_docs()?;
+    counted.retain(|counted| {
+        Kernel::named(counted.kernel).is_ok_and(|kernel| kernel.machine() == &AMD64)
+    });
     let pictures = summary::PICTURES.into_iter();
     pictures
         .map(|(file, picture)| Ok((file, plot::draw(&picture(&counted))?)))
@@ -289,9 +298,26 @@ impl Row {
 }
 
 impl Args {
+    fn write_docs(&self, counted: &[Counted]) -> Result<()> {
+        ensure!(
+            self.cgroup.is_none(),
+            "--docs needs all layouts: leave out --cgroup"
+        );
+        match self.best_effort {
+            true => {
+                ensure!(
+                    self.kernel.iter().any(|name| name == "all"),
+                    "--best-effort --docs needs --kernel all: each table has all kernels"
+                );
+                summary::write(&summary::BEST_EFFORT, CHAPTER, counted)
+            }
+            false => write_docs(counted),
+        }
+    }
+
     /// Counts in both layouts, in two guests at once: what else the machine does makes no
     /// difference.
-    fn count_on(&self, kernel: &Kernel, programs: &[PathBuf]) -> Result<Report> {
+    fn count_on(&self, kernel: &Kernel, programs: &Programs) -> Result<Report> {
         let layouts = [Cgroup::V1, Cgroup::V2].into_iter();
         let layouts = layouts.filter(|layout| self.cgroup.is_none_or(|only| only == *layout));
         let results: Vec<_> = thread::scope(|scope| {
@@ -313,7 +339,7 @@ impl Args {
         Ok(all)
     }
 
-    fn count(&self, kernel: &Kernel, cgroup: Cgroup, programs: &[PathBuf]) -> Result<Report> {
+    fn count(&self, kernel: &Kernel, cgroup: Cgroup, programs: &Programs) -> Result<Report> {
         let list = |numbers: &[usize]| {
             let numbers: Vec<_> = numbers.iter().map(usize::to_string).collect();
             numbers.join(",")

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build::{self, Profile},
+    build::{self, Profile, Programs},
     config::{Cgroup, Image},
     kernel::{KERNELS, Kernel},
     matrix::NO_BPF,
@@ -76,14 +76,13 @@ fn write(baseline: Baseline) -> Result<()> {
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let guests = KERNELS.iter().map(|kernel| (kernel, Image::Initramfs));
+    let kernels = || KERNELS.iter().filter(|kernel| kernel.is_counted);
+    let guests = kernels().map(|kernel| (kernel, Image::Initramfs));
     let needs = Needs::guests(guests);
-    let programs = setup::guest_programs(&needs, Profile::Release)?;
+    let programs = setup::guest_programs(&needs, |_| Profile::Release)?;
     let mut found = Baseline::new();
     let mut complaints = Vec::new();
-    let boots = KERNELS
-        .iter()
-        .flat_map(|kernel| BOOTS.map(|boot| (kernel, boot)));
+    let boots = kernels().flat_map(|kernel| BOOTS.map(|boot| (kernel, boot)));
     for (kernel, boot) in boots {
         let report = ask(kernel, boot, &programs)?;
         println!("{} ({}):", key(kernel, boot), report.kernel);
@@ -134,7 +133,7 @@ const ASK: &str = "freezer-guard daemon --config /dev/null >/dev/null 2>&1 & \
     until [ -e /sys/fs/bpf/freezer-guard/program-file_permission_v2 ]; do sleep 1; done; \
     freezer-guard doctor --json";
 
-fn ask(kernel: &Kernel, boot: &[&str], programs: &[PathBuf]) -> Result<Report> {
+fn ask(kernel: &Kernel, boot: &[&str], programs: &Programs) -> Result<Report> {
     let command = ["sh", "-c", ASK].map(str::to_owned);
     let layout = Cgroup::Hybrid;
     let mut vm = Vm::new(kernel.name, layout, Image::Initramfs, command.to_vec());

@@ -1,5 +1,6 @@
 //! Builds the programs that go into a guest: static, so that any root will do.
-//! `freezer-guard` among them is what `dist` packs: what is tested is what ships.
+//! `dist` packs the `freezer-guard` that guests test. (Only the arm64 guest of a change gets a build of
+//! another profile.)
 
 use std::{
     fs,
@@ -10,9 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::{object, run, toolchain::Toolchain};
-
-pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+use crate::{cross, machine::Machine, object, run, toolchain::Toolchain};
 
 /// The top of the workspace.
 pub(crate) fn workspace() -> &'static Path {
@@ -50,26 +49,52 @@ impl Profile {
     }
 
     /// The directory in cargo's, where the programs are.
-    fn folder(self) -> PathBuf {
+    fn folder(self, machine: &Machine) -> PathBuf {
         let name = match self {
             Self::Release => "release",
             Self::Dev => "debug",
         };
-        target_dir().join(TARGET).join(name)
+        target_dir().join(machine.target).join(name)
     }
 }
 
-/// Where `freezer-guard` is, once [`guest_programs`] has compiled it as it ships.
-pub(crate) fn freezer_guard() -> PathBuf {
-    Profile::Release.folder().join("freezer-guard")
+/// Where `freezer-guard` is, once [`programs`] has compiled it as it ships.
+pub(crate) fn freezer_guard(machine: &Machine) -> PathBuf {
+    Profile::Release.folder(machine).join("freezer-guard")
 }
 
-/// `freezer-guard` and the guest's own programs.
-pub(crate) fn guest_programs(profile: Profile) -> Result<Vec<PathBuf>> {
+/// The programs of guests.
+#[derive(Default)]
+pub(crate) struct Programs(Vec<(&'static Machine, Vec<PathBuf>)>);
+
+impl Programs {
+    /// Compiles the programs for these machines.
+    pub(crate) fn compile(
+        profile: impl Fn(&Machine) -> Profile,
+        machines: impl Iterator<Item = &'static Machine>,
+    ) -> Result<Self> {
+        machines
+            .map(|machine| Ok((machine, programs(profile(machine), machine)?)))
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+
+    /// Returns the programs for this machine.
+    pub(crate) fn of(&self, machine: &Machine) -> Result<&[PathBuf]> {
+        let mut all = self.0.iter();
+        let found = all.find(|(compiled, _)| *compiled == machine);
+        found
+            .map(|(_, programs)| &**programs)
+            .with_context(|| format!("no program is compiled for {}", machine.name))
+    }
+}
+
+/// `freezer-guard` and the guest's own programs, for this machine.
+pub(crate) fn programs(profile: Profile, machine: &Machine) -> Result<Vec<PathBuf>> {
     thread::scope(|scope| {
         // cargo compiles them last, one crate after the other, if it is left to it.
         let ebpf = scope.spawn(ebpf);
-        compile(profile)?;
+        compile(profile, machine)?;
         ebpf.join()
             .map_err(|_| anyhow!("a thread that compiles has panicked"))?
     })?;
@@ -81,7 +106,7 @@ pub(crate) fn guest_programs(profile: Profile) -> Result<Vec<PathBuf>> {
         "integration",
     ]
     .map(|name| {
-        let path = profile.folder().join(name);
+        let path = profile.folder(machine).join(name);
         fs::metadata(&path).with_context(|| format!("find {}", path.display()))?;
         Ok(path)
     })
@@ -89,9 +114,13 @@ pub(crate) fn guest_programs(profile: Profile) -> Result<Vec<PathBuf>> {
     .collect()
 }
 
-fn compile(profile: Profile) -> Result<()> {
-    run(cargo()
-        .args(["build", "--locked", "--bins", "--target", TARGET])
+fn compile(profile: Profile, machine: &Machine) -> Result<()> {
+    let mut cargo = cargo();
+    if machine.is_foreign() {
+        cross::compile_with(&mut cargo, machine)?;
+    }
+    run(cargo
+        .args(["build", "--locked", "--bins", "--target", machine.target])
         .args(["--profile", profile.name()])
         .args(["--package", "freezer-guard"])
         .args(["--package", "freezer-guard-bench"])

@@ -14,11 +14,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{cache, run};
+use crate::{cache, machine::Machine, run};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A private apt for one release of Debian.
+/// Packages on their way into [`NEXT`]. They need others of that.
+pub(crate) const EXPERIMENTAL: &str = "experimental";
+const NEXT: &str = "forky";
+
+/// A private apt for one release of Debian and one machine.
 pub(crate) struct Apt {
     dir: PathBuf,
     /// Locked, so that a second thread waits instead of failing.
@@ -27,21 +31,21 @@ pub(crate) struct Apt {
 
 impl Apt {
     /// Opens it and fetches the package lists when they are not there yet.
-    pub(crate) fn open(release: &str) -> Result<Self> {
-        let dir = cache::dir().join("apt").join(release);
+    pub(crate) fn open(release: &str, machine: &Machine) -> Result<Self> {
+        let dir = cache::dir().join("apt").join(machine.qualify(release));
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let lock = File::create(dir.join("lock"))?;
         lock.lock()
             .with_context(|| format!("lock {}", dir.display()))?;
         let apt = Self { dir, _lock: lock };
         if !apt.dir.join("updated").is_file() {
-            apt.update(release)
+            apt.update(release, machine)
                 .with_context(|| format!("download the package lists of Debian {release}"))?;
         }
         Ok(apt)
     }
 
-    fn update(&self, release: &str) -> Result<()> {
+    fn update(&self, release: &str, machine: &Machine) -> Result<()> {
         let dir = self.dir.display();
         for folder in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(self.dir.join(folder))?;
@@ -51,7 +55,12 @@ impl Apt {
         let source =
             |site: &str, suite: &str| format!("deb [signed-by={KEYRING}] {site} {suite} main\n");
         let mut sources = vec![source(&main, release)];
-        if !release.ends_with("-backports") {
+        let mut preferred = String::new();
+        if release == EXPERIMENTAL {
+            sources.push(source(&main, NEXT));
+            // apt takes nothing from there otherwise.
+            preferred = format!("APT::Default-Release \"{release}\";\n");
+        } else if !release.ends_with("-backports") {
             sources.push(source(&main, &format!("{release}-updates")));
             sources.push(source(&security, &format!("{release}-security")));
         }
@@ -65,10 +74,13 @@ impl Apt {
                  Dir::Etc::SourceList \"{dir}/sources.list\";\n\
                  Dir::Etc::SourceParts \"/dev/null\";\n\
                  Dir::Etc::PreferencesParts \"/dev/null\";\n\
+                 APT::Architecture \"{0}\";\n\
+                 APT::Architectures {{ \"{0}\"; }};\n\
                  APT::Sandbox::User \"root\";\n\
-                 APT::Install-Recommends \"false\";\n\
+                 APT::Install-Recommends \"false\";\n{preferred}\
                  Acquire::Languages \"none\";\n\
-                 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n"
+                 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n",
+                machine.name
             ),
         )?;
         run(self.command("apt-get").args(["-qq", "update"]))?;
@@ -84,14 +96,17 @@ impl Apt {
         command
     }
 
+    /// The answer of `apt-cache`.
+    fn ask(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.command("apt-cache");
+        let output = command.args(arguments).output();
+        let output = output.context("run apt-cache")?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// The newest of the packages whose names match the regular expression.
     pub(crate) fn newest(&self, regex: &str) -> Result<String> {
-        let output = self
-            .command("apt-cache")
-            .args(["search", "--names-only", regex])
-            .output()
-            .context("run apt-cache")?;
-        let output = String::from_utf8(output.stdout)?;
+        let output = self.ask(&["search", "--names-only", regex])?;
         output
             .lines()
             .filter_map(|line| line.split_once(" - ").map(|(name, _)| name))
@@ -103,6 +118,16 @@ impl Apt {
                     self.dir.display()
                 )
             })
+    }
+
+    /// The version of a package.
+    pub(crate) fn version(&self, package: &str) -> Result<String> {
+        let output = self.ask(&["show", "--no-all-versions", package])?;
+        let mut lines = output.lines();
+        lines
+            .find_map(|line| line.strip_prefix("Version: "))
+            .map(str::to_owned)
+            .with_context(|| format!("this release has no package {package}"))
     }
 
     /// Whether there is a package with this name.

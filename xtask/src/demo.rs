@@ -38,7 +38,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let kernel = Kernel::named(&args.kernel)?;
     let needs = Needs::guests([(kernel, Image::Initramfs)]);
-    let programs = setup::guest_programs(&needs, Profile::Dev)?;
+    let programs = setup::guest_programs(&needs, |_| Profile::Dev)?;
     eprintln!(
         "booting a guest: Linux {}, cgroup {} …",
         args.kernel,

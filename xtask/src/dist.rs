@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Profile},
+    cross,
+    machine::{self, Machine},
     run,
     setup::{self, Needs},
 };
@@ -40,9 +42,12 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Put the packages into this directory [default: target/dist]
+    /// Put the packages into this directory [default: target/dist, and target/dist-arm64 for arm64]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Make them for this machine [default: this one]
+    #[arg(long, value_parser = machine::names())]
+    arch: Option<String>,
     /// Check them: run lintian and rpmlint, install the RPM into a directory, read the container image,
     /// test links, checksums and Prometheus's rules, and compare the files of a second run
     #[arg(long)]
@@ -50,11 +55,19 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
-    setup::setup(&Needs::default().with_release())?;
-    build::guest_programs(Profile::Release)?;
+    let machine = args
+        .arch
+        .as_deref()
+        .map_or(Ok(Machine::host()), Machine::named)?;
+    setup::setup(&Needs::default().with_release().with_machine(machine))?;
+    build::programs(Profile::Release, machine)?;
+    if machine.is_foreign() {
+        // It writes the man pages.
+        build::programs(Profile::Release, Machine::host())?;
+    }
     let stage = match &args.out {
-        Some(dir) => Stage::open(dir)?,
-        None => Stage::open_default()?,
+        Some(dir) => Stage::open(dir, machine)?,
+        None => Stage::open_default(machine)?,
     };
     for path in stage.make_all()? {
         println!("{}", path.display());
@@ -67,7 +80,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// Makes and checks everything. Set-up has been done, and the programs are there.
 pub(crate) fn check() -> Result<()> {
-    let stage = Stage::open_default()?;
+    let stage = Stage::open_default(Machine::host())?;
     stage.make_all()?;
     check::all(&stage)
 }
@@ -75,8 +88,9 @@ pub(crate) fn check() -> Result<()> {
 /// The Debian package and the container image that are installed in guests.
 pub(crate) fn packages_for_guests() -> Result<[PathBuf; 2]> {
     setup::setup(&Needs::default().with_package())?;
-    build::guest_programs(Profile::Release)?;
-    let stage = Stage::open_default()?;
+    let machine = Machine::host();
+    build::programs(Profile::Release, machine)?;
+    let stage = Stage::open_default(machine)?;
     stage.generate()?;
     Ok([stage.make_deb()?, oci::make(&stage)?])
 }
@@ -84,6 +98,7 @@ pub(crate) fn packages_for_guests() -> Result<[PathBuf; 2]> {
 /// A place where release files are made.
 struct Stage {
     out: PathBuf,
+    machine: &'static Machine,
     /// Seconds since 1970.
     time: String,
     /// Held as long as files are made: guests wait for their package.
@@ -91,13 +106,14 @@ struct Stage {
 }
 
 impl Stage {
-    fn open(out: &Path) -> Result<Self> {
+    fn open(out: &Path, machine: &'static Machine) -> Result<Self> {
         fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
         let lock =
             File::create(build::target_dir().join("dist.lock")).context("create the lock")?;
         lock.lock().context("lock target/dist.lock")?;
         Ok(Self {
             out: out.canonicalize()?,
+            machine,
             time: time::of_sources()?,
             _lock: Some(lock),
         })
@@ -107,14 +123,15 @@ impl Stage {
     fn again(&self, out: &Path) -> Result<Self> {
         Ok(Self {
             out: out.canonicalize()?,
+            machine: self.machine,
             time: self.time.clone(),
             _lock: None,
         })
     }
 
-    /// `target/dist`.
-    fn open_default() -> Result<Self> {
-        Self::open(&build::target_dir().join("dist"))
+    /// `target/dist`, or `target/dist-arm64`.
+    fn open_default(machine: &'static Machine) -> Result<Self> {
+        Self::open(&build::target_dir().join(machine.qualify("dist")), machine)
     }
 
     /// Makes the files of a release, and removes those of earlier ones.
@@ -164,12 +181,12 @@ impl Stage {
         if dir.exists() {
             fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
         }
-        run(Command::new(build::freezer_guard())
+        run(Command::new(build::freezer_guard(Machine::host()))
             .arg("generate")
             .arg(&dir))
         .context("write man pages and completions")?;
         let logs = changelog::Changelogs::read(&self.time)?;
-        let linked = linked::Linked::find()?;
+        let linked = linked::Linked::find(self.machine)?;
         for (name, text) in [
             ("debian-changelog", logs.debian),
             ("rpm-changelog", logs.rpm),
@@ -188,7 +205,9 @@ impl Stage {
     }
 
     fn deb(&self) -> PathBuf {
-        self.out.join(format!("freezer-guard_{VERSION}_amd64.deb"))
+        let machine = self.machine.name;
+        self.out
+            .join(format!("freezer-guard_{VERSION}_{machine}.deb"))
     }
 
     fn make_deb(&self) -> Result<PathBuf> {
@@ -197,10 +216,14 @@ impl Stage {
             .prefix(".unfinished-")
             .tempdir_in(&self.out)?;
         let path = unfinished.path().join("freezer-guard.deb");
-        run(Command::new(setup::cargo_deb())
+        let mut cargo_deb = Command::new(setup::cargo_deb());
+        if self.machine.is_foreign() {
+            cross::strip_with(&mut cargo_deb, self.machine);
+        }
+        run(cargo_deb
             .current_dir(build::workspace())
             .args(["--quiet", "--package", "freezer-guard", "--locked"])
-            .args(["--no-build", "--strip", "--target", build::TARGET])
+            .args(["--no-build", "--strip", "--target", self.machine.target])
             .arg("--output")
             .arg(&path)
             // It would tell the path, as we do.
@@ -217,7 +240,7 @@ impl Stage {
         let tree = tempfile::tempdir()?;
         tree::unpack(&self.deb(), tree.path())?;
         let binary = tree.path().join("usr/bin/freezer-guard");
-        let document = sbom::document(&linked::Linked::find()?, &binary, &self.time)?;
+        let document = sbom::document(&linked::Linked::find(self.machine)?, &binary, &self.time)?;
         let path = self.out.join(format!("freezer-guard-{VERSION}.cdx.json"));
         fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
         Ok(path)

@@ -7,18 +7,24 @@ use std::{
     io::{BufWriter, Write as _},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use cpio::newc::{Builder, ModeFileType, trailer};
 use lddtree::DependencyAnalyzer;
 
-use crate::{cache, config::Cgroup, debian::Apt, run, tools};
+use crate::{
+    cache,
+    config::Cgroup,
+    debian::{self, Apt},
+    machine::{AMD64, ARM64, Machine},
+    run, tools,
+};
 
-/// The release of Debian that a guest's programs come from.
+/// The release of Debian that a guest's programs come from, for one machine.
 pub(crate) struct Userland {
     release: &'static str,
+    pub(crate) machine: &'static Machine,
     /// What it has besides [`PACKAGES`].
     more_packages: &'static [&'static str],
     /// What only this release has.
@@ -29,27 +35,59 @@ pub(crate) struct Userland {
 
 /// CRIU 3.17.1, and a systemd that still has all three cgroup layouts. Its crun is
 /// built without libcriu, which it has not.
-pub(crate) const BOOKWORM: Userland = Userland {
+pub(crate) static BOOKWORM: Userland = Userland {
     release: "bookworm",
+    machine: &AMD64,
     more_packages: &[],
     own_packages: &[],
     layouts: &[Cgroup::Hybrid, Cgroup::V2],
 };
 /// CRIU 4.1.1: the older one does not start on 6.18.
-pub(crate) const TRIXIE: Userland = Userland {
+pub(crate) static TRIXIE: Userland = Userland {
     release: "trixie",
+    machine: &AMD64,
     more_packages: &WITH_DAEMONS,
     own_packages: &[],
     layouts: &[Cgroup::V2],
 };
 /// CRIU 4.2 or later: the next release, which still moves.
-pub(crate) const FORKY: Userland = Userland {
+pub(crate) static FORKY: Userland = Userland {
     release: "forky",
+    machine: &AMD64,
     more_packages: &WITH_DAEMONS,
     own_packages: &ONLY_NEWEST,
     layouts: &[Cgroup::V2],
 };
-pub(crate) const USERLANDS: [&Userland; 3] = [&BOOKWORM, &TRIXIE, &FORKY];
+/// CRIU 4.3 or later, runc 1.4, podman 6: programs on their way into the next release, which may be
+/// broken.
+pub(crate) static EXPERIMENTAL: Userland = Userland {
+    release: debian::EXPERIMENTAL,
+    machine: &AMD64,
+    more_packages: &WITH_DAEMONS,
+    own_packages: &ONLY_NEWEST,
+    layouts: &[Cgroup::V2],
+};
+pub(crate) static TRIXIE_ARM64: Userland = for_arm64("trixie");
+pub(crate) static FORKY_ARM64: Userland = for_arm64("forky");
+pub(crate) static USERLANDS: [&Userland; 6] = [
+    &BOOKWORM,
+    &TRIXIE,
+    &FORKY,
+    &EXPERIMENTAL,
+    &TRIXIE_ARM64,
+    &FORKY_ARM64,
+];
+
+/// A guest on arm64 has no systemd: its suites need none.
+const fn for_arm64(release: &'static str) -> Userland {
+    Userland {
+        release,
+        machine: &ARM64,
+        more_packages: &[],
+        own_packages: &[],
+        layouts: &[],
+    }
+}
 
 /// What the guest's root is made of; their dependencies come with them.
 const PACKAGES: [&str; 26] = [
@@ -107,12 +145,12 @@ const PROGRAMS: [&str; 4] = [
 ];
 
 /// Raise it when the way an image is made changes.
-const RECIPE: u32 = 5;
+const RECIPE: u32 = 6;
 
 impl Userland {
-    /// The release's name.
-    pub(crate) fn name(&self) -> &'static str {
-        self.release
+    /// The release's name, and the machine's.
+    pub(crate) fn name(&self) -> String {
+        self.machine.qualify(self.release)
     }
 
     /// The directory the packages are unpacked into.
@@ -140,11 +178,11 @@ impl Userland {
         let version = hasher.finish() & 0xffff_ffff;
         cache::dir()
             .join("images")
-            .join(format!("{}-{name}-{version:08x}{extension}", self.release))
+            .join(format!("{}-{name}-{version:08x}{extension}", self.name()))
     }
 
     pub(crate) fn fetch_packages(&self) -> Result<()> {
-        let apt = Apt::open(self.release)?;
+        let apt = Apt::open(self.release, self.machine)?;
         cache::put(&self.packages(), |root| {
             for name in ["bin", "sbin", "lib", "lib64"] {
                 fs::create_dir_all(root.join("usr").join(name))?;
@@ -255,14 +293,16 @@ impl Archive {
 }
 
 impl Userland {
-    /// busybox under all its names, and the other programs with their libraries.
+    /// The programs with their libraries. The guest's init gives busybox its other names.
     pub(crate) fn make_initramfs(&self) -> Result<()> {
         let root = self.packages();
+        let libraries = format!("usr/lib/{}", self.machine.libraries);
+        let loader = format!("usr/{}", self.machine.loader);
         let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
         for program in PROGRAMS {
             let source = root.join(program);
             let tree = DependencyAnalyzer::new(root.clone())
-                .add_library_path(root.join("usr/lib/x86_64-linux-gnu"))
+                .add_library_path(root.join(&libraries))
                 .analyze(&source)
                 .with_context(|| format!("find the libraries of {}", source.display()))?;
             files.insert(program.to_owned(), source);
@@ -273,16 +313,13 @@ impl Userland {
                         library.name
                     )
                 })?;
-                let folder = match library.name.starts_with("ld-linux") {
-                    true => "usr/lib64",
-                    false => "usr/lib/x86_64-linux-gnu",
+                let path = match loader.ends_with(&library.name) {
+                    true => loader.clone(),
+                    false => format!("{libraries}/{}", library.name),
                 };
-                files.insert(format!("{folder}/{}", library.name), source);
+                files.insert(path, source);
             }
         }
-        let busybox = Command::new(root.join("usr/bin/busybox"))
-            .arg("--list")
-            .output()?;
         cache::put(&self.initramfs(), |path| {
             let mut archive = Archive::create(path)?;
             for folder in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "usr"] {
@@ -292,15 +329,9 @@ impl Userland {
                 archive.folder(&format!("usr/{name}"))?;
                 archive.symlink(name, &format!("usr/{name}"))?;
             }
-            archive.folder("usr/lib/x86_64-linux-gnu")?;
+            archive.folder(&libraries)?;
             for (name, source) in &files {
                 archive.file(name, source)?;
-            }
-            for applet in String::from_utf8(busybox.stdout)?.lines() {
-                let name = format!("usr/bin/{applet}");
-                if !files.contains_key(&name) {
-                    archive.symlink(&name, "busybox")?;
-                }
             }
             archive.finish()
         })
@@ -310,7 +341,7 @@ impl Userland {
     pub(crate) fn make_disk(&self) -> Result<()> {
         let root = self.packages();
         cache::put(&self.disk(), |path| {
-            run(tools::mke2fs()
+            run(tools::mke2fs(self.machine)
                 .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
                 .arg(&root)
                 .arg(path)

@@ -12,8 +12,10 @@ use goblin::elf::Elf;
 
 use crate::{
     cache,
+    config::Image,
     debian::Apt,
-    image::{BOOKWORM, FORKY, TRIXIE, Userland},
+    image::{BOOKWORM, EXPERIMENTAL, FORKY, FORKY_ARM64, TRIXIE, TRIXIE_ARM64, Userland},
+    machine::Machine,
 };
 
 /// A kernel of Debian's.
@@ -21,20 +23,26 @@ pub(crate) struct Kernel {
     /// What `--kernel` calls it.
     pub(crate) name: &'static str,
     release: &'static str,
-    /// The name of its package, as a regular expression: the newest is taken.
+    /// The name of its package up to the machine's, as a regular expression: the newest is taken.
     package: &'static str,
     /// Whose programs go with it in a guest: CRIU has to start on it.
     pub(crate) userland: &'static Userland,
+    /// Whether instructions are counted on it.
+    pub(crate) is_counted: bool,
 }
 
 /// A new kernel is a new line here; `matrix.rs` lists its guests. (`docs/kernels.md` is
 /// made anew with it, and `TESTED` of the product has to name it: a test compares them.)
 #[rustfmt::skip]
-pub(crate) const KERNELS: [Kernel; 4] = [
-    kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+-cloud-amd64$", &BOOKWORM),
-    kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13-cloud-amd64$", &BOOKWORM),
-    kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13-cloud-amd64$", &TRIXIE),
-    kernel("7.3", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13-cloud-amd64$", &FORKY),
+pub(crate) static KERNELS: [Kernel; 8] = [
+    kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+", &BOOKWORM),
+    kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13", &BOOKWORM),
+    kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13", &TRIXIE),
+    kernel("7.3", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13", &FORKY),
+    kernel("7.3-experimental", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13", &EXPERIMENTAL).uncounted(),
+    kernel("6.1-arm64", "bookworm", r"^linux-image-6\.1\.0-[0-9]+", &TRIXIE_ARM64).uncounted(),
+    kernel("6.12-arm64", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13", &TRIXIE_ARM64),
+    kernel("7.3-arm64", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13", &FORKY_ARM64),
 ];
 
 const fn kernel(
@@ -48,6 +56,17 @@ const fn kernel(
         release,
         package,
         userland,
+        is_counted: true,
+    }
+}
+
+impl Kernel {
+    /// No guard can begin on it, or it is there under another name too.
+    const fn uncounted(self) -> Self {
+        Self {
+            is_counted: false,
+            ..self
+        }
     }
 }
 
@@ -57,8 +76,9 @@ pub(crate) fn names() -> PossibleValuesParser {
 }
 
 /// What CRIU and the root disk need. Those that are built in are not missed.
-const MODULES: [&str; 19] = [
+const MODULES: [&str; 20] = [
     "virtio_pci",
+    "virtio_console",
     "virtio_blk",
     "nfnetlink",
     "nf_tables",
@@ -82,7 +102,7 @@ const MODULES: [&str; 19] = [
 impl Kernel {
     /// The kernel that `--kernel NAME` means.
     pub(crate) fn named(name: &str) -> Result<&'static Self> {
-        let names = || KERNELS.map(|kernel| kernel.name).join(", ");
+        let names = || KERNELS.each_ref().map(|kernel| kernel.name).join(", ");
         KERNELS
             .iter()
             .find(|kernel| kernel.name == name)
@@ -95,6 +115,16 @@ impl Kernel {
             true => Ok(KERNELS.iter().collect()),
             false => names.iter().map(|name| Self::named(name)).collect(),
         }
+    }
+
+    /// The machine that it is for: that of its userland.
+    pub(crate) fn machine(&self) -> &'static Machine {
+        self.userland.machine
+    }
+
+    /// Returns whether there is a root file system of this kind for it.
+    pub(crate) fn boots(&self, image: Image) -> bool {
+        image == Image::Initramfs || !self.userland.layouts.is_empty()
     }
 
     pub(crate) fn dir(&self) -> PathBuf {
@@ -124,8 +154,9 @@ impl Kernel {
 
     /// Downloads it and leaves `vmlinuz` and the modules in [`Kernel::dir`].
     pub(crate) fn fetch(&self) -> Result<()> {
-        let apt = Apt::open(self.release)?;
-        let package = apt.newest(self.package)?;
+        let machine = self.machine();
+        let apt = Apt::open(self.release, machine)?;
+        let package = apt.newest(&format!("{}-cloud-{}$", self.package, machine.name))?;
         // Since 7.0 the image is empty, and leads to these two.
         let parts = ["linux-binary", "linux-modules"]
             .map(|part| package.replacen("linux-image", part, 1))

@@ -7,6 +7,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
+use crate::machine::Machine;
+
 mod bench;
 mod book;
 mod bpf_stats;
@@ -19,6 +21,7 @@ mod cache;
 )]
 #[path = "../../tests/src/config.rs"]
 mod config;
+mod cross;
 mod debian;
 mod demo;
 mod dist;
@@ -30,9 +33,11 @@ mod image;
 mod kernel;
 #[cfg(test)]
 mod kubernetes;
+mod kvm;
 #[cfg(test)]
 mod layers;
 mod lint;
+mod machine;
 mod matrix;
 mod mdbook;
 mod object;
@@ -41,6 +46,7 @@ mod packaging_tools;
 mod pictures;
 mod plot;
 mod report;
+mod schedule;
 mod setup;
 mod shapes;
 mod terminal;
@@ -96,6 +102,11 @@ fn main() -> ExitCode {
 }
 
 fn try_main() -> Result<ExitCode> {
+    ensure!(
+        std::env::consts::ARCH == Machine::host().uname,
+        "xtask runs on {} only, since the tools that it downloads do",
+        Machine::host().uname
+    );
     match Cli::parse().command {
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Ebpf => ebpf::check().map(|()| ExitCode::SUCCESS),

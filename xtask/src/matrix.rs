@@ -5,7 +5,7 @@ use crate::{
     config::{
         Cgroup::{self, Hybrid, V1, V2},
         Image::{self, Initramfs, Systemd},
-        Suite::{self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Short, Soak},
+        Suite::{self, Core, Engines, Full, Levels, Mixed, Refused, Service, Short, Soak},
         YOUKI_PATH,
     },
     kernel::{KERNELS, Kernel},
@@ -22,8 +22,11 @@ const SMALL: [&str; 2] = ["maxcpus=1", "mem=512M"];
 const QUIET: [&str; 2] = ["nohz_full=1", "rcu_nocbs=1"];
 const LOCKED_DOWN: &str = "lockdown=confidentiality";
 
-/// All of [`KERNELS`].
-const ALL: &[&str] = &[];
+/// Those for amd64, each once.
+const ALL: &[&str] = &["6.1", "6.12", "6.18", "7.3"];
+/// A kernel with the newest programs.
+const EXPERIMENTAL: &[&str] = &["7.3-experimental"];
+const ARM64: &[&str] = &["6.12-arm64", "7.3-arm64"];
 
 /// Guests that differ in their kernel alone.
 struct Row {
@@ -38,9 +41,9 @@ struct Row {
 }
 
 #[rustfmt::skip]
-const MATRIX: [Row; 17] = [
+const MATRIX: [Row; 22] = [
     row(V1, Initramfs, &[], ALL, &[Full, Soak], &[("6.1", Core)]),
-    row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full), ("7.3", Core)]),
+    row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full)]),
     row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Mixed)]),
     row(V1, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
     row(V2, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
@@ -51,11 +54,16 @@ const MATRIX: [Row; 17] = [
     row(V2, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels, Soak], &[("6.12", Levels)]),
     row(V2, Initramfs, &SMALL, ALL, &[Core], &[]),
     row(V2, Initramfs, &QUIET, ALL, &[Core], &[]),
-    row(V2, Initramfs, &[LOCKED_DOWN], &["6.12"], &[Lockdown], &[("6.12", Lockdown)]),
+    row(V2, Initramfs, &[], EXPERIMENTAL, &[Full], &[]),
+    row(V1, Initramfs, &[], ARM64, &[Full], &[]),
+    row(V2, Initramfs, &[], ARM64, &[Full], &[("7.3-arm64", Core)]),
+    row(V2, Initramfs, &[LOCKED_DOWN], &["6.12"], &[Refused], &[("6.12", Refused)]),
+    row(V2, Initramfs, &[], &["6.1-arm64"], &[Refused], &[]),
     // Once for each userland.
     row(V2, Systemd, &[], &["6.1", "6.18", "7.3"], &[Engines], &[]),
     row(Hybrid, Systemd, &[], &["6.1"], &[Engines], &[]),
     row(V2, Systemd, &[], ALL, &[Service, Short, Full], &[("7.3", Service), ("7.3", Short)]),
+    row(V2, Systemd, &[], EXPERIMENTAL, &[Service, Engines], &[]),
     row(Hybrid, Systemd, &[], ALL, &[Service, Short, Full], &[]),
 ];
 
@@ -80,16 +88,16 @@ const fn row(
 impl Row {
     /// Not every systemd can mount every layout.
     fn has(&self, kernel: &Kernel) -> bool {
-        (self.kernels.is_empty() || self.kernels.contains(&kernel.name))
+        self.kernels.contains(&kernel.name)
             && (self.image == Initramfs || kernel.userland.layouts.contains(&self.cgroup))
     }
 
     /// Returns whether this suite has tests in such a guest.
     fn takes(&self, suite: Suite) -> bool {
         match suite {
-            Service | Short | Engines | Lockdown => self.release.contains(&suite),
+            Service | Short | Engines | Refused => self.release.contains(&suite),
             Levels | Mixed | Core | Full | Soak => match self.release {
-                [Engines] | [Lockdown] => false,
+                [Engines] | [Refused] => false,
                 // A small host.
                 [Core] => suite == Core,
                 _ => true,
@@ -193,7 +201,7 @@ impl Guest {
     pub(crate) fn is_for_docs(&self) -> bool {
         match self.suite {
             Engines => true,
-            Full | Levels | Lockdown => (self.cgroup, self.image) == (V2, Initramfs),
+            Full | Levels | Refused => (self.cgroup, self.image) == (V2, Initramfs),
             Core => self.boot == SMALL || self.boot == QUIET,
             _ => false,
         }
@@ -203,7 +211,7 @@ impl Guest {
     /// not been timed.
     pub(crate) fn usual_seconds(&self) -> u64 {
         let each = match self.suite {
-            Lockdown => 20,
+            Refused => 20,
             Levels => 120,
             Mixed => 90,
             Core => 180,
@@ -219,7 +227,7 @@ impl Guest {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Guest, KERNELS, MATRIX, Systemd, change, release};
+    use super::{Guest, KERNELS, Kernel, MATRIX, Systemd, change, release};
 
     fn labels(guests: &[Guest]) -> BTreeSet<String> {
         let labels: BTreeSet<_> = guests.iter().map(Guest::label).collect();
@@ -234,10 +242,11 @@ mod tests {
     #[test]
     fn rows_name_kernels_that_there_are() {
         for row in &MATRIX {
-            let changes = row.change.iter().map(|(kernel, _)| kernel);
-            for name in row.kernels.iter().chain(changes) {
-                let kernel = KERNELS.iter().find(|kernel| kernel.name == *name);
-                let kernel = kernel.unwrap_or_else(|| panic!("no kernel is called {name}"));
+            for name in row.kernels {
+                Kernel::named(name).expect("a kernel");
+            }
+            for (name, _) in row.change {
+                let kernel = Kernel::named(name).expect("a kernel");
                 assert!(row.has(kernel), "{name} is not in its own row");
             }
         }

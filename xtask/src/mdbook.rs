@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{cache, debian::Apt, tools};
+use crate::{cache, debian::Apt, machine::Machine, tools};
 
 const RELEASE: &str = "forky";
 
@@ -29,7 +29,7 @@ pub(crate) fn dir() -> PathBuf {
 
 /// Downloads mdBook and makes the template.
 pub(crate) fn fetch() -> Result<()> {
-    let apt = Apt::open(RELEASE)?;
+    let apt = Apt::open(RELEASE, Machine::host())?;
     cache::put(&dir(), |root| {
         apt.unpack_closure(&["mdbook"], root)?;
         let template = with_icons(&default_template(root)?, &root.join(ICONS))?;

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{cache, debian::Apt};
+use crate::{cache, debian::Apt, machine::Machine};
 
 /// Its rpm makes packages of format 4, which every distribution with rpm can read.
 const RELEASE: &str = "trixie";
@@ -59,7 +59,7 @@ pub(crate) fn dir() -> PathBuf {
 }
 
 pub(crate) fn fetch() -> Result<()> {
-    let apt = Apt::open(RELEASE)?;
+    let apt = Apt::open(RELEASE, Machine::host())?;
     cache::put(&dir(), |root| {
         for name in ["bin", "sbin", "lib", "lib64"] {
             fs::create_dir_all(root.join("usr").join(name))?;

@@ -7,22 +7,27 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::Instant,
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::{
-    build::{self, Profile},
+    build::{Profile, Programs},
     cache,
     config::Image,
+    cross,
     debian::{Apt, host_release},
     image::{USERLANDS, Userland},
     kernel::{KERNELS, Kernel},
+    machine::{MACHINES, Machine},
     mdbook, packaging_tools, run,
     toolchain::{self, Toolchain},
     tools,
 };
+
+mod step;
+
+use step::Step;
 
 /// The release of bpf-linker that goes with LLVM 22, the compiler's own.
 const BPF_LINKER: &str = "0.13.0";
@@ -37,6 +42,8 @@ const YOUKI: &str = "0.7.0";
 #[derive(Default)]
 pub(crate) struct Needs {
     guests: Vec<(&'static Kernel, Image)>,
+    /// Machines to compile for, besides those of the guests.
+    machines: Vec<&'static Machine>,
     package: bool,
     engines: bool,
     book: bool,
@@ -49,9 +56,11 @@ impl Needs {
         let images = [Image::Initramfs, Image::Systemd];
         let guests = KERNELS
             .iter()
-            .flat_map(|kernel| images.map(|image| (kernel, image)));
+            .flat_map(|kernel| images.map(|image| (kernel, image)))
+            .filter(|(kernel, image)| kernel.boots(*image));
         Self {
             guests: guests.collect(),
+            machines: MACHINES.to_vec(),
             package: true,
             engines: true,
             book: true,
@@ -97,6 +106,22 @@ impl Needs {
         }
     }
 
+    /// Adds the compiler for this machine.
+    pub(crate) fn with_machine(mut self, machine: &'static Machine) -> Self {
+        self.machines.push(machine);
+        self
+    }
+
+    fn boots_on(&self, machine: &Machine) -> bool {
+        let mut guests = self.guests.iter();
+        guests.any(|(kernel, _)| kernel.machine() == machine)
+    }
+
+    /// Returns whether something is compiled for this machine.
+    fn compiles_for(&self, machine: &'static Machine) -> bool {
+        self.boots_on(machine) || self.machines.contains(&machine)
+    }
+
     fn boots(&self, kernel: &Kernel) -> bool {
         let mut guests = self.guests.iter();
         guests.any(|(wanted, _)| wanted.name == kernel.name)
@@ -110,12 +135,15 @@ impl Needs {
     /// Downloads and images, in this order.
     fn to_fetch(&self) -> Vec<Step> {
         let mut steps = Vec::new();
-        if !self.guests.is_empty() {
-            steps.push(Step::file(
-                "QEMU (Debian's, unpacked only; ~40 MB)",
-                tools::dir(),
-                tools::fetch,
-            ));
+        for machine in MACHINES {
+            if self.boots_on(machine) {
+                let name = format!(
+                    "QEMU for {} (Debian's, unpacked only; ~40 MB)",
+                    machine.name
+                );
+                let fetch = || tools::fetch(machine);
+                steps.push(Step::file(name, tools::dir(machine), fetch));
+            }
         }
         if self.book {
             steps.push(mdbook_step());
@@ -158,7 +186,12 @@ impl Needs {
 
     /// Tools to compile here, meanwhile. bpf-linker links with the LLVM of the compiler.
     fn to_compile(&self) -> Vec<Step> {
-        let is_other = || matches!(Toolchain::find(), Some(Toolchain::RustSrc { .. }));
+        let is_cross = MACHINES
+            .into_iter()
+            .any(|machine| machine.is_foreign() && self.compiles_for(machine));
+        // It compiles for other machines too.
+        let is_other =
+            move || !is_cross && matches!(Toolchain::find(), Some(Toolchain::RustSrc { .. }));
         let mut steps = vec![
             Step::new(
                 "BPF compiler (Debian's, unpacked only; ~150 MB)",
@@ -171,6 +204,16 @@ impl Needs {
                 build_linker,
             ),
         ];
+        for machine in MACHINES {
+            if machine.is_foreign() && self.compiles_for(machine) {
+                let name = format!(
+                    "linker and libraries for {} (Debian's, unpacked only; ~70 MB)",
+                    machine.name
+                );
+                let fetch = || cross::fetch(machine);
+                steps.push(Step::file(name, cross::dir(machine), fetch));
+            }
+        }
         if self.package {
             steps.push(Step::file(
                 "cargo-deb (compiled here, about a minute)",
@@ -189,53 +232,6 @@ impl Needs {
     }
 }
 
-/// A step of the set-up, done once.
-struct Step {
-    name: String,
-    there: Box<dyn Fn() -> bool + Send>,
-    fetch: Box<dyn Fn() -> Result<()> + Send>,
-}
-
-impl Step {
-    fn new(
-        name: impl Into<String>,
-        there: impl Fn() -> bool + Send + 'static,
-        fetch: impl Fn() -> Result<()> + Send + 'static,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            there: Box::new(there),
-            fetch: Box::new(fetch),
-        }
-    }
-
-    /// A step that makes this file or directory.
-    fn file(
-        name: impl Into<String>,
-        path: PathBuf,
-        fetch: impl Fn() -> Result<()> + Send + 'static,
-    ) -> Self {
-        Self::new(name, move || path.exists(), fetch)
-    }
-
-    fn take(&self) -> Result<()> {
-        let name = &self.name;
-        if (self.there)() {
-            eprintln!("{name}: already there");
-            return Ok(());
-        }
-        eprintln!("{name} …");
-        let start = Instant::now();
-        (self.fetch)().with_context(|| format!("set-up of {name}"))?;
-        ensure!(
-            (self.there)(),
-            "{name}: the set-up has finished, but the result is missing"
-        );
-        eprintln!("{name}: done in {} s", start.elapsed().as_secs());
-        Ok(())
-    }
-}
-
 /// Fetches everything.
 pub(crate) fn everything() -> Result<()> {
     take(&Needs::everything(), || Ok(()))
@@ -246,9 +242,13 @@ pub(crate) fn setup(needs: &Needs) -> Result<()> {
     setup_and(needs, || Ok(()))
 }
 
-/// Fetches the missing parts, and compiles the programs of the guest meanwhile.
-pub(crate) fn guest_programs(needs: &Needs, profile: Profile) -> Result<Vec<PathBuf>> {
-    setup_and(needs, || build::guest_programs(profile))
+/// Fetches the missing parts, and compiles the programs of the guests meanwhile.
+pub(crate) fn guest_programs(
+    needs: &Needs,
+    profile: impl Fn(&Machine) -> Profile,
+) -> Result<Programs> {
+    let machines = MACHINES.into_iter().filter(|one| needs.boots_on(one));
+    setup_and(needs, || Programs::compile(profile, machines))
 }
 
 /// Fetches mdBook, and nothing else, if it is missing.
@@ -295,7 +295,7 @@ fn take<T>(needs: &Needs, compile: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Debian's `rustc-web` packages would replace a user's own `rustc`: unpack them.
 fn fetch_compiler() -> Result<()> {
-    let apt = Apt::open(&host_release()?)?;
+    let apt = Apt::open(&host_release()?, Machine::host())?;
     let std = apt.newest("^libstd-rust-web-[0-9.]+$")?;
     let rustc = toolchain::prebuilt_rustc();
     let dir = rustc
@@ -317,8 +317,9 @@ fn fetch_compiler() -> Result<()> {
             &wrapper,
             format!(
                 "#!/bin/sh\n\
-                 export LD_LIBRARY_PATH=\"{usr}/lib/x86_64-linux-gnu\"\n\
-                 exec \"{usr}/bin/rustc\" --sysroot \"{usr}\" \"$@\"\n"
+                 export LD_LIBRARY_PATH=\"{usr}/lib/{}\"\n\
+                 exec \"{usr}/bin/rustc\" --sysroot \"{usr}\" \"$@\"\n",
+                Machine::host().libraries
             ),
         )?;
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
@@ -332,7 +333,8 @@ fn build_linker() -> Result<()> {
     let compiler = compiler
         .parent()
         .context("the path of the compiler has a parent")?;
-    let llvm = compiler.join("usr/lib/x86_64-linux-gnu/libLLVM.so.22.1");
+    let libraries = compiler.join("usr/lib").join(Machine::host().libraries);
+    let llvm = libraries.join("libLLVM.so.22.1");
     ensure!(
         llvm.exists(),
         "{} is missing: remove {} and try again",
@@ -387,7 +389,7 @@ fn build_youki() -> Result<()> {
         .context("the path of the program ends with bin/youki")?;
     run(cargo_install("youki", YOUKI, root)
         .args(["--no-default-features", "--features", "v2,systemd"])
-        .args(["--target", build::TARGET])
+        .args(["--target", Machine::host().target])
         .env("CARGO_PROFILE_RELEASE_STRIP", "true")
         .env("RUSTFLAGS", "-C target-feature=+crt-static"))
 }

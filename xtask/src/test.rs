@@ -16,15 +16,17 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     bpf_stats,
-    build::{self, Profile},
+    build::{self, Profile, Programs},
     config,
     config::{Cgroup, Image, Suite},
     dist, docs,
     history::History,
     kernel::{KERNELS, Kernel},
     lint,
+    machine::{self, AMD64, Machine},
     matrix::{self, Guest},
     outcome::{Outcome, Reading, Sum},
+    schedule::{left_seconds, longest_first},
     setup,
 };
 
@@ -36,13 +38,17 @@ pub(crate) struct Args {
     /// choice of guests that differ in the most important points
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
+    /// Boot only guests of this machine: for arm64 the suite core on 6.12 and 7.3, or with --kernel the
+    /// suites of a release
+    #[arg(long, value_parser = machine::names())]
+    arch: Option<String>,
     /// Boot only guests with this cgroup layout: v1, v2 or hybrid
     #[arg(long, value_name = "LAYOUT")]
     cgroup: Vec<Cgroup>,
     /// Boot only guests with this root file system: initramfs or systemd
     #[arg(long, value_name = "IMAGE")]
     image: Vec<Image>,
-    /// Run only this suite: levels, lockdown, service, short, engines, mixed, core, full or soak
+    /// Run only this suite: levels, refused, service, short, engines, mixed, core, full or soak
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
     /// Skip guests that have passed at this commit
@@ -78,26 +84,39 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if args.lint {
         needs = needs.with_book().with_release();
     }
-    let programs = setup::guest_programs(&needs, Profile::Release)?;
+    let programs = setup::guest_programs(&needs, |machine| args.profile(machine))?;
     let run = Run::new(args, guests, programs, history, sum);
     run.everything()?;
     run.conclude(args)
 }
 
 impl Args {
+    /// Returns how programs for this machine are compiled: as they ship, unless a change is tested on
+    /// another machine than this, as rustc takes twice as long for that.
+    fn profile(&self, machine: &Machine) -> Profile {
+        match machine.is_foreign() && self.kernel.is_empty() {
+            true => Profile::Dev,
+            false => Profile::Release,
+        }
+    }
+
     /// The guests that are asked for.
     fn guests(&self) -> Result<Vec<Guest>> {
         let kernels = match self.kernel.is_empty() {
             true => KERNELS.iter().collect(),
             false => Kernel::chosen(&self.kernel)?,
         };
+        let is_amd64 = self.arch.as_ref().is_none_or(|name| name == AMD64.name);
         let guests = match self.suite {
             Some(suite) => matrix::with_suite(&kernels, suite),
-            None if self.kernel.is_empty() => matrix::change(),
-            None => matrix::release(&kernels),
+            None if !self.kernel.is_empty() => matrix::release(&kernels),
+            None if is_amd64 => matrix::change(),
+            None => matrix::with_suite(&kernels, Suite::Core),
         };
         let wanted = guests.into_iter().filter(|guest| {
-            (self.cgroup.is_empty() || self.cgroup.contains(&guest.cgroup))
+            let arch = guest.kernel.machine().name;
+            self.arch.as_ref().is_none_or(|name| name == arch)
+                && (self.cgroup.is_empty() || self.cgroup.contains(&guest.cgroup))
                 && (self.image.is_empty() || self.image.contains(&guest.image))
                 && (!self.docs || guest.is_for_docs())
         });
@@ -140,7 +159,7 @@ struct Run {
     jobs: Vec<Job>,
     /// The next of the jobs.
     next: AtomicUsize,
-    programs: Vec<PathBuf>,
+    programs: Programs,
     /// The Debian package and the container image, once a guest needs them.
     packages: Mutex<Option<[PathBuf; 2]>>,
     history: History,
@@ -157,7 +176,7 @@ impl Run {
     fn new(
         args: &Args,
         guests: Vec<Guest>,
-        programs: Vec<PathBuf>,
+        programs: Programs,
         history: History,
         sum: Sum,
     ) -> Self {
@@ -337,7 +356,9 @@ impl Run {
 fn compare(outcome: &mut Outcome, docs: bool) -> Result<()> {
     let rows = (!docs).then(|| docs::compare(outcome)).transpose()?;
     let mut complaints = rows.unwrap_or_default();
-    if let Some(report) = &outcome.report {
+    if let Some(report) = &outcome.report
+        && outcome.guest.kernel.is_counted
+    {
         let Guest { kernel, boot, .. } = outcome.guest;
         complaints.extend(bpf_stats::compare(kernel, boot, &report.programs)?);
     }
@@ -345,22 +366,6 @@ fn compare(outcome: &mut Outcome, docs: bool) -> Result<()> {
         outcome.sum.add_failure(complaint);
     }
     Ok(())
-}
-
-/// Sorts so that the last guests end at about the same time.
-fn longest_first<T>(guests: &mut [(u64, T)]) {
-    guests.sort_by_key(|(seconds, _)| std::cmp::Reverse(*seconds));
-}
-
-/// Returns how long all take together, if so many run at a time.
-fn left_seconds(guests: impl Iterator<Item = u64>, threads: usize) -> u64 {
-    let mut ends = vec![0; threads.max(1)];
-    for seconds in guests {
-        if let Some(first) = ends.iter_mut().min() {
-            *first += seconds;
-        }
-    }
-    ends.into_iter().max().unwrap_or(0)
 }
 
 /// Shows the times of guests and of the slowest tests.
@@ -410,32 +415,4 @@ fn unit_tests(name: Option<&str>) -> Result<Sum> {
     let took: Duration = start.elapsed();
     println!("host: took {} s", took.as_secs());
     Ok(sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{left_seconds, longest_first};
-
-    #[test]
-    fn the_longest_comes_first() {
-        let mut guests = [
-            (10, "core"),
-            (300, "full"),
-            (10, "levels"),
-            (200, "service"),
-        ];
-        longest_first(&mut guests);
-        assert_eq!(
-            guests.map(|(_, name)| name),
-            ["full", "service", "core", "levels"]
-        );
-    }
-
-    #[test]
-    fn two_at_a_time_take_half_as_long() {
-        assert_eq!(left_seconds([300, 200, 100, 50].into_iter(), 2), 350);
-        assert_eq!(left_seconds([300, 10].into_iter(), 2), 300);
-        assert_eq!(left_seconds([300, 10].into_iter(), 1), 310);
-        assert_eq!(left_seconds([].into_iter(), 2), 0);
-    }
 }

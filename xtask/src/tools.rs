@@ -12,44 +12,48 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{cache, debian::Apt};
+use crate::{cache, debian::Apt, machine::Machine};
 
 const RELEASE: &str = "trixie";
-const PACKAGES: [&str; 2] = ["qemu-system-x86", "e2fsprogs"];
 
-/// The directory that QEMU and mke2fs are unpacked into.
-pub(crate) fn dir() -> PathBuf {
-    cache::dir().join("tools").join(RELEASE)
+/// The directory that mke2fs, and QEMU for this machine, are unpacked into.
+pub(crate) fn dir(machine: &Machine) -> PathBuf {
+    let tools = cache::dir().join("tools");
+    tools.join(machine.qualify(RELEASE))
 }
 
-pub(crate) fn fetch() -> Result<()> {
-    let apt = Apt::open(RELEASE)?;
-    cache::put(&dir(), |root| apt.unpack_closure(&PACKAGES, root))
+pub(crate) fn fetch(machine: &Machine) -> Result<()> {
+    let apt = Apt::open(RELEASE, Machine::host())?;
+    let packages = [machine.qemu_package, "e2fsprogs"];
+    cache::put(&dir(machine), |root| apt.unpack_closure(&packages, root))
 }
 
 /// A program that is unpacked into this directory, with its libraries.
 pub(crate) fn command(root: &Path, program: &str) -> Command {
     let usr = root.join("usr");
-    let mut command = Command::new(usr.join("lib64/ld-linux-x86-64.so.2"));
+    let host = Machine::host();
+    let mut command = Command::new(usr.join(host.loader));
     command
         .arg("--library-path")
-        .arg(usr.join("lib/x86_64-linux-gnu"))
+        .arg(usr.join("lib").join(host.libraries))
         .arg(usr.join(program));
     command
 }
 
-/// `qemu-system-x86_64`, which finds its firmware.
-pub(crate) fn qemu() -> Command {
-    let mut command = command(&dir(), "bin/qemu-system-x86_64");
+/// QEMU for this machine. It finds its firmware.
+pub(crate) fn qemu(machine: &Machine) -> Command {
+    let dir = dir(machine);
+    let mut command = command(&dir, &format!("bin/{}", machine.qemu));
     for firmware in ["share/qemu", "share/seabios"] {
-        command.arg("-L").arg(dir().join("usr").join(firmware));
+        command.arg("-L").arg(dir.join("usr").join(firmware));
     }
     command
 }
 
-/// `mke2fs`. In a user namespace of its own an ordinary user's files become root's.
-pub(crate) fn mke2fs() -> Command {
-    let mke2fs = command(&dir(), "sbin/mke2fs");
+/// `mke2fs`, as it came with the QEMU for this machine. In a user namespace of its own an ordinary
+/// user's files become root's.
+pub(crate) fn mke2fs(machine: &Machine) -> Command {
+    let mke2fs = command(&dir(machine), "sbin/mke2fs");
     if nix::unistd::geteuid().is_root() {
         return mke2fs;
     }

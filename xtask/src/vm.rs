@@ -12,14 +12,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::fcntl::{FcntlArg, fcntl};
 use tempfile::TempDir;
 
 use crate::{
-    build::Profile,
-    cache,
+    build::{Profile, Programs},
     config::{self, Cgroup, Config, Image, Suite},
     image::Archive,
     kernel::{self, Kernel},
+    kvm,
+    machine::Machine,
     setup::{self, Needs},
     tools,
 };
@@ -35,7 +37,10 @@ const MEMORY_MIB: &str = "4096";
 /// of the host busy either way, and take a quarter less time like this.
 const TCG: &str = "tcg,thread=single";
 
-/// A guest whose serial ports say nothing for this long is taken for dead.
+/// The most that an ordinary user's pipe may hold, bytes: as much as most guests write in all.
+const PIPE_BYTES: i32 = 1 << 20;
+
+/// A guest whose ports say nothing for this long is taken for dead.
 const SILENCE: Duration = Duration::from_secs(180);
 /// One whose clock counts instructions may have a second take a minute.
 const LONG_SILENCE: Duration = Duration::from_secs(1800);
@@ -111,7 +116,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     }
     let kernel = Kernel::named(&args.kernel)?;
     let needs = Needs::guests([(kernel, args.image)]);
-    let programs = setup::guest_programs(&needs, Profile::Release)?;
+    let programs = setup::guest_programs(&needs, |_| Profile::Release)?;
     let code = vm.boot(&programs, |line| println!("{line}"))?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
@@ -131,12 +136,12 @@ impl Vm {
     /// # Errors
     /// When the guest cannot be started, panics, stalls or falls silent; the
     /// error then holds the end of its console.
-    pub(crate) fn boot(&self, programs: &[PathBuf], mut line: impl FnMut(&str)) -> Result<i32> {
-        if !self.counts_instructions && kvm_may_work() {
+    pub(crate) fn boot(&self, programs: &Programs, mut line: impl FnMut(&str)) -> Result<i32> {
+        if !self.counts_instructions && !self.kernel()?.machine().is_foreign() && kvm::may_work() {
             if let Some(code) = self.boot_with("kvm", programs, &mut line)? {
                 return Ok(code);
             }
-            remember_kvm_is_broken()?;
+            kvm::remember_it_is_broken()?;
             eprintln!(
                 "KVM cannot boot a guest on this machine: continuing without KVM, which is slower"
             );
@@ -149,13 +154,13 @@ impl Vm {
     fn boot_with(
         &self,
         accel: &str,
-        programs: &[PathBuf],
+        programs: &Programs,
         line: &mut impl FnMut(&str),
     ) -> Result<Option<i32>> {
         let dir = tempfile::Builder::new()
             .prefix("freezer-guard-vm-")
             .tempdir()?;
-        let initrd = self.initrd(&dir, programs)?;
+        let initrd = self.initrd(&dir, programs.of(self.kernel()?.machine())?)?;
         let interactive = self.config.command.is_empty();
         let mut qemu = self.qemu(accel, dir.path(), &initrd)?;
         qemu.stdin(if interactive {
@@ -173,12 +178,15 @@ impl Vm {
             // What a broken KVM makes QEMU say helps nobody.
             qemu.stderr(Stdio::null());
         }
-        let mut qemu = Killed(qemu.spawn().context("start qemu-system-x86_64")?);
+        let mut qemu = Killed(qemu.spawn().context("start QEMU")?);
         let control = dir.path().join("control");
         if interactive {
             qemu.0.wait()?;
         } else {
-            let events = read_lines(qemu.0.stdout.take().context("QEMU's output is a pipe")?);
+            let output = qemu.0.stdout.take().context("QEMU's output is a pipe")?;
+            // QEMU drops the output of a virtconsole that a full pipe does not take.
+            fcntl(&output, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES)).context("enlarge a pipe")?;
+            let events = read_lines(output);
             if !self.follow(&events, dir.path(), kvm, line)? {
                 return Ok(None);
             }
@@ -243,15 +251,22 @@ impl Vm {
         }
     }
 
+    fn kernel(&self) -> Result<&'static Kernel> {
+        Kernel::named(&self.config.kernel)
+    }
+
     /// The kernel's command line.
-    fn command_line(&self) -> String {
+    fn command_line(&self, machine: &Machine) -> String {
+        let console = format!("console={}", machine.console);
         let mut cmdline = vec![
-            "console=ttyS0",
+            &*console,
             "quiet",
             "panic=-1",
             "oops=panic",
             "sysctl.kernel.panic_on_rcu_stall=1",
             "net.ifnames=0",
+            // It would hang up the command's port.
+            "systemd.getty_auto=no",
         ];
         if self.config.image == Image::Systemd {
             cmdline.extend([
@@ -275,32 +290,31 @@ impl Vm {
     }
 
     fn qemu(&self, accel: &str, dir: &Path, initrd: &Path) -> Result<Command> {
-        let kernel = Kernel::named(&self.config.kernel)?;
-        let port = |name: &str| {
-            let mut value = OsString::from("file:");
+        let kernel = self.kernel()?;
+        let machine = kernel.machine();
+        let file = |prefix: &str, name: &str| {
+            let mut value = OsString::from(prefix);
             value.push(dir.join(name));
             value
         };
-        let mut qemu = tools::qemu();
+        let mut qemu = tools::qemu(machine);
         let cpus = if self.counts_instructions { "1" } else { "2" };
-        qemu.args(["-M", "q35", "-accel", accel, "-cpu", "max", "-smp", cpus])
-            .args(["-m", MEMORY_MIB])
+        qemu.args(machine.board)
+            .args(["-accel", accel, "-smp", cpus, "-m", MEMORY_MIB])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(kernel.image())
             .arg("-initrd")
             .arg(initrd)
-            .args(["-append", &self.command_line()])
+            .args(["-append", &self.command_line(machine)])
             .arg("-serial")
-            .arg(port("console"))
-            .args([
-                "-chardev",
-                "stdio,id=command,signal=off",
-                "-serial",
-                "chardev:command",
-            ])
-            .arg("-serial")
-            .arg(port("control"));
+            .arg(file("file:", "console"))
+            // `COMMAND_PORT`, `CONTROL_PORT`
+            .args(["-device", "virtio-serial-pci"])
+            .args(["-chardev", "stdio,id=command,signal=off"])
+            .args(["-device", "virtconsole,chardev=command", "-chardev"])
+            .arg(file("file,id=control,path=", "control"))
+            .args(["-device", "virtconsole,chardev=control"]);
         if self.counts_instructions {
             qemu.args(["-icount", "shift=0,sleep=off"]);
         }
@@ -334,7 +348,7 @@ impl Vm {
             archive.file(&inside, program)?;
         }
         archive.symlink("guest/bin/guest-init", "/init")?;
-        let kernel = Kernel::named(&self.config.kernel)?;
+        let kernel = self.kernel()?;
         for module in kernel.modules()? {
             let name = module
                 .file_name()
@@ -417,27 +431,4 @@ fn console(dir: &Path) -> String {
     let lines: Vec<_> = text.lines().collect();
     let end = &lines[lines.len().saturating_sub(120)..];
     format!("the last lines on its console:\n{}", end.join("\n"))
-}
-
-/// Where we remember, until the next boot of this machine, that KVM is broken.
-fn kvm_is_broken() -> PathBuf {
-    cache::dir().join("kvm-is-broken")
-}
-
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
-}
-
-fn kvm_may_work() -> bool {
-    let usable = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
-    usable && !fs::read_to_string(kvm_is_broken()).is_ok_and(|id| id == boot_id())
-}
-
-fn remember_kvm_is_broken() -> Result<()> {
-    let path = kvm_is_broken();
-    fs::write(&path, boot_id()).with_context(|| format!("write {}", path.display()))
 }

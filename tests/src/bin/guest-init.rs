@@ -14,9 +14,11 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use freezer_guard_tests::config::{
     BIN_DIR, COMMAND_PORT, CONFIG_PATH, CONTROL_PORT, Cgroup, Config, Image, MODULES_DIR,
     POWER_OFF_PATH,
@@ -56,6 +58,7 @@ fn try_main() -> Result<Infallible> {
     }
     let config = read_config()?;
     load_modules()?;
+    wait_for_ports()?;
     match config.image {
         Image::Initramfs => {
             for (kind, dir) in [
@@ -76,10 +79,14 @@ fn try_main() -> Result<Infallible> {
             ] {
                 symlink(target, link).with_context(|| format!("link {link}"))?;
             }
-            Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()
-                .context("run ip")?;
+            // busybox leaves existing names alone, without an error.
+            for command in ["busybox --install -s /bin", "ip link set lo up"] {
+                let mut words = command.split(' ');
+                let program = words.next().unwrap_or_default();
+                let status = Command::new(program).args(words).status();
+                let status = status.with_context(|| format!("run {program}"))?;
+                ensure!(status.success(), "`{command}` ended with {status}");
+            }
             run_command(&config)
         }
         Image::Systemd => switch_root(&config),
@@ -111,6 +118,23 @@ fn load_modules() -> Result<()> {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(error) => bail!("load {}: {error}", module.display()),
         }
+    }
+    Ok(())
+}
+
+/// The kernel makes them some time after their module is loaded.
+fn wait_for_ports() -> Result<()> {
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    let start = Instant::now();
+    while ![COMMAND_PORT, CONTROL_PORT]
+        .iter()
+        .all(|port| Path::new(port).exists())
+    {
+        ensure!(
+            start.elapsed() < TIMEOUT,
+            "there is no {COMMAND_PORT} or no {CONTROL_PORT}"
+        );
+        thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
@@ -160,7 +184,7 @@ fn switch_root(config: &Config) -> Result<Infallible> {
     let unit = format!(
         "[Unit]\nDescription=The guest's command\n\
          [Service]\nExecStart={BIN_DIR}/guest-init {AS_SERVICE}\n\
-         StandardError=tty\nTTYPath=/dev/ttyS0\nDelegate=yes\n"
+         StandardError=tty\nTTYPath=/dev/console\nDelegate=yes\n"
     );
     fs::write(into("/etc/systemd/system/guest.service"), unit)?;
     let wants = into("/etc/systemd/system/multi-user.target.wants");
@@ -190,7 +214,7 @@ fn switch_root(config: &Config) -> Result<Infallible> {
     Ok(execv(c"/sbin/init", &[c"/sbin/init"])?)
 }
 
-/// Runs the command on its serial port, collects orphans meanwhile, says its
+/// Runs the command on its port, collects orphans meanwhile, says its
 /// exit code and ends the guest.
 fn run_command(config: &Config) -> Result<Infallible> {
     let open = |path| {

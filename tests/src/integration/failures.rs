@@ -273,7 +273,10 @@ fn never_called(hierarchy: Hierarchy) -> Result<()> {
 fn verifier(hierarchy: Hierarchy) -> Result<()> {
     unload()?;
     let target = Cgroup::new(hierarchy)?;
-    let way = renamed(&["s_magic=s_count", "s_count=s_magic"]);
+    let way = renamed(&[
+        "super_block.s_magic=s_blocksize_bits",
+        "super_block.s_blocksize_bits=s_magic",
+    ]);
     let finished = expect_too_weak(guarded(&way, &target, &[])?, &target)?
         .says("file_permission")?
         .says("of this kernel rejects it")?;
@@ -301,18 +304,40 @@ fn forbidden(hierarchy: Hierarchy) -> Result<()> {
     expect_clean()
 }
 
-/// In a boot of its own.
-pub(super) fn list_locked_down(list: &mut List<'_>) {
-    list.add("tells_of_lockdown", locked_down);
+/// In a boot of its own, on a kernel where no guard can begin.
+pub(super) fn list_refused(list: &mut List<'_>) {
+    match list.config.boot.is_empty() {
+        false => list.add("tells_of_lockdown", |hierarchy| {
+            refused(
+                hierarchy,
+                "locked down",
+                "lockdown",
+                "boot without lockdown=confidentiality",
+            )
+        }),
+        true => list.add("tells_of_missing_trampolines", |hierarchy| {
+            let cause = "attaches no BPF program to a function";
+            let check = format!("guard on {}", hierarchy.name());
+            refused(
+                hierarchy,
+                cause,
+                &check,
+                "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS",
+            )
+        }),
+    }
 }
 
-fn locked_down(hierarchy: Hierarchy) -> Result<()> {
+/// `run` names the cause, and this check of `doctor` the remedy.
+fn refused(hierarchy: Hierarchy, cause: &str, check: &str, remedy: &str) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
-    expect_not_run(guarded(&["env"], &target, &[])?, 69, &target)?.says("locked down")?;
+    expect_not_run(guarded(&["env"], &target, &[])?, 69, &target)?.says(cause)?;
     let report = doctor()?;
     ensure!(report["verdict"] == "unusable", "{report}");
     ensure!(report["levels"].is_null(), "{report}");
-    let text = report.to_string();
-    ensure!(text.contains("without lockdown=confidentiality"), "{text}");
+    let mut checks = report["checks"].as_array().into_iter().flatten();
+    let found = checks.find(|found| found["name"] == check);
+    let said = found.and_then(|found| found["remedy"].as_str());
+    ensure!(said.is_some_and(|said| said.contains(remedy)), "{report}");
     expect_clean()
 }

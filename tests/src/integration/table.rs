@@ -8,7 +8,7 @@ use super::{
     verify, violations,
 };
 use crate::config::Suite::{
-    self, Core, Engines, Full, Levels, Lockdown, Mixed, Service, Short, Soak,
+    self, Core, Engines, Full, Levels, Mixed, Refused, Service, Short, Soak,
 };
 
 /// A part of the tests, in the order in which they run.
@@ -23,7 +23,7 @@ pub(super) struct Part {
 
 #[rustfmt::skip]
 pub(super) const PARTS: [Part; 47] = [
-    part("doctor", failures::list_locked_down, Nothing, &[Lockdown]),
+    part("doctor", failures::list_refused, Nothing, &[Refused]),
     part("package", package::list, TheService, &[Service]),
     part("service", service::list, TheService, &[Service]),
     part("units", units::list, TheService, &[Service]),

@@ -5,7 +5,7 @@ use super::{Dump, Found, Life, Memory, Row};
 /// How much more than what empty programs add guards may add. docs/performance.md tells
 /// why older kernels have other limits, and why a `stat` has any.
 fn budget(kernel: &str, hierarchy: &str, operation: &str) -> Option<f64> {
-    Some(match (kernel, hierarchy, operation) {
+    Some(match (version(kernel), hierarchy, operation) {
         (_, _, "read /dev/zero" | "read tmpfs") => 1.07,
         ("6.1", _, "write /dev/null" | "write tmpfs") => 1.26,
         (_, _, "write /dev/null" | "write tmpfs") => 1.20,
@@ -13,6 +13,11 @@ fn budget(kernel: &str, hierarchy: &str, operation: &str) -> Option<f64> {
         (_, "v2", "stat deep path") => 1.07,
         _ => return None,
     })
+}
+
+/// The kernel's version without its machine.
+fn version(kernel: &str) -> &str {
+    kernel.split('-').next().unwrap_or(kernel)
 }
 
 /// How exact an operation's figure is, instructions. A process gets other pages each time;
@@ -34,7 +39,7 @@ pub(super) fn exactness(operation: &str, figure: f64) -> f64 {
 /// The largest number of instructions that the first guard after a boot may take more than one
 /// that finds the service, when it guards few tasks: it loads and attaches the programs.
 fn cold_budget(kernel: &str) -> f64 {
-    match kernel {
+    match version(kernel) {
         "6.1" => 420e6,
         "6.12" | "6.18" => 500e6,
         // It does more to load a program.
@@ -84,7 +89,7 @@ const IDLE_MEMORY: u64 = 4 << 20;
 /// map.)
 pub(super) fn memory_complaint(kernel: &str, memory: &Memory) -> Option<String> {
     let is = memory.maps + memory.programs;
-    (kernel != "6.1" && memory.guards == 0 && is > IDLE_MEMORY)
+    (version(kernel) != "6.1" && memory.guards == 0 && is > IDLE_MEMORY)
         .then(|| format!("{is} bytes without a guard; the budget is {IDLE_MEMORY}"))
 }
 

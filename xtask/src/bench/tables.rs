@@ -1,7 +1,9 @@
 //! The counts as tables, on the terminal and in the docs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{Counted, Found, Report, Row, budget::exactness};
-use crate::docs;
+use crate::{docs, kernel::KERNELS};
 
 /// Where the operations go in the docs.
 pub(super) const BEGIN: &str = "<!-- made by `cargo xtask bench --kernel all --docs` -->\n";
@@ -164,6 +166,29 @@ impl More {
     }
 }
 
+/// Returns the table with the rows that an earlier one has of other kernels, kernel by kernel.
+pub(super) fn with_others(table: &str, earlier: &str) -> String {
+    let mut rows: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let place = |row: &str| {
+        let name = row.split('|').nth(1)?.trim();
+        KERNELS.iter().position(|kernel| kernel.name == name)
+    };
+    for row in table.lines().skip(2) {
+        rows.entry(place(row)).or_default().push(row);
+    }
+    let counted: BTreeSet<_> = rows.keys().copied().collect();
+    for row in earlier.lines().skip(2) {
+        let place = place(row);
+        if place.is_some() && !counted.contains(&place) {
+            rows.entry(place).or_default().push(row);
+        }
+    }
+    let head = table.lines().take(2);
+    head.chain(rows.into_values().flatten())
+        .map(|row| format!("{row}\n"))
+        .collect()
+}
+
 /// For people.
 pub(super) fn print(kernel: &str, rows: &[Row]) {
     let Some(first) = rows.first() else { return };
@@ -178,5 +203,20 @@ pub(super) fn print(kernel: &str, rows: &[Row]) {
             print!("{:>11.2}", figure.instructions(&row.operation));
         }
         println!();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_others;
+
+    #[test]
+    fn rows_of_other_kernels_stay() {
+        let head = "| kernel | tasks |\n|---|---|\n";
+        let earlier =
+            format!("{head}| 6.1 | 1 |\n| 6.12 | 2 |\n| 6.12 | 3 |\n| 7.3 | 4 |\n| 5.10 | 7 |");
+        let table = format!("{head}| 6.12 | 5 |\n| 6.12-arm64 | 6 |\n");
+        let expected = "| 6.1 | 1 |\n| 6.12 | 5 |\n| 7.3 | 4 |\n| 6.12-arm64 | 6 |\n";
+        assert_eq!(with_others(&table, &earlier), format!("{head}{expected}"));
     }
 }

@@ -70,7 +70,7 @@ fn lintian(stage: &Stage) -> Result<()> {
 fn rpmlint(stage: &Stage) -> Result<()> {
     let work = tempfile::tempdir()?;
     for path in [
-        stage.out.join(rpm::file_name()),
+        stage.out.join(rpm::file_name(stage.machine)),
         workspace().join("packaging/rpm/rpmlint.toml"),
     ] {
         let name = path.file_name().context("a file has a name")?;
@@ -79,7 +79,7 @@ fn rpmlint(stage: &Stage) -> Result<()> {
     }
     run(packaging_tools::command(work.path(), "rpmlint")
         .args(["--strict", "--config", "rpmlint.toml"])
-        .arg(rpm::file_name()))
+        .arg(rpm::file_name(stage.machine)))
     .context("see its report above")
 }
 
@@ -123,7 +123,7 @@ fn same_files(stage: &Stage) -> Result<()> {
 fn query(stage: &Stage, format: &str) -> Result<String> {
     let output = packaging_tools::command(&stage.out, "rpm")
         .args(["--query", "--package", "--queryformat", format])
-        .arg(rpm::file_name())
+        .arg(rpm::file_name(stage.machine))
         .output()
         .context("run rpm")?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -142,7 +142,7 @@ fn installs(stage: &Stage) -> Result<()> {
     let work = tempfile::tempdir()?;
     let root = work.path().join("root");
     empty_root(&root)?;
-    let package = rpm::file_name();
+    let package = rpm::file_name(stage.machine);
     fs::copy(stage.out.join(&package), work.path().join(&package))?;
     let rpm = |arguments: &[&str]| {
         let mut command = packaging_tools::command(work.path(), "sh");

@@ -12,7 +12,10 @@ use serde::Deserialize;
 
 use crate::{
     build::{self, workspace},
+    cross,
     debian::host_distribution,
+    machine::Machine,
+    toolchain,
 };
 
 /// The target of the BPF programs.
@@ -39,7 +42,8 @@ pub(super) struct Linked {
     pub(super) crates: BTreeMap<Key, Crate>,
     /// As `rustc --version` has it: `1.95.0`.
     pub(super) rustc: String,
-    /// The directory of the compiler and of its documents.
+    /// The directory of this machine's own compiler, and of its documents. (Debian's, which compiles for
+    /// other machines, comes without the texts of licences.)
     pub(super) sysroot: PathBuf,
     /// The version of the source package whose `libc.a` is linked.
     pub(super) glibc: String,
@@ -49,27 +53,34 @@ pub(super) struct Linked {
 
 impl Linked {
     /// Asks cargo, the compiler and dpkg.
-    pub(super) fn find() -> Result<Self> {
+    pub(super) fn find(machine: &Machine) -> Result<Self> {
         // One cargo command compiles these three, and chooses the features for all of them.
         let programs = [
             "freezer-guard",
             "freezer-guard-bench",
             "freezer-guard-tests",
         ];
-        let mut keys = tree(&programs, &["--target", build::TARGET])?;
+        let mut keys = tree(&programs, &["--target", machine.target])?;
         let bpf = ["--target", BPF_TARGET, "--features", "bpf"];
         keys.extend(tree(&["freezer-guard-ebpf"], &bpf)?);
-        let rustc = output(Command::new("rustc").arg("--version"))?;
+        let compiler = match machine.is_foreign() {
+            true => toolchain::prebuilt_rustc(),
+            false => "rustc".into(),
+        };
+        let rustc = output(Command::new(compiler).arg("--version"))?;
         let version = rustc.split(' ').nth(1).context("rustc has no version")?;
         Ok(Self {
-            crates: describe(&keys)?,
+            crates: describe(&keys, machine)?,
             rustc: version.to_owned(),
             sysroot: output(Command::new("rustc").args(["--print", "sysroot"]))?.into(),
-            glibc: output(
-                Command::new("dpkg-query")
-                    .args(["--show", "--showformat=${source:Version}"])
-                    .arg("libc6-dev"),
-            )?,
+            glibc: match machine.is_foreign() {
+                true => cross::glibc(machine)?,
+                false => output(
+                    Command::new("dpkg-query")
+                        .args(["--show", "--showformat=${source:Version}"])
+                        .arg("libc6-dev"),
+                )?,
+            },
             distribution: host_distribution()?,
         })
     }
@@ -189,12 +200,12 @@ struct Locked {
 }
 
 impl Metadata {
-    fn read() -> Result<Self> {
+    fn read(machine: &Machine) -> Result<Self> {
         let mut cargo = build::cargo();
         cargo
             .args(["metadata", "--locked", "--quiet", "--all-features"])
             .args(["--format-version=1"])
-            .args(["--filter-platform", build::TARGET])
+            .args(["--filter-platform", machine.target])
             .args(["--filter-platform", BPF_TARGET]);
         serde_json::from_str(&output(&mut cargo)?).context("parse cargo's metadata")
     }
@@ -218,8 +229,8 @@ fn checksums() -> Result<BTreeMap<Key, String>> {
     Ok(known.collect())
 }
 
-fn describe(keys: &BTreeSet<Key>) -> Result<BTreeMap<Key, Crate>> {
-    let Metadata { packages, resolve } = Metadata::read()?;
+fn describe(keys: &BTreeSet<Key>, machine: &Machine) -> Result<BTreeMap<Key, Crate>> {
+    let Metadata { packages, resolve } = Metadata::read(machine)?;
     let checksums = checksums()?;
     let linked = packages
         .iter()
@@ -264,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_is_linked_is_found_and_nothing_else() {
-        let linked = Linked::find().expect("cargo knows it");
+        let linked = Linked::find(crate::machine::Machine::host()).expect("cargo knows it");
         let has = |name: &str| linked.crates.keys().any(|(found, _)| found == name);
         for name in [
             "freezer-guard",

@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn every_crate_and_glibc_have_their_licence() {
-        let linked = Linked::find().expect("cargo knows it");
+        let linked = Linked::find(crate::machine::Machine::host()).expect("cargo knows it");
         let text = text(&linked, "0123").expect("every text is found");
         for (name, version) in linked
             .crates

@@ -14,9 +14,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use flate2::{Compression, GzBuilder};
 use oci_spec::image::{
-    self, Arch, ConfigBuilder, Descriptor, HistoryBuilder, ImageConfigurationBuilder,
-    ImageIndexBuilder, ImageManifestBuilder, MediaType, OciLayout, OciLayoutBuilder, Os,
-    PlatformBuilder, RootFsBuilder, Sha256Digest,
+    self, ConfigBuilder, Descriptor, HistoryBuilder, ImageConfigurationBuilder, ImageIndexBuilder,
+    ImageManifestBuilder, MediaType, OciLayout, OciLayoutBuilder, Os, PlatformBuilder,
+    RootFsBuilder, Sha256Digest,
 };
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -27,6 +27,7 @@ use super::{
     manifest::{LICENCE, Manifest},
     time, tree,
 };
+use crate::machine::Machine;
 
 pub(super) mod check;
 
@@ -40,8 +41,8 @@ pub(crate) fn image_name() -> String {
 }
 
 /// The name of the archive.
-pub(super) fn file_name() -> String {
-    format!("freezer-guard-{VERSION}-x86_64.oci.tar")
+pub(super) fn file_name(machine: &Machine) -> String {
+    format!("freezer-guard-{VERSION}-{}.oci.tar", machine.uname)
 }
 
 /// The program in the image, which is the whole of it for a runtime.
@@ -76,11 +77,12 @@ pub(super) fn make(stage: &Stage) -> Result<PathBuf> {
     tree::unpack(&stage.deb(), tree.path())?;
     let time: u64 = stage.time.parse().context("the time is a number")?;
     let mut layout = Layout {
+        machine: stage.machine,
         archive: Archive::new(Vec::new(), time),
         blobs: Vec::new(),
     };
     layout.add_image(&stage.time, tree.path())?;
-    let path = stage.out.join(file_name());
+    let path = stage.out.join(file_name(stage.machine));
     let mut file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     file.write_all(&layout.archive.finish()?)
         .with_context(|| format!("write {}", path.display()))?;
@@ -181,6 +183,7 @@ const RFC_3339: &str = "+%Y-%m-%dT%H:%M:%SZ";
 
 /// An image layout under way.
 struct Layout {
+    machine: &'static Machine,
     archive: Archive<Vec<u8>>,
     blobs: Vec<String>,
 }
@@ -203,7 +206,7 @@ impl Layout {
             .build()?;
         let mut manifest = self.blob(MediaType::ImageManifest, &json(&manifest)?)?;
         let platform = PlatformBuilder::default()
-            .architecture(Arch::Amd64)
+            .architecture(self.machine.container.clone())
             .os(Os::Linux);
         manifest.set_platform(Some(platform.build()?));
         let name = image_name();
@@ -245,7 +248,7 @@ impl Layout {
             .build()?;
         let configuration = ImageConfigurationBuilder::default()
             .created(created)
-            .architecture(Arch::Amd64)
+            .architecture(self.machine.container.clone())
             .os(Os::Linux)
             .config(config)
             .rootfs(rootfs)

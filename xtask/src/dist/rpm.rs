@@ -14,13 +14,14 @@ use super::{
 };
 use crate::{
     build::workspace,
+    machine::Machine,
     packaging_tools::{self, WORK},
     run,
 };
 
 /// The name of the package's file.
-pub(super) fn file_name() -> String {
-    format!("freezer-guard-{VERSION}-1.x86_64.rpm")
+pub(super) fn file_name(machine: &Machine) -> String {
+    format!("freezer-guard-{VERSION}-1.{}.rpm", machine.uname)
 }
 
 /// Makes the RPM in `stage.out`.
@@ -45,9 +46,9 @@ pub(super) fn make(stage: &Stage) -> Result<PathBuf> {
         workspace().join("packaging/rpm/freezer-guard.spec"),
         top.join("freezer-guard.spec"),
     )?;
-    rpmbuild(top, &manifest, &stage.time)?;
-    let path = stage.out.join(file_name());
-    fs::copy(top.join("out").join(file_name()), &path).context("find the RPM")?;
+    rpmbuild(top, &manifest, stage)?;
+    let path = stage.out.join(file_name(stage.machine));
+    fs::copy(top.join("out").join(file_name(stage.machine)), &path).context("find the RPM")?;
     Ok(path)
 }
 
@@ -107,7 +108,7 @@ fn removal() -> Result<String> {
     Ok(format!("{before}{}{after}", read("rpm/stop.sh")?))
 }
 
-fn rpmbuild(top: &Path, manifest: &Manifest, time: &str) -> Result<()> {
+fn rpmbuild(top: &Path, manifest: &Manifest, stage: &Stage) -> Result<()> {
     let inside = |path: &str| format!("{WORK}/{path}");
     let mut command = packaging_tools::command(top, "rpmbuild");
     for (name, value) in [
@@ -140,11 +141,11 @@ fn rpmbuild(top: &Path, manifest: &Manifest, time: &str) -> Result<()> {
         .args([
             "--quiet",
             "--target",
-            "x86_64-linux",
+            &format!("{}-linux", stage.machine.uname),
             "-bb",
             "freezer-guard.spec",
         ])
-        .env("SOURCE_DATE_EPOCH", time);
+        .env("SOURCE_DATE_EPOCH", &stage.time);
     run(&mut command).context("make the RPM")
 }
 

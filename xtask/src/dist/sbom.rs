@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn each_component_is_described_once_and_each_reference_leads_to_one() {
-        let linked = Linked::find().expect("cargo knows it");
+        let linked = Linked::find(crate::machine::Machine::host()).expect("cargo knows it");
         let document = document(&linked, Path::new("/proc/self/exe"), "0").expect("it is made");
         let document: Value = serde_json::from_str(&document).expect("it is JSON");
         assert_eq!(document["metadata"]["timestamp"], "1970-01-01T00:00:00Z");

@@ -17,7 +17,7 @@ const DOCUMENTS: &str = "usr/share/doc/freezer-guard";
 
 /// Makes the tarball in `stage.out`.
 pub(super) fn make(stage: &Stage) -> Result<PathBuf> {
-    let name = format!("freezer-guard-{VERSION}-x86_64-linux");
+    let name = format!("freezer-guard-{VERSION}-{}-linux", stage.machine.uname);
     let path = stage.out.join(format!("{name}.tar.gz"));
     let parent = tempfile::tempdir()?;
     let root = parent.path().join(&name);

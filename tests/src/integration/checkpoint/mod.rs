@@ -22,7 +22,7 @@ use super::{
     cgroups::{Cgroup, Hierarchy, Workload, within},
     dump::log,
     lifecycle::expect_clean,
-    process::{Finished, LONG, Process},
+    process::{Finished, LONG, Process, run},
     scratch_folder,
 };
 
@@ -170,6 +170,21 @@ impl Scene {
         let names = self.names()?;
         ensure!(names == expected, "there are {names:?}, not {expected:?}");
         Ok(())
+    }
+
+    /// Whether CRIU can tell which memory has changed. If it cannot, `checkpoint` refuses to build one
+    /// image on another, and says why.
+    fn tracks_memory(&self) -> Result<bool> {
+        let mut check = Command::new("criu");
+        if run(check.args(["check", "--feature", "mem_dirty_track"]))?.code == 0 {
+            return Ok(true);
+        }
+        run(self.checkpoint("refused").arg("--pre-dump"))?
+            .expect(69)?
+            .says("CRIU cannot tell which memory has changed")?;
+        self.expect_names(&[])?;
+        self.expect_unharmed()?;
+        Ok(false)
     }
 
     /// That it runs on, not frozen, not guarded.

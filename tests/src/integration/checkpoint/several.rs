@@ -293,6 +293,9 @@ fn full_disk(hierarchy: Hierarchy) -> Result<()> {
 /// The memory of both first, and then the changes since.
 fn in_steps(hierarchy: Hierarchy) -> Result<()> {
     let (one, other) = (Scene::new(hierarchy)?, Scene::new(hierarchy)?);
+    if !one.tracks_memory()? {
+        return Ok(());
+    }
     let first = run(checkpoint(&one, &other, "first").arg("--pre-dump"))?;
     one.expect_good(first, "first")?;
     let since = [one.workload.counters()?, other.workload.counters()?];

@@ -46,7 +46,7 @@ impl Unpacked<'_> {
 pub(in crate::dist) fn image(stage: &Stage) -> Result<()> {
     by_skopeo(stage)?;
     let dir = tempfile::tempdir()?;
-    tar::Archive::new(File::open(stage.out.join(file_name()))?).unpack(dir.path())?;
+    tar::Archive::new(File::open(stage.out.join(file_name(stage.machine)))?).unpack(dir.path())?;
     let unpacked = Unpacked(dir.path());
     let layout: OciLayout = serde_json::from_slice(&unpacked.read("oci-layout")?)?;
     ensure!(
@@ -78,7 +78,10 @@ pub(in crate::dist) fn image(stage: &Stage) -> Result<()> {
 /// skopeo reads the image as engines do, and writes it anew: so it checks each digest.
 fn by_skopeo(stage: &Stage) -> Result<()> {
     let work = tempfile::tempdir()?;
-    fs::copy(stage.out.join(file_name()), work.path().join("image.tar"))?;
+    fs::copy(
+        stage.out.join(file_name(stage.machine)),
+        work.path().join("image.tar"),
+    )?;
     let from = format!("oci-archive:{WORK}/image.tar:{}", image_name());
     run(packaging_tools::command(work.path(), "skopeo")
         .args(["--insecure-policy", "copy", "--quiet", &from])
