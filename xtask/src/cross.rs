@@ -18,6 +18,9 @@ use crate::{
     toolchain,
 };
 
+/// Raise it when [`fetch`] changes.
+const RECIPE: u32 = 2;
+
 /// The package of the standard library.
 const STANDARD_LIBRARY: &str = "libstd-rust-web-dev";
 
@@ -40,8 +43,19 @@ fn packages(machine: &Machine) -> [String; 7] {
 
 /// The directory of the linker, the C library and the standard library for this machine.
 pub(crate) fn dir(machine: &Machine) -> PathBuf {
-    cache::dir().join("cross").join(machine.name)
+    cache::dir().join(format!("cross/{}-{RECIPE}", machine.name))
 }
+
+/// Links static programs that the kernel loads at a random address, as rustc does for x86-64 alone.
+const MAKE_PIE: &str = r#"for argument; do
+    shift
+    case $argument in
+    -static) argument=-static-pie ;;
+    -no-pie) continue ;;
+    esac
+    set -- "$@" "$argument"
+done
+"#;
 
 /// The program of the cross toolchain that cargo and cargo-deb call: `gcc`, which links, or `strip`.
 fn tool(machine: &Machine, name: &str) -> PathBuf {
@@ -61,9 +75,10 @@ pub(crate) fn fetch(machine: &Machine) -> Result<()> {
         other.unpack(&[format!("{STANDARD_LIBRARY}={version}")], unfinished)?;
         let version = host.version(&format!("libc6-dev-{}-cross", machine.name))?;
         fs::write(unfinished.join(GLIBC), version)?;
-        for (name, program) in [("gcc", "gcc-12"), ("strip", "strip")] {
+        for (name, program, change) in [("gcc", "gcc-12", MAKE_PIE), ("strip", "strip", "")] {
             let text = format!(
                 "#!/bin/sh\n\
+                 {change}\
                  export LD_LIBRARY_PATH=\"{0}/lib/{1}\"\n\
                  exec \"{0}/bin/{2}-{program}\" \"$@\"\n",
                 usr.display(),

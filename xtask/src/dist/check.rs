@@ -155,10 +155,17 @@ fn installs(stage: &Stage) -> Result<()> {
     let is_known = |need: &str| need == "/bin/sh" || need.starts_with("rpmlib(");
     let more: Vec<_> = needs.lines().filter(|need| !is_known(need)).collect();
     ensure!(more.is_empty(), "it needs more than a shell: {more:?}");
-    rpm(&["--install", "--test", "--nodeps", &package])?;
-    rpm(&["--install", "--nodeps", &package])?;
+    // rpm refuses a package for another machine.
+    rpm(&["--install", "--test", "--nodeps", "--ignorearch", &package])?;
+    rpm(&["--install", "--nodeps", "--ignorearch", &package])?;
     rpm(&["--verify", "--nodeps", "freezer-guard"])?;
-    rpm(&["--upgrade", "--replacepkgs", "--nodeps", &package])?;
+    rpm(&[
+        "--upgrade",
+        "--replacepkgs",
+        "--nodeps",
+        "--ignorearch",
+        &package,
+    ])?;
     // The program cannot find out whether a cgroup is guarded, since this is no file system of BPF.
     let pins = root.join("sys/fs/bpf/freezer-guard");
     fs::create_dir_all(&pins)?;
