@@ -32,6 +32,8 @@ pub(super) enum Call {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Check that it has this image
+    HasImage { image: String },
     /// CheckpointContainer into an archive
     Checkpoint { container: String, archive: PathBuf },
     /// Run a command in the container, and end as it ends
@@ -68,6 +70,14 @@ async fn answer(call: Call) -> Result<()> {
             let pod: Id = client.call("RunPodSandbox", request).await?;
             let container = client.start(&name, &pod.id, image, command).await?;
             println!("{}\n{container}", pod.id);
+        }
+        Call::HasImage { image } => {
+            let request = ImageStatusRequest {
+                image: Some(ImageSpec { image }),
+            };
+            let path = "/runtime.v1.ImageService/ImageStatus";
+            let response: ImageStatusResponse = client.call_at(path, request).await?;
+            ensure!(response.image.is_some(), "it has no such image");
         }
         Call::Checkpoint { container, archive } => {
             let request = CheckpointContainerRequest {
@@ -111,7 +121,16 @@ impl Client {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{method}"))?;
+        let path = format!("/runtime.v1.RuntimeService/{method}");
+        self.call_at(&path, request).await
+    }
+
+    async fn call_at<Q, A>(&mut self, method: &str, request: Q) -> Result<A>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let path = PathAndQuery::try_from(method)?;
         self.0.ready().await?;
         let codec = ProstCodec::<Q, A>::default();
         let response = self.0.unary(Request::new(request), path, codec).await;
@@ -230,6 +249,18 @@ struct ContainerMetadata {
 struct ImageSpec {
     #[prost(string, tag = "1")]
     image: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImageStatusRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    image: Option<Id>,
 }
 
 #[derive(Clone, PartialEq, Message)]

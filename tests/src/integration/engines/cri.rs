@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     super::{
+        cgroups::eventually,
         process::{run, tool},
         service::systemctl,
     },
@@ -82,7 +83,11 @@ impl Engine for Cri {
             fs::write(CONFIG, config)?;
             systemctl(&["restart", "containerd"])?.expect(0)?;
         }
-        image::import(NAMESPACE)
+        image::import(NAMESPACE)?;
+        // An event of containerd tells the CRI of the image, some time after the import.
+        eventually("the CRI has the image", || {
+            Ok(run(&mut Self::call(&["has-image", image::NAME]))?.code == 0)
+        })
     }
 
     fn start(&self, home: &Home) -> Result<()> {
