@@ -23,8 +23,11 @@ pub(crate) struct Kernel {
     /// What `--kernel` calls it.
     pub(crate) name: &'static str,
     release: &'static str,
-    /// The name of its package up to the machine's, as a regular expression: the newest is taken.
+    /// The name of its package without flavour and machine, as a regular expression: the newest is
+    /// taken.
     package: &'static str,
+    /// Debian's build of it.
+    flavour: &'static str,
     /// Whose programs go with it in a guest: CRIU has to start on it.
     pub(crate) userland: &'static Userland,
     /// Whether instructions are counted on it.
@@ -34,11 +37,12 @@ pub(crate) struct Kernel {
 /// A new kernel is a new line here; `matrix.rs` lists its guests. (`docs/kernels.md` is
 /// made anew with it, and `TESTED` of the product has to name it: a test compares them.)
 #[rustfmt::skip]
-pub(crate) static KERNELS: [Kernel; 8] = [
+pub(crate) static KERNELS: [Kernel; 9] = [
     kernel("6.1", "bookworm", r"^linux-image-6\.1\.0-[0-9]+", &BOOKWORM),
     kernel("6.12", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13", &BOOKWORM),
     kernel("6.18", "trixie-backports", r"^linux-image-6\.18\.[0-9]+\+deb13", &TRIXIE),
     kernel("7.3", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13", &FORKY),
+    kernel("6.12-rt", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13", &BOOKWORM).flavour("rt"),
     kernel("7.3-experimental", "trixie-backports", r"^linux-image-7\.3\.[0-9]+\+deb13", &EXPERIMENTAL).uncounted(),
     kernel("6.1-arm64", "bookworm", r"^linux-image-6\.1\.0-[0-9]+", &TRIXIE_ARM64).uncounted(),
     kernel("6.12-arm64", "trixie", r"^linux-image-6\.12\.[0-9]+\+deb13", &TRIXIE_ARM64),
@@ -55,12 +59,21 @@ const fn kernel(
         name,
         release,
         package,
+        flavour: "cloud",
         userland,
         is_counted: true,
     }
 }
 
 impl Kernel {
+    /// Another build of it, on which nothing is counted.
+    const fn flavour(self, flavour: &'static str) -> Self {
+        Self {
+            flavour,
+            ..self.uncounted()
+        }
+    }
+
     /// No guard can begin on it, or it is there under another name too.
     const fn uncounted(self) -> Self {
         Self {
@@ -76,10 +89,11 @@ pub(crate) fn names() -> PossibleValuesParser {
 }
 
 /// What CRIU and the root disk need. Those that are built in are not missed.
-const MODULES: [&str; 20] = [
+const MODULES: [&str; 21] = [
     "virtio_pci",
     "virtio_console",
     "virtio_blk",
+    "crc32c_generic",
     "nfnetlink",
     "nf_tables",
     "nf_conntrack_netlink",
@@ -156,7 +170,8 @@ impl Kernel {
     pub(crate) fn fetch(&self) -> Result<()> {
         let machine = self.machine();
         let apt = Apt::open(self.release, machine)?;
-        let package = apt.newest(&format!("{}-cloud-{}$", self.package, machine.name))?;
+        let name = format!("{}-{}-{}$", self.package, self.flavour, machine.name);
+        let package = apt.newest(&name)?;
         // Since 7.0 the image is empty, and leads to these two.
         let parts = ["linux-binary", "linux-modules"]
             .map(|part| package.replacen("linux-image", part, 1))

@@ -24,6 +24,8 @@ const LOCKED_DOWN: &str = "lockdown=confidentiality";
 
 /// Those for amd64, each once.
 const ALL: &[&str] = &["6.1", "6.12", "6.18", "7.3"];
+/// A kernel with `CONFIG_PREEMPT_RT`.
+const REAL_TIME: &[&str] = &["6.12-rt"];
 /// A kernel with the newest programs.
 const EXPERIMENTAL: &[&str] = &["7.3-experimental"];
 const ARM64: &[&str] = &["6.12-arm64", "7.3-arm64"];
@@ -41,7 +43,7 @@ struct Row {
 }
 
 #[rustfmt::skip]
-const MATRIX: [Row; 22] = [
+const MATRIX: [Row; 23] = [
     row(V1, Initramfs, &[], ALL, &[Full, Soak], &[("6.1", Core)]),
     row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full)]),
     row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Mixed)]),
@@ -57,6 +59,7 @@ const MATRIX: [Row; 22] = [
     row(V2, Initramfs, &[], EXPERIMENTAL, &[Full], &[]),
     row(V1, Initramfs, &[], ARM64, &[Full], &[]),
     row(V2, Initramfs, &[], ARM64, &[Full], &[("7.3-arm64", Core)]),
+    row(V2, Initramfs, &[], REAL_TIME, &[Core], &[]),
     row(V2, Initramfs, &[LOCKED_DOWN], &["6.12"], &[Refused], &[("6.12", Refused)]),
     row(V2, Initramfs, &[], &["6.1-arm64"], &[Refused], &[]),
     // Once for each userland.
@@ -202,7 +205,7 @@ impl Guest {
         match self.suite {
             Engines => true,
             Full | Levels | Refused => (self.cgroup, self.image) == (V2, Initramfs),
-            Core => self.boot == SMALL || self.boot == QUIET,
+            Core => self.boot == SMALL || self.boot == QUIET || self.kernel.name == REAL_TIME[0],
             _ => false,
         }
     }
@@ -228,6 +231,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::{Guest, KERNELS, Kernel, MATRIX, Systemd, change, release};
+    use crate::image::USERLANDS;
 
     fn labels(guests: &[Guest]) -> BTreeSet<String> {
         let labels: BTreeSet<_> = guests.iter().map(Guest::label).collect();
@@ -285,11 +289,13 @@ mod tests {
     #[test]
     fn every_layout_of_a_userland_is_tested() {
         let all = whole_release();
-        for kernel in &KERNELS {
-            for layout in kernel.userland.layouts {
-                let mut here = all.iter().filter(|guest| guest.kernel.name == kernel.name);
-                let found = here.any(|guest| (guest.image, guest.cgroup) == (Systemd, *layout));
-                assert!(found, "{} {}", kernel.name, layout.name());
+        for userland in USERLANDS {
+            for layout in userland.layouts {
+                let found = all.iter().any(|guest| {
+                    guest.kernel.userland.name() == userland.name()
+                        && (guest.image, guest.cgroup) == (Systemd, *layout)
+                });
+                assert!(found, "{} {}", userland.name(), layout.name());
             }
         }
     }

@@ -117,7 +117,7 @@ pub(super) fn preemption() -> Check {
     if built.contains("PREEMPT_RT") {
         return Check::limited(
             NAME,
-            "full, real-time: not tested, and some disturbances may go undetected",
+            "full, real-time: the kernel may skip a program even under a spinlock, so some disturbances may go undetected",
             "use a kernel without CONFIG_PREEMPT_RT",
         );
     }

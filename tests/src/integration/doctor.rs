@@ -90,6 +90,7 @@ fn truth(hierarchy: Hierarchy) -> Result<()> {
         },
     ] {
         let expected = match name {
+            "preemption" if is_real_time()? => "limited",
             "security modules" | "guard on v1" | "guard on v2" if !has_bpf()? => "limited",
             _ => "good",
         };
@@ -124,6 +125,11 @@ fn truth(hierarchy: Hierarchy) -> Result<()> {
         .any(|entry| entry.file_name().to_string_lossy().contains("doctor"));
     ensure!(!left, "a cgroup is left");
     expect_clean()
+}
+
+/// Whether the kernel has `CONFIG_PREEMPT_RT`, where `doctor` knows a limit.
+fn is_real_time() -> Result<bool> {
+    Ok(fs::read_to_string("/proc/sys/kernel/version")?.contains("PREEMPT_RT"))
 }
 
 /// Whether this boot leaves CPUs without a tick, so that RCU takes its time.

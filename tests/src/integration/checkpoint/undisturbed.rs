@@ -30,6 +30,32 @@ pub(super) fn list(list: &mut List<'_>) {
     list_unit(list);
     list.add("in_steps", in_steps);
     list.add("a_parent_is_built_on_once", built_on_once);
+    // Since CRIU 4.3.
+    if criu_says("--help", "--image-io-mode") {
+        let options = ["--image-io-mode", "direct"];
+        list.add("past_the_page_cache_and_back", move |h| {
+            with_options(h, &options)
+        });
+        list.add("compressed_and_back", |h| with_options(h, &["--compress"]));
+    }
+}
+
+fn criu_says(argument: &str, text: &str) -> bool {
+    run(Command::new("criu").arg(argument))
+        .is_ok_and(|said| [said.stdout, said.stderr].concat().contains(text))
+}
+
+/// With these options of CRIU for the dump and for the restore.
+fn with_options(hierarchy: Hierarchy, options: &[&str]) -> Result<()> {
+    let scene = Scene::new(hierarchy)?;
+    let since = scene.workload.counters()?;
+    let finished = run(scene.checkpoint("image").arg("--").args(options))?;
+    scene.expect_good(finished, "image")?.says("is good")?;
+    run(scene.restore("image").arg("--").args(options))?
+        .expect(0)
+        .with_context(|| log(&scene.place("image"), "restore.log"))?;
+    scene.workload.expect_counting_from(&since)?;
+    scene.expect_unharmed()
 }
 
 /// What takes systemd.
