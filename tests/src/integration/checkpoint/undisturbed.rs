@@ -30,23 +30,21 @@ pub(super) fn list(list: &mut List<'_>) {
     list_unit(list);
     list.add("in_steps", in_steps);
     list.add("a_parent_is_built_on_once", built_on_once);
-    // Since CRIU 4.3.
-    if criu_says("--help", "--image-io-mode") {
-        let options = ["--image-io-mode", "direct"];
-        list.add("past_the_page_cache_and_back", move |h| {
-            with_options(h, &options)
-        });
-        list.add("compressed_and_back", |h| with_options(h, &["--compress"]));
+    if criu_has(IO_MODE) {
+        list.add("past_the_page_cache_and_back", past_the_page_cache);
     }
 }
 
-fn criu_says(argument: &str, text: &str) -> bool {
-    run(Command::new("criu").arg(argument))
-        .is_ok_and(|said| [said.stdout, said.stderr].concat().contains(text))
+/// CRIU 4.3 has it. (Debian's 4.3 cannot compress images, which is another new option.)
+const IO_MODE: &str = "--image-io-mode";
+
+fn criu_has(option: &str) -> bool {
+    run(Command::new("criu").arg("--help"))
+        .is_ok_and(|help| [help.stdout, help.stderr].concat().contains(option))
 }
 
-/// With these options of CRIU for the dump and for the restore.
-fn with_options(hierarchy: Hierarchy, options: &[&str]) -> Result<()> {
+fn past_the_page_cache(hierarchy: Hierarchy) -> Result<()> {
+    let options = [IO_MODE, "direct"];
     let scene = Scene::new(hierarchy)?;
     let since = scene.workload.counters()?;
     let finished = run(scene.checkpoint("image").arg("--").args(options))?;
