@@ -231,7 +231,7 @@ fn over_budget(counted: &[Counted]) -> Vec<String> {
         }
         for dump in &report.dumps {
             let what = format!("{kernel} {} dump of {} MiB", dump.hierarchy, dump.mib);
-            over.extend(budget::dump_complaint(dump).map(|said| format!("{what}: {said}")));
+            over.extend(budget::dump_complaint(kernel, dump).map(|said| format!("{what}: {said}")));
         }
     }
     over

@@ -32,10 +32,12 @@ pub(super) fn operations(counted: &[Counted]) -> String {
             let (none, empty) = (row.at("none"), row.at("empty"));
             let added = row.guarded().map(|(_, instructions)| instructions - none);
             let most = added.fold(0.0, f64::max);
-            cells.push(match empty - none > exactness(&row.operation, none) {
-                true => format!("{:.2}", most / (empty - none)),
-                false => String::new(),
-            });
+            cells.push(
+                match empty - none > exactness(kernel, &row.operation, none) {
+                    true => format!("{:.2}", most / (empty - none)),
+                    false => String::new(),
+                },
+            );
             text += &docs::line(&cells);
         }
     }
