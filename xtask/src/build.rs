@@ -64,7 +64,6 @@ pub(crate) fn freezer_guard(machine: &Machine) -> PathBuf {
 }
 
 /// The programs of guests.
-#[derive(Default)]
 pub(crate) struct Programs(Vec<(&'static Machine, Vec<PathBuf>)>);
 
 impl Programs {

@@ -205,7 +205,9 @@ impl Guest {
         match self.suite {
             Engines => true,
             Full | Levels | Refused => (self.cgroup, self.image) == (V2, Initramfs),
-            Core => self.boot == SMALL || self.boot == QUIET || self.kernel.name == REAL_TIME[0],
+            Core => {
+                self.boot == SMALL || self.boot == QUIET || REAL_TIME.contains(&self.kernel.name)
+            }
             _ => false,
         }
     }

@@ -91,8 +91,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// Returns how programs for this machine are compiled: as they ship, unless a change is tested on
-    /// another machine than this, as rustc takes twice as long for that.
+    /// Returns how programs for this machine are compiled: as they ship. For another machine than this,
+    /// a change gets a build that takes half the time.
     fn profile(&self, machine: &Machine) -> Profile {
         match machine.is_foreign() && self.kernel.is_empty() {
             true => Profile::Dev,

@@ -57,6 +57,7 @@ fn remedy(error: &Error, earlier_checks_pass: bool) -> &'static str {
         {
             "please report it, with the file that `freezer-guard doctor --bundle FILE` writes"
         }
+        _ if earlier_checks_pass => "do as the finding says, and run doctor again",
         _ => "see the checks above",
     }
 }
@@ -318,4 +319,25 @@ pub(super) fn check(programs: &[ProgramReport]) -> Option<Check> {
             "do not rely on the protections of these programs, and please report it",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::remedy;
+    use crate::{guard::Error, kernel};
+
+    #[test]
+    fn only_a_failed_check_is_a_remedy_above() {
+        let above = "see the checks above";
+        for error in [
+            Error::PidNamespace,
+            kernel::Error::NotAttached("task_kill").into(),
+        ] {
+            assert_eq!(remedy(&error, false), above);
+            assert_ne!(remedy(&error, true), above);
+        }
+        let tracing_off = kernel::Error::TracingOff.into();
+        assert!(remedy(&tracing_off, true).contains("ftrace_enabled"));
+        assert!(remedy(&tracing_off, false).contains("ftrace_enabled"));
+    }
 }
