@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build::{self, Profile},
-    cross,
+    cross, git,
     machine::{self, Machine},
     run,
     setup::{self, Needs},
@@ -35,7 +35,7 @@ mod time;
 mod tree;
 
 #[cfg(test)]
-pub(crate) use oci::{hex, image_name, is_in_image};
+pub(crate) use oci::{image_name, is_in_image};
 
 /// That of the workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -192,7 +192,7 @@ impl Stage {
             ("rpm-changelog", logs.rpm),
             (
                 "THIRD-PARTY-NOTICES",
-                notices::text(&linked, &time::commit())?,
+                notices::text(&linked, &git::commit())?,
             ),
             (
                 "rust-standard-library.html",

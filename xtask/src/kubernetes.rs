@@ -17,7 +17,7 @@ use k8s_openapi::api::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::{build::workspace, dist};
+use crate::{build::workspace, digest, dist};
 
 /// The namespace of the kustomize base.
 const NAMESPACE: &str = "freezer-guard";
@@ -139,7 +139,7 @@ fn to_json(arguments: &[Text]) -> Result<Text, FuncError> {
 
 fn sha256sum(arguments: &[Text]) -> Result<Text, FuncError> {
     match arguments.first() {
-        Some(Text::String(text)) => Ok(Text::from(dist::hex(text.as_bytes()))),
+        Some(Text::String(text)) => Ok(Text::from(digest::sha256(text.as_bytes()))),
         _ => Err(FuncError::Generic("sha256sum takes a text".into())),
     }
 }
@@ -215,7 +215,7 @@ fn the_chart_gives_the_base() -> Result<()> {
     let metadata = daemon_set["spec"]["template"]["metadata"].as_object_mut();
     let annotations = metadata.context("an object")?.remove("annotations");
     let config = base["ConfigMap"]["data"]["config.toml"].as_str();
-    let sum = dist::hex(config.context("a text")?.as_bytes());
+    let sum = digest::sha256(config.context("a text")?.as_bytes());
     assert_eq!(annotations, Some(json!({ "checksum/config": sum })));
     let config_map = chart.get_mut("ConfigMap").context("it is there")?;
     let metadata = config_map["metadata"]

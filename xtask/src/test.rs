@@ -19,13 +19,14 @@ use crate::{
     build::{self, Profile, Programs},
     config,
     config::{Cgroup, Image, Suite},
-    dist, docs,
+    dist, docs, git,
     history::History,
     kernel::{KERNELS, Kernel},
     lint,
     machine::{self, AMD64, Machine},
     matrix::{self, Guest},
     outcome::{Outcome, Reading, Sum},
+    release::{Passed, Release},
     schedule::{left_seconds, longest_first},
     setup,
 };
@@ -51,8 +52,9 @@ pub(crate) struct Args {
     /// Run only this suite: levels, refused, service, short, engines, mixed, core, full or soak
     #[arg(long, value_name = "SUITE")]
     suite: Option<Suite>,
-    /// Skip guests that have passed at this commit
-    #[arg(long, conflicts_with_all = ["name", "docs"])]
+    /// Skip guests of a release that have passed with the present sources, and write the results into
+    /// docs/data/release.md
+    #[arg(long, requires = "kernel", conflicts_with_all = ["name", "docs"])]
     resume: bool,
     /// Write the rows of these results into the tables of docs/. Rows of other guests and tests stay
     #[arg(long)]
@@ -74,18 +76,18 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         !guests.is_empty(),
         "no guest has this kernel, cgroup layout, image and suite together"
     );
-    let history = History::open()?;
     let mut sum = Sum::default();
-    let guests = match args.resume {
-        true => skip(guests, &history, &mut sum)?,
-        false => guests,
+    let release = args.resume.then(Release::open).transpose()?;
+    let guests = match &release {
+        Some(release) => skip(guests, release, &mut sum),
+        None => guests,
     };
     let mut needs = matrix::needs(&guests);
     if args.lint {
         needs = needs.with_book().with_release();
     }
     let programs = setup::guest_programs(&needs, |machine| args.profile(machine))?;
-    let run = Run::new(args, guests, programs, history, sum);
+    let run = Run::new(args, guests, programs, release, sum)?;
     run.everything()?;
     run.conclude(args)
 }
@@ -124,24 +126,18 @@ impl Args {
     }
 }
 
-/// Removes the guests that have passed at this commit, and adds up their tests.
-fn skip(guests: Vec<Guest>, history: &History, sum: &mut Sum) -> Result<Vec<Guest>> {
-    history.ensure_clean()?;
-    let mut left = Vec::new();
-    for guest in guests {
+/// Removes the guests that have passed, and adds up their tests.
+fn skip(guests: Vec<Guest>, release: &Release, sum: &mut Sum) -> Vec<Guest> {
+    let is_left = |guest: &Guest| {
         let label = guest.label();
-        match history.passed(&label) {
-            Some(earlier) => {
-                println!(
-                    "{label}: skipped, {} tests have passed at this commit",
-                    earlier.passed
-                );
-                sum.passed += earlier.passed;
-            }
-            None => left.push(guest),
-        }
-    }
-    Ok(left)
+        let Some(Passed { tests, .. }) = release.passed(&label) else {
+            return true;
+        };
+        println!("{label}: skipped, {tests} tests have passed with these sources");
+        sum.passed += tests;
+        false
+    };
+    guests.into_iter().filter(is_left).collect()
 }
 
 /// A task for a thread: the tests of the host, or one guest.
@@ -163,6 +159,7 @@ struct Run {
     /// The Debian package and the container image, once a guest needs them.
     packages: Mutex<Option<[PathBuf; 2]>>,
     history: History,
+    release: Option<Release>,
     /// The guests to come: label, and seconds they may take.
     left: Mutex<Vec<(String, u64)>>,
     results: Mutex<(Sum, Vec<Outcome>)>,
@@ -177,9 +174,10 @@ impl Run {
         args: &Args,
         guests: Vec<Guest>,
         programs: Programs,
-        history: History,
+        release: Option<Release>,
         sum: Sum,
-    ) -> Self {
+    ) -> Result<Self> {
+        let history = History::open()?;
         let seconds = |guest: &Guest| {
             let before = history.seconds(&guest.label());
             before.unwrap_or_else(|| guest.usual_seconds())
@@ -199,7 +197,7 @@ impl Run {
             .collect();
         // The host takes the second thread, while the longest guest has the first.
         jobs.insert(jobs.len().min(1), Job::Host);
-        Self {
+        Ok(Self {
             name: args.name.clone(),
             lints: args.lint,
             docs: args.docs,
@@ -209,13 +207,19 @@ impl Run {
             programs,
             packages: Mutex::new(None),
             history,
+            release,
             left,
             results: Mutex::new((sum, Vec::new())),
-        }
+        })
     }
 
     fn everything(&self) -> Result<()> {
-        println!("testing {}", self.history.commit());
+        let changed = if git::is_changed() {
+            ", and changes"
+        } else {
+            ""
+        };
+        println!("testing commit {}{changed}", git::commit());
         for (label, _) in lock(&self.left).iter() {
             println!("to test: {label}");
         }
@@ -271,6 +275,13 @@ impl Run {
         );
         if self.name.is_none() {
             self.history.add(&label, sum.passed, sum.failed, seconds)?;
+        }
+        if let Some(release) = &self.release
+            && sum.failed == 0
+            && sum.passed > 0
+        {
+            let tests = sum.passed;
+            release.add(&label, Passed { tests, seconds })?;
         }
         lock(&self.left).retain(|(left, _)| *left != label);
         self.print_left();

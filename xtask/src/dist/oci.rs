@@ -19,7 +19,6 @@ use oci_spec::image::{
     RootFsBuilder, Sha256Digest,
 };
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
 use super::{
@@ -27,7 +26,7 @@ use super::{
     manifest::{LICENCE, Manifest},
     time, tree,
 };
-use crate::machine::Machine;
+use crate::{digest::sha256, git, machine::Machine};
 
 pub(super) mod check;
 
@@ -171,7 +170,7 @@ fn labels(time: &str) -> Result<HashMap<String, String>> {
         (image::ANNOTATION_TITLE, "freezer-guard".to_owned()),
         (image::ANNOTATION_DESCRIPTION, manifest.description),
         (image::ANNOTATION_VERSION, VERSION.to_owned()),
-        (image::ANNOTATION_REVISION, time::commit()),
+        (image::ANNOTATION_REVISION, git::commit()),
         (image::ANNOTATION_CREATED, time::format(time, RFC_3339)?),
         (image::ANNOTATION_LICENSES, LICENCE.to_owned()),
         (image::ANNOTATION_AUTHORS, manifest.maintainer),
@@ -194,7 +193,7 @@ impl Layout {
         self.archive.dir("blobs", 0o755)?;
         self.archive.dir("blobs/sha256", 0o755)?;
         let layer = layer(self.archive.time, tree)?;
-        let diff_id = format!("sha256:{}", hex(&layer));
+        let diff_id = format!("sha256:{}", sha256(&layer));
         let layer = self.blob(MediaType::ImageLayerGzip, &compressed(&layer)?)?;
         let config = self.config(time, diff_id)?;
         let manifest = ImageManifestBuilder::default()
@@ -259,7 +258,7 @@ impl Layout {
 
     /// Adds content under its digest.
     fn blob(&mut self, kind: MediaType, bytes: &[u8]) -> Result<Descriptor> {
-        let digest = hex(bytes);
+        let digest = sha256(bytes);
         let path = format!("blobs/sha256/{digest}");
         if !self.blobs.contains(&digest) {
             self.archive.file(&path, 0o644, bytes)?;
@@ -275,12 +274,6 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut value = serde_json::to_value(value)?;
     value.sort_all_objects();
     Ok(serde_json::to_vec(&value)?)
-}
-
-/// Returns the SHA-256 of the bytes.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let sum = Sha256::digest(bytes);
-    sum.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// gzip without a name and a time.

@@ -14,8 +14,9 @@ use goblin::elf::Elf;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, OciLayout};
 use tar::EntryType;
 
-use super::{FILES, PROGRAM, file_name, hex, image_name, labels};
+use super::{FILES, PROGRAM, file_name, image_name, labels};
 use crate::{
+    digest::sha256,
     dist::{Stage, tree},
     packaging_tools::{self, WORK},
     run,
@@ -33,7 +34,7 @@ impl Unpacked<'_> {
     fn blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let digest = descriptor.digest().digest();
         let bytes = self.read(&format!("blobs/sha256/{digest}"))?;
-        ensure!(hex(&bytes) == digest, "{digest} is not the digest");
+        ensure!(sha256(&bytes) == digest, "{digest} is not the digest");
         ensure!(
             bytes.len() as u64 == descriptor.size(),
             "the size of {digest} is wrong"
@@ -64,7 +65,7 @@ pub(in crate::dist) fn image(stage: &Stage) -> Result<()> {
     let config: ImageConfiguration = serde_json::from_slice(&unpacked.blob(manifest.config())?)?;
     let mut bytes = Vec::new();
     GzDecoder::new(&*unpacked.blob(layer)?).read_to_end(&mut bytes)?;
-    let diff_id = format!("sha256:{}", hex(&bytes));
+    let diff_id = format!("sha256:{}", sha256(&bytes));
     ensure!(
         config.rootfs().diff_ids()[..] == [diff_id],
         "the layer is another one than the configuration says"
