@@ -31,7 +31,7 @@ pub(crate) fn sources() -> Result<String> {
     Ok(digest::sha256(files.as_bytes()))
 }
 
-/// Returns the output of git without the space around it.
+/// Returns the output of git without its last newline.
 pub(crate) fn run(arguments: &[&str]) -> Result<String> {
     let output = Command::new("git")
         .current_dir(build::workspace())
@@ -41,5 +41,5 @@ pub(crate) fn run(arguments: &[&str]) -> Result<String> {
     if !output.status.success() {
         bail!("git: {}", String::from_utf8_lossy(&output.stderr));
     }
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }
