@@ -2,7 +2,7 @@
 
 use core::{
     cell::UnsafeCell,
-    intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd, atomic_xchg},
+    intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg},
     ptr,
 };
 
@@ -60,6 +60,19 @@ pub(crate) unsafe fn clear_bits(word: *mut u64, bits: u64) {
 pub(crate) unsafe fn swap(word: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's.
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word, value) }
+}
+
+/// Sets a word if it has this value, and returns whether it had: of several programs that do it, one
+/// succeeds (`BPF_CMPXCHG`, Linux 5.12).
+///
+/// # Safety
+/// See [`add`].
+#[inline(always)]
+pub(crate) unsafe fn replace(word: *mut u64, old: u64, new: u64) -> bool {
+    const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
+    // SAFETY: the caller's.
+    let (found, _) = unsafe { atomic_cxchg::<u64, { ORDER }, { ORDER }>(word, old, new) };
+    found == old
 }
 
 /// Orders all that this CPU has written before all that it reads afterwards.

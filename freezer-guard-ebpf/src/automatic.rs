@@ -7,10 +7,12 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_boot_ns,
 };
-use freezer_guard_abi::{AncestorKey, GuardEntry, GuardId, MAX_DEPTH_BY_USER, Unguarded};
+use freezer_guard_abi::{
+    AncestorKey, CgroupKey, GuardEntry, GuardId, MAX_DEPTH_BY_USER, Unguarded,
+};
 
 use crate::{
-    audit,
+    atomic, audit,
     candidate::{self, unguarded},
     each::{self, GO_ON, STOP},
     entry::Entry,
@@ -129,10 +131,6 @@ fn take(id: GuardId, cgroup: Pointer, flags: u64) {
     if any_below(key, id).is_some() {
         return unguarded(id, key, Unguarded::Busy);
     }
-    if TARGETS.get_ptr(key).is_some() {
-        // A dead guard's.
-        let _ = TARGETS.remove(key);
-    }
     // The marks of a user leave room for those of root.
     if entry.flags() & GuardEntry::BY_USER != 0
         && (entry.is_checkpointing()
@@ -142,8 +140,11 @@ fn take(id: GuardId, cgroup: Pointer, flags: u64) {
         return unguarded(id, key, Unguarded::Full);
     }
     // What is done to it from here on counts; a moment later, as a violation.
-    if lifetime::hold(id) == 0 || TARGETS.insert(key, id, u64::from(BPF_NOEXIST)).is_err() {
+    if lifetime::hold(id) == 0 {
         return unguarded(id, key, Unguarded::Full);
+    }
+    if let Err(reason) = mark_target(key, id) {
+        return unguarded(id, key, reason);
     }
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
@@ -157,6 +158,25 @@ fn take(id: GuardId, cgroup: Pointer, flags: u64) {
         entry.set_flags(GuardEntry::ENDS_WITH_LEADER);
     }
     audit::emit_begun(id, entry, key);
+}
+
+/// Marks the cgroup as the guard's, of which `lookup` has found no guard in force.
+#[inline(always)]
+fn mark_target(key: CgroupKey, id: GuardId) -> Result<(), Unguarded> {
+    let Some(mark) = TARGETS.get_ptr_mut(key) else {
+        let added = TARGETS.insert(key, id, u64::from(BPF_NOEXIST));
+        return added.map_err(|_| Unguarded::Full);
+    };
+    // SAFETY: an aligned word of a map value.
+    let left = unsafe { atomic::read(mark) };
+    // A dead guard's, so one of the checkpointers that come now may have it.
+    // SAFETY: as above.
+    if Entry::of(left).is_some() || !unsafe { atomic::replace(mark, left, id) } {
+        return Err(Unguarded::Busy);
+    }
+    // User space may have removed it just now.
+    let put = TARGETS.insert(key, id, u64::from(BPF_ANY));
+    put.map_err(|_| Unguarded::Full)
 }
 
 /// Whether the current task is in the cgroup, or below it, that was claimed just now.

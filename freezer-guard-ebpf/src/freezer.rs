@@ -9,11 +9,12 @@ use core::ffi::c_void;
 use freezer_guard_abi::{Act, CgroupKey, GuardEntry, GuardId, Protection};
 
 use crate::{
-    atomic::Word,
+    atomic::{self, Word},
     audit::{self, Access},
     each::{self, GO_ON},
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
+    lifetime,
     lookup::{self, Found},
     maps::{ENDED, GUARDS, TARGETS, word},
     membership,
@@ -137,13 +138,22 @@ fn froze(id: GuardId, cgroup: CgroupKey, is_holder: bool) {
     }
 }
 
+/// A mark of no guard. The id of a guard is a time, and not 0.
+const NOBODY: GuardId = 0;
+
 /// Somebody is about to write the freezer of a cgroup. If a guard has ended and left it frozen, the
 /// cgroup is that one's from here on: nobody thaws it for the guard. Returns whether that is so.
 #[inline(always)]
 pub(crate) fn takes_over(cgroup: Pointer) -> bool {
     let was_left = was_left(kernel::number(cgroup)) != 0;
-    if was_left && let Some(key) = lookup::key(cgroup) {
-        let _ = TARGETS.remove(key);
+    if was_left && let Some(mark) = lookup::key(cgroup).and_then(|key| TARGETS.get_ptr_mut(key)) {
+        // SAFETY: an aligned word of a map value.
+        let left = unsafe { atomic::read(mark) };
+        // A checkpointer may have taken it just now: its mark stays.
+        // SAFETY: as above.
+        if Entry::of(left).is_none() && unsafe { atomic::replace(mark, left, NOBODY) } {
+            lifetime::STALE.add(1);
+        }
     }
     was_left
 }

@@ -65,15 +65,12 @@ pub(super) fn release(
     let is_frozen = !restored && entry.flags & GuardEntry::FROZEN_BY_US != 0;
     let waits_for_thaw = is_frozen && (entry.is_automatic() || store.daemon_runs());
     for key in &marks.targets {
-        if !waits_for_thaw && store.targets().get(key)? == Some(id) {
-            store.targets().remove(key)?;
+        if !waits_for_thaw {
+            store.targets().remove_value(*key, &id)?;
         }
     }
     for cgroup in marks.ancestors.iter().flatten() {
-        let key = AncestorKey::new(*cgroup, id);
-        if store.ancestors().get(&key)? == Some(id) {
-            store.ancestors().remove(&key)?;
-        }
+        store.ancestors().remove(&AncestorKey::new(*cgroup, id))?;
     }
     let entry = store.guard(id)?.unwrap_or(entry);
     let seen = match marks.is_own && entry.members == 1 {
@@ -106,10 +103,11 @@ pub(super) fn mark_target(
     target: &Lineage,
     id: GuardId,
 ) -> Result<(), Error> {
-    let marked = store.targets().get(&target.key)?;
-    if marked.is_some() && live(store, marked)?.is_none() {
+    if let Some(marked) = store.targets().get(&target.key)?
+        && live(store, Some(marked))?.is_none()
+    {
         // A guard has just ended, and its mark was not looked for yet.
-        store.targets().remove(&target.key)?;
+        store.targets().remove_value(target.key, &marked)?;
     }
     match store.targets().add(target.key, id)? {
         true => Ok(()),

@@ -96,9 +96,8 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
         if waits_for_thaw(store, id)? {
             continue;
         }
-        // The kernel side may have put another one there meanwhile.
-        if is_dead(id)? && store.targets().get(&key)?.is_some_and(|now| now == id) {
-            store.targets().remove(&key)?;
+        if is_dead(id)? {
+            store.targets().remove_value(key, &id)?;
         }
     }
     let intruders = store.intruders().entries()?;
@@ -121,10 +120,8 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     }
     for (dead, any_lives) in marked.into_values() {
         for (key, id) in dead {
-            if !(any_lives && key.guard == AncestorKey::ANY)
-                && store.ancestors().get(&key)?.is_some_and(|now| now == id)
-            {
-                store.ancestors().remove(&key)?;
+            if !(any_lives && key.guard == AncestorKey::ANY) {
+                store.ancestors().remove_value(key, &id)?;
             }
         }
     }
@@ -140,7 +137,7 @@ pub(super) fn drop_ended_one(
 ) -> Result<(), Error> {
     if entry.flags & GuardEntry::FROZEN_BY_US != 0 {
         for key in targets(store, id)? {
-            store.targets().remove(&key)?;
+            store.targets().remove_value(key, &id)?;
         }
     }
     Ok(store.ended().remove(&id)?)

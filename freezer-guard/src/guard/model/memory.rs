@@ -95,7 +95,11 @@ impl<K: Ord + Clone, V: Clone> Map<K, V> for Memory<K, V> {
     }
 
     fn remove(&self, key: &K) -> Result<(), kernel::Error> {
-        self.with(|map| map.remove(key)).map(drop)
+        self.take(key).map(drop)
+    }
+
+    fn take(&self, key: &K) -> Result<Option<V>, kernel::Error> {
+        self.with(|map| map.remove(key))
     }
 }
 
@@ -128,6 +132,10 @@ impl Map<IntruderKey, Intruder> for Nothing {
 
     fn remove(&self, _: &IntruderKey) -> Result<(), kernel::Error> {
         Ok(())
+    }
+
+    fn take(&self, _: &IntruderKey) -> Result<Option<Intruder>, kernel::Error> {
+        Ok(None)
     }
 }
 

@@ -23,7 +23,7 @@ use stateright::{Checker as _, Model, Property};
 
 use self::{
     holder::{Holder, Outcome, Phase},
-    machine::{DAEMON, INTRUDER, Move, Situation, task, tidied},
+    machine::{DAEMON, INTRUDER, Move, Situation, Twist, task, tidied},
     world::cgroup,
 };
 
@@ -195,6 +195,14 @@ fn a_holder_and_an_intruder() {
 #[test]
 fn a_holder_and_a_checkpointer() {
     play_all("a holder and a checkpointer", Situation::new(&[3], 0, true));
+}
+
+#[test]
+fn what_the_dead_have_left_and_a_checkpointer() {
+    let start = Situation::new(&[2, 3], 0, true);
+    let begun = start.after(Move::Step(1, Twist::None));
+    let name = "what the dead have left, a holder, and a checkpointer";
+    play_all(name, begun.after(Move::Die(1)));
 }
 
 proptest! {

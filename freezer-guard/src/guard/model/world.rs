@@ -26,6 +26,9 @@ pub(super) fn cgroup(number: u64) -> Lineage {
     }
 }
 
+/// The id of no guard.
+const NOBODY: GuardId = 0;
+
 /// All that the kernel keeps of guards, and the freezers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct World {
@@ -113,7 +116,7 @@ impl World {
     /// A write that was permitted takes effect, be that now or much later.
     pub(super) fn write(&mut self, task: Task, cgroup: &Lineage, freeze: bool) {
         let number = cgroup.key.kernfs_id;
-        self.was_left(cgroup.key);
+        self.takes_over(cgroup.key);
         if freeze || self.frozen.contains(&number) {
             self.claim(task, cgroup);
         }
@@ -132,14 +135,15 @@ impl World {
         }
     }
 
-    /// `was_left` of the BPF side.
-    fn was_left(&mut self, cgroup: CgroupKey) {
+    /// `takes_over` of the BPF side.
+    fn takes_over(&mut self, cgroup: CgroupKey) {
         let left = |id: &GuardId| {
             let ended = self.ended.get(id);
             ended.is_some_and(|entry| entry.flags & GuardEntry::FROZEN_BY_US != 0)
         };
         if self.targets.get(&cgroup).is_some_and(left) {
-            self.targets.remove(&cgroup);
+            self.targets.insert(cgroup, NOBODY);
+            self.stale += 1;
         }
     }
 
