@@ -54,7 +54,7 @@ pub(super) const PARTS: [Part; 47] = [
     part("misuse", misuse::list, AnotherGuard, &[Full]),
     part("paths", paths::list, AnotherGuard, &[Full]),
     part("status", status::list, AnotherGuard, &[Full]),
-    part("verify", verify::list, AnotherGuard, &[Full]),
+    part("verify", verify::list, AnotherGuard, &[Mixed, Full]),
     part("checkpoint", checkpoint::list_unit, AnotherGuard, &[Service]),
     part("checkpoint", checkpoint::list, AnotherGuard, &[Full, Engines]),
     part("checkpoint", checkpoint::list_disturbed, AnotherGuard, &[Full, Engines]),

@@ -182,7 +182,7 @@ fn stopped(hierarchy: Hierarchy) -> Result<()> {
     run(&mut run_with(&target, workload.pid))?
         .expect(0)?
         .says(&format!(
-            "waits for ever on cgroup v1 (kill -CONT): pid {child} (guest-tool)"
+            "CRIU waits for them for ever on cgroup v1; continue them (kill -CONT): pid {child} (guest-tool)"
         ))?;
     kill(Pid::from_raw(child), Signal::SIGCONT)?;
     workload.expect_counting()?;
