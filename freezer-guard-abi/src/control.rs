@@ -49,11 +49,15 @@ pub enum Operation {
     Prove = 10,
     /// Answers how many candidates there are. The guard's id is not looked at.
     Candidates = 11,
+    /// Removes a mark if it names this guard, which has ended. Further arguments: the hierarchy id and
+    /// the kernfs id of the cgroup; 0 for the mark on a target, 1 for
+    /// [`AncestorKey::ANY`](crate::AncestorKey::ANY) above one.
+    Unmark = 12,
 }
 
 impl Operation {
     /// Each at the index of its own number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Begin,
         Self::Enrol,
         Self::Marked,
@@ -66,6 +70,7 @@ impl Operation {
         Self::Swept,
         Self::Prove,
         Self::Candidates,
+        Self::Unmark,
     ];
 
     /// The operation with this number.
@@ -84,6 +89,7 @@ impl Operation {
             9 => Self::Swept,
             10 => Self::Prove,
             11 => Self::Candidates,
+            12 => Self::Unmark,
             _ => return None,
         })
     }

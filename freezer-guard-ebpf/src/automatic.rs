@@ -3,16 +3,11 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::bpf_ktime_get_boot_ns,
-};
-use freezer_guard_abi::{
-    AncestorKey, CgroupKey, GuardEntry, GuardId, MAX_DEPTH_BY_USER, Unguarded,
-};
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use freezer_guard_abi::{GuardEntry, GuardId, MAX_DEPTH_BY_USER, Unguarded};
 
 use crate::{
-    atomic, audit,
+    audit,
     candidate::{self, unguarded},
     each::{self, GO_ON, STOP},
     entry::Entry,
@@ -20,8 +15,8 @@ use crate::{
     kernel::{self, Pointer, offset, probe},
     lifetime,
     lookup::{self, Found},
-    maps::{ANCESTORS, TARGETS, TURNS},
-    membership,
+    maps::TURNS,
+    marks, membership,
     writes::any_below,
 };
 
@@ -143,7 +138,7 @@ fn take(id: GuardId, cgroup: Pointer, flags: u64) {
     if lifetime::hold(id) == 0 {
         return unguarded(id, key, Unguarded::Full);
     }
-    if let Err(reason) = mark_target(key, id) {
+    if let Err(reason) = marks::take_target(key, id) {
         return unguarded(id, key, reason);
     }
     // SAFETY: no preconditions.
@@ -158,25 +153,6 @@ fn take(id: GuardId, cgroup: Pointer, flags: u64) {
         entry.set_flags(GuardEntry::ENDS_WITH_LEADER);
     }
     audit::emit_begun(id, entry, key);
-}
-
-/// Marks the cgroup as the guard's, of which `lookup` has found no guard in force.
-#[inline(always)]
-fn mark_target(key: CgroupKey, id: GuardId) -> Result<(), Unguarded> {
-    let Some(mark) = TARGETS.get_ptr_mut(key) else {
-        let added = TARGETS.insert(key, id, u64::from(BPF_NOEXIST));
-        return added.map_err(|_| Unguarded::Full);
-    };
-    // SAFETY: an aligned word of a map value.
-    let left = unsafe { atomic::read(mark) };
-    // A dead guard's, so one of the checkpointers that come now may have it.
-    // SAFETY: as above.
-    if Entry::of(left).is_some() || !unsafe { atomic::replace(mark, left, id) } {
-        return Err(Unguarded::Busy);
-    }
-    // User space may have removed it just now.
-    let put = TARGETS.insert(key, id, u64::from(BPF_ANY));
-    put.map_err(|_| Unguarded::Full)
 }
 
 /// Whether the current task is in the cgroup, or below it, that was claimed just now.
@@ -226,11 +202,10 @@ extern "C" fn mark_and_climb(
     // SAFETY: `mark_line` passes it, from its own stack.
     let marking = unsafe { &mut *marking };
     let cgroup = marking.cgroup as Pointer;
-    if let Some(key) = lookup::key(cgroup) {
-        for guard in [marking.id, AncestorKey::ANY] {
-            let key = AncestorKey::new(key, guard);
-            let _ = ANCESTORS.insert(key, marking.id, u64::from(BPF_ANY));
-        }
+    if let Some(key) = lookup::key(cgroup)
+        && !marks::mark_above(key, marking.id)
+    {
+        return GO_ON;
     }
     match lookup::parent(cgroup) {
         Some(parent) => {

@@ -9,15 +9,14 @@ use core::ffi::c_void;
 use freezer_guard_abi::{Act, CgroupKey, GuardEntry, GuardId, Protection};
 
 use crate::{
-    atomic::{self, Word},
+    atomic::Word,
     audit::{self, Access},
     each::{self, GO_ON},
     entry::Entry,
     kernel::{self, Pointer, offset, probe},
-    lifetime,
     lookup::{self, Found},
     maps::{ENDED, GUARDS, TARGETS, word},
-    membership,
+    marks, membership,
     writes::{counts_above, counts_inside, last_below, pack},
 };
 
@@ -138,22 +137,18 @@ fn froze(id: GuardId, cgroup: CgroupKey, is_holder: bool) {
     }
 }
 
-/// A mark of no guard. The id of a guard is a time, and not 0.
-const NOBODY: GuardId = 0;
-
 /// Somebody is about to write the freezer of a cgroup. If a guard has ended and left it frozen, the
 /// cgroup is that one's from here on: nobody thaws it for the guard. Returns whether that is so.
 #[inline(always)]
 pub(crate) fn takes_over(cgroup: Pointer) -> bool {
     let was_left = was_left(kernel::number(cgroup)) != 0;
-    if was_left && let Some(mark) = lookup::key(cgroup).and_then(|key| TARGETS.get_ptr_mut(key)) {
-        // SAFETY: an aligned word of a map value.
-        let left = unsafe { atomic::read(mark) };
+    if was_left
+        && let Some(key) = lookup::key(cgroup)
+        && let Some(id) = word(&TARGETS, key)
         // A checkpointer may have taken it just now: its mark stays.
-        // SAFETY: as above.
-        if Entry::of(left).is_none() && unsafe { atomic::replace(mark, left, NOBODY) } {
-            lifetime::STALE.add(1);
-        }
+        && Entry::of(id).is_none()
+    {
+        marks::remove(&TARGETS, &key, id);
     }
     was_left
 }

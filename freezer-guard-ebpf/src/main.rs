@@ -64,6 +64,7 @@ mod lifetime;
 mod log;
 mod lookup;
 mod maps;
+mod marks;
 mod membership;
 mod memory;
 mod migration;

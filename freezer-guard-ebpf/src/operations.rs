@@ -3,7 +3,8 @@
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, generated::bpf_seq_write};
 use freezer_guard_abi::{
-    ASKED_FOR, CgroupKey, ENROLLED, EventKind, GuardEntry, GuardId, LogLine, NO_ROOM, TaskPointer,
+    ASKED_FOR, AncestorKey, CgroupKey, ENROLLED, EventKind, GuardEntry, GuardId, LogLine, NO_ROOM,
+    TaskPointer,
     control::{Answer, MORE, Operation},
 };
 
@@ -14,7 +15,8 @@ use crate::{
     kernel::{self, Pointer, load, offset},
     lifetime::{STALE, all_candidates, end, hold, is_any_held, is_held_no_more},
     log, lookup,
-    maps::{ENROLLING, GUARDS, TEMPLATES},
+    maps::{ANCESTORS, ENROLLING, GUARDS, TARGETS, TEMPLATES},
+    marks,
     membership::{TaskIter, is_taken, join, leave, of},
     migration,
 };
@@ -38,6 +40,7 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
             STALE.add(id.wrapping_neg());
             return Answer::Done;
         }
+        Operation::Unmark => return unmark(CgroupKey::new(more[0] as u32, more[1]), id, more[2]),
         Operation::Prove => {
             audit::PROVER.set(id);
             return Answer::Done;
@@ -85,7 +88,21 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
         | Operation::Stale
         | Operation::Candidates
         | Operation::Swept
+        | Operation::Unmark
         | Operation::Prove => {}
+    }
+    Answer::Done
+}
+
+/// Removes the mark of an ended guard: on a target, or above one.
+#[inline(always)]
+fn unmark(cgroup: CgroupKey, ended: GuardId, is_above: u64) -> Answer {
+    match is_above {
+        0 => marks::remove(&TARGETS, &cgroup, ended),
+        _ => {
+            let last = AncestorKey::new(cgroup, AncestorKey::ANY);
+            marks::remove(&ANCESTORS, &last, ended);
+        }
     }
     Answer::Done
 }

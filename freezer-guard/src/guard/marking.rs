@@ -71,7 +71,8 @@ fn mark(
     // The kernel side marks what a checkpointer writes, and waits for no lock of
     // ours: it may be in the way by now.
     wait_quiescent();
-    if store.candidates()? != 0 {
+    let automatic = store.guards().find(&|_, entry| entry.is_automatic())?;
+    if automatic.is_some() {
         // It marks a cgroup that a checkpointer reads, or seizes tasks of, under no mutex.
         store.wait_for_programs()?;
     }

@@ -66,7 +66,7 @@ pub(super) fn release(
     let waits_for_thaw = is_frozen && (entry.is_automatic() || store.daemon_runs());
     for key in &marks.targets {
         if !waits_for_thaw {
-            store.targets().remove_value(*key, &id)?;
+            store.unmark(*key, id)?;
         }
     }
     for cgroup in marks.ancestors.iter().flatten() {
@@ -107,7 +107,7 @@ pub(super) fn mark_target(
         && live(store, Some(marked))?.is_none()
     {
         // A guard has just ended, and its mark was not looked for yet.
-        store.targets().remove_value(target.key, &marked)?;
+        store.unmark(target.key, marked)?;
     }
     match store.targets().add(target.key, id)? {
         true => Ok(()),

@@ -97,7 +97,7 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
             continue;
         }
         if is_dead(id)? {
-            store.targets().remove_value(key, &id)?;
+            store.unmark(key, id)?;
         }
     }
     let intruders = store.intruders().entries()?;
@@ -120,8 +120,10 @@ pub(super) fn sweep(store: &dyn GuardStore) -> Result<(), Error> {
     }
     for (dead, any_lives) in marked.into_values() {
         for (key, id) in dead {
-            if !(any_lives && key.guard == AncestorKey::ANY) {
-                store.ancestors().remove_value(key, &id)?;
+            if key.guard != AncestorKey::ANY {
+                store.ancestors().remove(&key)?;
+            } else if !any_lives {
+                store.unmark_last_below(key.cgroup, id)?;
             }
         }
     }
@@ -137,7 +139,7 @@ pub(super) fn drop_ended_one(
 ) -> Result<(), Error> {
     if entry.flags & GuardEntry::FROZEN_BY_US != 0 {
         for key in targets(store, id)? {
-            store.targets().remove_value(key, &id)?;
+            store.unmark(key, id)?;
         }
     }
     Ok(store.ended().remove(&id)?)

@@ -173,6 +173,19 @@ impl dyn GuardStore + '_ {
         self.operate(Operation::End, id, &more)
     }
 
+    /// Removes the mark of a target if it names this guard. A program may be giving it to another guard
+    /// now: so does a program remove it.
+    pub(super) fn unmark(&self, target: CgroupKey, id: GuardId) -> Result<(), Error> {
+        let more = [target.hierarchy_id.into(), target.kernfs_id, 0];
+        self.operate(Operation::Unmark, id, &more).map(drop)
+    }
+
+    /// The same with the mark for the guard that was begun last below a cgroup.
+    pub(super) fn unmark_last_below(&self, cgroup: CgroupKey, id: GuardId) -> Result<(), Error> {
+        let more = [cgroup.hierarchy_id.into(), cgroup.kernfs_id, 1];
+        self.operate(Operation::Unmark, id, &more).map(drop)
+    }
+
     /// How many guards have ended whose marks may be left.
     pub(super) fn stale(&self) -> Result<u32, Error> {
         Ok(self.run(Operation::Stale, 0, &[])?)

@@ -51,31 +51,6 @@ pub trait Map<K, V> {
     /// # Errors
     /// When the kernel does not do it.
     fn remove(&self, key: &K) -> Result<(), Error>;
-
-    /// Removes an entry and returns its value, in one step.
-    ///
-    /// # Errors
-    /// When the kernel does not do it.
-    fn take(&self, key: &K) -> Result<Option<V>, Error>;
-
-    /// Removes an entry that has this value. If the kernel side gives it another value just then, the
-    /// entry has that value in the end. It can be missing for some microseconds: no map of the kernel's
-    /// compares and removes in one step.
-    ///
-    /// # Errors
-    /// When the kernel does not do it.
-    fn remove_value(&self, key: K, value: &V) -> Result<(), Error>
-    where
-        V: PartialEq,
-    {
-        if self.get(&key)?.as_ref() != Some(value) {
-            return Ok(());
-        }
-        match self.take(&key)? {
-            Some(newer) if newer != *value => self.add(key, newer).map(drop),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// A pinned hash map.
@@ -168,10 +143,5 @@ impl<K: Pod, V: Pod> Map<K, V> for Table<K, V> {
             Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
             Err(error) => Err(self.change_failed(error)),
         }
-    }
-
-    fn take(&self, key: &K) -> Result<Option<V>, Error> {
-        let doing = format!("change the map {}", self.name);
-        self.fd.take(key).map_err(Error::failed(doing))
     }
 }

@@ -4,7 +4,7 @@ use std::{
     ffi::{CStr, CString},
     io,
     marker::PhantomData,
-    mem::{self, MaybeUninit},
+    mem,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     path::Path,
 };
@@ -257,28 +257,6 @@ impl<K: Pod, V: Pod> HashMapFd<K, V> {
     /// What bpf(2) says.
     pub(crate) fn entries(&self) -> io::Result<Vec<(K, V)>> {
         entries(self.fd.as_fd())
-    }
-
-    /// Removes an entry and returns its value, in one step (Linux 5.14).
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub(crate) fn take(&self, key: &K) -> io::Result<Option<V>> {
-        let mut value = MaybeUninit::<V>::uninit();
-        // SAFETY: as in `load`.
-        let mut attributes: bpf_attr = unsafe { mem::zeroed() };
-        // SAFETY: the arm of the union that `BPF_MAP_LOOKUP_AND_DELETE_ELEM` reads.
-        let entry = unsafe { &mut attributes.__bindgen_anon_2 };
-        entry.map_fd = self.fd.as_raw_fd() as u32;
-        entry.key = &raw const *key as u64;
-        entry.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
-        // SAFETY: both outlive the call and are as long as the map's keys and values: see `of`.
-        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attributes) } {
-            // SAFETY: the kernel has written the value.
-            Ok(_) => Ok(Some(unsafe { value.assume_init() })),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }
 

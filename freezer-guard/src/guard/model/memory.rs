@@ -95,11 +95,7 @@ impl<K: Ord + Clone, V: Clone> Map<K, V> for Memory<K, V> {
     }
 
     fn remove(&self, key: &K) -> Result<(), kernel::Error> {
-        self.take(key).map(drop)
-    }
-
-    fn take(&self, key: &K) -> Result<Option<V>, kernel::Error> {
-        self.with(|map| map.remove(key))
+        self.with(|map| map.remove(key)).map(drop)
     }
 }
 
@@ -132,10 +128,6 @@ impl Map<IntruderKey, Intruder> for Nothing {
 
     fn remove(&self, _: &IntruderKey) -> Result<(), kernel::Error> {
         Ok(())
-    }
-
-    fn take(&self, _: &IntruderKey) -> Result<Option<Intruder>, kernel::Error> {
-        Ok(None)
     }
 }
 

@@ -17,7 +17,7 @@ mod machine;
 mod memory;
 mod world;
 
-use freezer_guard_abi::{AncestorKey, GuardEntry};
+use freezer_guard_abi::{AncestorKey, GuardEntry, GuardId};
 use proptest::prelude::*;
 use stateright::{Checker as _, Model, Property};
 
@@ -50,23 +50,28 @@ fn every_guard_has_a_holder(now: &Situation) -> bool {
         && holders.all(|(number, holder)| !is_over(holder) || !dead(number))
 }
 
-/// **Marks of the living are never missing**: a holder that has begun covers all of its line.
+/// **Marks of the living are never missing**: a guard that has begun covers all of its line.
 fn the_living_are_marked(now: &Situation) -> bool {
-    now.holders.iter().all(|holder| {
-        let world = &now.world;
-        if world.in_force(holder.id).is_none() || holder.phase == Phase::Idle {
-            return true;
-        }
-        let line = cgroup(holder.number);
-        world.targets.get(&line.key) == Some(&holder.id)
-            && line.above.iter().all(|key| {
-                let has = |guard| {
-                    let key = AncestorKey::new(*key, guard);
-                    world.ancestors.contains_key(&key)
-                };
-                has(holder.id) && has(AncestorKey::ANY)
-            })
-    })
+    let world = &now.world;
+    let is_marked = |id: GuardId, number: u64| {
+        let line = cgroup(number);
+        let has = |cgroup, guard| {
+            let key = AncestorKey::new(cgroup, guard);
+            world.ancestors.contains_key(&key)
+        };
+        let mut above = line.above.iter();
+        world.targets.get(&line.key) == Some(&id)
+            && above.all(|key| has(*key, id) && has(*key, AncestorKey::ANY))
+    };
+    let begun = now.holders.iter().filter(|holder| holder.holds());
+    let of_holders = begun.map(|holder| (holder.id, holder.number));
+    let automatic = world.guards.iter().filter(|(_, entry)| {
+        // That of a checkpointer which has frozen something.
+        entry.is_automatic() && !entry.is_candidate()
+    });
+    let automatic = automatic.map(|(id, entry)| (*id, entry.target.kernfs_id));
+    let mut all = of_holders.chain(automatic);
+    all.all(|(id, number)| world.in_force(id).is_none() || is_marked(id, number))
 }
 
 /// **No denial without a living holder, once reconciled**: nothing of the dead is left.

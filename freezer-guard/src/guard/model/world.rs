@@ -26,9 +26,6 @@ pub(super) fn cgroup(number: u64) -> Lineage {
     }
 }
 
-/// The id of no guard.
-const NOBODY: GuardId = 0;
-
 /// All that the kernel keeps of guards, and the freezers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct World {
@@ -142,8 +139,7 @@ impl World {
             ended.is_some_and(|entry| entry.flags & GuardEntry::FROZEN_BY_US != 0)
         };
         if self.targets.get(&cgroup).is_some_and(left) {
-            self.targets.insert(cgroup, NOBODY);
-            self.stale += 1;
+            self.targets.remove(&cgroup);
         }
     }
 
@@ -222,6 +218,15 @@ impl World {
         }
     }
 
+    fn unmark(&mut self, cgroup: CgroupKey, ended: GuardId, is_above: bool) {
+        let last = AncestorKey::new(cgroup, AncestorKey::ANY);
+        if !is_above && self.targets.get(&cgroup) == Some(&ended) {
+            self.targets.remove(&cgroup);
+        } else if is_above && self.ancestors.get(&last) == Some(&ended) {
+            self.ancestors.remove(&last);
+        }
+    }
+
     fn enter(&mut self, id: GuardId, before: &[u64]) -> Answer {
         match self.in_force_mut(id) {
             Some(entry) if entry.disturbances == *before => {
@@ -252,6 +257,10 @@ impl World {
             Operation::Candidates => return self.candidates(),
             Operation::Swept => {
                 self.stale -= id;
+                Answer::Done
+            }
+            Operation::Unmark => {
+                self.unmark(CgroupKey::new(more[0] as u32, more[1]), id, more[2] != 0);
                 Answer::Done
             }
             Operation::Begin if self.guard_of(task).is_some() => Answer::OtherGuard,
