@@ -60,11 +60,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         .as_deref()
         .map_or(Ok(Machine::host()), Machine::named)?;
     setup::setup(&Needs::default().with_release().with_machine(machine))?;
-    build::programs(Profile::Release, machine)?;
-    if machine.is_foreign() {
-        // It writes the man pages.
-        build::programs(Profile::Release, Machine::host())?;
-    }
+    build_for(machine)?;
     let stage = match &args.out {
         Some(dir) => Stage::open(dir, machine)?,
         None => Stage::open_default(machine)?,
@@ -78,6 +74,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     }
 }
 
+/// Compiles what is packaged.
+fn build_for(machine: &Machine) -> Result<()> {
+    build::programs(Profile::Release, machine)?;
+    if machine.is_foreign() {
+        // It writes the man pages.
+        build::programs(Profile::Release, Machine::host())?;
+    }
+    Ok(())
+}
+
 /// Makes and checks everything. Set-up has been done, and the programs are there.
 pub(crate) fn check() -> Result<()> {
     let stage = Stage::open_default(Machine::host())?;
@@ -85,11 +91,10 @@ pub(crate) fn check() -> Result<()> {
     check::all(&stage)
 }
 
-/// The Debian package and the container image that are installed in guests.
-pub(crate) fn packages_for_guests() -> Result<[PathBuf; 2]> {
-    setup::setup(&Needs::default().with_package())?;
-    let machine = Machine::host();
-    build::programs(Profile::Release, machine)?;
+/// The Debian package and the container image that are installed in guests of this machine.
+pub(crate) fn packages_for_guests(machine: &'static Machine) -> Result<[PathBuf; 2]> {
+    setup::setup(&Needs::default().with_package().with_machine(machine))?;
+    build_for(machine)?;
     let stage = Stage::open_default(machine)?;
     stage.generate()?;
     Ok([stage.make_deb()?, oci::make(&stage)?])

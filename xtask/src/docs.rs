@@ -1,8 +1,9 @@
 //! The tables of `docs/`, made from what the guests have shown.
 
-use std::fs;
+use std::{fs, io::Write as _};
 
 use anyhow::{Context as _, Result};
+use tempfile::NamedTempFile;
 
 use crate::{build, outcome::Outcome};
 
@@ -97,15 +98,11 @@ const TABLES: [Table; 5] = [
     },
 ];
 
-/// Puts the rows into the tables of their files, where a table may have rows of other runs.
-pub(crate) fn write(outcomes: &[Outcome]) -> Result<()> {
-    let mut outcomes: Vec<_> = outcomes.iter().collect();
-    outcomes.sort_by_key(|outcome| outcome.order());
+/// Puts the rows of a guest into the tables of their files, where a table may have rows of other
+/// guests.
+pub(crate) fn write(outcome: &Outcome) -> Result<()> {
     for table in &TABLES {
-        let rows: Vec<_> = outcomes
-            .iter()
-            .flat_map(|outcome| (table.rows)(outcome))
-            .collect();
+        let rows = (table.rows)(outcome);
         if rows.is_empty() {
             continue;
         }
@@ -160,8 +157,14 @@ pub(crate) fn put(name: &str, begin: &str, what: &str) -> Result<()> {
     let (_, after) = rest
         .split_once(END)
         .with_context(|| format!("{name} lacks the line after the table: {END}"))?;
-    let all = format!("{before}{begin}\n{what}\n{END}{after}");
-    fs::write(&path, all).with_context(|| format!("write {name}"))
+    // A run that is killed leaves all of it, or all of what was there before.
+    let dir = path.parent().context("a file is in a directory")?;
+    let mut file = NamedTempFile::new_in(dir).with_context(|| format!("write beside {name}"))?;
+    write!(file, "{before}{begin}\n{what}\n{END}{after}")?;
+    fs::set_permissions(file.path(), fs::metadata(&path)?.permissions())?;
+    file.persist(&path)
+        .with_context(|| format!("write {name}"))?;
+    Ok(())
 }
 
 /// Returns what a file has between a mark of its own and [`END`].

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{build, digest};
 
-/// What no guest reads: the book, and the texts beside it.
+/// The book, and the texts beside it: no guest runs by what they say.
 const TEXTS: [&str; 2] = [":(exclude)docs", ":(exclude,glob)*.md"];
 
 /// Returns the name of the commit.
@@ -14,12 +14,7 @@ pub(crate) fn commit() -> String {
     run(&["rev-parse", "HEAD"]).unwrap_or_else(|_| "unknown".to_owned())
 }
 
-/// Returns whether files differ from the commit, or are not in it. Without git they do.
-pub(crate) fn is_changed() -> bool {
-    run(&["status", "--porcelain"]).map_or(true, |changes| !changes.is_empty())
-}
-
-/// Returns a digest of the commit's files that guests may read. Fails if they differ from the commit.
+/// Returns a digest of the commit's files without [`TEXTS`]. Fails if one differs from the commit.
 pub(crate) fn sources() -> Result<String> {
     let with = |arguments: &[&str]| run(&[arguments, &["--", "."], &TEXTS].concat());
     let changes = with(&["status", "--porcelain"])?;

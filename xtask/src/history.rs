@@ -11,17 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::build;
 
-/// The result of one guest: a line of the file.
+/// One guest: a line of the file.
 #[derive(Serialize, Deserialize)]
 struct Entry {
     /// The guest's label.
     guest: String,
-    passed: usize,
-    failed: usize,
     seconds: u64,
 }
 
-/// The results of earlier runs, the oldest first.
+/// The guests of earlier runs, the oldest first.
 pub(crate) struct History {
     path: PathBuf,
     entries: Vec<Entry>,
@@ -48,20 +46,10 @@ impl History {
         last.map(|entry| entry.seconds)
     }
 
-    /// Appends the result of a guest.
-    pub(crate) fn add(
-        &self,
-        guest: &str,
-        passed: usize,
-        failed: usize,
-        seconds: u64,
-    ) -> Result<()> {
-        let entry = Entry {
-            guest: guest.to_owned(),
-            passed,
-            failed,
-            seconds,
-        };
+    /// Appends a guest.
+    pub(crate) fn add(&self, guest: &str, seconds: u64) -> Result<()> {
+        let guest = guest.to_owned();
+        let entry = Entry { guest, seconds };
         let line = serde_json::to_string(&entry)? + "\n";
         File::options()
             .create(true)
@@ -87,9 +75,9 @@ mod tests {
     #[test]
     fn times_are_the_last_ones() {
         let text = r#"
-{"guest":"6.1","passed":9,"failed":0,"seconds":70}
-{"guest":"6.1","passed":9,"failed":1,"seconds":80}
-{"guest":"6.12","passed":10,"failed":0,"seconds":60}
+{"guest":"6.1","seconds":70}
+{"guest":"6.1","seconds":80}
+{"guest":"6.12","seconds":60}
 {"gue"#;
         let history = History {
             path: "/nowhere".into(),

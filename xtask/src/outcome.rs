@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Deserialize;
 
-use crate::{kernel::KERNELS, matrix::Guest, report::Report};
+use crate::{matrix::Guest, report::Report};
 
 /// Counts of tests.
 #[derive(Default)]
@@ -109,16 +109,6 @@ pub(crate) struct Outcome {
     pub(crate) rows: Vec<Row>,
 }
 
-impl Outcome {
-    /// Its place in tables: kernels from the oldest on, the plain boot first.
-    pub(crate) fn order(&self) -> (usize, String, String) {
-        let mut kernels = KERNELS.iter();
-        let place = kernels.position(|kernel| kernel.name == self.guest.kernel.name);
-        let boot = self.guest.boot.join(" ");
-        (place.unwrap_or(usize::MAX), boot, self.guest.label())
-    }
-}
-
 /// Reads the output of a guest.
 pub(crate) struct Reading {
     outcome: Outcome,
@@ -183,8 +173,8 @@ impl Reading {
 
 #[cfg(test)]
 mod tests {
-    use super::{KERNELS, Reading, Slow, Sum};
-    use crate::matrix;
+    use super::{Reading, Slow, Sum};
+    use crate::{kernel::KERNELS, matrix};
 
     #[test]
     fn sums_up_result_lines() {
