@@ -67,8 +67,17 @@ pub(crate) static EXPERIMENTAL: Userland = Userland {
     own_packages: &ONLY_NEWEST,
     layouts: &[Cgroup::V2],
 };
-pub(crate) static TRIXIE_ARM64: Userland = for_arm64("trixie");
-pub(crate) static FORKY_ARM64: Userland = for_arm64("forky");
+pub(crate) static TRIXIE_ARM64: Userland = Userland {
+    machine: &ARM64,
+    ..TRIXIE
+};
+/// Each change boots it, so it has no engines with a daemon: these are the most to download.
+pub(crate) static FORKY_ARM64: Userland = Userland {
+    machine: &ARM64,
+    more_packages: &[],
+    own_packages: &[],
+    ..FORKY
+};
 pub(crate) static USERLANDS: [&Userland; 6] = [
     &BOOKWORM,
     &TRIXIE,
@@ -77,17 +86,6 @@ pub(crate) static USERLANDS: [&Userland; 6] = [
     &TRIXIE_ARM64,
     &FORKY_ARM64,
 ];
-
-/// A guest on arm64 has no systemd: its suites need none.
-const fn for_arm64(release: &'static str) -> Userland {
-    Userland {
-        release,
-        machine: &ARM64,
-        more_packages: &[],
-        own_packages: &[],
-        layouts: &[],
-    }
-}
 
 /// What the guest's root is made of; their dependencies come with them.
 const PACKAGES: [&str; 26] = [

@@ -12,7 +12,6 @@ use goblin::elf::Elf;
 
 use crate::{
     cache,
-    config::Image,
     debian::Apt,
     image::{BOOKWORM, EXPERIMENTAL, FORKY, FORKY_ARM64, TRIXIE, TRIXIE_ARM64, Userland},
     machine::Machine,
@@ -134,11 +133,6 @@ impl Kernel {
     /// The machine that it is for: that of its userland.
     pub(crate) fn machine(&self) -> &'static Machine {
         self.userland.machine
-    }
-
-    /// Returns whether there is a root file system of this kind for it.
-    pub(crate) fn boots(&self, image: Image) -> bool {
-        image == Image::Initramfs || !self.userland.layouts.is_empty()
     }
 
     pub(crate) fn dir(&self) -> PathBuf {

@@ -43,7 +43,7 @@ struct Row {
 }
 
 #[rustfmt::skip]
-const MATRIX: [Row; 23] = [
+const MATRIX: [Row; 25] = [
     row(V1, Initramfs, &[], ALL, &[Full, Soak], &[("6.1", Core)]),
     row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full)]),
     row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Mixed)]),
@@ -67,6 +67,8 @@ const MATRIX: [Row; 23] = [
     row(Hybrid, Systemd, &[], &["6.1"], &[Engines], &[]),
     row(V2, Systemd, &[], ALL, &[Service, Short, Full], &[("7.3", Service), ("7.3", Short)]),
     row(V2, Systemd, &[], EXPERIMENTAL, &[Service, Engines], &[]),
+    row(V2, Systemd, &[], ARM64, &[Service], &[]),
+    row(V2, Systemd, &[], &["6.12-arm64"], &[Short], &[]),
     row(Hybrid, Systemd, &[], ALL, &[Service, Short, Full], &[]),
 ];
 
@@ -100,10 +102,9 @@ impl Row {
         match suite {
             Service | Short | Engines | Refused => self.release.contains(&suite),
             Levels | Mixed | Core | Full | Soak => match self.release {
-                [Engines] | [Refused] => false,
                 // A small host.
                 [Core] => suite == Core,
-                _ => true,
+                suites => suites.iter().any(|suite| matches!(suite, Levels | Full)),
             },
         }
     }

@@ -53,6 +53,12 @@ pub(super) fn log(images: &Path, name: &str) -> String {
     )
 }
 
+/// Returns whether CRIU can tell which memory has changed. If it cannot, it makes no pre-dump.
+pub(super) fn tracks_memory() -> Result<bool> {
+    let mut check = Command::new("criu");
+    Ok(run(check.args(["check", "--feature", "mem_dirty_track"]))?.code == 0)
+}
+
 pub(super) fn criu_dump(command: &mut Command, root: i32, cgroup: &Cgroup, images: &Path) {
     let root = root.to_string();
     command.args(["criu", "dump", "-t", &root, "-o", "dump.log", "-v4", "-D"]);

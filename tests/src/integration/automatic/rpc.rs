@@ -13,7 +13,7 @@ use super::{
         scratch, scratch_folder,
         service::{eventually, expect_idle},
     },
-    armed,
+    armed, violated,
 };
 
 /// The client of a dump.
@@ -112,6 +112,9 @@ pub(super) fn daemon(hierarchy: Hierarchy) -> Result<()> {
 pub(super) fn swrk(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
+    if !dump::tracks_memory()? {
+        return violated::refused_by_criu(&target, &workload);
+    }
     let images = scratch_folder("images")?;
     let mut command = dump_by(&target, &workload, &images);
     let mut client = Process::spawn(command.arg("--after-pre-dump"))?;

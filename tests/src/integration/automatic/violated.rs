@@ -10,7 +10,7 @@ use super::{
         cgroups::{Cgroup, Hierarchy, Workload},
         configured::Configured,
         dump,
-        process::{Held, LONG, Process, guards, last_guard, tool},
+        process::{Held, LONG, Process, guards, last_guard, run, tool},
         scratch_folder,
         service::{eventually, expect_idle, is_attached, main_pid, systemctl},
     },
@@ -144,6 +144,9 @@ pub(super) fn pre_dump_fails(hierarchy: Hierarchy) -> Result<()> {
     let target = Cgroup::new(hierarchy)?;
     let workload = Workload::start(&[&target], 1)?;
     workload.expect_counting()?;
+    if !dump::tracks_memory()? {
+        return refused_by_criu(&target, &workload);
+    }
     let images = scratch_folder("images")?;
     let mut command = Moment::BeforeTheSeize.wait(&target);
     command.args([
@@ -170,6 +173,26 @@ pub(super) fn pre_dump_fails(hierarchy: Hierarchy) -> Result<()> {
     expect_idle()?;
     ensure!(target.state()? == "THAWED", "left {}", target.state()?);
     workload.expect_counting().with_context(log)
+}
+
+/// CRIU refuses a pre-dump where it cannot tell which memory has changed, and the tasks go on.
+pub(super) fn refused_by_criu(target: &Cgroup, workload: &Workload) -> Result<()> {
+    let mut criu = Command::new("criu");
+    criu.args([
+        "pre-dump",
+        "-o",
+        "dump.log",
+        "-t",
+        &workload.pid.to_string(),
+    ]);
+    criu.arg("-D").arg(scratch_folder("images")?);
+    criu.arg("--freeze-cgroup").arg(&target.path);
+    let finished = run(&mut criu)?;
+    ensure!(finished.code != 0, "CRIU made a pre-dump");
+    expect_idle()?;
+    ensure!(target.state()? == "THAWED", "left {}", target.state()?);
+    workload.expect_counting()?;
+    target.kill_all()
 }
 
 /// The kernel side has no room for the record of a guard that ends while the service is stopped.

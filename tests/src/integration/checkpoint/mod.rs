@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy, Workload, within},
-    dump::log,
+    dump::{self, log},
     lifecycle::expect_clean,
     process::{Finished, LONG, Process, run},
     scratch_folder,
@@ -172,11 +172,10 @@ impl Scene {
         Ok(())
     }
 
-    /// Whether CRIU can tell which memory has changed. If it cannot, `checkpoint` refuses to build one
-    /// image on another, and says why.
+    /// As [`dump::tracks_memory`]. If CRIU cannot tell, `checkpoint` refuses to build one image on
+    /// another, and says why.
     fn tracks_memory(&self) -> Result<bool> {
-        let mut check = Command::new("criu");
-        if run(check.args(["check", "--feature", "mem_dirty_track"]))?.code == 0 {
+        if dump::tracks_memory()? {
             return Ok(true);
         }
         run(self.checkpoint("refused").arg("--pre-dump"))?

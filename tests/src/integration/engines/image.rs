@@ -1,6 +1,7 @@
 //! The root of every container, as a directory and as an image.
 
 use std::{
+    env::consts::ARCH,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -39,8 +40,14 @@ pub(super) fn archive() -> Result<PathBuf> {
     let sum = sum.split_whitespace().next().context("a checksum")?;
     // A pod's own container runs that. It can write nowhere.
     let program = ["/guest-tool", "idle"];
+    // Go's name of the machine.
+    let architecture = match ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
     let config = json!({
-        "architecture": "amd64",
+        "architecture": architecture,
         "os": "linux",
         "config": { "Cmd": program },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{sum}")] },

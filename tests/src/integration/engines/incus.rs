@@ -2,6 +2,7 @@
 //! containers.
 
 use std::{
+    env::consts::ARCH,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -34,7 +35,7 @@ impl Incus {
     fn import() -> Result<()> {
         let dir = Path::new("/root/incus-image");
         image::make_root(&dir.join("rootfs"))?;
-        let metadata = "architecture: x86_64\ncreation_date: 1700000000\n";
+        let metadata = format!("architecture: {ARCH}\ncreation_date: 1700000000\n");
         fs::write(dir.join("metadata.yaml"), metadata)?;
         let archive = dir.with_extension("tar");
         image::tar(dir, &archive, &["metadata.yaml", "rootfs"])?;
