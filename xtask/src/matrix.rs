@@ -46,12 +46,12 @@ struct Row {
 const MATRIX: [Row; 25] = [
     row(V1, Initramfs, &[], ALL, &[Full, Soak], &[("6.1", Core)]),
     row(V2, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Full)]),
-    row(Hybrid, Initramfs, &[], ALL, &[Full, Soak], &[("6.12", Mixed)]),
-    row(V1, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
-    row(V2, Initramfs, &[NO_BPF], ALL, &[Full, Soak], &[]),
+    row(Hybrid, Initramfs, &[], ALL, &[Full], &[("6.12", Mixed)]),
+    row(V1, Initramfs, &[NO_BPF], ALL, &[Full], &[]),
+    row(V2, Initramfs, &[NO_BPF], ALL, &[Full], &[]),
     row(V1, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
     row(V2, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
-    row(Hybrid, Initramfs, &[PREEMPT_FULL], ALL, &[Full, Soak], &[]),
+    row(Hybrid, Initramfs, &[PREEMPT_FULL], ALL, &[Mixed], &[]),
     row(V1, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels], &[]),
     row(V2, Initramfs, &[NO_BPF, PREEMPT_FULL], ALL, &[Levels, Soak], &[("6.12", Levels)]),
     row(V2, Initramfs, &SMALL, ALL, &[Core], &[]),
@@ -104,7 +104,9 @@ impl Row {
             Levels | Mixed | Core | Full | Soak => match self.release {
                 // A small host.
                 [Core] => suite == Core,
-                suites => suites.iter().any(|suite| matches!(suite, Levels | Full)),
+                suites => suites
+                    .iter()
+                    .any(|suite| matches!(suite, Levels | Mixed | Full)),
             },
         }
     }
@@ -222,7 +224,8 @@ impl Guest {
             Mixed => 90,
             Core => 180,
             Full | Short => 480,
-            Service | Engines | Soak => 900,
+            Service | Soak => 750,
+            Engines => 4500,
         };
         // Both hierarchies are tested.
         each * if self.cgroup == Hybrid { 2 } else { 1 }
