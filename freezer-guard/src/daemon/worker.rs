@@ -381,7 +381,6 @@ impl Worker {
         {
             self.daemon.watch().await?;
             self.is_too_much_attached = false;
-            self.known.clear();
             self.daemon.logged.borrow_mut().clear();
         }
         Ok(())

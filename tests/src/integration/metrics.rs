@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{
     List,
     cgroups::{Cgroup, Hierarchy},
+    misuse::lock,
     process::{Finished, Held, LONG, Process, as_user, run, tool},
     service::{
         CONFIG, confined, eventually, expect_anew, expect_idle, main_pid, property, systemctl,
@@ -23,6 +24,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("after_a_kill_of_the_service", after_a_kill);
     list.add("a_thousand_silent_connections", silent);
     list.add("a_storm_of_scrapes", storm);
+    list.add("each_guard_counts_once", once);
     list.add("stop_with_the_service", stop);
     list.add(
         "no_scrape_starts_a_service_again_and_again",
@@ -247,6 +249,27 @@ fn storm(hierarchy: Hierarchy) -> Result<()> {
         Ok(has(&text, "freezer_guard_denied_total{kind=\"freeze\"} 3")
             && has(&text, "freezer_guard_guards_begun_total 3"))
     })
+}
+
+/// A guard ends while the service, which is idle, waits to see whether any is in force.
+fn once(hierarchy: Hierarchy) -> Result<()> {
+    let _enabled = Enabled::new()?;
+    let counts = |what: &str| Ok(has(&metrics(TCP)?, &format!("freezer_guard_{what} 1")));
+    let target = Cgroup::new(hierarchy)?;
+    let mut held = Held::new(&[&target])?;
+    eventually("the guard counts", || counts("guards_begun_total"))?;
+    let mut owner = lock()?;
+    // It is idle after 2 s.
+    thread::sleep(Duration::from_secs(4));
+    held.process().signal(Signal::SIGKILL)?;
+    held.process().close_input();
+    eventually("the guard goes", || Ok(target.thaw().is_ok()))?;
+    owner.close_input();
+    owner.wait(LONG)?;
+    eventually("its end counts", || counts("hold_seconds_count"))?;
+    expect_idle()?;
+    ensure!(counts("guards_begun_total")?, "{}", metrics(TCP)?);
+    Ok(())
 }
 
 fn stop(_: Hierarchy) -> Result<()> {

@@ -341,7 +341,7 @@ fn few_descriptors(hierarchy: Hierarchy) -> Result<()> {
 }
 
 /// Another process that keeps the lock of the pins.
-fn lock() -> Result<Process> {
+pub(super) fn lock() -> Result<Process> {
     let mut owner = Process::spawn(Command::new("guest-tool").args(["lock", PINS]))?;
     owner.expect_line("ready")?;
     Ok(owner)
