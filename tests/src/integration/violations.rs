@@ -151,9 +151,9 @@ fn mended(hierarchy: Hierarchy) -> Result<()> {
     let mut writer = stalled(&target, hierarchy.file(), hierarchy.thawed(), false)?;
     let mut held = Held::start(Held::command(&[&target]).args(["--freeze-timeout", "1m"]))?;
     eventually("it is being frozen", || Ok(target.state()? == "FREEZING"))?;
-    writer.tell("go")?;
-    // It is frozen, and has to read this in the moment that it is thawed.
+    // Its thread that reads is frozen, and has to find this in the moment that it is thawed.
     slow.tell("go")?;
+    writer.tell("go")?;
     writer.wait(LONG)?.expect(0)?;
     held.wait_held()?;
     ensure!(target.state()? == "FROZEN", "was not frozen again");
