@@ -205,7 +205,7 @@ impl KernelFacts {
             configuration: procfs::kernel_config().ok().map(|found| relevant(&found)),
             security_modules: prerequisites::active_modules().ok(),
             lockdown: prerequisites::lockdown_modes(),
-            function_tracing: !prerequisites::is_tracing_off(),
+            function_tracing: prerequisites::require_tracing().is_ok(),
             types,
             no_types,
         }

@@ -48,10 +48,13 @@ pub(super) fn test(earlier_checks_pass: bool) -> Live {
 
 /// Returns the remedy for a guard that did not begin.
 fn remedy(error: &Error, earlier_checks_pass: bool) -> &'static str {
-    use kernel::Error::{Failed, Load, NeverCalled, NoHook, NoTrampolines, TracingOff};
+    use kernel::Error::{
+        Failed, Load, NeverCalled, NoHook, NoTrampolines, TracingBroken, TracingOff,
+    };
     match error.kernel_errors()[..] {
         [NoTrampolines] => "use a kernel with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS",
         [TracingOff] => "sysctl kernel.ftrace_enabled=1",
+        [TracingBroken] => "restart the host",
         [Failed { .. } | Load { .. } | NeverCalled { .. } | NoHook { .. }]
             if earlier_checks_pass =>
         {

@@ -70,6 +70,13 @@ pub enum Error {
          `sysctl kernel.ftrace_enabled=1`"
     )]
     TracingOff,
+    /// The kernel has disabled function tracing, after an error that it found in its own code. An attach
+    /// then fails with ENODEV until the next boot, as seen once on 6.12 with `nohz_full`.
+    #[error(
+        "the kernel has disabled function tracing after an error of its own (see `dmesg`), so it attaches no BPF program \
+         to a function: restart the host"
+    )]
+    TracingBroken,
     /// The kernel attaches no program to any function.
     #[error(
         "the kernel attaches no BPF program to a function, as it lacks CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS: \
@@ -262,6 +269,7 @@ impl Error {
             | Self::Interrupted(_) => Kind::Busy,
             Self::LsmInactive { .. }
             | Self::TracingOff
+            | Self::TracingBroken
             | Self::NoTrampolines
             | Self::LockedDown
             | Self::OtherBpffs

@@ -344,8 +344,8 @@ impl Locked {
                 false => failed.push(program.never_called(level)),
             }
         }
-        if !missing.is_empty() && prerequisites::is_tracing_off() {
-            return Err(Error::TracingOff);
+        if !missing.is_empty() {
+            prerequisites::require_tracing()?;
         }
         // While one is attached, a guard may be in force.
         let is_counting = |program: &Program| program.is_vital() && is_attached(program);

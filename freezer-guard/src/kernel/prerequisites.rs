@@ -17,11 +17,25 @@ use procfs::{ProcResult, process::Process};
 use super::Error;
 
 /// Returns whether function tracing is off. The kernel then calls no program on a function. An
-/// attach or a detach meanwhile can break function tracing until the next boot: 6.12 answered
-/// ENODEV to every later attach.
+/// attach or a detach meanwhile can break function tracing until the next boot: see
+/// [`Error::TracingBroken`].
 pub(crate) fn is_tracing_off() -> bool {
-    let switch = fs::read_to_string("/proc/sys/kernel/ftrace_enabled");
-    switch.is_ok_and(|text| text.trim() == "0")
+    matches!(require_tracing(), Err(Error::TracingOff))
+}
+
+/// Fails if the kernel calls no program on a function, or attaches none to a function.
+pub(crate) fn require_tracing() -> Result<(), Error> {
+    tracing(fs::read_to_string("/proc/sys/kernel/ftrace_enabled"))
+}
+
+/// `switch`: the sysctl. A kernel that has disabled function tracing for good answers ENODEV
+/// (`ftrace_enable_sysctl` of `kernel/trace/ftrace.c`).
+fn tracing(switch: io::Result<String>) -> Result<(), Error> {
+    match switch {
+        Ok(text) if text.trim() == "0" => Err(Error::TracingOff),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Err(Error::TracingBroken),
+        _ => Ok(()),
+    }
 }
 
 /// The directory of our pins.
@@ -193,4 +207,24 @@ pub(crate) fn preemption() -> Option<String> {
 pub(super) fn may_preempt() -> bool {
     let mode = preemption();
     !mode.is_some_and(|mode| mode.starts_with("none") || mode == "voluntary")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{Error, tracing};
+
+    #[test]
+    fn function_tracing_is_on_off_or_broken() {
+        let on = tracing(Ok("1\n".to_owned()));
+        assert!(on.is_ok(), "{on:?}");
+        let off = tracing(Ok("0\n".to_owned()));
+        assert!(matches!(off, Err(Error::TracingOff)), "{off:?}");
+        let broken = tracing(Err(io::Error::from_raw_os_error(libc::ENODEV)));
+        assert!(matches!(broken, Err(Error::TracingBroken)), "{broken:?}");
+        // An attempt shows more.
+        let unknown = tracing(Err(io::ErrorKind::NotFound.into()));
+        assert!(unknown.is_ok(), "{unknown:?}");
+    }
 }
