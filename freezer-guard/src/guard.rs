@@ -249,7 +249,7 @@ impl Guard {
     /// # Errors
     /// When one is elsewhere, or is being traced.
     pub fn verify(&self, roots: &[i32]) -> Result<Report, Error> {
-        verify(&self.cgroups().collect::<Vec<_>>(), roots)
+        verify(&self.targets, roots)
     }
 
     /// Enters CHECKPOINTING, unless something was done to the targets since

@@ -170,25 +170,35 @@ pub fn first_with(cgroups: &[Cgroup], pid: i32) -> Result<Option<&Cgroup>, Error
     Ok(None)
 }
 
-/// Looks at the tasks in these cgroups and below. With `roots`, the process trees
-/// below them, threads included, have to be there. Each task is read once. Zombies
-/// are left out: they do nothing any more.
+/// Looks at the tasks in these containers: in their cgroups and below. With `roots`, each thread of the
+/// process trees below them has to be in one container: in all hierarchies that this is in. Each task is
+/// read once. Zombies are left out: they do nothing any more.
 ///
 /// # Errors
 /// When there is no such process, or `/proc` or a cgroup cannot be read.
-pub fn examine(cgroups: &[&Cgroup], roots: &[i32]) -> Result<Report, Error> {
-    let inside = inside(cgroups)?;
+pub fn examine(containers: &[Vec<Cgroup>], roots: &[i32]) -> Result<Report, Error> {
+    let inside = containers
+        .iter()
+        .map(|cgroups| inside(&cgroups.iter().collect::<Vec<_>>()))
+        .collect::<Result<Vec<_>, _>>()?;
     let hierarchy_of = |tid: i32| {
-        let mut hierarchies = inside.iter().filter(|(_, tasks)| tasks.contains(&tid));
-        hierarchies.next().map(|(hierarchy, _)| *hierarchy)
+        let mut hierarchies = inside.iter().flatten();
+        let first = hierarchies.find(|(_, tasks)| tasks.contains(&tid));
+        first.map(|(hierarchy, _)| *hierarchy)
     };
-    let all: BTreeSet<i32> = inside.values().flatten().copied().collect();
+    let all: BTreeSet<i32> = inside
+        .iter()
+        .flat_map(|inside| inside.values().flatten().copied())
+        .collect();
     let mut report = Report {
         tasks: all.len(),
         probes: probes(),
         ..Report::default()
     };
-    let on_v1 = inside.keys().any(|hierarchy| *hierarchy != 0);
+    let on_v1 = inside
+        .iter()
+        .flat_map(BTreeMap::keys)
+        .any(|hierarchy| *hierarchy != 0);
     let mut tasks = Tasks::default();
     let mut processes = BTreeSet::new();
     for tid in &all {
@@ -244,24 +254,29 @@ pub fn strays(cgroups: &[&Cgroup], pids: &[i32]) -> Result<Vec<Task>, Error> {
     let inside = inside(cgroups)?;
     let mut strays = Vec::new();
     for pid in pids {
-        look_for(&mut Tasks::default(), *pid, &inside, &mut strays)?;
+        let inside = std::slice::from_ref(&inside);
+        look_for(&mut Tasks::default(), *pid, inside, &mut strays)?;
     }
     Ok(strays)
 }
 
-/// Looks where the threads of a process are; returns them.
+/// Looks where the threads of a process are; returns them. `inside`: the threads of each container, for
+/// each hierarchy. A thread that is in no container strays from the one that it is in the most.
 fn look_for(
     tasks: &mut Tasks,
     pid: i32,
-    inside: &BTreeMap<u32, BTreeSet<i32>>,
+    inside: &[BTreeMap<u32, BTreeSet<i32>>],
     strays: &mut Vec<Task>,
 ) -> Result<Vec<i32>, Error> {
     let threads = tasks.threads(pid)?;
     for tid in &threads {
-        for (hierarchy, there) in inside {
-            if !there.contains(tid) {
-                strays.extend(place(pid, *tid, Some(*hierarchy))?);
-            }
+        let missing = inside.iter().map(|container| {
+            let places = container.iter();
+            let without = places.filter(|(_, there)| !there.contains(tid));
+            without.map(|(hierarchy, _)| *hierarchy).collect::<Vec<_>>()
+        });
+        for hierarchy in missing.min_by_key(Vec::len).unwrap_or_default() {
+            strays.extend(place(pid, *tid, Some(hierarchy))?);
         }
     }
     Ok(threads)

@@ -4,8 +4,8 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap_complete::engine::ArgValueCompleter;
 use freezer_guard::{
-    cgroup::{self, Cgroup, Report, Task},
-    guard,
+    cgroup::{self, Report, Task},
+    guard::{self, Target},
     json::Versioned,
     words::{self, escaped},
 };
@@ -51,11 +51,11 @@ pub(super) struct Verified {
 
 pub(super) fn main(args: &Args) -> Result<ExitCode> {
     let targets = target::all(&args.cgroups, Some(args.pid))?;
-    let cgroups: Vec<&Cgroup> = targets.iter().flatten().collect();
-    let paths = cgroups.iter().map(|cgroup| cgroup.path().to_owned());
+    let target: Target = targets.into_iter().flatten().collect();
+    let paths = target.iter().map(|cgroup| cgroup.path().to_owned());
     let paths: Vec<_> = paths.collect();
     if args.json {
-        let report = cgroup::examine(&cgroups, &[args.pid])?;
+        let report = cgroup::examine(&[target], &[args.pid])?;
         let good = report.strays.is_empty() && report.traced.is_empty();
         let object = Versioned::new(Verified {
             pid: args.pid,
@@ -69,7 +69,7 @@ pub(super) fn main(args: &Args) -> Result<ExitCode> {
             false => exit::BUSY.into(),
         });
     }
-    let report = guard::verify(&cgroups, &[args.pid])?;
+    let report = guard::verify(&[target], &[args.pid])?;
     warn(&[args.pid], &report);
     let count = report.tasks - report.foreign.len();
     print(&format!(

@@ -302,8 +302,8 @@ where
         let root = self::pid(pid)?;
         let targets = open(cgroups, None).await?;
         blocking(move || -> Result<(), guard::Error> {
-            let cgroups: Vec<_> = targets.iter().flatten().collect();
-            guard::verify(&cgroups, root.as_slice()).map(drop)
+            let target = targets.into_iter().flatten().collect();
+            guard::verify(&[target], root.as_slice()).map(drop)
         })
         .await?;
         Ok(())

@@ -76,10 +76,11 @@ pub fn refuse_containing(targets: &[Target], processes: &[(u32, &str)]) -> Resul
 ///
 /// # Errors
 /// When a task is elsewhere, or is being traced.
-pub fn verify(cgroups: &[&Cgroup], roots: &[i32]) -> Result<Report, Error> {
-    let report = cgroup::examine(cgroups, roots)?;
+pub fn verify(targets: &[Target], roots: &[i32]) -> Result<Report, Error> {
+    let report = cgroup::examine(targets, roots)?;
     if !report.strays.is_empty() {
-        let path = cgroups.first().map(|cgroup| cgroup.path().to_owned());
+        let mut cgroups = targets.iter().flatten();
+        let path = cgroups.next().map(|cgroup| cgroup.path().to_owned());
         return Err(Error::Stray {
             path: path.unwrap_or_default(),
             tasks: report.strays,

@@ -71,7 +71,8 @@ pub enum Error {
     )]
     TracingOff,
     /// The kernel has disabled function tracing, after an error that it found in its own code. An attach
-    /// then fails with ENODEV until the next boot, as seen once on 6.12 with `nohz_full`.
+    /// then fails with ENODEV until the next boot. Linux 6.12 does so if function tracing is switched off
+    /// and on while programs are attached or detached.
     #[error(
         "the kernel has disabled function tracing after an error of its own (see `dmesg`), so it attaches no BPF program \
          to a function: restart the host"

@@ -105,9 +105,9 @@ impl Tree {
     /// Refuses a tree with a task in the cgroup of another tree. The guard looks for tasks outside of
     /// all the cgroups.
     fn refuse_strays(&self) -> Result<()> {
-        let cgroups: Vec<_> = self.target.iter().collect();
-        let strays = cgroup::examine(&cgroups, &[self.root.pid])?.strays;
-        match (strays.is_empty(), cgroups.first()) {
+        let target = std::slice::from_ref(&self.target);
+        let strays = cgroup::examine(target, &[self.root.pid])?.strays;
+        match (strays.is_empty(), self.target.first()) {
             (false, Some(cgroup)) => Err(guard::Error::Stray {
                 path: cgroup.path().to_owned(),
                 tasks: strays,
