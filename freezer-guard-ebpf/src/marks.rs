@@ -18,7 +18,7 @@ use crate::{
 /// How often a program looks at a mark that others are changing.
 const ATTEMPTS: usize = 8;
 
-/// What came of one attempt to get a mark.
+/// The result of one attempt to get a mark.
 enum Attempt {
     Got,
     /// Another guard has it.
@@ -80,7 +80,7 @@ pub(crate) fn mark_above(key: CgroupKey, id: GuardId) -> bool {
     let own = AncestorKey::new(key, id);
     let last = AncestorKey::new(key, AncestorKey::ANY);
     let _ = ANCESTORS.insert(own, id, u64::from(BPF_NOEXIST));
-    // What does not fit is marked by user space.
+    // User space marks the cgroups for which there is no room.
     !matches!(get(&ANCESTORS, &last, id, |_| true), Attempt::Again)
 }
 

@@ -170,6 +170,45 @@ pub fn first_with(cgroups: &[Cgroup], pid: i32) -> Result<Option<&Cgroup>, Error
     Ok(None)
 }
 
+/// The threads of each container, for each hierarchy that it is in.
+struct Inside(Vec<BTreeMap<u32, BTreeSet<i32>>>);
+
+impl Inside {
+    fn of(containers: &[Vec<Cgroup>]) -> Result<Self, Error> {
+        let threads = |cgroups: &Vec<Cgroup>| inside(&cgroups.iter().collect::<Vec<_>>());
+        Ok(Self(
+            containers.iter().map(threads).collect::<Result<_, _>>()?,
+        ))
+    }
+
+    fn all(&self) -> BTreeSet<i32> {
+        let threads = self.0.iter().flat_map(BTreeMap::values);
+        threads.flatten().copied().collect()
+    }
+
+    fn has_v1(&self) -> bool {
+        let mut hierarchies = self.0.iter().flat_map(BTreeMap::keys);
+        hierarchies.any(|hierarchy| *hierarchy != 0)
+    }
+
+    /// Returns a hierarchy in which the thread is in a container.
+    fn hierarchy_of(&self, tid: i32) -> Option<u32> {
+        let mut places = self.0.iter().flatten();
+        let place = places.find(|(_, threads)| threads.contains(&tid));
+        place.map(|(hierarchy, _)| *hierarchy)
+    }
+
+    /// Returns the hierarchies in which the thread strays from the container that it is in the most:
+    /// none if it is in one.
+    fn strays_in(&self, tid: i32) -> Vec<u32> {
+        let missing = self.0.iter().map(|container| {
+            let without = container.iter().filter(|(_, there)| !there.contains(&tid));
+            without.map(|(hierarchy, _)| *hierarchy).collect::<Vec<_>>()
+        });
+        missing.min_by_key(Vec::len).unwrap_or_default()
+    }
+}
+
 /// Looks at the tasks in these containers: in their cgroups and below. With `roots`, each thread of the
 /// process trees below them has to be in one container: in all hierarchies that this is in. Each task is
 /// read once. Zombies are left out: they do nothing any more.
@@ -177,28 +216,13 @@ pub fn first_with(cgroups: &[Cgroup], pid: i32) -> Result<Option<&Cgroup>, Error
 /// # Errors
 /// When there is no such process, or `/proc` or a cgroup cannot be read.
 pub fn examine(containers: &[Vec<Cgroup>], roots: &[i32]) -> Result<Report, Error> {
-    let inside = containers
-        .iter()
-        .map(|cgroups| inside(&cgroups.iter().collect::<Vec<_>>()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let hierarchy_of = |tid: i32| {
-        let mut hierarchies = inside.iter().flatten();
-        let first = hierarchies.find(|(_, tasks)| tasks.contains(&tid));
-        first.map(|(hierarchy, _)| *hierarchy)
-    };
-    let all: BTreeSet<i32> = inside
-        .iter()
-        .flat_map(|inside| inside.values().flatten().copied())
-        .collect();
+    let inside = Inside::of(containers)?;
+    let all = inside.all();
     let mut report = Report {
         tasks: all.len(),
         probes: probes(),
         ..Report::default()
     };
-    let on_v1 = inside
-        .iter()
-        .flat_map(BTreeMap::keys)
-        .any(|hierarchy| *hierarchy != 0);
     let mut tasks = Tasks::default();
     let mut processes = BTreeSet::new();
     for tid in &all {
@@ -208,7 +232,7 @@ pub fn examine(containers: &[Vec<Cgroup>], roots: &[i32]) -> Result<Report, Erro
         processes.insert(status.tgid);
         let (pid, tracer) = (status.tgid, status.tracerpid);
         if tracer != 0
-            && let Some(task) = place(pid, *tid, hierarchy_of(*tid))?
+            && let Some(task) = place(pid, *tid, inside.hierarchy_of(*tid))?
         {
             let tracer_comm = tasks.read(tracer)?.map(|status| status.name.clone());
             report.traced.push(Traced {
@@ -218,10 +242,10 @@ pub fn examine(containers: &[Vec<Cgroup>], roots: &[i32]) -> Result<Report, Erro
             });
         }
     }
-    if on_v1 {
+    if inside.has_v1() {
         for tid in all.iter().filter(|tid| is_stopped(**tid)) {
             if let Some(status) = tasks.read(*tid)? {
-                let stopped = place(status.tgid, *tid, hierarchy_of(*tid))?;
+                let stopped = place(status.tgid, *tid, inside.hierarchy_of(*tid))?;
                 report.stopped.extend(stopped);
             }
         }
@@ -239,7 +263,7 @@ pub fn examine(containers: &[Vec<Cgroup>], roots: &[i32]) -> Result<Report, Erro
     }
     for tid in all.difference(&known) {
         if let Some(status) = tasks.read(*tid)? {
-            let foreign = place(status.tgid, *tid, hierarchy_of(*tid))?;
+            let foreign = place(status.tgid, *tid, inside.hierarchy_of(*tid))?;
             report.foreign.extend(foreign);
         }
     }
@@ -251,31 +275,24 @@ pub fn examine(containers: &[Vec<Cgroup>], roots: &[i32]) -> Result<Report, Erro
 /// # Errors
 /// When `/proc` or a cgroup cannot be read.
 pub fn strays(cgroups: &[&Cgroup], pids: &[i32]) -> Result<Vec<Task>, Error> {
-    let inside = inside(cgroups)?;
+    let inside = Inside(vec![inside(cgroups)?]);
     let mut strays = Vec::new();
     for pid in pids {
-        let inside = std::slice::from_ref(&inside);
-        look_for(&mut Tasks::default(), *pid, inside, &mut strays)?;
+        look_for(&mut Tasks::default(), *pid, &inside, &mut strays)?;
     }
     Ok(strays)
 }
 
-/// Looks where the threads of a process are; returns them. `inside`: the threads of each container, for
-/// each hierarchy. A thread that is in no container strays from the one that it is in the most.
+/// Looks where the threads of a process are; returns them.
 fn look_for(
     tasks: &mut Tasks,
     pid: i32,
-    inside: &[BTreeMap<u32, BTreeSet<i32>>],
+    inside: &Inside,
     strays: &mut Vec<Task>,
 ) -> Result<Vec<i32>, Error> {
     let threads = tasks.threads(pid)?;
     for tid in &threads {
-        let missing = inside.iter().map(|container| {
-            let places = container.iter();
-            let without = places.filter(|(_, there)| !there.contains(tid));
-            without.map(|(hierarchy, _)| *hierarchy).collect::<Vec<_>>()
-        });
-        for hierarchy in missing.min_by_key(Vec::len).unwrap_or_default() {
+        for hierarchy in inside.strays_in(*tid) {
             strays.extend(place(pid, *tid, Some(hierarchy))?);
         }
     }

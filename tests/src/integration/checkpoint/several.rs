@@ -408,12 +408,10 @@ fn inside(hierarchy: Hierarchy) -> Result<()> {
     let workload = Workload::start(&[&inner], 0)?;
     for outer in [["--pid", &root], ["--cgroup", &cgroup]] {
         if outer[0] == "--pid" && in_v2.is_some() {
-            // The tree has its cgroup on v2 for itself, and the other one has its own on v1.
+            // The tree has a cgroup on v2 for itself, and the other one has its own on v1.
             let mut both = Command::new("freezer-guard");
-            both.args(["checkpoint", "-R", "-D"])
-                .arg(scene.place("image"));
-            both.args(outer).args(["--cgroup", &inner.text()]);
-            run(&mut both)?.expect(0)?;
+            both.args(["checkpoint", "-R", "--cgroup", &inner.text()]);
+            run(both.args(outer).arg("-D").arg(scene.place("image")))?.expect(0)?;
             fs::remove_dir_all(scene.place("image"))?;
             continue;
         }
