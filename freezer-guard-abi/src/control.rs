@@ -49,8 +49,8 @@ pub enum Operation {
     Prove = 10,
     /// Answers how many candidates there are. The guard's id is not looked at.
     Candidates = 11,
-    /// Removes a mark if it names this guard, which has ended. Further arguments: the hierarchy id and
-    /// the kernfs id of the cgroup; 0 for the mark on a target, 1 for
+    /// Removes a mark if it names this guard, which has ended or is being ended. Further arguments: the
+    /// hierarchy id and the kernfs id of the cgroup; 0 for the mark on a target, 1 for
     /// [`AncestorKey::ANY`](crate::AncestorKey::ANY) above one.
     Unmark = 12,
 }

@@ -1,9 +1,9 @@
 //! The marks of guards in `TARGETS` and `ANCESTORS`: how they change hands.
 //!
-//! A mark names a guard. It is not removed, and names no other guard, while that guard is in force. A
-//! mark of a guard that has ended changes by one atomic operation: to a new guard, or to [`NOBODY`]. The
-//! program that has put `NOBODY` there removes the entry, and every other one waits for that. So no
-//! program, on whichever CPU, takes or removes a mark that another one has got.
+//! A mark names a guard. While that guard is in force, the mark goes only when the guard is being ended,
+//! and names no other guard. A mark of a guard that has ended changes by one atomic operation: to a new
+//! guard, or to [`NOBODY`]. The program that has put `NOBODY` there removes the entry, and every other
+//! one waits for that. So no program, on any CPU, takes or removes a mark that another one has got.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, maps::HashMap};
 use freezer_guard_abi::{AncestorKey, CgroupKey, GuardId, Unguarded};
@@ -84,7 +84,7 @@ pub(crate) fn mark_above(key: CgroupKey, id: GuardId) -> bool {
     !matches!(get(&ANCESTORS, &last, id, |_| true), Attempt::Again)
 }
 
-/// Removes the mark of an ended guard, if it names that still.
+/// Removes the mark of a guard that has ended or is being ended, if it names that still.
 #[inline(always)]
 pub(crate) fn remove<K>(marks: &HashMap<K, GuardId>, key: &K, ended: GuardId) {
     if let Some(mark) = marks.get_ptr_mut(key)

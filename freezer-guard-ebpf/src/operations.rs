@@ -94,7 +94,7 @@ fn operate(operation: Operation, id: GuardId, more: [u64; MORE]) -> Answer {
     Answer::Done
 }
 
-/// Removes the mark of an ended guard: on a target, or above one.
+/// Removes the mark of a guard that has ended or is being ended: on a target, or above one.
 #[inline(always)]
 fn unmark(cgroup: CgroupKey, ended: GuardId, is_above: u64) -> Answer {
     match is_above {

@@ -71,8 +71,8 @@ fn mark(
     // The kernel side marks what a checkpointer writes, and waits for no lock of
     // ours: it may be in the way by now.
     wait_quiescent();
-    let automatic = store.guards().find(&|_, entry| entry.is_automatic())?;
-    if automatic.is_some() {
+    let guards = store.guards().entries()?;
+    if guards.iter().any(|(_, entry)| entry.is_automatic()) {
         // It marks a cgroup that a checkpointer reads, or seizes tasks of, under no mutex.
         store.wait_for_programs()?;
     }
