@@ -342,7 +342,8 @@ pub const MAX_GUARDS_BY_USERS: u32 = 256;
 pub const MAX_MEMBERS_BY_USER: u32 = 128;
 /// The number of threads that the holder of another guard can have: an eighth of [`MAX_MEMBERS`].
 pub const MAX_MEMBERS_BY_GUARD: u32 = MAX_MEMBERS / 8;
-/// The deepest level at which a user can guard a cgroup: its ancestors take room in a map.
+/// The deepest level at which a user can guard a cgroup, and the number of directories that a guard over
+/// the socket covers: its ancestors take room in a map.
 pub const MAX_DEPTH_BY_USER: u32 = 64;
 /// How many names the program of a checkpointer can have.
 pub const MAX_CHECKPOINTERS: u32 = 16;

@@ -1,9 +1,11 @@
 //! A guard that a client of the socket begins: its arguments, its limits, and its begin.
 
-use std::{os::fd::OwnedFd, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeSet, os::fd::OwnedFd, path::Path, sync::atomic::Ordering, time::Duration,
+};
 
 use freezer_guard::guard::{self, Guard, PidFd, Preparation, Requirements, Status, Target};
-use freezer_guard_abi::{Level, NoSuchName, Protection};
+use freezer_guard_abi::{Level, MAX_DEPTH_BY_USER, NoSuchName, Protection};
 
 use super::{IS_STOPPING, reply::Error};
 
@@ -60,6 +62,23 @@ pub(super) fn freeze_timeout(seconds: Option<f64>, is_trusted: bool) -> Result<D
         false => LONGEST_FREEZE_OF_USER,
     };
     Ok(timeout.unwrap_or(FREEZE).min(longest))
+}
+
+/// Refuses a user's guard of many cgroups, or of one that lies deep: each of them, and each directory
+/// above them, takes room in maps that root's guards need too.
+pub(super) fn refuse_many<'a>(
+    cgroups: impl Iterator<Item = &'a Path>,
+    uid: u32,
+) -> Result<(), Error> {
+    let all: BTreeSet<_> = cgroups.flat_map(Path::ancestors).collect();
+    match all.len() > MAX_DEPTH_BY_USER as usize {
+        true => Err(Error::denied(format!(
+            "a guard of uid {uid} may cover at most {MAX_DEPTH_BY_USER} directories, those above the \
+             cgroups included, and these are {}: guard fewer cgroups, or let root do it",
+            all.len()
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// Begins a guard, brings it to CHECKPOINTING and hands it over to its holder.
@@ -141,5 +160,23 @@ mod tests {
         for seconds in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(freeze_timeout(Some(seconds), true).is_err(), "{seconds}");
         }
+    }
+
+    #[test]
+    fn a_user_guards_neither_many_cgroups_nor_deep_ones() {
+        let deep = |levels| "/sys/fs/cgroup".to_owned() + &"/a".repeat(levels);
+        let refused = |paths: &[String]| refuse_many(paths.iter().map(Path::new), 1000).is_err();
+        // `/`, `/sys`, `/sys/fs` and `/sys/fs/cgroup` count too.
+        assert!(!refused(&[deep(60)]));
+        assert!(refused(&[deep(61)]));
+        assert!(
+            !refused(&[deep(59), deep(60)]),
+            "they share their ancestors"
+        );
+        let wide: Vec<_> = (0..61)
+            .map(|name| deep(0) + "/" + &name.to_string())
+            .collect();
+        assert!(!refused(&wide[..60]));
+        assert!(refused(&wide));
     }
 }

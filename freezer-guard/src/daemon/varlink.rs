@@ -142,7 +142,8 @@ where
     /// that is enough (detect, best-effort, enforce).
     /// The holder is the calling process, or the process whose pidfd is descriptor number `holderFd`
     /// of the call. The guard ends with `End`, or with the last process of the holder. A caller
-    /// without permission sends descriptors of the cgroups' freezer files, open for writing.
+    /// without permission sends descriptors of the cgroups' freezer files, open for writing, and its
+    /// guard covers at most 64 directories, those above the cgroups included.
     async fn begin(
         &self,
         cgroups: Option<Vec<PathBuf>>,
@@ -168,6 +169,9 @@ where
             return Err(self.not_trusted(&peer));
         }
         let uid = peer.uid;
+        if !is_trusted {
+            begin::refuse_many(targets.iter().flatten().map(Cgroup::path), uid)?;
+        }
         let (caller, named) = (peer.pid, begin::named(holder_fd, fds)?);
         // The caller may have become another program by now, which is not his.
         if (named.is_none() || !is_trusted)

@@ -29,6 +29,7 @@ pub(super) fn list(list: &mut List<'_>) {
     list.add("a_storm_beside_many_mounts", storm);
     list.add("a_thousand_bad_connections", garbage);
     list.add("nobody_has_too_much", limits);
+    list.add("no_user_guards_too_deep", too_deep);
 }
 
 const DROP_IN: &str = "/etc/systemd/system/freezer-guard.socket.d/everybody.conf";
@@ -366,5 +367,29 @@ fn limits(hierarchy: Hierarchy) -> Result<()> {
         client.close_input();
         client.wait(LONG)?;
     }
+    expect_idle()
+}
+
+/// Each cgroup above takes room in a map.
+fn too_deep(hierarchy: Hierarchy) -> Result<()> {
+    let_everybody_connect()?;
+    let group = group()?;
+    let top = Cgroup::new(hierarchy)?;
+    let deep = "a/".repeat(63);
+    let freezer = top.path.join(deep).join(hierarchy.file());
+    let deepest = freezer.parent().context("its directory")?;
+    fs::create_dir_all(deepest)?;
+    std::os::unix::fs::chown(&freezer, Some(1001), None)?;
+    let parameters = json!({ "cgroups": [deepest], "freeze": true });
+    let mut begin = command("io.freezerguard.Begin", &parameters);
+    let permitted = run(&mut as_user(1000, &group, &begin))?;
+    begin.arg("--writable").arg(&freezer);
+    let refused = run(&mut as_user(1001, "", &begin))?;
+    for cgroup in deepest.ancestors().take(63) {
+        eventually("rmdir", || Ok(fs::remove_dir(cgroup).is_ok()))?;
+    }
+    expect_error(&refused, "PermissionDenied")?;
+    ensure!(refused.stdout.contains("at most 64"), "{}", refused.stdout);
+    permitted.expect(0)?;
     expect_idle()
 }
