@@ -1,7 +1,13 @@
 //! The last guards that have ended. A file keeps them over a restart of the service and of the
 //! host.
 
-use std::{collections::VecDeque, fs, io, path::Path};
+use std::{
+    collections::VecDeque,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+};
 
 use freezer_guard::guard::Status;
 use freezer_guard_abi::GuardId;
@@ -41,10 +47,18 @@ impl History {
     }
 }
 
-/// Writes the file.
+/// Writes the file, and makes its directory if systemd has not done so (`StateDirectory=`).
 ///
 /// # Errors
 /// See [`replace_on_disk`].
 pub(super) fn keep(last: &[Status]) -> io::Result<()> {
-    replace_on_disk(Path::new(LAST), 0o600, &serde_json::to_vec(last)?)
+    let path = Path::new(LAST);
+    let made = path
+        .parent()
+        .map(|dir| DirBuilder::new().mode(0o700).create(dir));
+    match made {
+        Some(Err(error)) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    replace_on_disk(path, 0o600, &serde_json::to_vec(last)?)
 }
