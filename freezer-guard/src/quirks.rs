@@ -235,7 +235,7 @@ pub const QUIRKS: [Quirk; 16] = [
         difference: "a program can disable preemption while it decides",
         since: "6.14, and 6.15 if it calls global functions meanwhile",
         recognised: "BTF: `bpf_preempt_disable`, `bpf_local_irq_save` and their opposites; an attempt to load",
-        effect: "at `best-effort`, a program is attached 12 times without it, and 6 times with it",
+        effect: "at `best-effort`, a program on writes or signals is attached 12 times without it, and 6 times with it",
     },
     Quirk {
         name: "is_function_too_long",
