@@ -97,14 +97,14 @@ pub(crate) struct Automatic {
     /// report that you must not trust it.
     #[schemars(extend("default" = "fail", "example" = "warn"))]
     pub(crate) on_violation: OnViolation,
-    /// The time after which the service warns of a dump or restore that still runs: once in the journal, and in
-    /// the metric `freezer_guard_long_dumps_total`. `off` never warns.
+    /// The time after which the service warns of a dump or restore that still runs: once in the
+    /// journal, and in the metric `freezer_guard_long_dumps_total`. `off` never warns.
     #[serde(deserialize_with = "limit")]
     #[schemars(with = "String", extend("format" = LIMIT, "default" = "5m", "example" = "off"))]
     pub(crate) warn_after: Option<Duration>,
     /// The time after which the service kills the checkpointer of a dump or restore with SIGKILL and ends
-    /// its guard. The tasks of a dump usually go on; a task in which CRIU was running code can crash. `off` never
-    /// kills.
+    /// its guard. The tasks of a dump usually go on; a task in which CRIU was running code can crash.
+    /// `off` never kills.
     #[serde(deserialize_with = "limit")]
     #[schemars(with = "String", extend("format" = LIMIT, "default" = "off", "example" = "30m"))]
     pub(crate) timeout: Option<Duration>,

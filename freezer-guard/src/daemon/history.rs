@@ -53,12 +53,10 @@ impl History {
 /// See [`replace_on_disk`].
 pub(super) fn keep(last: &[Status]) -> io::Result<()> {
     let path = Path::new(LAST);
-    let made = path
-        .parent()
-        .map(|dir| DirBuilder::new().mode(0o700).create(dir));
-    match made {
-        Some(Err(error)) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+    if let Some(dir) = path.parent()
+        && !dir.exists()
+    {
+        DirBuilder::new().mode(0o700).create(dir)?;
     }
     replace_on_disk(path, 0o600, &serde_json::to_vec(last)?)
 }
